@@ -1,0 +1,113 @@
+"""Command line: `python -m spcl_lib run | reproduce | bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from spcl_lib.config import PROFILES, make_config, parse_overrides
+from spcl_lib.errors import UserError
+from spcl_lib.losses import METHODS
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One line and exit status 2, like every other mistake of a user."""
+        raise UserError(f"{message}. See: {self.prog} --help")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 fine, 1 a run failed, 2 a user's mistake."""
+    try:
+        options = _parser().parse_args(arguments)
+        return options.command(options)
+    except UserError as error:
+        print(f"spcl: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("spcl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="spcl_lib", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    one = commands.add_parser("run", help="train and evaluate one method", allow_abbrev=False)
+    _add_data_options(one)
+    one.add_argument("--method", required=True, help=", ".join(METHODS))
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--force", action="store_true", help="run again even if it is finished")
+    one.set_defaults(command=_run)
+
+    every = commands.add_parser(
+        "reproduce", help="all methods and seeds, then the table and report", allow_abbrev=False
+    )
+    _add_data_options(every)
+    every.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
+    every.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    every.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
+    every.add_argument("--force", action="store_true", help="run again what is finished")
+    every.add_argument("--list", action="store_true", help="show what would run, and stop")
+    every.set_defaults(command=_reproduce)
+
+    bench = commands.add_parser(
+        "bench", help="cost of every method's training step against AN's", allow_abbrev=False
+    )
+    _add_data_options(bench)
+    bench.add_argument("--steps", type=int, default=40, help="timed steps per method")
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", default="scenes", help=", ".join(PROFILES))
+    parser.add_argument("--profile", default="cpu", help="cpu (default), smoke, ...")
+    parser.add_argument("--data-root", help="folder of the real data (else SPCL_DATA, else data/)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from spcl_lib.experiment import run, run_folder
+
+    config = make_config(
+        options.dataset, options.method, options.seed, options.profile, parse_overrides(options.set)
+    )
+    metrics = run(config, options.data_root, options.force)
+    print(
+        f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} % "
+        f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}"
+    )
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from spcl_lib.reproduce import reproduce
+
+    methods = options.only or list(METHODS)
+    overrides = parse_overrides(options.set)
+    configs = [
+        make_config(options.dataset, method, seed, options.profile, overrides)
+        for method in methods
+        for seed in options.seeds
+    ]
+    jobs = options.jobs or os.cpu_count() or 1
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1; got {jobs}")
+    return reproduce(configs, options.data_root, jobs, options.force, options.list)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from spcl_lib.bench import bench
+
+    config = make_config(
+        options.dataset, "an", 0, options.profile, parse_overrides(options.set)
+    )
+    return bench(config, options.data_root, options.steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

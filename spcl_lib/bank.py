@@ -1,0 +1,174 @@
+"""HeatmapBank: a running-average heatmap for every training image and class.
+
+The paper keeps "per-class running-average heatmaps for every training image" in full-image
+coordinates. Our choices: the storage types, the mask of seen cells, the resolution, bilinear
+resampling, and that the first value seen enters whole. With `size=1` the same store holds the
+image-level running average P of the consistency loss (CL).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spcl_lib.views import Views
+
+_STORED = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}
+
+
+class HeatmapBank:
+    """Running averages H of probabilities, read and written through views.
+
+    After a step, for the cells that the view shows only (method.md, SCL):
+    `H <- momentum * H + (1 - momentum) * T_v^-1(maps)`; a cell seen for the first time takes
+    the value whole, so that nothing pulls towards zero at the start.
+
+    Args:
+        num_images: N, images of the training set.
+        num_classes: C.
+        size: W, cells along each side of a heatmap; 1 keeps one value per class.
+        momentum: mu in [0, 1); second-hand 0.8 in the paper.
+        dtype: torch.uint8, torch.float16 or torch.float32. uint8 rounds stochastically, so that
+            steps smaller than 1/255 are kept on average.
+        path: file to keep the heatmaps in (memory-mapped) instead of in memory. An existing file
+            of the right size is continued only by `load_state_dict`; here it is overwritten.
+        seed: seed of the rounding.
+
+    Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Example:
+        >>> bank = HeatmapBank(num_images=10, num_classes=3, size=8)
+        >>> indices, views = torch.tensor([4]), Views.whole(1)
+        >>> bank.update(indices, views, torch.full((1, 3, 4, 4), 0.6))
+        >>> target, seen = bank.read(indices, views, grid=4)
+        >>> target.shape, seen.shape
+        (torch.Size([1, 3, 4, 4]), torch.Size([1, 1, 4, 4]))
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        num_classes: int,
+        size: int = 28,
+        momentum: float = 0.8,
+        dtype: torch.dtype = torch.uint8,
+        path: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        if min(num_images, num_classes, size) < 1:
+            raise ValueError(f"sizes must be positive: {num_images=}, {num_classes=}, {size=}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1); got {momentum}")
+        if dtype not in _STORED:
+            raise ValueError(f"dtype must be one of {[str(d) for d in _STORED]}; got {dtype}")
+        self.num_images, self.num_classes, self.size = num_images, num_classes, size
+        self.momentum = momentum
+        self.heatmaps = _allocate((num_images, num_classes, size, size), dtype, path)
+        self.seen = torch.zeros((num_images, size, size), dtype=torch.bool)
+        self._rounding = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
+        """Reads heatmaps through views: T_v(H).
+
+        Args:
+            indices: (B,) int64 image numbers.
+            views: B views.
+            grid: G, cells along each side of the result.
+
+        Returns:
+            target: (B, C, G, G) float32 in [0, 1]; averages over seen cells only, 0 where none is.
+            seen: (B, 1, G, G) float32 in {0, 1}; 1 where at least half of what is read was seen.
+        """
+        self._check(indices, views)
+        device = views.boxes.device
+        maps = self._load(indices).to(device)
+        mask = self.seen[indices.cpu()].unsqueeze(1).to(device, torch.float32)
+        if bool(mask.all()):  # usual after the first epochs
+            return views.crop(maps, grid), maps.new_ones(len(indices), 1, grid, grid)
+        weight = views.crop(mask, grid)  # (B, 1, G, G) share of what is read that was seen
+        target = views.crop(maps * mask, grid) / weight.clamp(min=1e-6)
+        seen = (weight >= 0.5 - 1e-6).to(torch.float32)
+        return target * seen, seen
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
+        """Moves the visible cells of the running averages towards new predictions.
+
+        Args:
+            indices: (B,) int64 image numbers, each at most once.
+            views: B views that the maps were predicted on.
+            maps: (B, C, G, G) probabilities.
+
+        Raises:
+            ValueError: wrong shapes, an index outside 0..N-1 or named twice, or values that are
+                no probabilities (outside [0, 1] or not finite).
+        """
+        self._check(indices, views)
+        if maps.ndim != 4 or maps.shape[:2] != (len(indices), self.num_classes):
+            raise ValueError(
+                f"maps must be ({len(indices)}, {self.num_classes}, G, G); got {tuple(maps.shape)}"
+            )
+        if len(indices.unique()) != len(indices):
+            raise ValueError("an image may appear only once in an update")
+        maps = maps.detach().to(views.boxes.device, torch.float32)
+        if not bool(((maps >= 0) & (maps <= 1)).all()):
+            raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
+        new, visible = views.uncrop(maps, self.size)
+        new, visible = new.cpu(), visible.cpu()
+        indices = indices.cpu()
+        seen = self.seen[indices].unsqueeze(1)  # (B, 1, W, W)
+        old = self._load(indices)
+        average = torch.where(seen, old.lerp(new, 1 - self.momentum), new)
+        self._store(indices, average, visible)
+        self.seen[indices] |= visible.squeeze(1)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that changes, as copies."""
+        return {
+            "heatmaps": self.heatmaps.clone(),
+            "seen": self.seen.clone(),
+            "rounding": self._rounding.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave."""
+        self.heatmaps.copy_(state["heatmaps"])
+        self.seen.copy_(state["seen"])
+        self._rounding.set_state(state["rounding"])
+
+    def _load(self, indices: Tensor) -> Tensor:
+        """(B, C, W, W) float32 in [0, 1], on the CPU."""
+        stored = self.heatmaps[indices.cpu()]
+        return stored.float() / _STORED[stored.dtype]
+
+    def _store(self, indices: Tensor, average: Tensor, visible: Tensor) -> None:
+        scaled = average * _STORED[self.heatmaps.dtype]
+        if self.heatmaps.dtype == torch.uint8:
+            # Rounding up with the probability of the fraction keeps small steps on average.
+            scaled = (scaled + torch.rand(scaled.shape, generator=self._rounding)).floor()
+        stored = scaled.to(self.heatmaps.dtype)
+        self.heatmaps[indices] = torch.where(visible, stored, self.heatmaps[indices])
+
+    def _check(self, indices: Tensor, views: Views) -> None:
+        if indices.ndim != 1 or indices.dtype != torch.int64 or len(indices) != len(views):
+            raise ValueError(
+                f"indices must be ({len(views)},) int64; got {tuple(indices.shape)} {indices.dtype}"
+            )
+        if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < self.num_images):
+            raise ValueError(f"indices must be in 0..{self.num_images - 1}")
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype, path: str | Path | None) -> Tensor:
+    if path is None:
+        return torch.zeros(shape, dtype=dtype)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")  # emptied first: the file must start as zeros
+    count = torch.Size(shape).numel()
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)

@@ -1,0 +1,196 @@
+"""`scenes`: pictographs on noisy backgrounds, drawn on the spot, with everything about them known.
+
+The data set is ours (the paper has none like it). It needs no download: the pictographs come from
+the DejaVu Sans font that ships inside matplotlib. Classes co-occur in themes, as they do in
+photographs; labels, boxes and masks are exact.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from spcl_lib.data.common import ImageSet
+from spcl_lib.errors import UserError, unknown
+
+GLYPHS: dict[str, str] = {
+    "aeroplane": "✈", "anchor": "⚓", "cloud": "☁", "envelope": "✉", "gear": "⚙", "knight": "♞",
+    "lightning": "⚡", "queen": "♛", "skull": "☠", "snowflake": "❄", "telephone": "☎",
+    "umbrella": "☂",
+}  # fmt: skip
+CLASSES = tuple(GLYPHS)
+
+# A class belongs to several themes: a cloud hints at a storm or a journey, and settles neither.
+THEMES: tuple[tuple[str, ...], ...] = (
+    ("cloud", "lightning", "umbrella", "snowflake"),
+    ("aeroplane", "anchor", "cloud", "envelope"),
+    ("telephone", "envelope", "gear", "umbrella"),
+    ("knight", "queen", "skull", "snowflake"),
+    ("skull", "anchor", "queen", "lightning"),
+    ("gear", "aeroplane", "telephone", "knight"),
+)
+FROM_THEME = 0.8  # share of the objects that come from the scene's theme; the rest are strays
+OBJECTS_PER_SCENE = (0.15, 0.25, 0.25, 0.2, 0.15)  # probability of 1, 2, 3, 4, 5 objects
+OBJECT_SIDE = (0.2, 0.42)  # longest side of an object, as a fraction of the image
+SPLIT_SEEDS = {"train": 101, "val": 102, "test": 103}
+
+# Pretraining glyphs: no class of the task is among them.
+PRETRAIN_GLYPHS = (
+    "☀★☮☯☢☣☘☚☹☻☽♁♂♃♄♆♈♉♋♎♐♒♔♖♗♜♝♟♠♣♥♦♨♪♫♻⚀⚄⚑⚒⚔⚕⚖⚗⚘⚛⚜⚠⚰⚱✂✆✇✌✍✎✒✔✘✚✠✡✪✱✴✿❀❂❉❏❖❣❦➊➌➔➘➤➳↺⌂⌘▦◐◢"
+)
+
+
+def make_scenes(count: int, split: str = "train", side: int = 64) -> ImageSet:
+    """Draws the first `count` scenes of a split.
+
+    Args:
+        count: number of images; a longer split starts with the images of a shorter one.
+        split: "train", "val" or "test"; each has its own fixed seed.
+        side: height and width in pixels.
+
+    Returns:
+        The images with full labels and, in `class_map`, the class that is visible at every pixel.
+    """
+    if split not in SPLIT_SEEDS:
+        raise unknown("split", split, SPLIT_SEEDS)
+    if count < 1 or side < 16:
+        raise UserError(f"scenes need count >= 1 and side >= 16; got count={count}, side={side}")
+    images = torch.empty((count, 3, side, side), dtype=torch.uint8)
+    class_map = torch.empty((count, side, side), dtype=torch.uint8)
+    for i in range(count):
+        image, visible = draw_scene(np.random.default_rng((SPLIT_SEEDS[split], i)), side)
+        images[i], class_map[i] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(visible)
+    labels = (class_map.flatten(1).unsqueeze(1) == _class_values()).any(2)  # (N, C)
+    ids = tuple(f"{split}-{i:05d}" for i in range(count))
+    return ImageSet(images, labels, CLASSES, ids, class_map=class_map)
+
+
+def make_glyphs(count: int, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
+    """Single-object images of the pretraining glyphs.
+
+    An object has as many pixels as in a scene of 64 pixels, so the images can be small.
+
+    Returns:
+        Images (N, 3, side, side) uint8 and glyph numbers (N,) int64.
+    """
+    rng = np.random.default_rng((211, seed))
+    kinds = rng.integers(len(PRETRAIN_GLYPHS), size=count)
+    images = torch.empty((count, 3, side, side), dtype=torch.uint8)
+    for i, kind in enumerate(kinds):
+        canvas = _background(rng, side)
+        empty = np.zeros((side, side), np.uint8)
+        _add_object(canvas, empty, PRETRAIN_GLYPHS[kind], 1, rng, (0.45, 0.85))
+        images[i] = torch.from_numpy(canvas).permute(2, 0, 1)
+    return images, torch.from_numpy(kinds)
+
+
+def draw_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """One scene: image (side, side, 3) uint8 and class map (side, side) uint8, 0 = background."""
+    canvas = _background(rng, side)
+    class_map = np.zeros((side, side), np.uint8)
+    theme = THEMES[rng.integers(len(THEMES))]
+    for _ in range(1 + rng.choice(len(OBJECTS_PER_SCENE), p=OBJECTS_PER_SCENE)):
+        name = rng.choice(theme) if rng.random() < FROM_THEME else rng.choice(CLASSES)
+        _add_object(canvas, class_map, GLYPHS[name], CLASSES.index(name) + 1, rng)
+    return canvas, class_map
+
+
+def _class_values() -> Tensor:
+    return torch.arange(1, len(CLASSES) + 1, dtype=torch.uint8).view(1, -1, 1)
+
+
+@lru_cache(maxsize=256)
+def _template(glyph: str) -> Image.Image:
+    """The glyph as a grey mask, cut to its ink and centred in a square of 96 pixels."""
+    matplotlib = importlib.util.find_spec("matplotlib")  # found, not imported: the font is enough
+    if matplotlib is None or not matplotlib.submodule_search_locations:
+        raise UserError("the scenes need matplotlib's font: install matplotlib")
+    folder = Path(matplotlib.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
+    font = ImageFont.truetype(str(folder / "DejaVuSans.ttf"), 96)
+    left, top, right, bottom = font.getbbox(glyph)
+    square = max(right - left, bottom - top)
+    mask = Image.new("L", (square, square))
+    corner = ((square - right + left) // 2 - left, (square - bottom + top) // 2 - top)
+    ImageDraw.Draw(mask).text(corner, glyph, fill=255, font=font)
+    return mask.resize((96, 96), Image.Resampling.LANCZOS)
+
+
+def _background(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Smooth coloured noise with low-contrast clutter."""
+    tint = rng.integers(60, 200, size=3)
+    coarse = np.clip(tint + rng.normal(0, 28, size=(5, 5, 3)), 0, 255).astype(np.uint8)
+    image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(3, 8)):
+        x, y, dx, dy = rng.uniform((0, 0, -0.35, -0.35), (1, 1, 0.35, 0.35)) * side
+        colour = tuple(int(v) for v in np.clip(tint + rng.normal(0, 45, 3), 0, 255))
+        ends = (min(x, x + dx), min(y, y + dy), max(x, x + dx), max(y, y + dy))
+        kind = rng.integers(3)
+        if kind == 0:
+            draw.line((x, y, x + dx, y + dy), fill=colour, width=int(rng.integers(1, 4)))
+        elif kind == 1:
+            draw.ellipse(ends, outline=colour, width=int(rng.integers(1, 3)))
+        else:
+            draw.rectangle(ends, outline=colour)
+    grain = rng.normal(0, 6, size=(side, side, 1))
+    return np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
+
+
+def _add_object(
+    canvas: np.ndarray,
+    class_map: np.ndarray,
+    glyph: str,
+    value: int,
+    rng: np.random.Generator,
+    sides: tuple[float, float] = OBJECT_SIDE,
+) -> None:
+    """Draws one glyph into `canvas` and `class_map` (both changed in place)."""
+    longest = rng.uniform(*sides) * len(canvas)
+    mask = _random_mask(glyph, rng, longest)  # (h, w) in [0, 1]
+    y, x = _free_place(mask > 0.5, class_map, rng)
+    area = (slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1]))
+    colour = _contrasting_colour(canvas[area].mean((0, 1)), rng)
+    alpha = mask[..., None]
+    canvas[area] = (canvas[area] * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+    class_map[area][mask > 0.5] = value
+
+
+def _random_mask(glyph: str, rng: np.random.Generator, longest: float) -> np.ndarray:
+    template = _template(glyph)
+    if rng.random() < 0.5:
+        template = template.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    turned = template.rotate(rng.uniform(-30, 30), Image.Resampling.BILINEAR, expand=True)
+    turned = turned.crop(turned.getbbox())
+    size = tuple(max(3, round(s * longest / max(turned.size))) for s in turned.size)
+    return np.asarray(turned.resize(size, Image.Resampling.BOX), np.float32) / 255
+
+
+def _free_place(
+    ink: np.ndarray, class_map: np.ndarray, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Top-left corner where the ink hides least of what is there: the best of up to 12 tries."""
+    best, least = (0, 0), np.inf
+    room = np.array(class_map.shape) - ink.shape + 1
+    for y, x in rng.integers(0, room, size=(12, 2)):
+        window = class_map[y : y + ink.shape[0], x : x + ink.shape[1]]
+        hidden = np.count_nonzero(window)
+        if hidden < least:
+            best, least = (int(y), int(x)), hidden
+        if least == 0:
+            break
+    return best
+
+
+def _contrasting_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random colour whose luminance differs from what is under it by at least 70 of 255."""
+    luminance = np.array([0.299, 0.587, 0.114])
+    for colour in rng.integers(0, 256, size=(16, 3)):
+        if abs(colour @ luminance - under @ luminance) >= 70:
+            return colour.astype(np.float32)
+    return np.full(3, 255.0 if under @ luminance < 128 else 0.0, np.float32)

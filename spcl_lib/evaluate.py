@@ -1,0 +1,160 @@
+"""Metrics of multi-label classification, and the scores that they are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from spcl_lib.data.common import ImageSet
+from spcl_lib.model import autocast, normalised, pooled
+
+
+def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
+    """Average precision of every class, in percent; NaN for a class without a positive.
+
+    AP = sum over distinct scores of (recall gained) * (precision at that score), the
+    non-interpolated definition that scikit-learn uses: tied scores count together, so the order
+    of the images does not matter.
+
+    Args:
+        scores: (N, C), higher means more likely present.
+        labels: (N, C), 1 or True where the class is present.
+
+    Returns:
+        (C,) float64.
+
+    Raises:
+        ValueError: shapes differ or are not (N, C), or scores are not finite.
+    """
+    if scores.shape != labels.shape or scores.ndim != 2:
+        raise ValueError(
+            f"scores and labels must both be (N, C); got {tuple(scores.shape)} "
+            f"and {tuple(labels.shape)}"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores must be finite: NaN or infinity among them")
+    ranked, order = scores.detach().sort(0, descending=True)  # (N, C)
+    hits = labels.bool().gather(0, order).double().cumsum(0)
+    ranks = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device)[:, None]
+    precision = hits / ranks
+    last = torch.ones_like(ranked, dtype=torch.bool)  # the last image of each group of ties
+    last[:-1] = ranked[:-1] != ranked[1:]
+    before = torch.where(last, hits, 0).cummax(0).values.roll(1, 0)  # hits of the earlier groups
+    before[0] = 0
+    positives = hits[-1]
+    return 100 * torch.where(last, (hits - before) * precision, 0).sum(0) / positives
+
+
+def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
+    """mAP in percent: the mean AP over the classes that have a positive.
+
+    Classes without a positive have no AP and are left out (scikit-learn and torchmetrics count
+    them as 0); `evaluate_scores` tells how many. NaN if no class has a positive.
+
+    Args:
+        scores: (N, C), higher means more likely present.
+        labels: (N, C), 1 or True where the class is present.
+
+    Raises:
+        ValueError: see `average_precisions`.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.3]])
+        >>> labels = torch.tensor([[1, 0], [0, 1], [1, 0]])
+        >>> mean_average_precision(scores, labels)
+        100.0
+    """
+    return float(average_precisions(scores, labels).nanmean())
+
+
+def precision_recall(chosen: Tensor, labels: Tensor) -> dict[str, float]:
+    """Precision, recall and F1 in percent, overall (O) and per class averaged (C).
+
+    As the field reports them (CP, CR, CF1, OP, OR, OF1): CF1 is the F1 of the averaged CP and CR.
+    A class that is never chosen counts with precision 0; classes without a positive are left out
+    of CP and CR.
+
+    Args:
+        chosen: (N, C) bool predictions.
+        labels: (N, C) bool.
+    """
+    chosen, labels = chosen.bool(), labels.bool()
+    right = (chosen & labels).sum(0).double()  # (C,)
+    predicted, present = chosen.sum(0).double(), labels.sum(0).double()
+    counted = present > 0
+    class_precision = (right / predicted.clamp(min=1))[counted].mean()
+    class_recall = (right / present.clamp(min=1))[counted].mean()
+    overall_precision = right.sum() / predicted.sum().clamp(min=1)
+    overall_recall = right.sum() / present.sum().clamp(min=1)
+    values = {
+        "CP": class_precision, "CR": class_recall, "CF1": _f1(class_precision, class_recall),
+        "OP": overall_precision, "OR": overall_recall,
+        "OF1": _f1(overall_precision, overall_recall),
+    }  # fmt: skip
+    return {name: float(100 * value) for name, value in values.items()}
+
+
+def _f1(precision: Tensor, recall: Tensor) -> Tensor:
+    return 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+
+
+def evaluate_scores(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, object]:
+    """All metrics of a run, in percent.
+
+    Args:
+        scores: (N, C) probabilities.
+        labels: (N, C) bool, full labels.
+        classes: C names.
+
+    Returns:
+        mAP, AP per class (None without a positive), how many classes were left out, precision,
+        recall and F1 at probability 0.5, and for the 3 highest-ranked classes of every image.
+    """
+    ap = average_precisions(scores, labels)
+    top = min(3, scores.shape[1])
+    highest = torch.zeros_like(scores, dtype=torch.bool)
+    highest.scatter_(1, scores.topk(top, 1).indices, True)
+    return {
+        "mAP": float(ap.nanmean()),
+        "AP": {c: None if a != a else a for c, a in zip(classes, ap.tolist(), strict=True)},
+        "classes_without_positive": int(ap.isnan().sum()),
+        "at_0.5": precision_recall(scores >= 0.5, labels),
+        "top_3": precision_recall(highest, labels),
+    }
+
+
+def _batches(count: int, size: int = 128) -> Iterator[slice]:
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+
+@torch.no_grad()
+def predict_maps(model: nn.Module, images: Tensor, side: int, amp: str = "auto") -> Tensor:
+    """Score-map logits (N, C, G, G) of whole images (N, 3, S, S) uint8, resized to `side`."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    out = []
+    for part in _batches(len(images)):
+        batch = images[part].to(device)
+        if batch.shape[-1] != side:
+            batch = F.interpolate(
+                batch.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
+            )
+        with autocast(device, amp):
+            out.append(model(normalised(batch)).float().cpu())
+    model.train(was_training)
+    return torch.cat(out)
+
+
+def evaluate(model: nn.Module, data: ImageSet, side: int, amp: str = "auto") -> dict[str, object]:
+    """All metrics of a model on a split; see `evaluate_scores`."""
+    scores = torch.cat(
+        [
+            torch.sigmoid(pooled(predict_maps(model, data.images[part], side, amp)))
+            for part in _batches(len(data))
+        ]
+    )
+    return evaluate_scores(scores, data.labels, data.classes)

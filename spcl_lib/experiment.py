@@ -1,0 +1,301 @@
+"""One run, from configuration to metrics.json, that can be stopped at any moment and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from spcl_lib import __version__, paths
+from spcl_lib.config import RunConfig, make_config
+from spcl_lib.data import ImageSet, load_splits, single_label_draw
+from spcl_lib.data.cache import replacing
+from spcl_lib.errors import UserError
+from spcl_lib.evaluate import evaluate
+from spcl_lib.losses import Method
+from spcl_lib.model import SpatialClassifier, build_backbone, save_weights
+from spcl_lib.pretrain import pretrained_backbone
+from spcl_lib.train import Progress, make_optimizer, train
+
+CHECKPOINT_SECONDS = 30.0  # at most this much work is lost, and at most one epoch
+_LOCK_SECONDS = 20.0  # how long to wait for a process that still holds a run's folder
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Folder of a run; a configuration that differs from its profile has a folder of its own."""
+    base = make_config(config.dataset, config.method, config.seed, config.profile)
+    suffix = "" if config == base else f"-{config.digest()}"
+    group = f"{config.dataset}-{config.profile}"
+    return paths.results() / group / f"{config.method}-seed{config.seed}{suffix}"
+
+
+def finished(config: RunConfig) -> dict[str, object] | None:
+    """The metrics of a finished run with exactly this configuration, else None."""
+    path = run_folder(config) / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return metrics if metrics.get("config") == dataclasses.asdict(config) else None
+
+
+def run(
+    config: RunConfig, data_root: str | Path | None = None, force: bool = False
+) -> dict[str, object]:
+    """Trains and evaluates one configuration, unless that is done already.
+
+    The run's folder holds config.json, history.csv, weights.safetensors, bank.safetensors (the
+    running averages, for methods that have them) and, written last, metrics.json. While it runs,
+    checkpoint.pt holds all that is needed to go on.
+
+    Args:
+        config: what to run.
+        data_root: see `paths.data_root`.
+        force: start again even if it is finished.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        UserError: the data or weights are missing or damaged, or another process is at this run.
+    """
+    folder = run_folder(config)
+    with _only_one(folder):
+        done = None if force else finished(config)
+        if done is not None:
+            return done
+        for name in ("metrics.json", *(["checkpoint.pt"] if force else [])):
+            (folder / name).unlink(missing_ok=True)
+        metrics = _train_and_evaluate(config, data_root, folder)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    write_summary()
+    return metrics
+
+
+def _train_and_evaluate(
+    config: RunConfig, data_root: str | Path | None, folder: Path
+) -> dict[str, object]:
+    began = time.perf_counter()
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    train_set, report_set = load_splits(config, data_root)
+    single = single_label_draw(train_set.labels, config.label_seed)
+    observed = train_set.labels if config.method == "full" else single
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, pretraining = build_model(config, len(train_set.classes), data_root)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config)
+    method = Method(
+        config.method, len(train_set), len(train_set.classes), config.method_settings(), config.seed
+    )
+    write_json(folder / "config.json", dataclasses.asdict(config))
+    checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method)
+    progress = checkpoint.load()
+
+    def after_epoch(progress: Progress) -> dict[str, float]:
+        due = progress.epoch % config.eval_every == 0 and progress.epoch < config.epochs
+        return {"mAP": _mean_ap(model, report_set, config)} if due else {}
+
+    progress = train(
+        model, optimizer, method, train_set.images, observed, config,
+        progress, checkpoint.after_step, after_epoch,
+    )  # fmt: skip
+    metrics = evaluate(model, report_set, config.eval_side, config.amp)
+    progress.history[-1]["mAP"] = metrics["mAP"]  # the last epoch is the one reported, always
+
+    _write_history(folder / "history.csv", progress.history)
+    with replacing(folder / "weights.safetensors") as temporary:
+        save_weights(model, temporary)
+    if method.bank is not None:
+        with replacing(folder / "bank.safetensors") as temporary:
+            save_file({"heatmaps": method.bank.heatmaps, "seen": method.bank.seen}, temporary)
+    metrics |= {
+        "dataset": config.dataset, "profile": config.profile, "method": config.method,
+        "seed": config.seed, "epochs": config.epochs,
+        "train_seconds": round(progress.seconds, 2),
+        "wall_seconds": round(time.perf_counter() - began, 2),
+        "train_images": len(train_set), "report_images": len(report_set),
+        "classes": list(train_set.classes), "history": progress.history,
+        "pretraining_accuracy": pretraining, "config": dataclasses.asdict(config),
+        "machine": machine(device), "finished": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def build_model(
+    config: RunConfig, num_classes: int, data_root: str | Path | None = None
+) -> tuple[SpatialClassifier, float | None]:
+    """The network at the start of a run, and the pretraining accuracy where we pretrained it.
+
+    `weights="auto"` means: for small_resnet, our pretraining on glyphs; else the file
+    `weights/<backbone>_imagenet.pth` under the data root if it is there, else torchvision's.
+    """
+    weights: str | Path | None = config.weights
+    accuracy = None
+    if weights == "none":
+        weights = None
+    elif weights == "auto" and config.backbone == "small_resnet":
+        weights, accuracy = pretrained_backbone(
+            config.pretrain_images, config.pretrain_epochs, config.amp
+        )
+    elif weights == "auto":
+        root = paths.data_root(data_root, f"the weights of {config.backbone}")
+        local = root / "weights" / f"{config.backbone}_imagenet.pth"
+        weights = local if local.is_file() else "torchvision"
+    torch.manual_seed(config.seed)
+    features, num_features = build_backbone(config.backbone, weights)
+    return SpatialClassifier(features, num_features, num_classes), accuracy
+
+
+class Checkpoint:
+    """Saves and restores everything that a run needs to go on, in one atomic file."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        model: SpatialClassifier,
+        optimizer: torch.optim.Optimizer,
+        method: Method,
+    ) -> None:
+        self.path, self.config = path, config
+        self.parts = {"model": model, "optimizer": optimizer, "method": method}
+        self.saved = time.monotonic()
+
+    def after_step(self, progress: Progress) -> None:
+        """Saves at the end of an epoch, and within one when enough time has passed."""
+        if progress.step == 0 or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+            self.save(progress)
+
+    def save(self, progress: Progress) -> None:
+        """Writes the file; the one before stays until the new one is complete on disk."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {
+            "config": dataclasses.asdict(self.config),
+            "progress": dataclasses.asdict(progress),
+            "rng": torch.get_rng_state(),
+        }
+        with replacing(self.path) as temporary, open(temporary, "wb") as handle:
+            torch.save(state, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.saved = time.monotonic()
+
+    def load(self) -> Progress:
+        """Restores all parts and gives the progress; a fresh one if there is nothing to restore."""
+        if not self.path.exists():
+            return Progress()
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["config"] != dataclasses.asdict(self.config):
+            print(f"{self.path.parent.name}: the checkpoint is of another configuration; starting")
+            return Progress()
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["rng"])
+        return Progress(**state["progress"])
+
+
+def _mean_ap(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> float:
+    return float(evaluate(model, data, config.eval_side, config.amp)["mAP"])
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Holds the run's folder; a process that is being killed may hold it a moment longer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as handle:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"another process is training in '{folder}'; wait for it or stop it"
+                    ) from None
+                time.sleep(0.2)
+        yield
+
+
+def machine(device: torch.device) -> dict[str, object]:
+    """What the metrics depend on beside the configuration: versions, device, commit."""
+    return {
+        "spcl": __version__,
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name"))
+        return f"{name.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(paths.project()), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, ("epoch", "loss", "mAP"))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+SUMMARY_COLUMNS = (
+    "dataset", "profile", "method", "seed", "mAP", "epochs", "train_seconds", "CF1", "OF1",
+    "report", "folder",
+)  # fmt: skip
+
+
+def write_summary() -> Path:
+    """Writes results/summary.csv anew: one row per finished run."""
+    path = paths.results() / "summary.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(".summary.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # runs that end together must not undo each other's row
+        rows = [_summary_row(p) for p in sorted(paths.results().glob("*/*/metrics.json"))]
+        with replacing(path) as temporary, open(temporary, "w", newline="") as handle:
+            writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def _summary_row(path: Path) -> dict[str, object]:
+    metrics = json.loads(path.read_text())
+    row = {name: metrics[name] for name in SUMMARY_COLUMNS[:7]}
+    row |= {name: metrics["at_0.5"][name] for name in ("CF1", "OF1")}
+    return row | {"report": metrics["config"]["report"], "folder": path.parent.name}

@@ -1,0 +1,51 @@
+"""Where results, caches and data are. No other module builds such a path."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spcl_lib.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def project() -> Path:
+    """The checkout; for a copy installed without its checkout, `~/spcl`."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.home() / "spcl"
+
+
+def results() -> Path:
+    """Folder of all runs: `SPCL_RESULTS`, else `results/` in the project."""
+    return Path(os.environ.get("SPCL_RESULTS") or project() / "results").resolve()
+
+
+def cache() -> Path:
+    """Folder of what can be made again: `SPCL_CACHE`, else `data/cache` in the project."""
+    return Path(os.environ.get("SPCL_CACHE") or project() / "data" / "cache").resolve()
+
+
+def notebooks() -> Path:
+    """Folder of the notebooks."""
+    return project() / "notebooks"
+
+
+def reference() -> Path:
+    """Folder of the small reference results that are kept under version control."""
+    return notebooks() / "reference"
+
+
+def data_root(given: str | Path | None = None, needed_for: str = "this data set") -> Path:
+    """Folder that holds the real data sets: `given`, else `SPCL_DATA`, else `data/`.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    root = Path(given or os.environ.get("SPCL_DATA") or project() / "data").expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"data root '{root}' does not exist; {needed_for} is read from there. "
+            "Give its folder with --data-root DIR or the environment variable SPCL_DATA"
+        )
+    return root.resolve()

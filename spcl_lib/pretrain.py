@@ -1,0 +1,95 @@
+"""Pretraining of the scenes' backbone on single-object images of other glyphs.
+
+The paper starts from ImageNet features; this step stands in for them where nothing can be
+downloaded. It is part of the setting, not a detail: from random weights the early predictions are
+noise, and consistency with noise does harm.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from spcl_lib import paths
+from spcl_lib.data import scenes
+from spcl_lib.data.cache import locked, once, replacing
+from spcl_lib.model import (
+    SpatialClassifier,
+    autocast,
+    normalised,
+    pooled,
+    save_weights,
+    small_resnet,
+)
+from spcl_lib.train import batches_of_epoch, chance, learning_rate
+from spcl_lib.views import Views
+
+_BATCH, _RATE, _WARMUP, _HELD_OUT = 64, 3e-3, 0.2, 1000
+
+
+def pretrained_backbone(images: int, epochs: int, amp: str = "auto") -> tuple[Path, float]:
+    """File with the pretrained small_resnet and its accuracy; trains it if it is not cached.
+
+    Args:
+        images: training images of `PRETRAIN_GLYPHS`.
+        epochs: passes over them.
+        amp: see `model.autocast`.
+
+    Returns:
+        A safetensors file that `build_backbone` reads, and the top-1 accuracy in percent on 1,000
+        held-out images of the same glyphs.
+    """
+    path = paths.cache() / f"small_resnet-glyphs-{images}x{epochs}.safetensors"
+    note = path.with_suffix(".accuracy")
+    with locked(path):
+        if not (path.exists() and note.exists()):
+            backbone, accuracy = _pretrain(images, epochs, amp)
+            with replacing(note) as temporary:
+                temporary.write_text(f"{accuracy:.2f}\n")
+            with replacing(path) as temporary:
+                save_weights(backbone, temporary)
+    load_file(path)  # a damaged cache is noticed here
+    return path, float(note.read_text())
+
+
+def glyph_data(images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and held-out images (N, 3, 32, 32) uint8 and their glyph numbers (N,)."""
+
+    def make() -> dict[str, Tensor]:
+        x, y = scenes.make_glyphs(images, seed=0)
+        held_x, held_y = scenes.make_glyphs(_HELD_OUT, seed=1)
+        return {"x": x, "y": y, "held_x": held_x, "held_y": held_y}
+
+    data = once("glyphs", make, scenes, images)
+    return data["x"], data["y"], data["held_x"], data["held_y"]
+
+
+def _pretrain(images: int, epochs: int, amp: str) -> tuple[nn.Module, float]:
+    x, y, held_x, held_y = glyph_data(images)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SpatialClassifier(small_resnet(), 128, len(scenes.PRETRAIN_GLYPHS))
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-2)
+    steps = epochs * len(batches_of_epoch(images, _BATCH, 0, 0))
+    with tqdm(total=steps, desc="pretraining the scenes' backbone", mininterval=1) as bar:
+        for epoch in range(epochs):
+            for indices in batches_of_epoch(images, _BATCH, 0, epoch):
+                optimizer.param_groups[0]["lr"] = _RATE * learning_rate(bar.n / steps, _WARMUP)
+                views = Views.sample(len(indices), (0.5, 1.0), generator=chance("glyphs", bar.n))
+                with autocast(torch.device("cpu"), amp):
+                    maps = model(normalised(views.crop(x[indices], x.shape[-1])))
+                loss = F.cross_entropy(pooled(maps.float()), y[indices])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                bar.update()
+    model.eval()
+    with torch.no_grad():
+        right = pooled(model(normalised(held_x))).argmax(1) == held_y
+    return model.features, 100 * right.double().mean().item()

@@ -1,0 +1,151 @@
+"""The training loop, in plain PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from spcl_lib.config import RunConfig
+from spcl_lib.losses import Method
+from spcl_lib.model import autocast, normalised
+from spcl_lib.views import Views
+
+
+@dataclass
+class Progress:
+    """Where a training stands; with the model, optimiser and method it is all that resuming needs.
+
+    Attributes:
+        epoch: epochs done.
+        step: batches done of the current epoch.
+        loss_sum: sum of the losses of those batches.
+        seconds: training time so far, over all interruptions.
+        history: one row per finished epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def chance(*key: object) -> torch.Generator:
+    """A random generator of its own for every key, so that any step can be reached directly."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """A random order of all images, cut into batches of nearly equal size (none is left out)."""
+    order = torch.randperm(num_images, generator=chance("order", seed, epoch))
+    return order.tensor_split(math.ceil(num_images / batch))
+
+
+def learning_rate(done: float, warmup: float) -> float:
+    """One-cycle schedule: factor of the highest rate when the share `done` of all steps is done.
+
+    Rises from 1/25 along a cosine over the share `warmup`, then falls to 0 along a cosine.
+    """
+    if done < warmup:
+        return 1 - (1 - 1 / 25) * (1 + math.cos(math.pi * done / warmup)) / 2
+    return (1 + math.cos(math.pi * (done - warmup) / max(1 - warmup, 1e-9))) / 2
+
+
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW; the new 1x1 convolution learns `head_lr_factor` times as fast as the backbone."""
+    groups = [
+        {"params": list(model.features.parameters()), "factor": 1.0},
+        {"params": list(model.head.parameters()), "factor": config.head_lr_factor},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    images: Tensor,
+    labels: Tensor,
+    config: RunConfig,
+    progress: Progress | None = None,
+    after_step: Callable[[Progress], None] = lambda progress: None,
+    after_epoch: Callable[[Progress], dict[str, float]] = lambda progress: {},
+) -> Progress:
+    """Trains until `config.epochs` epochs are done.
+
+    Args:
+        model: SpatialClassifier, on its device.
+        optimizer: with one "factor" per parameter group.
+        method: loss and running averages.
+        images: (N, 3, S, S) uint8.
+        labels: (N, C) what the method may see: single labels, or full ones for "full".
+        config: the run's configuration.
+        progress: where to go on; None to start.
+        after_step: called after every step (to save a checkpoint).
+        after_epoch: called after every epoch; what it returns is added to the history.
+
+    Returns:
+        The final progress with the history.
+    """
+    progress = progress or Progress()
+    device = next(model.parameters()).device
+    scale, ratio = (config.scale_min, config.scale_max), (1 / config.ratio_max, config.ratio_max)
+    model.train()
+    while progress.epoch < config.epochs:
+        batches = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
+        if progress.step == 0:
+            method.begin_epoch(progress.epoch, labels)
+        bar = tqdm(
+            batches[progress.step :],
+            desc=f"{config.method} epoch {progress.epoch + 1}/{config.epochs}",
+            initial=progress.step, total=len(batches), leave=False, mininterval=1,
+        )  # fmt: skip
+        for indices in bar:
+            clock = time.perf_counter()
+            epochs_done = progress.epoch + progress.step / len(batches)
+            for group in optimizer.param_groups:
+                factor = learning_rate(epochs_done / config.epochs, config.warmup)
+                group["lr"] = config.lr * group["factor"] * factor
+
+            key = ("views", config.seed, progress.epoch, progress.step)
+            views = Views.sample(len(indices), scale, ratio, config.flip, chance(*key)).to(device)
+            crops = views.crop(images[indices].to(device), config.crop_side)
+            with autocast(device, config.amp):
+                maps = model(normalised(crops))  # (B, C, G, G)
+            maps = maps.float()
+            loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
+
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            method.update(maps.detach(), indices, views)
+
+            progress.loss_sum += loss.item()
+            progress.step += 1
+            progress.seconds += time.perf_counter() - clock
+            if progress.step < len(batches):
+                after_step(progress)
+        _finish_epoch(progress, len(batches), after_epoch)
+        after_step(progress)
+    return progress
+
+
+def _finish_epoch(
+    progress: Progress, steps: int, after_epoch: Callable[[Progress], dict[str, float]]
+) -> None:
+    progress.epoch += 1
+    row = {"epoch": progress.epoch, "loss": progress.loss_sum / steps}
+    progress.step, progress.loss_sum = 0, 0.0
+    progress.history.append(row | after_epoch(progress))
+    if not math.isfinite(row["loss"]):
+        raise FloatingPointError(
+            f"the loss became {row['loss']} in epoch {progress.epoch}; lower the learning rate"
+        )

@@ -1,0 +1,182 @@
+"""A batch of random crops and flips, kept so that maps can be carried to and from the full image.
+
+Convention for coordinates: fractions of the full image, x to the right, y down, (0, 0) the top
+left corner. A flip mirrors the crop left to right after it has been cut out, as torchvision does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """One view (a crop box and a flip) for each image of a batch.
+
+    Attributes:
+        boxes: (B, 4) float32; x0, y0, x1, y1 as fractions of the full image.
+        flipped: (B,) bool; True where the crop is mirrored left to right.
+
+    Raises:
+        ValueError: shapes or types differ from those above, or a box is empty or leaves the image.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> views = Views.sample(8, scale=(0.25, 1.0), generator=generator)
+        >>> views.crop(torch.rand(8, 3, 64, 64), 32).shape
+        torch.Size([8, 3, 32, 32])
+    """
+
+    boxes: Tensor
+    flipped: Tensor
+
+    def __post_init__(self) -> None:
+        boxes, flipped = self.boxes, self.flipped
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
+            raise ValueError(f"boxes must be (B, 4) float; got {tuple(boxes.shape)} {boxes.dtype}")
+        if flipped.shape != boxes.shape[:1] or flipped.dtype != torch.bool:
+            raise ValueError(
+                f"flipped must be ({len(boxes)},) bool; got {tuple(flipped.shape)} {flipped.dtype}"
+            )
+        inside = (boxes[:, :2] < boxes[:, 2:]).all() and (boxes.abs() <= 1).all() and (boxes >= 0).all()
+        if len(boxes) and not inside:
+            raise ValueError("every box must have 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
+
+    @classmethod
+    def whole(cls, batch: int, device: torch.device | str = "cpu") -> Views:
+        """Views that show each image whole and unflipped."""
+        box = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device)
+        return cls(box.repeat(batch, 1), torch.zeros(batch, dtype=torch.bool, device=device))
+
+    @classmethod
+    def sample(
+        cls,
+        batch: int,
+        scale: tuple[float, float] = (0.25, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> Views:
+        """Samples views as torchvision's RandomResizedCrop and RandomHorizontalFlip do.
+
+        Area and log aspect ratio are uniform; of ten tries the first that fits into the image is
+        taken; if none fits, the largest central crop with an allowed ratio. Images count as
+        squares, and boxes are not rounded to pixels.
+
+        Args:
+            batch: number of views B.
+            scale: lowest and highest area of the crop, as a fraction of the image's.
+            ratio: lowest and highest width / height of the crop.
+            flip: probability of a flip.
+            generator: source of chance, on the CPU.
+
+        Raises:
+            ValueError: a range is empty or outside what is possible.
+        """
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must satisfy 0 < lowest <= highest <= 1; got {scale}")
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"ratio must satisfy 0 < lowest <= highest; got {ratio}")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip must be a probability; got {flip}")
+        chance = torch.rand(2, batch, 10, generator=generator)
+        corner = torch.rand(batch, 2, generator=generator)
+        flipped = torch.rand(batch, generator=generator) < flip
+
+        area = scale[0] + chance[0] * (scale[1] - scale[0])  # (B, 10)
+        low, high = math.log(ratio[0]), math.log(ratio[1])
+        aspect = torch.exp(low + chance[1] * (high - low))
+        sizes = torch.stack((area * aspect, area / aspect), 2).sqrt()  # (B, 10, 2) widths, heights
+        fits = (sizes <= 1).all(2)
+        first = fits.int().argmax(1)  # the first that fits; 0 if none does
+        size = sizes[torch.arange(batch), first]
+        closest = min(max(1.0, ratio[0]), ratio[1])  # the allowed ratio closest to the image's
+        fallback = torch.tensor([min(1.0, closest), min(1.0, 1 / closest)])
+        fitted = fits.any(1)[:, None]
+        size = torch.where(fitted, size, fallback)
+        start = torch.where(fitted, corner, 0.5) * (1 - size)
+        return cls(torch.cat((start, (start + size).clamp(max=1)), 1), flipped)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, which: Tensor | slice) -> Views:
+        """The views at `which`, as a batch."""
+        return Views(self.boxes[which], self.flipped[which])
+
+    def to(self, device: torch.device | str) -> Views:
+        """The same views on another device."""
+        return Views(self.boxes.to(device), self.flipped.to(device))
+
+    def theta(self) -> Tensor:
+        """(B, 2, 3) affine from the view's coordinates to the full image's, both in [-1, 1].
+
+        It is what `torch.nn.functional.affine_grid` takes to cut the views out.
+        """
+        x0, y0, x1, y1 = self.boxes.unbind(1)
+        sign = 1 - 2 * self.flipped.to(x0.dtype)
+        zero = torch.zeros_like(x0)
+        row_x = torch.stack((sign * (x1 - x0), zero, x0 + x1 - 1), 1)
+        row_y = torch.stack((zero, y1 - y0, y0 + y1 - 1), 1)
+        return torch.stack((row_x, row_y), 1)
+
+    def inverse_theta(self) -> Tensor:
+        """(B, 2, 3) affine from the full image's coordinates to the view's, both in [-1, 1]."""
+        x0, y0, x1, y1 = self.boxes.unbind(1)
+        sign = 1 - 2 * self.flipped.to(x0.dtype)
+        zero = torch.zeros_like(x0)
+        row_x = torch.stack((sign / (x1 - x0), zero, -sign * (x0 + x1 - 1) / (x1 - x0)), 1)
+        row_y = torch.stack((zero, 1 / (y1 - y0), -(y0 + y1 - 1) / (y1 - y0)), 1)
+        return torch.stack((row_x, row_y), 1)
+
+    def crop(self, images: Tensor, size: int) -> Tensor:
+        """Cuts the views out of full images or maps: T_v of the method.
+
+        Bilinear at the cell centres, which equals
+        `torchvision.ops.roi_align(sampling_ratio=1, aligned=True)`.
+
+        Args:
+            images: (B, K, H, W); uint8 images are read as float32 in 0..255.
+            size: height and width of the result.
+
+        Returns:
+            (B, K, size, size), in the floating type of `images`.
+        """
+        self._check(images)
+        images = images if images.is_floating_point() else images.float()
+        shape = [len(images), images.shape[1], size, size]
+        grid = F.affine_grid(self.theta().to(images), shape, align_corners=False)
+        return F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
+
+    def visible(self, size: int) -> Tensor:
+        """(B, 1, size, size) bool: the full image's cells whose centre the view shows."""
+        centres = (torch.arange(size, device=self.boxes.device) + 0.5) / size
+        x0, y0, x1, y1 = self.boxes[:, :, None].unbind(1)  # (B, 1) each
+        columns = (centres >= x0) & (centres <= x1)  # (B, size)
+        rows = (centres >= y0) & (centres <= y1)
+        return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
+
+    def uncrop(self, maps: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Carries a view's maps back to the full image: T_v^-1 of the method.
+
+        Args:
+            maps: (B, C, G, G) values on the view's grid.
+            size: height and width of the full-image maps.
+
+        Returns:
+            (B, C, size, size) full-image maps, meaningful where the second is True:
+            (B, 1, size, size) bool, the cells whose centre the view shows.
+        """
+        self._check(maps)
+        shape = [len(maps), maps.shape[1], size, size]
+        grid = F.affine_grid(self.inverse_theta().to(maps), shape, align_corners=False)
+        return F.grid_sample(maps, grid, "bilinear", "border", align_corners=False), self.visible(size)
+
+    def _check(self, maps: Tensor) -> None:
+        if maps.ndim != 4 or len(maps) != len(self):
+            raise ValueError(f"expected ({len(self)}, K, H, W); got {tuple(maps.shape)}")
