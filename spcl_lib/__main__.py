@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from spcl_lib.config import PROFILES, make_config, parse_overrides
 from spcl_lib.errors import UserError
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--method", required=True, help=", ".join(METHODS))
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--force", action="store_true", help="run again even if it is finished")
+    one.add_argument("--notebook", metavar="FILE", help="run 01_train, and keep it as FILE")
     one.set_defaults(command=_run)
 
     every = commands.add_parser(
@@ -71,17 +73,32 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from spcl_lib.experiment import run, run_folder
+    from spcl_lib.experiment import end_with_parent, finished, run, run_folder
 
+    end_with_parent()
     config = make_config(
         options.dataset, options.method, options.seed, options.profile, parse_overrides(options.set)
     )
-    metrics = run(config, options.data_root, options.force)
+    if options.notebook:
+        _run_notebook(options)
+    metrics = finished(config) if options.notebook else None
+    metrics = metrics or run(config, options.data_root, options.force)
     print(
         f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} % "
         f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}"
     )
     return 0
+
+
+def _run_notebook(options: argparse.Namespace) -> None:
+    from spcl_lib.notebooks import execute
+
+    parameters = {
+        "dataset": options.dataset, "method": options.method, "seed": options.seed,
+        "profile": options.profile, "data_root": options.data_root or "",
+        "overrides": " ".join(options.set), "force": options.force,
+    }  # fmt: skip
+    execute("01_train", parameters, Path(options.notebook))
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -90,9 +90,10 @@ class HeatmapBank:
         maps = self._load(indices).to(device)
         mask = self.seen[indices.cpu()].unsqueeze(1).to(device, torch.float32)
         if bool(mask.all()):  # usual after the first epochs
-            return views.crop(maps, grid), maps.new_ones(len(indices), 1, grid, grid)
+            target = views.crop(maps, grid).clamp(max=1)  # rounding can exceed 1 by 1e-7
+            return target, maps.new_ones(len(indices), 1, grid, grid)
         weight = views.crop(mask, grid)  # (B, 1, G, G) share of what is read that was seen
-        target = views.crop(maps * mask, grid) / weight.clamp(min=1e-6)
+        target = (views.crop(maps * mask, grid) / weight.clamp(min=1e-6)).clamp(max=1)
         seen = (weight >= 0.5 - 1e-6).to(torch.float32)
         return target * seen, seen
 
@@ -152,6 +153,7 @@ class HeatmapBank:
         if self.heatmaps.dtype == torch.uint8:
             # Rounding up with the probability of the fraction keeps small steps on average.
             scaled = (scaled + torch.rand(scaled.shape, generator=self._rounding)).floor()
+            scaled = scaled.clamp(max=255)  # 255 + 0.9999999 rounds to 256, which would wrap to 0
         stored = scaled.to(self.heatmaps.dtype)
         self.heatmaps[indices] = torch.where(visible, stored, self.heatmaps[indices])
 

@@ -41,6 +41,7 @@ class RunConfig:
     # network
     backbone: str = "small_resnet"
     weights: str = "auto"  # "auto", "none", "torchvision" or a file
+    frozen: int = 0  # leading blocks of the backbone that are not trained
     pretrain_images: int = 10000  # scenes: glyph images that small_resnet is pretrained on
     pretrain_epochs: int = 12
     # optimisation: AdamW, one-cycle
@@ -75,17 +76,25 @@ class RunConfig:
 
 _MOBILENET = {
     "backbone": "mobilenet_v2", "image_side": 192, "crop_side": 160, "eval_side": 160,
-    "epochs": 8, "batch": 32, "lr": 2e-4, "head_lr_factor": 10.0, "warmup": 0.3, "eval_every": 2,
+    "epochs": 8, "batch": 32, "lr": 2e-4, "head_lr_factor": 10.0, "warmup": 0.3, "eval_every": 4,
+    "frozen": 7,  # of 19 blocks
     "bank_size": 14, "start": 2, "expected_positives": 1.5,
+}  # fmt: skip
+_SCENES = {
+    # Crops of 48 px from images of 64: objects in a crop are, on average, as large as in the whole
+    # images of the evaluation, and a step costs half.
+    "image_side": 64, "crop_side": 48, "eval_side": 64, "epochs": 24, "batch": 32, "lr": 2e-3,
+    "head_lr_factor": 5.0, "warmup": 0.2, "eval_every": 4, "bank_size": 16, "start": 6,
+    "distance": "l1", "weight": 1.0, "expected_positives": 2.0,
 }  # fmt: skip
 _SMOKE = {"train_images": 64, "eval_images": 64, "epochs": 2, "start": 1, "ramp": 1.0, "batch": 16}
 
 # data set -> profile -> what differs from RunConfig's defaults
 PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "scenes": {
-        "cpu": {},
+        "cpu": _SCENES,
         "smoke": {
-            **_SMOKE, "train_images": 256, "eval_images": 256, "epochs": 4, "eval_every": 1,
+            **_SCENES, **_SMOKE, "train_images": 256, "eval_images": 256, "epochs": 4, "eval_every": 1,
             "pretrain_images": 4000, "pretrain_epochs": 4,
         },
     },
@@ -184,7 +193,7 @@ def _check(config: RunConfig) -> None:
         if getattr(config, name) not in valid:
             raise unknown(f"value of '{name}'", getattr(config, name), valid)
     for name in _POSITIVE:
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < float("inf"):
             raise UserError(f"setting '{name}' must be above 0; got {getattr(config, name)}")
     if not 0 < config.scale_min <= config.scale_max <= 1:
         raise UserError(
@@ -193,7 +202,7 @@ def _check(config: RunConfig) -> None:
         )
     limits = {
         "ratio_max": (1, 10), "flip": (0, 1), "warmup": (0, 1), "momentum": (0, 0.9999),
-        "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6), "bank_size": (1, 1024),
+        "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6), "bank_size": (1, 1024), "frozen": (0, 1000),
         "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
         "label_seed": (0, 2**31),

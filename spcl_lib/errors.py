@@ -9,8 +9,13 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in the input; its message says what, where, and what would be right.
 
-    The command line prints it as one line without a traceback and exits with status 2.
+    The command line prints it as one line without a traceback and exits with status 2; a notebook
+    shows the line in place of a traceback, and stops.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows."""
+        return [f"UserError: {self}"]
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> UserError:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ from spcl_lib.model import SpatialClassifier, build_backbone, save_weights
 from spcl_lib.pretrain import pretrained_backbone
 from spcl_lib.train import Progress, make_optimizer, train
 
-CHECKPOINT_SECONDS = 30.0  # at most this much work is lost, and at most one epoch
+# At most this much work is lost, and at most one epoch.
+CHECKPOINT_SECONDS = float(os.environ.get("SPCL_CHECKPOINT_SECONDS", "30"))
 _LOCK_SECONDS = 20.0  # how long to wait for a process that still holds a run's folder
 
 
@@ -77,16 +79,36 @@ def run(
         done = None if force else finished(config)
         if done is not None:
             return done
-        for name in ("metrics.json", *(["checkpoint.pt"] if force else [])):
-            (folder / name).unlink(missing_ok=True)
-        metrics = _train_and_evaluate(config, data_root, folder)
+        metrics = _train_and_evaluate(config, data_root, folder, force)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     write_summary()
     return metrics
 
 
+def end_with_parent() -> None:
+    """Ends this process when the one named in SPCL_PARENT is gone, however it ended."""
+    parent = os.environ.get("SPCL_PARENT")
+    if parent is None or int(parent) != os.getppid():
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
+    """Makes what runs share (decoded images, pretrained backbone) and finds missing data early."""
+    train_set, _ = load_splits(config, data_root)
+    _, accuracy = build_model(config, len(train_set.classes), data_root)
+    if accuracy is not None:
+        print(f"pretrained backbone: {accuracy:.1f} % of held-out glyphs right", flush=True)
+
+
 def _train_and_evaluate(
-    config: RunConfig, data_root: str | Path | None, folder: Path
+    config: RunConfig, data_root: str | Path | None, folder: Path, force: bool
 ) -> dict[str, object]:
     began = time.perf_counter()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -101,6 +123,9 @@ def _train_and_evaluate(
     method = Method(
         config.method, len(train_set), len(train_set.classes), config.method_settings(), config.seed
     )
+    # Only now, when nothing is missing, does what was there before go away.
+    for old in ("metrics.json", *(["checkpoint.pt"] if force else [])):
+        (folder / old).unlink(missing_ok=True)
     write_json(folder / "config.json", dataclasses.asdict(config))
     checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method)
     progress = checkpoint.load()
@@ -158,7 +183,7 @@ def build_model(
         weights = local if local.is_file() else "torchvision"
     torch.manual_seed(config.seed)
     features, num_features = build_backbone(config.backbone, weights)
-    return SpatialClassifier(features, num_features, num_classes), accuracy
+    return SpatialClassifier(features, num_features, num_classes, config.frozen), accuracy
 
 
 class Checkpoint:
@@ -229,6 +254,8 @@ def _only_one(folder: Path) -> Iterator[None]:
                         f"another process is training in '{folder}'; wait for it or stop it"
                     ) from None
                 time.sleep(0.2)
+        for left in folder.glob(".*.tmp"):  # of a process that was killed
+            left.unlink()
         yield
 
 

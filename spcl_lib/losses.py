@@ -214,16 +214,22 @@ class Method:
         else:
             total = assume_negative(logits, labels)
         weight = self._weight(epoch)
-        if self.spec.consistency == "cl":
-            total = total + weight * consistency(logits, target[:, :, 0, 0], self.settings.distance)
+        if self.spec.consistency == "cl":  # an image that is new agrees with itself: no pull to 0
+            average = torch.where(seen > 0, target, torch.sigmoid(logits.detach())[..., None, None])
+            average = average[:, :, 0, 0]
+            total = total + weight * consistency(logits, average, self.settings.distance)
         if self.spec.consistency == "scl":
             total = total + weight * spatial_consistency(maps, target, seen, self.settings.distance)
         return total
 
     @torch.no_grad()
-    def update(self, maps: Tensor, indices: Tensor, views: Views) -> None:
-        """Updates the running averages after a step, from the maps that the step predicted."""
-        if self.bank is None:
+    def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
+        """Updates the running averages after a step, from the maps that the step predicted.
+
+        They begin one epoch before they are used: what an untrained layer says of an image would
+        otherwise stay in its average for many epochs.
+        """
+        if self.bank is None or epoch < self.settings.start - 1:
             return
         if self.spatial:
             self.bank.update(indices, views, torch.sigmoid(maps.float()))

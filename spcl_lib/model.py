@@ -25,15 +25,27 @@ class SpatialClassifier(nn.Module):
         features: backbone; maps images (B, 3, H, W) to features (B, D, G, G).
         num_features: D.
         num_classes: C.
+        frozen: leading blocks of the backbone that stay as they are, batch statistics included;
+            on a CPU this halves the cost of a step, since the early layers are the expensive ones.
     """
 
-    def __init__(self, features: nn.Module, num_features: int, num_classes: int) -> None:
+    def __init__(
+        self, features: nn.Sequential, num_features: int, num_classes: int, frozen: int = 0
+    ) -> None:
         super().__init__()
         self.features = features
         self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
+        self.frozen = frozen
+        self.features[:frozen].requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SpatialClassifier:
+        """Training mode for all but the frozen blocks."""
+        super().train(mode)
+        self.features[: self.frozen].eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
+        """Gives score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
         return self.head(self.features(images))
 
 
@@ -70,7 +82,7 @@ def small_resnet() -> nn.Sequential:
     )
 
 
-def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Module, int]:
+def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Sequential, int]:
     """A backbone without its pooling and classifier.
 
     Args:
@@ -133,9 +145,12 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
             return load_safetensors(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"weights file '{file}' cannot be read ({type(error).__name__})") from error
+    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+        raise UserError(f"weights file '{file}' is no state dict: names with a tensor each")
+    return state
 
 
 def save_weights(model: nn.Module, file: Path) -> None:

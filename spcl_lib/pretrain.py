@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib import paths
 from spcl_lib.data import scenes
@@ -76,19 +76,17 @@ def _pretrain(images: int, epochs: int, amp: str) -> tuple[nn.Module, float]:
         model = SpatialClassifier(small_resnet(), 128, len(scenes.PRETRAIN_GLYPHS))
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-2)
-    steps = epochs * len(batches_of_epoch(images, _BATCH, 0, 0))
-    with tqdm(total=steps, desc="pretraining the scenes' backbone", mininterval=1) as bar:
-        for epoch in range(epochs):
-            for indices in batches_of_epoch(images, _BATCH, 0, epoch):
-                optimizer.param_groups[0]["lr"] = _RATE * learning_rate(bar.n / steps, _WARMUP)
-                views = Views.sample(len(indices), (0.5, 1.0), generator=chance("glyphs", bar.n))
-                with autocast(torch.device("cpu"), amp):
-                    maps = model(normalised(views.crop(x[indices], x.shape[-1])))
-                loss = F.cross_entropy(pooled(maps.float()), y[indices])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                bar.update()
+    batches = [b for epoch in range(epochs) for b in batches_of_epoch(images, _BATCH, 0, epoch)]
+    bar = tqdm(batches, desc="pretraining the scenes' backbone", mininterval=1)
+    for step, indices in enumerate(bar):  # not bar.n: a hidden bar does not count
+        optimizer.param_groups[0]["lr"] = _RATE * learning_rate(step / len(batches), _WARMUP)
+        views = Views.sample(len(indices), (0.5, 1.0), generator=chance("glyphs", step))
+        with autocast(torch.device("cpu"), amp):
+            maps = model(normalised(views.crop(x[indices], x.shape[-1])))
+        loss = F.cross_entropy(pooled(maps.float()), y[indices])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
     model.eval()
     with torch.no_grad():
         right = pooled(model(normalised(held_x))).argmax(1) == held_y

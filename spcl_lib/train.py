@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
+from spcl_lib.errors import UserError
 from spcl_lib.losses import Method
 from spcl_lib.model import autocast, normalised
 from spcl_lib.views import Views
@@ -62,10 +63,52 @@ def learning_rate(done: float, warmup: float) -> float:
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """AdamW; the new 1x1 convolution learns `head_lr_factor` times as fast as the backbone."""
     groups = [
-        {"params": list(model.features.parameters()), "factor": 1.0},
+        {"params": [p for p in model.features.parameters() if p.requires_grad], "factor": 1.0},
         {"params": list(model.head.parameters()), "factor": config.head_lr_factor},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    config: RunConfig,
+    epochs_done: float,
+    generator: torch.Generator,
+) -> float:
+    """One step on the images at `indices` (B,); arguments as in `train`. Returns the loss.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    for group in optimizer.param_groups:
+        factor = learning_rate(epochs_done / config.epochs, config.warmup)
+        group["lr"] = config.lr * group["factor"] * factor
+
+    scale, ratio = (config.scale_min, config.scale_max), (1 / config.ratio_max, config.ratio_max)
+    views = Views.sample(len(indices), scale, ratio, config.flip, generator).to(device)
+    crops = views.crop(images[indices].to(device), config.crop_side)
+    with autocast(device, config.amp):
+        maps = model(normalised(crops))  # (B, C, G, G)
+    maps = maps.float()
+    loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
+
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    value = loss.item()
+    if not math.isfinite(value):  # before the averages take it in
+        raise UserError(
+            f"the loss became {value} in epoch {int(epochs_done) + 1}; "
+            f"lower the learning rate: --set lr={config.lr / 10:g}"
+        )
+    method.update(maps.detach(), indices, views, epochs_done)
+    return value
 
 
 def train(
@@ -96,8 +139,6 @@ def train(
         The final progress with the history.
     """
     progress = progress or Progress()
-    device = next(model.parameters()).device
-    scale, ratio = (config.scale_min, config.scale_max), (1 / config.ratio_max, config.ratio_max)
     model.train()
     while progress.epoch < config.epochs:
         batches = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
@@ -111,24 +152,11 @@ def train(
         for indices in bar:
             clock = time.perf_counter()
             epochs_done = progress.epoch + progress.step / len(batches)
-            for group in optimizer.param_groups:
-                factor = learning_rate(epochs_done / config.epochs, config.warmup)
-                group["lr"] = config.lr * group["factor"] * factor
-
-            key = ("views", config.seed, progress.epoch, progress.step)
-            views = Views.sample(len(indices), scale, ratio, config.flip, chance(*key)).to(device)
-            crops = views.crop(images[indices].to(device), config.crop_side)
-            with autocast(device, config.amp):
-                maps = model(normalised(crops))  # (B, C, G, G)
-            maps = maps.float()
-            loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
-
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            method.update(maps.detach(), indices, views)
-
-            progress.loss_sum += loss.item()
+            generator = chance("views", config.seed, progress.epoch, progress.step)
+            loss = train_step(
+                model, optimizer, method, images, labels, indices, config, epochs_done, generator
+            )
+            progress.loss_sum += loss
             progress.step += 1
             progress.seconds += time.perf_counter() - clock
             if progress.step < len(batches):
@@ -145,7 +173,3 @@ def _finish_epoch(
     row = {"epoch": progress.epoch, "loss": progress.loss_sum / steps}
     progress.step, progress.loss_sum = 0, 0.0
     progress.history.append(row | after_epoch(progress))
-    if not math.isfinite(row["loss"]):
-        raise FloatingPointError(
-            f"the loss became {row['loss']} in epoch {progress.epoch}; lower the learning rate"
-        )

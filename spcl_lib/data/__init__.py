@@ -16,7 +16,7 @@ from spcl_lib.data.voc import load_voc
 __all__ = ["ImageSet", "load_splits", "single_label_draw"]
 
 SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
-_HELD_OUT = 0.2  # share of a real training split that choices are made on
+_HELD_OUT = 0.4  # share of a real training split that choices are made on
 _HELD_OUT_SEED = 1200
 
 
@@ -24,7 +24,7 @@ def load_splits(config: RunConfig, data_root: str | Path | None) -> tuple[ImageS
     """The images to train on, and the images to report on, with full labels.
 
     With `report="val"` neither touches the data of the final report: scenes are evaluated on
-    `val`; VOC's `train` is split into 80 % for training and 20 % for evaluation.
+    `val`; VOC's `train` is split into 60 % for training and 40 % for evaluation.
 
     Raises:
         UserError: the data are missing or damaged.

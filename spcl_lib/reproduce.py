@@ -1,0 +1,162 @@
+"""All methods and seeds of a data set, side by side, then the table and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from spcl_lib import paths
+from spcl_lib.config import RunConfig, make_config
+from spcl_lib.errors import UserError
+from spcl_lib.experiment import finished, prepare, run_folder, write_summary
+from spcl_lib.losses import METHODS
+
+
+@dataclass
+class Job:
+    """A run in a process of its own, whose output goes to a log file."""
+
+    config: RunConfig
+    process: subprocess.Popen
+    log: Path
+
+
+def reproduce(
+    configs: list[RunConfig], data_root: str | Path | None, jobs: int, force: bool, only_list: bool
+) -> int:
+    """Runs all configurations that are not finished, and reports.
+
+    Args:
+        configs: what to run.
+        data_root: see `paths.data_root`.
+        jobs: runs side by side; the cores are shared among them.
+        force: run again what is finished.
+        only_list: print the plan and stop.
+
+    Returns:
+        0 if every run has finished, else 1.
+
+    Raises:
+        UserError: the data are missing or damaged: found before any run starts.
+    """
+    if only_list:
+        for config in configs:
+            done = finished(config)
+            state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
+            print(f"{config.dataset}-{config.profile}/{run_folder(config).name:24} {state}")
+        return 0
+    began = time.monotonic()
+    waiting = [c for c in configs if force or finished(c) is None]
+    if waiting:
+        print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
+        prepare(waiting[0], data_root)
+    failed = _run_all(waiting, data_root, jobs, force)
+    write_summary()
+    _print_summary(configs, failed, time.monotonic() - began)
+    reported = _write_report(configs)
+    return 0 if reported and not failed else 1
+
+
+def _run_all(
+    waiting: list[RunConfig], data_root: str | Path | None, jobs: int, force: bool
+) -> list[Job]:
+    """Runs the configurations, at most `jobs` at a time; returns those that failed."""
+    running: list[Job] = []
+    failed: list[Job] = []
+    queue = list(waiting)
+    threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(queue) or 1)))
+    bar = tqdm(total=len(queue), desc="runs", unit="run", smoothing=0, disable=not queue)
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                running.append(_start(queue.pop(0), data_root, threads, force))
+                bar.set_postfix_str(", ".join(run_folder(j.config).name for j in running))
+            time.sleep(0.2)
+            for job in [j for j in running if j.process.poll() is not None]:
+                running.remove(job)
+                if job.process.returncode != 0 or finished(job.config) is None:
+                    failed.append(job)
+                    bar.write(f"FAILED {run_folder(job.config).name}: see {job.log}")
+                bar.update()
+            bar.refresh()
+    finally:  # also on Ctrl-C: nothing goes on in the background
+        for job in running:
+            job.process.terminate()
+        bar.close()
+    return failed
+
+
+def _start(
+    config: RunConfig, data_root: str | Path | None, threads: int, force: bool
+) -> Job:
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable, "-m", "spcl_lib", "run", "--dataset", config.dataset,
+        "--method", config.method, "--seed", str(config.seed), "--profile", config.profile,
+    ]  # fmt: skip
+    base = make_config(config.dataset, config.method, config.seed, config.profile)
+    for name, value in dataclasses.asdict(config).items():
+        if value != getattr(base, name):
+            command += ["--set", f"{name}={value}"]
+    if data_root is not None:
+        command += ["--data-root", str(data_root)]
+    if importlib.util.find_spec("papermill") is not None:
+        command += ["--notebook", str(folder / "train.ipynb")]
+    if force:
+        command.append("--force")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "SPCL_PARENT": str(os.getpid()),  # the run ends if this process is killed
+    }
+    log = folder / "log.txt"
+    with open(log, "w") as handle:
+        process = subprocess.Popen(
+            command, stdout=handle, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env=environment,
+        )  # fmt: skip
+    return Job(config, process, log)
+
+
+def _print_summary(configs: list[RunConfig], failed: list[Job], seconds: float) -> None:
+    print(f"\n{'method':8} {'runs':>5} {'mAP %':>7} {'std':>5}")
+    for method in METHODS:
+        done = [finished(c) for c in configs if c.method == method]
+        scores = [m["mAP"] for m in done if m is not None]
+        if not done:
+            continue
+        mean = f"{statistics.mean(scores):7.2f}" if scores else f"{'-':>7}"
+        spread = f"{statistics.stdev(scores):5.2f}" if len(scores) > 1 else f"{'-':>5}"
+        print(f"{method:8} {len(scores):2}/{len(done):<2} {mean} {spread}")
+    print(f"\n{len(configs) - len(failed)} of {len(configs)} runs finished, {seconds / 60:.1f} min")
+    for job in failed:
+        print(f"failed: {run_folder(job.config).name}, log: {job.log}")
+    print(f"table:  {paths.results() / 'summary.csv'}", flush=True)
+
+
+def _write_report(configs: list[RunConfig]) -> bool:
+    """Writes report.html; returns whether it could. Without Jupyter there is the table only."""
+    if importlib.util.find_spec("papermill") is None:
+        print("report: not written (papermill is not installed)")
+        return True
+    if not any(finished(c) for c in configs):
+        print("report: not written (no run has finished)")
+        return False
+    from spcl_lib.results import write_report
+
+    try:
+        print(f"report: {write_report(configs[0].dataset, configs[0].profile)}")
+    except UserError as error:
+        print(f"report: not written: {error}", file=sys.stderr)
+        return False
+    return True

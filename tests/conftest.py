@@ -1,0 +1,129 @@
+"""What the tests share: folders of their own, the command line, a tiny Pascal VOC, real data."""
+
+import os
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spcl_lib.__main__ import main
+from spcl_lib.data.voc import CLASSES as VOC_CLASSES
+
+torch.set_num_threads(1)  # the models are tiny, and bit-identical results need a fixed number
+
+# Settings under which a run on scenes takes a second or two, after the session's first.
+TINY = {
+    "image_side": 32, "crop_side": 32, "eval_side": 32, "train_images": 48, "eval_images": 64,
+    "report": "val", "pretrain_images": 300, "pretrain_epochs": 1, "epochs": 3, "batch": 8,
+    "start": 1, "ramp": 1.0, "eval_every": 1, "bank_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny():
+    """Settings of a run that takes about a second."""
+    return dict(TINY)
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory):
+    """The caches of the whole session: scenes are drawn and the backbone is pretrained once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of the real data; skips where there is none."""
+    root = os.environ.get("SPCL_DATA")
+    if not root:
+        pytest.skip("needs the real data: set SPCL_DATA to their folder")
+    return Path(root)
+
+
+@pytest.fixture
+def real_part(real_data, tmp_path):
+    """A data root with the real weights, and the real VOC2007 with 24 images in each split."""
+    source = real_data / "VOCdevkit" / "VOC2007"
+    if not source.is_dir():
+        pytest.skip(f"needs {source}")
+    target = tmp_path / "part" / "VOCdevkit" / "VOC2007"
+    shutil.copytree(source / "ImageSets" / "Main", target / "ImageSets" / "Main")
+    (target / "JPEGImages").symlink_to(source / "JPEGImages")
+    (tmp_path / "part" / "weights").symlink_to(real_data / "weights")
+    for split in ("train", "val"):
+        file = target / "ImageSets" / "Main" / f"{split}.txt"
+        chosen = random.Random(0).sample(file.read_text().split(), 24)
+        file.chmod(0o644)
+        file.write_text("\n".join(chosen))
+    return tmp_path / "part"
+
+
+@pytest.fixture
+def results(tmp_path, shared_cache, monkeypatch):
+    """An empty folder that runs write their results to; real data are out of sight."""
+    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SPCL_CACHE", str(shared_cache))
+    for name in ("SPCL_DATA", "SPCL_PARENT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "results"
+
+
+@dataclass
+class Outcome:
+    """What a command gave back."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def spcl(results, capsys):
+    """Calls `python -m spcl_lib` in this process."""
+
+    def call(*arguments, **settings):
+        capsys.readouterr()
+        pairs = [text for k, v in settings.items() for text in ("--set", f"{k}={v}")]
+        status = main([str(a) for a in arguments] + pairs)
+        return Outcome(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A data root with a VOC2007 of 6 + 4 images in seeded noise; see `voc_flags` for labels."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "root" / "VOCdevkit" / "VOC2007"
+    (folder / "JPEGImages").mkdir(parents=True)
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for split, ids in voc_ids().items():
+        (lists / f"{split}.txt").write_text("".join(f"{i}\n" for i in ids))
+        flags = voc_flags(split)
+        for c, name in enumerate(VOC_CLASSES):
+            rows = [f"{i} {flag:2d}\n" for i, flag in zip(ids, flags[:, c], strict=True)]
+            (lists / f"{name}_{split}.txt").write_text("".join(rows))
+        for i in ids:
+            noise = rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / "JPEGImages" / f"{i}.jpg", quality=95)
+    return tmp_path / "root"
+
+
+def voc_ids():
+    """Ids of the tiny VOC, deliberately not in the order of their names."""
+    return {"train": [f"{i:06d}" for i in (7, 3, 12, 5, 9, 33)],
+            "val": [f"{i:06d}" for i in (8, 4, 2, 6)]}  # fmt: skip
+
+
+def voc_flags(split):
+    """(N, 20) flags of the tiny VOC: 1 positive, 0 difficult, -1 negative."""
+    rng = np.random.default_rng(len(split))
+    flags = rng.choice([-1, 0, 1], p=[0.7, 0.15, 0.15], size=(len(voc_ids()[split]), 20))
+    flags[:, 14] = 1  # every image has a positive, save those that tests change
+    return flags

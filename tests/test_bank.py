@@ -1,0 +1,277 @@
+"""HeatmapBank: the same as the slow reference, in every storage, through every kind of view."""
+
+import io
+
+import numpy as np
+import pytest
+import slow_reference as slow
+import torch
+
+from spcl_lib import HeatmapBank, Views
+
+
+def views_of_every_kind(count, rng):
+    """Random, tiny, border-flush, narrow and whole boxes, in random order, some flipped."""
+    sizes = rng.uniform(0.1, 1, (count, 2))
+    kinds = rng.permutation(np.arange(count) % 5)
+    sizes[kinds == 1] = rng.uniform(0.005, 0.1, sizes[kinds == 1].shape)
+    sizes[kinds == 2, 0] = 0.08
+    corners = rng.uniform(0, 1, (count, 2)) * (1 - sizes)
+    corners[kinds == 3] = np.rint(corners[kinds == 3]) * (1 - sizes[kinds == 3])
+    boxes = np.concatenate((corners, np.minimum(corners + sizes, 1)), 1)
+    boxes[kinds == 4] = (0, 0, 1, 1)
+    flipped = torch.from_numpy(rng.random(count) < 0.5)
+    return Views(torch.tensor(boxes, dtype=torch.float32), flipped)
+
+
+def updates(count, num_images, num_classes, grid, seed=0):
+    """Batches of (indices, views, maps) as a training would give them."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        indices = torch.from_numpy(rng.permutation(num_images)[: max(1, num_images - 1)])
+        maps = torch.from_numpy(rng.random((len(indices), num_classes, grid, grid), np.float32))
+        yield indices, views_of_every_kind(len(indices), rng), maps
+
+
+@pytest.mark.parametrize(("size", "grid"), [(1, 1), (4, 3), (7, 5), (12, 4), (5, 9)])
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_updates_and_reads_are_the_slow_reference(size, grid, momentum):
+    bank = HeatmapBank(7, 2, size, momentum, torch.float32)
+    reference = slow.SlowBank(7, 2, size, momentum)
+    for indices, views, maps in updates(6, 7, 2, grid):
+        bank.update(indices, views, maps)
+        for i, box, flipped, one in zip(indices, views.boxes, views.flipped, maps, strict=True):
+            reference.update(int(i), box, flipped, one.numpy())
+
+    known = ~np.isnan(reference.maps)
+    np.testing.assert_array_equal(bank.seen, known[:, 0])
+    np.testing.assert_allclose(bank.heatmaps.numpy()[known], reference.maps[known], atol=2e-4)
+
+    everything = torch.arange(7)
+    views = views_of_every_kind(7, np.random.default_rng(9))
+    target, seen = bank.read(everything, views, grid)
+    assert target.shape == (7, 2, grid, grid) and seen.shape == (7, 1, grid, grid)
+    for i in range(7):
+        expected, share = reference.read(i, views.boxes[i], views.flipped[i], grid)
+        clear = np.abs(share - 0.5) > 1e-4  # not on the threshold
+        np.testing.assert_array_equal(seen[i, 0].numpy()[clear], (share >= 0.5)[clear])
+        read = clear & (share >= 0.5)
+        np.testing.assert_allclose(target[i].numpy()[:, read], expected[:, read], atol=4e-4)
+        assert not target[i][:, seen[i, 0] == 0].any()  # what is not seen reads as 0
+
+
+def test_the_first_value_of_a_cell_enters_whole_and_later_ones_by_momentum():
+    bank, image = HeatmapBank(1, 1, 2, 0.8, torch.float32), torch.tensor([0])
+    left = Views(torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.tensor([False]))
+    bank.update(image, left, torch.full((1, 1, 2, 2), 0.5))
+    assert bank.seen[0].tolist() == [[True, False], [True, False]]
+    bank.update(image, Views.whole(1), torch.full((1, 1, 2, 2), 1.0))
+    expected = torch.tensor([[0.8 * 0.5 + 0.2, 1.0]] * 2)
+    torch.testing.assert_close(bank.heatmaps[0, 0], expected)
+    assert bank.seen.all()
+
+
+def test_a_cell_is_seen_if_half_of_what_is_read_was_and_its_target_is_not_diluted():
+    bank, image = HeatmapBank(1, 1, 4, 0.8, torch.float32), torch.tensor([0])
+    left = Views(torch.tensor([[0.0, 0.0, 0.26, 1.0]]), torch.tensor([False]))
+    bank.update(image, left, torch.full((1, 1, 3, 3), 0.7))  # column 0 of 4
+    target, seen = bank.read(image, Views.whole(1), 2)  # columns (0, 1) and (2, 3)
+    assert seen[0, 0].tolist() == [[1, 0], [1, 0]]
+    torch.testing.assert_close(target[0, 0], torch.tensor([[0.7, 0.0]] * 2))
+    corner = Views(torch.tensor([[0.0, 0.0, 0.6, 1.0]]), torch.tensor([False]))
+    _, seen = bank.read(image, corner, 1)  # its centre, 0.3, reads 30 % of column 0
+    assert not seen.any()
+
+
+def test_an_untouched_bank_has_seen_nothing_and_others_images_stay_untouched():
+    bank = HeatmapBank(3, 2, 4)
+    target, seen = bank.read(torch.arange(3), Views.whole(3), 4)
+    assert not target.any() and not seen.any()
+    bank.update(torch.tensor([1]), Views.whole(1), torch.full((1, 2, 4, 4), 0.9))
+    _, seen = bank.read(torch.arange(3), Views.whole(3), 4)
+    assert seen.flatten(1).all(1).tolist() == [False, True, False]
+    assert bank.heatmaps.flatten(1).any(1).tolist() == [False, True, False]
+
+
+def test_reading_whole_images_gives_the_same_with_and_without_the_shortcut_for_all_seen():
+    bank = HeatmapBank(2, 2, 6, dtype=torch.float32)
+    bank.update(torch.tensor([0]), Views.whole(1), torch.rand(1, 2, 6, 6))
+    views = views_of_every_kind(5, np.random.default_rng(0))
+    for i in range(5):
+        alone, _ = bank.read(torch.tensor([0]), views[i : i + 1], 4)
+        pair = Views(views.boxes[[i, i]], views.flipped[[i, i]])
+        beside, _ = bank.read(torch.tensor([0, 1]), pair, 4)  # image 1 has not been seen
+        torch.testing.assert_close(alone[0], beside[0], atol=1e-6, rtol=0)
+
+
+def test_a_bank_of_one_cell_is_the_running_average_of_cl():
+    bank, expected = HeatmapBank(4, 3, 1, 0.8, torch.float32), {}
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        indices = rng.permutation(4)[:2]
+        p = rng.random((2, 3), np.float32)
+        maps = torch.from_numpy(p)[:, :, None, None]
+        bank.update(torch.from_numpy(indices), Views.whole(2), maps)
+        for n, row in zip(indices, p, strict=True):
+            expected[n] = 0.8 * expected[n] + 0.2 * row if n in expected else row
+    target, seen = bank.read(torch.arange(4), Views.whole(4), 1)
+    assert seen.all()
+    np.testing.assert_allclose(target[:, :, 0, 0], [expected[n] for n in range(4)], atol=1e-6)
+
+
+# --- storage --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.8, 0.9])
+def test_uint8_stays_within_a_step_of_float32_over_200_updates(momentum):
+    exact = HeatmapBank(8, 4, 8, momentum, torch.float32)
+    small = HeatmapBank(8, 4, 8, momentum, torch.uint8)
+    rng = np.random.default_rng(0)
+    everything, whole = torch.arange(8), Views.whole(8)
+    level = rng.random((8, 4, 8, 8))
+    apart = []
+    for _ in range(200):
+        level = np.clip(level + rng.normal(0, 0.02, level.shape), 0, 1)  # it drifts, as in training
+        for bank in (exact, small):
+            bank.update(everything, whole, torch.from_numpy(level).float())
+        apart.append(small.heatmaps.float() / 255 - exact.heatmaps)
+    apart = torch.stack(apart)
+    assert apart.abs().mean() < 1 / 255
+    assert apart.mean().abs() < 0.03 / 255  # neither up nor down
+
+
+@pytest.mark.parametrize("momentum", [0.8, 0.9, 0.99])
+@pytest.mark.parametrize("step", [-0.4 / 255, 0.4 / 255])
+def test_steps_far_below_1_of_255_arrive_on_average(momentum, step):
+    """Rounding to nearest would never leave 100: each step is at most 0.08 of a unit."""
+    bank = HeatmapBank(16, 1, 16, momentum)
+    everything, whole = torch.arange(16), Views.whole(16)
+    bank.update(everything, whole, torch.full((16, 1, 16, 16), 100 / 255))
+    expected = 100 / 255
+    for _ in range(200):
+        bank.update(everything, whole, torch.full((16, 1, 16, 16), 100 / 255 + step))
+        expected = momentum * expected + (1 - momentum) * (100 / 255 + step)
+    assert abs(bank.heatmaps.float().mean() / 255 - expected) < 0.15 / 255
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+def test_certainty_stays_certain(dtype):
+    """Averages at exactly 0 and 1 do not wrap around, nor leave [0, 1] when they are read."""
+    bank = HeatmapBank(128, 2, 16, dtype=dtype)
+    everything = torch.arange(128)
+    maps = torch.ones(128, 2, 7, 7)
+    maps[:, 1] = 0
+    for seed in range(12):
+        views = Views.sample(128, generator=torch.Generator().manual_seed(seed))
+        bank.update(everything, Views.whole(128) if seed == 6 else views, maps)
+        target, seen = bank.read(everything, views, 7)
+        assert target.min() >= 0 and target.max() <= 1
+        sure = target[:, 0][seen[:, 0] == 1]
+        torch.testing.assert_close(sure, torch.ones_like(sure), atol=1e-5, rtol=0)
+        assert not target[:, 1].any()
+
+
+def test_the_largest_random_number_does_not_wrap_uint8_around(monkeypatch):
+    bank = HeatmapBank(1, 1, 4)
+    largest = 1 - 2**-24  # of torch.rand; 255 + it rounds to 256
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, largest))
+    bank.update(torch.tensor([0]), Views.whole(1), torch.ones(1, 1, 4, 4))
+    assert (bank.heatmaps == 255).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+def test_a_memory_mapped_bank_is_the_bank_in_memory(dtype, tmp_path):
+    path = tmp_path / "new" / "folder" / "bank.bin"
+    banks = [HeatmapBank(6, 3, 5, dtype=dtype, seed=3, path=p) for p in (None, path)]
+    for indices, views, maps in updates(4, 6, 3, 4):
+        for bank in banks:
+            bank.update(indices, views, maps)
+    assert torch.equal(banks[0].heatmaps, banks[1].heatmaps)
+    assert torch.equal(banks[0].seen, banks[1].seen)
+    views = views_of_every_kind(6, np.random.default_rng(1))
+    for a, b in zip(*(bank.read(torch.arange(6), views, 3) for bank in banks), strict=True):
+        assert torch.equal(a, b)
+    assert path.read_bytes() == banks[0].heatmaps.numpy().tobytes()  # it is the file that changed
+
+
+def test_a_new_memory_mapped_bank_starts_empty_over_an_old_file(tmp_path):
+    path = tmp_path / "bank.bin"
+    path.write_bytes(b"\x77" * 1000)
+    assert not HeatmapBank(2, 2, 4, path=path).heatmaps.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_restored_bank_goes_on_bit_for_bit(dtype, mapped, tmp_path):
+    bank = HeatmapBank(6, 3, 5, dtype=dtype, seed=1)
+    steps = list(updates(8, 6, 3, 4))
+    for step in steps[:4]:
+        bank.update(*step)
+    file = io.BytesIO()
+    torch.save(bank.state_dict(), file)
+    file.seek(0)
+    path = tmp_path / "bank.bin" if mapped else None
+    restored = HeatmapBank(6, 3, 5, dtype=dtype, seed=2, path=path)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    for step in steps[4:]:
+        bank.update(*step)
+        restored.update(*step)
+    assert torch.equal(bank.heatmaps, restored.heatmaps)
+    assert torch.equal(bank.seen, restored.seen)
+
+
+def test_the_seed_decides_the_rounding_and_a_state_is_a_copy():
+    one, again, other = (HeatmapBank(4, 2, 6, seed=s) for s in (0, 0, 1))
+    step = next(updates(1, 4, 2, 6))
+    before = one.state_dict()
+    for bank in (one, again, other):
+        bank.update(*step)
+    assert torch.equal(one.heatmaps, again.heatmaps)
+    assert not torch.equal(one.heatmaps, other.heatmaps)
+    assert not before["heatmaps"].any() and not before["seen"].any()
+
+
+def test_no_gradient_flows_into_or_out_of_the_bank():
+    bank = HeatmapBank(2, 1, 4, dtype=torch.float32)
+    maps = torch.rand(2, 1, 4, 4, requires_grad=True)
+    bank.update(torch.arange(2), Views.whole(2), maps)
+    target, _ = bank.read(torch.arange(2), Views.whole(2), 4)
+    assert not bank.heatmaps.requires_grad and not target.requires_grad
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_images": 0}, "num_images=0"), ({"num_classes": 0}, "num_classes=0"),
+        ({"size": 0}, "size=0"), ({"momentum": 1.0}, "momentum"), ({"momentum": -0.1}, "momentum"),
+        ({"dtype": torch.int8}, "dtype"),
+    ],
+)  # fmt: skip
+def test_impossible_banks_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HeatmapBank(**({"num_images": 2, "num_classes": 2} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("indices", "maps", "message"),
+    [
+        ([0, 3], torch.rand(2, 2, 4, 4), r"0\.\.2"),
+        ([0, -1], torch.rand(2, 2, 4, 4), r"0\.\.2"),
+        ([1, 1], torch.rand(2, 2, 4, 4), "once"),
+        ([0], torch.rand(1, 2, 4, 4), "indices"),
+        ([0.0, 1.0], torch.rand(2, 2, 4, 4), "int64"),
+        ([0, 1], torch.rand(2, 3, 4, 4), r"\(2, 2, G, G\)"),
+        ([0, 1], torch.rand(2, 2, 4), r"\(2, 2, G, G\)"),
+        ([0, 1], torch.full((2, 2, 4, 4), 1.01), "sigmoid"),
+        ([0, 1], torch.full((2, 2, 4, 4), -0.01), "sigmoid"),
+        ([0, 1], torch.full((2, 2, 4, 4), float("nan")), "sigmoid"),
+    ],
+)
+def test_impossible_updates_are_refused_and_change_nothing(indices, maps, message):
+    bank = HeatmapBank(3, 2, 4)
+    with pytest.raises(ValueError, match=message):
+        bank.update(torch.tensor(indices), Views.whole(2), maps)
+    assert not bank.heatmaps.any() and not bank.seen.any()

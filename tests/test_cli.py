@@ -1,0 +1,290 @@
+"""`python -m spcl_lib run`: what it writes, and one clear line for every mistake."""
+
+import csv
+import fcntl
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from spcl_lib import experiment
+from spcl_lib.config import RunConfig
+from spcl_lib.data import load_splits
+from spcl_lib.evaluate import evaluate
+from spcl_lib.experiment import build_model
+from spcl_lib.model import _read_weights
+
+RUN = ("run", "--dataset", "scenes", "--profile", "smoke")
+# The tiny VOC with a network from random weights: only the way of the data matters.
+VOC = ("run", "--dataset", "voc2007", "--profile", "smoke", "--method", "an")
+UNTRAINED = {"backbone": "small_resnet", "weights": "none", "image_side": 16, "crop_side": 16,
+             "eval_side": 16, "epochs": 1}  # fmt: skip
+
+
+def files_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def metrics_in(results):
+    (file,) = results.glob("*/*/metrics.json")
+    return json.loads(file.read_text())
+
+
+def assert_mistake(outcome, results, *said):
+    """Status 2, one line on stderr that says all of `said`, and no results."""
+    assert outcome.status == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("spcl: error: ")
+    for text in said:
+        assert text in line
+    assert outcome.out == ""
+    assert all(name.endswith("/.lock") for name in files_in(results))
+
+
+# --- what a run writes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["an", "en_scl", "full"])
+def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results, tiny):
+    outcome = spcl(*RUN, "--method", method, "--seed", 3, **tiny)
+    assert outcome.status == 0
+    metrics = metrics_in(results)
+    assert f"mAP {metrics['mAP']:.2f} %" in outcome.out and "metrics.json" in outcome.out
+
+    (folder,) = results.glob("scenes-smoke/*")
+    assert folder.name.startswith(f"{method}-seed3-")
+    expected = {".lock", "config.json", "history.csv", "metrics.json", "weights.safetensors"}
+    expected |= {"bank.safetensors"} if method == "en_scl" else set()
+    assert set(files_in(folder)) == expected  # no checkpoint is left, nothing temporary
+
+    config = RunConfig(**json.loads((folder / "config.json").read_text()))
+    assert config.method == method and config.seed == 3 and config.epochs == 3
+    assert metrics["config"] == json.loads((folder / "config.json").read_text())
+    for key in ("spcl", "commit", "python", "torch", "torchvision", "device", "threads"):
+        assert key in metrics["machine"]
+    assert 0 < metrics["mAP"] < 100
+    assert len(metrics["AP"]) == 12 and metrics["classes_without_positive"] == 0
+    for group in ("at_0.5", "top_3"):
+        assert all(0 <= value <= 100 for value in metrics[group].values())
+    assert metrics["train_seconds"] > 0 and metrics["wall_seconds"] >= metrics["train_seconds"]
+    assert [row["epoch"] for row in metrics["history"]] == [1, 2, 3]
+    assert all(math.isfinite(row["loss"]) for row in metrics["history"])
+    assert metrics["history"][-1]["mAP"] == metrics["mAP"]
+
+    with open(folder / "history.csv", newline="") as file:
+        history = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in history] == [r["loss"] for r in metrics["history"]]
+    with open(results / "summary.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    columns = "dataset,profile,method,seed,mAP,epochs,train_seconds".split(",")
+    assert list(row)[:7] == columns
+    assert [row[c] for c in columns] == [str(metrics[c]) for c in columns]
+
+
+def test_the_weights_that_are_kept_are_the_ones_that_were_measured(spcl, results, tiny):
+    spcl(*RUN, "--method", "scl", **tiny)
+    metrics = metrics_in(results)
+    config = RunConfig(**metrics["config"])
+    model, _ = build_model(config, 12)
+    (file,) = results.rglob("weights.safetensors")
+    model.load_state_dict(_read_weights(file))
+    _, report = load_splits(config, None)
+    model.to(memory_format=torch.channels_last)
+    assert evaluate(model, report, config.eval_side)["mAP"] == pytest.approx(metrics["mAP"])
+
+
+def test_a_finished_run_is_not_done_again_unless_forced(spcl, results, tiny):
+    first = spcl(*RUN, "--method", "an", **tiny)
+    (file,) = results.rglob("metrics.json")
+    before = file.stat().st_mtime_ns
+    again = spcl(*RUN, "--method", "an", **tiny)
+    assert again.status == 0 and again.out == first.out
+    assert file.stat().st_mtime_ns == before
+    assert spcl(*RUN, "--method", "an", "--force", **tiny).status == 0
+    assert file.stat().st_mtime_ns > before
+
+
+def test_another_configuration_is_another_run(spcl, results, tiny):
+    for changes in ({}, {"epochs": 2}, {"lr": 1e-3}):
+        spcl(*RUN, "--method", "an", **(tiny | changes))
+    spcl(*RUN, "--method", "an", "--seed", 1, **tiny)
+    folders = [p.parent.name for p in results.rglob("metrics.json")]
+    assert len(set(folders)) == 4
+    with open(results / "summary.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+
+
+def test_the_profile_itself_has_the_plain_name_of_a_folder():
+    plain = experiment.run_folder(experiment.make_config("scenes", "scl", 2, "smoke"))
+    assert (plain.parent.name, plain.name) == ("scenes-smoke", "scl-seed2")
+
+
+def test_photographs_in_the_layout_of_voc_are_trained_on(spcl, results, voc):
+    outcome = spcl(*VOC, "--data-root", voc, **UNTRAINED)
+    assert outcome.status == 0
+    metrics = metrics_in(results)
+    assert (metrics["train_images"], metrics["report_images"]) == (6, 4)
+    assert metrics["classes_without_positive"] > 0
+    assert None in metrics["AP"].values()
+
+
+def test_real_photographs_with_the_pretrained_network(spcl, results, real_part):
+    outcome = spcl(
+        "run", "--dataset", "voc2007", "--profile", "smoke", "--method", "scl",
+        "--data-root", real_part, batch=8, epochs=2,
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    metrics = metrics_in(results)
+    assert (metrics["train_images"], metrics["report_images"]) == (24, 24)
+    assert metrics["config"]["backbone"] == "mobilenet_v2"
+    assert 0 < metrics["mAP"] <= 100
+
+
+# --- mistakes in the command ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "COMMAND"),
+        (("rum",), "rum"),
+        (("run",), "--method"),
+        (("run", "--method"), "--method"),
+        (("run", "--method", "an", "--sead", "1"), "--sead"),
+        (("run", "--method", "an", "--seed", "one"), "one"),
+        (("run", "--method", "an", "--seed", "-1"), "seed"),
+        (("run", "--method", "slc"), "Did you mean 'scl'? Valid: an, cl, scl"),
+        (("run", "--method", "an", "--dataset", "scene"), "Did you mean 'scenes'?"),
+        (("run", "--method", "an", "--profile", "smok"), "Did you mean 'smoke'?"),
+        (("run", "--method", "an", "--set", "momentun=0.5"), "Did you mean 'momentum'?"),
+        (("run", "--method", "an", "--set", "seed=1"), "unknown setting 'seed'"),
+        (("run", "--method", "an", "--set", "lr"), "--set key=value"),
+        (("run", "--method", "an", "--set", "epochs=many"), "'epochs' must be of type int"),
+        (("run", "--method", "an", "--set", "momentum=1.5"), "'momentum' must be in"),
+        (("run", "--method", "an", "--set", "distance=l3"), "Valid: bce, l1, l2"),
+        (("run", "--method", "an", "--set", "image_side=8"), "side=8"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_line(arguments, said, spcl, results):
+    assert_mistake(spcl(*arguments), results, said)
+
+
+# The real command, once; afterwards it tells what it has imported.
+SHELL = """
+import atexit, runpy, sys
+atexit.register(lambda: print(*sys.modules))
+sys.argv[1:] = "run --dataset voc2007 --method an --data-root nowhere".split()
+runpy.run_module("spcl_lib", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    environment = os.environ | {"SPCL_RESULTS": str(tmp_path_factory.mktemp("shell"))}
+    return subprocess.run([sys.executable, "-c", SHELL], cwd=experiment.paths.project(),
+                          env=environment, capture_output=True, text=True)  # fmt: skip
+
+
+def test_from_a_shell_a_mistake_is_the_same_line_and_exit_status(shell):
+    assert shell.returncode == 2
+    (line,) = shell.stderr.splitlines()
+    assert line.startswith("spcl: error: data root 'nowhere' does not exist")
+
+
+def test_the_core_needs_neither_plots_nor_notebooks(shell):
+    """It runs where only torch, torchvision, numpy and pillow (and small tools) are installed."""
+    loaded = {name.partition(".")[0] for name in shell.stdout.split()}
+    assert {"spcl_lib", "torch", "torchvision"} <= loaded
+    assert not loaded & {"matplotlib", "seaborn", "pandas", "papermill", "nbformat", "nbclient",
+                         "ipywidgets", "IPython", "pycocotools", "sklearn"}  # fmt: skip
+
+
+# --- mistakes in the data -------------------------------------------------------------------------
+
+
+def test_a_missing_data_root_is_named_with_the_ways_to_give_it(spcl, results, tmp_path):
+    outcome = spcl(*VOC, "--data-root", tmp_path / "nowhere")
+    assert_mistake(outcome, results, str(tmp_path / "nowhere"), "--data-root", "SPCL_DATA")
+
+
+def test_the_data_root_of_the_environment_is_checked_too(spcl, results, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPCL_DATA", str(tmp_path / "elsewhere"))
+    assert_mistake(spcl(*VOC), results, str(tmp_path / "elsewhere"))
+
+
+def test_a_data_root_without_the_data_set_is_named(spcl, results, tmp_path):
+    assert_mistake(spcl(*VOC, "--data-root", tmp_path), results, str(tmp_path / "VOCdevkit"))
+
+
+def test_missing_weights_are_named(spcl, results, tmp_path, voc, tiny):
+    file = tmp_path / "weights.pth"
+    outcome = spcl(*RUN, "--method", "an", **(tiny | {"weights": file}))
+    assert_mistake(outcome, results, str(file), "--set weights=FILE")
+
+
+def test_weights_of_another_network_are_named(spcl, results, tmp_path, tiny):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "w.pth")
+    outcome = spcl(*RUN, "--method", "an", **(tiny | {"weights": tmp_path / "w.pth"}))
+    assert_mistake(outcome, results, str(tmp_path / "w.pth"), "small_resnet")
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "text"])
+def test_an_unreadable_image_is_named(fault, spcl, results, voc):
+    file = voc / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000005.jpg"
+    intact = file.read_bytes()
+    file.unlink()
+    if fault == "truncated":
+        file.write_bytes(intact[:-300])
+    if fault == "text":
+        file.write_text("404: not found")
+    outcome = spcl(*VOC, "--data-root", voc, **UNTRAINED)
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    last = outcome.err.replace("\r", "\n").splitlines()[-1]  # a progress bar may precede it
+    assert last.startswith("spcl: error: image '") and str(file) in last
+    assert all(name.endswith("/.lock") for name in files_in(results))
+
+
+def test_a_mistake_does_not_cost_the_results_that_were_there(spcl, results, voc, tmp_path):
+    assert spcl(*VOC, "--data-root", voc, **UNTRAINED).status == 0
+    before = {name: (results / name).read_bytes() for name in files_in(results)}
+    outcome = spcl(*VOC, "--force", "--data-root", tmp_path / "nowhere", **UNTRAINED)
+    assert outcome.status == 2
+    assert {name: (results / name).read_bytes() for name in files_in(results)} == before
+
+
+# --- other ends -----------------------------------------------------------------------------------
+
+
+def test_a_training_that_diverges_says_so_without_a_traceback(spcl, results, tiny):
+    outcome = spcl(*RUN, "--method", "an", **(tiny | {"lr": 1e30, "amp": "off"}))
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    last = outcome.err.replace("\r", "\n").splitlines()[-1]
+    assert last.startswith("spcl: error: the loss became nan") and "--set lr=" in last
+    assert not list(results.rglob("metrics.json"))
+
+
+def test_a_run_that_another_process_holds_is_left_alone(spcl, results, tiny, monkeypatch):
+    monkeypatch.setattr(experiment, "_LOCK_SECONDS", 0.3)
+    spcl(*RUN, "--method", "an", **tiny)
+    (folder,) = results.glob("scenes-smoke/*")
+    with open(folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        outcome = spcl(*RUN, "--method", "an", "--force", **tiny)
+    assert outcome.status == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith(f"spcl: error: another process is training in '{folder}'")
+    assert (folder / "metrics.json").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(spcl, tiny, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "train", interrupted)
+    outcome = spcl(*RUN, "--method", "an", **tiny)
+    assert outcome.status == 130
+    assert outcome.err.splitlines()[-1].startswith("spcl: stopped")

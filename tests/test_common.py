@@ -1,0 +1,62 @@
+"""ImageSet, the single-label draw, and the examples in docstrings."""
+
+import doctest
+
+import pytest
+import torch
+
+from spcl_lib import UserError, bank, evaluate, views
+from spcl_lib.data import ImageSet, single_label_draw
+
+
+def some_labels(n=400, c=6):
+    labels = torch.rand(n, c, generator=torch.Generator().manual_seed(0)) < 0.4
+    labels[torch.arange(n), torch.arange(n) % c] = True
+    return labels
+
+
+def test_one_label_an_image_is_kept_and_it_is_one_of_its_own():
+    labels = some_labels()
+    single = single_label_draw(labels, 0)
+    assert single.dtype == torch.bool
+    assert (single.sum(1) == 1).all()
+    assert not (single & ~labels).any()
+
+
+def test_the_draw_depends_on_its_seed_alone():
+    labels = some_labels()
+    torch.manual_seed(1)
+    one = single_label_draw(labels, 7)
+    torch.manual_seed(2)
+    assert torch.equal(one, single_label_draw(labels, 7))
+    assert not torch.equal(one, single_label_draw(labels, 8))
+
+
+def test_each_label_of_an_image_is_as_likely():
+    labels = torch.tensor([[1, 0, 1, 1, 0]] * 6000, dtype=torch.bool)
+    share = single_label_draw(labels, 0).float().mean(0)
+    torch.testing.assert_close(share, torch.tensor([1, 0, 1, 1, 0]) / 3, atol=0.025, rtol=0)
+
+
+def test_an_image_without_a_label_is_named():
+    labels = some_labels()
+    labels[[5, 9]] = False
+    with pytest.raises(UserError, match="2 of 400 .*number 5"):
+        single_label_draw(labels, 0)
+
+
+def test_a_subset_keeps_everything_together():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    data = ImageSet(images, some_labels(5, 3), ("a", "b", "c"), tuple("vwxyz"), images[:, 0])
+    part = data.subset(torch.tensor([3, 0]))
+    assert len(part) == 2
+    assert part.images[:, 0, 0, 0].tolist() == [3, 0]
+    assert part.class_map[:, 0, 0].tolist() == [3, 0]
+    assert part.ids == ("y", "v") and part.classes == data.classes
+    assert torch.equal(part.labels, data.labels[[3, 0]])
+
+
+@pytest.mark.parametrize("module", [views, bank, evaluate])
+def test_the_examples_in_the_docstrings_are_true(module):
+    failed, tried = doctest.testmod(module)
+    assert tried > 0 and failed == 0

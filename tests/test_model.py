@@ -1,0 +1,173 @@
+"""SpatialClassifier: its shapes, its pooling, frozen blocks, and weights from files."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.transforms.functional import normalize
+
+from spcl_lib import UserError
+from spcl_lib.model import (
+    BACKBONES,
+    SpatialClassifier,
+    autocast,
+    build_backbone,
+    normalised,
+    pooled,
+    save_weights,
+    small_resnet,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "grid", "width"),
+    [("small_resnet", 64, 8, 128), ("mobilenet_v2", 96, 3, 1280), ("resnet18", 64, 2, 512),
+     ("resnet50", 64, 2, 2048)],
+)  # fmt: skip
+def test_a_backbone_keeps_the_spatial_axes(name, side, grid, width):
+    features, num_features = build_backbone(name, None)
+    assert num_features == width
+    model = SpatialClassifier(features, num_features, 5).eval()
+    with torch.no_grad():
+        maps = model(torch.zeros(2, 3, side, side))
+    assert maps.shape == (2, 5, grid, grid)
+
+
+def test_every_backbone_is_tested_above():
+    assert BACKBONES == ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
+
+
+def test_the_mean_of_the_maps_is_a_linear_layer_after_global_average_pooling():
+    model = SpatialClassifier(small_resnet(), 128, 4).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.features(images).mean((2, 3))
+        linear = features @ model.head.weight.flatten(1).T + model.head.bias
+        torch.testing.assert_close(pooled(model(images)), linear, atol=1e-5, rtol=1e-4)
+
+
+def test_a_torchvision_backbone_is_the_model_without_its_classifier():
+    whole = torchvision.models.resnet18(weights=None).eval()
+    features, _ = build_backbone("resnet18", None)
+    values = list(whole.state_dict().values())[:-2]  # without the last layer's
+    features.load_state_dict(dict(zip(features.state_dict(), values, strict=True)))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.fc(features.eval()(images).mean((2, 3))), whole(images))
+
+
+@pytest.mark.parametrize("frozen", [0, 2, 4])
+def test_frozen_blocks_get_no_gradient_and_keep_their_batch_statistics(frozen):
+    model = SpatialClassifier(small_resnet(), 128, 4, frozen).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    for number, block in enumerate(model.features):
+        for p in block.parameters():
+            assert (p.grad is None) == (number < frozen)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    blocks = {int(name.split(".")[1]) for name in changed}  # batch statistics: 1, 3 and 4 have them
+    assert blocks == {n for n in (1, 3, 4) if n >= frozen}
+
+
+def test_images_are_normalised_as_torchvision_does():
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    expected = normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    torch.testing.assert_close(normalised(images), expected)
+    assert normalised(images).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("off", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_mixed_precision_is_as_asked(amp, dtype):
+    with autocast(torch.device("cpu"), amp):
+        assert nn.functional.conv2d(torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3)).dtype == dtype
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_come_back_from_a_file_even_if_it_is_float16(suffix, tmp_path):
+    saved, file = small_resnet(), tmp_path / f"w{suffix}"
+    if suffix == ".safetensors":
+        save_weights(saved.to(memory_format=torch.channels_last), file)
+    else:
+        saved = saved.half()
+        torch.save(saved.state_dict(), file)
+    loaded, _ = build_backbone("small_resnet", file)
+    for name, value in loaded.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64)
+        assert torch.equal(value, saved.state_dict()[name].to(value.dtype))
+
+
+def test_a_file_may_hold_the_whole_torchvision_model(tmp_path):
+    whole = torchvision.models.mobilenet_v2(weights=None)
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    features, _ = build_backbone("mobilenet_v2", tmp_path / "w.pth")
+    for a, b in zip(features.parameters(), whole.features.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def write_nothing(file):
+    pass
+
+
+def write_text(file):
+    file.write_text("no weights")
+
+
+def write_torn(file):
+    torch.save(small_resnet().state_dict(), file)
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def write_other_network(file):
+    torch.save(nn.Linear(2, 2).state_dict(), file)
+
+
+def write_other_shape(file):
+    state = small_resnet().state_dict()
+    state["0.weight"] = torch.zeros(16, 3, 3, 3)
+    torch.save(state, file)
+
+
+def write_module(file):
+    torch.save(nn.Linear(2, 2), file)  # unpickling it could run anything: refused
+
+
+def write_tensor(file):
+    torch.save(torch.zeros(3), file)
+
+
+def write_checkpoint(file):
+    torch.save({"epoch": 3, "state_dict": small_resnet().state_dict()}, file)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_nothing, write_text, write_torn, write_other_network, write_other_shape, write_module,
+     write_tensor, write_checkpoint],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_that_cannot_be_used_give_one_line_that_names_the_file(write, suffix, tmp_path):
+    file = tmp_path / f"w{suffix}"
+    write(file)
+    with pytest.raises(UserError, match="weights") as caught:
+        build_backbone("small_resnet", file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch):
+    def offline(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match="no network.*--set weights=FILE"):
+        build_backbone("mobilenet_v2", "torchvision")
+    with pytest.raises(UserError, match="small_resnet"):
+        build_backbone("small_resnet", "torchvision")
+
+
+def test_an_unknown_backbone_names_the_valid_ones():
+    with pytest.raises(UserError, match="Did you mean 'resnet50'.*mobilenet_v2"):
+        build_backbone("resnet51", None)

@@ -1,0 +1,207 @@
+"""VOC2007: labels from ImageSets/Main, images in their order; what is wrong is named."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import voc_flags, voc_ids
+from PIL import Image
+
+from spcl_lib import UserError
+from spcl_lib.config import make_config
+from spcl_lib.data import load_splits
+from spcl_lib.data.voc import CLASSES, load_voc, read_labels
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
+
+
+def devkit(root):
+    return root / "VOCdevkit" / "VOC2007"
+
+
+def lists(root):
+    return devkit(root) / "ImageSets" / "Main"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_are_the_lists_and_difficult_counts_as_negative(voc, split):
+    data = load_voc(voc, split, 16)
+    flags = voc_flags(split)
+    assert (flags == 0).any()
+    assert data.ids == tuple(voc_ids()[split])  # in the order of the list, not of the names
+    np.testing.assert_array_equal(data.labels, flags == 1)
+    assert data.classes == CLASSES and len(CLASSES) == 20
+
+
+def test_images_are_the_whole_files_resized_in_the_order_of_the_list(voc):
+    data = load_voc(voc, "train", 16)
+    assert data.images.shape == (6, 3, 16, 16) and data.images.dtype == torch.uint8
+    for name, image in zip(data.ids, data.images, strict=True):
+        with Image.open(devkit(voc) / "JPEGImages" / f"{name}.jpg") as file:
+            assert file.size == (24, 18)
+            expected = np.asarray(file.resize((16, 16), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+
+
+def test_columns_may_be_separated_and_ordered_in_any_way(voc):
+    before = read_labels(devkit(voc), "train")[1]
+    file = lists(voc) / "dog_train.txt"
+    rows = file.read_text().splitlines()
+    file.write_text("\r\n".join(row.replace(" ", "\t") for row in reversed(rows)) + "\r\n\r\n")
+    assert torch.equal(read_labels(devkit(voc), "train")[1], before)
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+def without_devkit(root):
+    shutil.rmtree(root / "VOCdevkit")
+    return devkit(root)
+
+
+def without_split(root):
+    (lists(root) / "train.txt").unlink()
+    return lists(root) / "train.txt"
+
+
+def empty_split(root):
+    (lists(root) / "train.txt").write_text("")
+    return lists(root) / "train.txt"
+
+
+def without_class_list(root):
+    (lists(root) / "sheep_train.txt").unlink()
+    return lists(root) / "sheep_train.txt"
+
+
+def class_list_lacks_an_image(root):
+    file = lists(root) / "sheep_train.txt"
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join(row for row in rows if not row.startswith("000012")))
+    return f"{file}' lacks image '000012'"
+
+
+def bad_flag(root):
+    file = lists(root) / "sheep_train.txt"
+    file.write_text(file.read_text().replace("000012 -1", "000012  2"))
+    assert " 2" in file.read_text()
+    return f"{file}' has the flag '2'"
+
+
+def bad_line(root):
+    file = lists(root) / "sheep_train.txt"
+    file.write_text(file.read_text() + "000099\n")
+    return f"{file}' has the line '000099'"
+
+
+def missing_image(root):
+    file = devkit(root) / "JPEGImages" / "000005.jpg"
+    file.unlink()
+    return file
+
+
+def truncated_image(root):
+    file = devkit(root) / "JPEGImages" / "000005.jpg"
+    file.write_bytes(file.read_bytes()[:-300])
+    return file
+
+
+def text_as_image(root):
+    file = devkit(root) / "JPEGImages" / "000005.jpg"
+    file.write_text("404: not found\n")
+    return file
+
+
+def empty_image(root):
+    file = devkit(root) / "JPEGImages" / "000005.jpg"
+    file.write_bytes(b"")
+    return file
+
+
+FAULTS = [
+    without_devkit, without_split, empty_split, without_class_list, class_list_lacks_an_image,
+    bad_flag, bad_line, missing_image, truncated_image, text_as_image, empty_image,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("break_it", FAULTS)
+def test_what_is_wrong_is_named_in_one_line_and_leaves_no_cache(voc, break_it, tmp_path):
+    named = str(break_it(voc))
+    with pytest.raises(UserError) as caught:
+        load_voc(voc, "train", 16)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+    left = list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else []
+    assert all(path.name.endswith(".lock") for path in left)
+
+
+@pytest.mark.parametrize("break_it", [truncated_image, text_as_image])
+def test_after_the_file_is_mended_the_same_call_works(voc, break_it):
+    file = devkit(voc) / "JPEGImages" / "000005.jpg"
+    intact = file.read_bytes()
+    break_it(voc)
+    with pytest.raises(UserError):
+        load_voc(voc, "train", 16)
+    file.write_bytes(intact)
+    assert len(load_voc(voc, "train", 16)) == 6
+
+
+# --- splits of a run ------------------------------------------------------------------------------
+
+
+def test_final_runs_report_on_val_and_choices_on_a_part_of_train(voc):
+    small = {"train_images": 0, "eval_images": 0, "image_side": 16}
+    config = make_config("voc2007", "an", profile="smoke", overrides=small | {"report": "test"})
+    train, report = load_splits(config, voc)
+    assert train.ids == tuple(voc_ids()["train"]) and report.ids == tuple(voc_ids()["val"])
+    config = make_config("voc2007", "an", profile="smoke", overrides=small | {"report": "val"})
+    train, report = load_splits(config, voc)
+    assert (len(train), len(report)) == (5, 1)
+    assert set(train.ids) | set(report.ids) == set(voc_ids()["train"])
+
+
+def test_images_with_nothing_but_difficult_objects_are_not_trained_on_but_reported_on(voc):
+    for split, name in (("train", "000012"), ("val", "000002")):
+        for file in lists(voc).glob(f"*_{split}.txt"):
+            file.write_text(file.read_text().replace(f"{name}  1", f"{name}  0"))
+    everything = {"train_images": 0, "eval_images": 0, "image_side": 16}
+    config = make_config("voc2007", "an", profile="smoke", overrides=everything)
+    train, report = load_splits(config, voc)
+    assert "000012" not in train.ids and len(train) == 5
+    assert "000002" in report.ids and len(report) == 4
+
+
+# --- real data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_labels_are_the_lists_for_all_images(real_data, split):
+    folder = devkit(real_data)
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    positives = set()  # (image, class), read the other way round: line by line
+    for name in CLASSES:
+        text = (folder / "ImageSets" / "Main" / f"{name}_{split}.txt").read_text()
+        for line in text.splitlines():
+            if line.strip().endswith(" 1"):
+                positives.add((line.split()[0], name))
+    expected_ids = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+
+    ids, labels = read_labels(folder, split)
+    got = {(ids[n], CLASSES[c]) for n, c in labels.nonzero().tolist()}
+    assert ids == expected_ids and len(ids) >= 2500
+    assert got == positives and len(positives) > 3000
+
+
+def test_real_images_load_in_the_order_of_their_list(real_part):
+    chosen = (lists(real_part) / "val.txt").read_text().split()
+    data = load_voc(real_part, "val", 48)
+    assert data.ids == tuple(chosen) and chosen != sorted(chosen)
+    for name, image in zip(chosen, data.images, strict=True):
+        with Image.open(devkit(real_part) / "JPEGImages" / f"{name}.jpg") as file:
+            expected = file.convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image.permute(1, 2, 0), np.asarray(expected))
