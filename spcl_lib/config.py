@@ -78,7 +78,7 @@ _MOBILENET = {
     "backbone": "mobilenet_v2", "image_side": 192, "crop_side": 160, "eval_side": 160,
     "epochs": 8, "batch": 32, "lr": 2e-4, "head_lr_factor": 10.0, "warmup": 0.3, "eval_every": 4,
     "frozen": 7,  # of 19 blocks
-    "bank_size": 14, "start": 2, "expected_positives": 1.5,
+    "bank_size": 14, "start": 3, "ramp": 1.0, "distance": "l1", "expected_positives": 1.5,
 }  # fmt: skip
 _SCENES = {
     # Crops of 48 px from images of 64: objects in a crop are, on average, as large as in the whole

@@ -60,7 +60,7 @@ def _styled(function: F) -> F:
 
 @_styled
 def map_by_method(runs: Runs) -> Figure:
-    """mAP of every seed (small dots) and their mean (large dot), between AN and Full.
+    """Draws mAP of every seed (small dots) and their mean (large dot), between AN and Full.
 
     Args:
         runs: contents of metrics.json.
@@ -92,7 +92,7 @@ def map_by_method(runs: Runs) -> Figure:
 
 @_styled
 def learning_curves(runs: Runs) -> Figure:
-    """mAP over epochs: mean over seeds, with a band of one standard deviation.
+    """Draws mAP over epochs: mean over seeds, with a band of one standard deviation.
 
     Args:
         runs: contents of metrics.json.

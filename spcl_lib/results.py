@@ -148,7 +148,7 @@ def by_method(runs: Runs) -> dict[str, Runs]:
 
 
 def paired(runs: Runs, method: str, other: str) -> list[float]:
-    """mAP of `method` less that of `other`, for every seed that both have."""
+    """Gains in mAP of `method` over `other`, one for every seed that both have."""
     scores = {name: {r["seed"]: r["mAP"] for r in runs if r["method"] == name}
               for name in (method, other)}  # fmt: skip
     seeds = sorted(scores[method].keys() & scores[other].keys())
@@ -247,19 +247,17 @@ def compared(runs: Runs, method: str, other: str) -> str:
     if missing:
         return f"No verdict on {a} against {b}: no run of {' and '.join(missing)}."
     differences = paired(runs, method, other)
-    if len(differences) < 2:
-        return f"Not settled: {a} against {b}; spread needs two common seeds, {_count(differences)}."
-    mean, error = _mean(differences), _std(differences) / math.sqrt(len(differences))
-    amount = f"{mean:+.1f} ± {_std(differences):.1f} mAP over {len(differences)} seeds"
-    if abs(mean) <= 2 * error:
-        return f"Not settled by {len(differences)} seeds: {a} against {b}, {amount}."
+    if not differences:
+        return f"No verdict on {a} against {b}: they have no seed in common."
+    mean, spread, count = _mean(differences), _std(differences), len(differences)
+    if count == 1:
+        return f"Not settled: {a} against {b}, {mean:+.1f} mAP for one seed; spread needs two."
+    amount = f"{mean:+.1f} ± {spread:.1f} mAP"
+    if abs(mean) <= 2 * spread / math.sqrt(count):
+        return f"Not settled by {count} seeds: {a} against {b}, {amount}."
     if mean > 0:
-        return f"{a} beats {b}: {amount}."
-    return f"{a} does not beat {b} here: {amount}."
-
-
-def _count(differences: list[float]) -> str:
-    return f"there is one ({differences[0]:+.1f} mAP)" if differences else "there is none"
+        return f"{a} beats {b}: {amount} over {count} seeds."
+    return f"{a} does not beat {b} here: {amount} over {count} seeds."
 
 
 def _worth_solving(runs: Runs) -> str:
@@ -283,9 +281,11 @@ def _best_spatial(runs: Runs) -> str:
         sentence += f", {gain:+.1f} against AN"
     if math.isnan(closed):
         return f"{sentence}. How much of the gap it closes needs runs of AN and of Full, above AN."
-    overall = rows["mAP"].drop("full", errors="ignore").idxmax()
-    rest = "" if overall == best else f" {label(overall)} is better ({rows.loc[overall, 'mAP']:.1f})."
-    return f"{sentence}; it closes {closed:.0f} % of the gap between AN and Full.{rest}"
+    sentence += f"; it closes {closed:.0f} % of the gap between AN and Full."
+    overall = rows["mAP"].drop("full").idxmax()
+    if overall != best:
+        sentence += f" {label(overall)} is better ({rows.loc[overall, 'mAP']:.1f})."
+    return sentence
 
 
 # --- for people -----------------------------------------------------------------------------------
@@ -347,8 +347,8 @@ def provenance(runs: Runs) -> list[str]:
     commits = sorted({str(r["machine"]["commit"]) for r in runs})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return [
-        f"{first['dataset']}, profile {first['profile']}: {len(seeds)} methods, seeds: {each} each; "
-        f"{first['train_images']:,} training images with one label each, "
+        f"{first['dataset']}, profile {first['profile']}: {len(seeds)} methods, seeds: {each} each;"
+        f" {first['train_images']:,} training images with one label each, "
         f"{first['report_images']:,} images to report on, {_plural(first['epochs'], 'epoch')}",
         f"machine: {'; '.join(machines)}",
         f"finished: {span}; commit {', '.join(commits)}",

@@ -23,27 +23,29 @@ def images():
 
 
 FIGURES = {
-    "map_by_method": lambda images: plots.map_by_method(fake_runs()),
-    "map of two runs": lambda images: plots.map_by_method(fake_runs(methods=("an", "cl"), seeds=(0,))),
-    "learning_curves": lambda images: plots.learning_curves(fake_runs()),
-    "curve of one run": lambda images: plots.learning_curves(fake_runs(methods=("scl",), seeds=(0,))),
-    "per_class_ap": lambda images: plots.per_class_ap(fake_runs()),
-    "per_class_ap of voc": lambda images: plots.per_class_ap(fake_runs("voc2007")),
-    "per_class_ap of an": lambda images: plots.per_class_ap(fake_runs(methods=("an",))),
-    "per_class_ap without an": lambda images: plots.per_class_ap(fake_runs(methods=("scl",))),
-    "contact_sheet": lambda images: plots.contact_sheet(images, list("abcde"), columns=3),
-    "contact_sheet plain": lambda images: plots.contact_sheet(images[:1]),
-    "show_views": lambda images: plots.show_views(
-        images[0], Views.whole(2), images[:2].float(), ["the image", "crop 1", "crop 2"]
+    "map_by_method": lambda x: plots.map_by_method(fake_runs()),
+    "map of two runs": lambda x: plots.map_by_method(fake_runs(methods=("an", "cl"), seeds=(0,))),
+    "learning_curves": lambda x: plots.learning_curves(fake_runs()),
+    "curve of one run": lambda x: plots.learning_curves(fake_runs(methods=("cl",), seeds=(0,))),
+    "per_class_ap": lambda x: plots.per_class_ap(fake_runs()),
+    "per_class_ap of voc": lambda x: plots.per_class_ap(fake_runs("voc2007")),
+    "per_class_ap of an": lambda x: plots.per_class_ap(fake_runs(methods=("an",))),
+    "per_class_ap without an": lambda x: plots.per_class_ap(fake_runs(methods=("scl",))),
+    "contact_sheet": lambda x: plots.contact_sheet(x, list("abcde"), columns=3),
+    "contact_sheet plain": lambda x: plots.contact_sheet(x[:1]),
+    "show_views": lambda x: plots.show_views(
+        x[0], Views.whole(2), x[:2].float(), ["the image, its label", "crop 1", "crop 2"]
     ),
-    "overlay": lambda images: plots.overlay(
-        images[0], torch.rand(3, 8, 8), ["a", "b", "c"], boxes=Views.whole(1).boxes
+    "overlay": lambda x: plots.overlay(
+        x[0], torch.rand(3, 8, 8), ["a", "b", "c"], boxes=Views.whole(1).boxes
     ),
-    "overlay of zeros": lambda images: plots.overlay(images[:1], torch.zeros(1, 4, 4), ["a"], 0.5),
-    "targets": lambda images: plots.targets(
-        {"AN": {"cloud": 1.0, "skull": 0.0}, "SCL": {"cloud": 0.2, "skull": 0.7}}, ["skull"], "cloud"
+    "overlay of zeros": lambda x: plots.overlay(x[:1], torch.zeros(1, 4, 4), ["a"], 0.5),
+    "targets": lambda x: plots.targets(
+        {"AN": {"cloud": 1.0, "skull": 0.0}, "SCL": {"cloud": 0.2, "skull": 0.7}},
+        present=["skull"],
+        given="cloud",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -52,7 +54,7 @@ def test_figures_are_labelled_and_nothing_is_cut_off(name, images):
     figure = FIGURES[name](images)
     assert isinstance(figure, Figure)
     assert pyplot.get_fignums() == before  # given back, not left open to be shown twice
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(drawn.x0, drawn.y0) >= -0.02, drawn
     assert drawn.x1 <= width + 0.02 and drawn.y1 <= height + 0.02, drawn
@@ -72,7 +74,7 @@ def test_heat_has_a_scale_with_its_unit(images):
 
 def test_titles_of_panels_do_not_overlap(images):
     figure = FIGURES["show_views"](images)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     titles = [axes.title.get_window_extent() for axes in figure.axes]
     assert not any(a.overlaps(b) for a in titles for b in titles if a is not b)
 

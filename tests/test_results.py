@@ -112,11 +112,10 @@ def test_per_class_and_learning_curves():
         ([74.0, 74.5, 75.0], "SCL beats AN: +4.5 ± 0.5 mAP over 3 seeds."),
         ([68.0, 67.5, 67.0], "SCL does not beat AN here: -2.5 ± 0.5 mAP over 3 seeds."),
         # +2, -1, +2: mean 1, standard deviation 1.73, two standard errors 2
-        ([72.0, 69.0, 72.0], "Not settled by 3 seeds: SCL against AN, +1.0 ± 1.7 mAP over 3 seeds."),
-        ([70.0, 70.0, 70.0], "Not settled by 3 seeds: SCL against AN, +0.0 ± 0.0 mAP over 3 seeds."),
-        ([74.0], "Not settled: SCL against AN; spread needs two common seeds, there is one (+4.0 mAP)."),
-        ([None, None, None, 74.0],
-         "Not settled: SCL against AN; spread needs two common seeds, there is none."),
+        ([72.0, 69.0, 72.0], "Not settled by 3 seeds: SCL against AN, +1.0 ± 1.7 mAP."),
+        ([70.0, 70.0, 70.0], "Not settled by 3 seeds: SCL against AN, +0.0 ± 0.0 mAP."),
+        ([74.0], "Not settled: SCL against AN, +4.0 mAP for one seed; spread needs two."),
+        ([None, None, None, 74.0], "No verdict on SCL against AN: they have no seed in common."),
         ([], "No verdict on SCL against AN: no run of SCL."),
     ],
 )  # fmt: skip
@@ -134,7 +133,7 @@ def test_two_standard_errors_are_the_rule():
 def test_all_verdicts():
     sentences = results.verdicts(fake_runs())
     starts = ["Full beats AN", "CL beats AN", "SCL beats AN", "SCL beats CL", "EN beats AN",
-              "EN + SCL beats EN:", "EN + SCL beats EN + CL", "The best method with SCL is EN + SCL"]
+              "EN + SCL beats EN:", "EN + SCL beats EN + CL", "The best method with SCL is EN +"]
     for sentence, start in zip(sentences, starts, strict=True):
         assert sentence.startswith(start)
 
@@ -237,8 +236,9 @@ def test_other_references(reference):
 def test_readme_blocks_are_filled_and_stay(reference, tmp_path):
     write_reference(fake_runs())
     readme = tmp_path / "README.md"
+    block = "<!-- table scenes-cpu -->\nold\n<!-- end -->"
     other = "<!-- table voc2007-cpu -->\nas it was\n<!-- end -->"
-    readme.write_text(f"before\n<!-- table scenes-cpu -->\nold\n<!-- end -->\nbetween\n{other}\nafter\n")
+    readme.write_text(f"before\n{block}\nbetween\n{other}\nafter\n")
     assert results.update_readme(readme) is True
     text = readme.read_text()
     assert "old" not in text and text.startswith("before\n<!-- table scenes-cpu -->\n\n| method |")
