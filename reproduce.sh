@@ -206,6 +206,7 @@ set_up() {
 shield() {
   export JUPYTER_PREFER_ENV_PATH=1         # else a kernel "python3" in the home folder goes first
   export IPYTHONDIR=$state/ipython         # no start-up files that print into checked outputs
+  mkdir -p -- "$IPYTHONDIR" 2>/dev/null || true  # else IPython warns, into every notebook
   if [[ -n ${SPCL_PYTHON:-} ]]; then
     export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH}  # it need not be installed there
     return 0

@@ -1,4 +1,4 @@
-"""Command line: `python -m spcl_lib run | reproduce | bench`."""
+"""Command line: `python -m spcl_lib run | reproduce | bench | reference | notebooks`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_options(bench)
     bench.add_argument("--steps", type=int, default=40, help="timed steps per method")
     bench.set_defaults(command=_bench)
+
+    keep = commands.add_parser(
+        "reference", help="keep finished runs as notebooks/reference, update the README's tables",
+        allow_abbrev=False,
+    )  # fmt: skip
+    keep.add_argument("--dataset", default="scenes", help=", ".join(PROFILES))
+    keep.add_argument("--profile", default="cpu")
+    keep.set_defaults(command=_reference)
+
+    books = commands.add_parser(
+        "notebooks", help="run notebooks again in place, for the committed outputs",
+        allow_abbrev=False,
+    )  # fmt: skip
+    books.add_argument("names", nargs="*", help="such as 00_tour (default: all)")
+    books.set_defaults(command=_notebooks)
     return parser
 
 
@@ -124,6 +139,22 @@ def _bench(options: argparse.Namespace) -> int:
         options.dataset, "an", 0, options.profile, parse_overrides(options.set)
     )
     return bench(config, options.data_root, options.steps)
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from spcl_lib.results import save_reference, update_readme
+
+    print(save_reference(options.dataset, options.profile))
+    update_readme()
+    return 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    from spcl_lib.notebooks import refresh
+
+    for file in refresh(options.names):
+        print(file)
+    return 0
 
 
 if __name__ == "__main__":

@@ -124,32 +124,35 @@ def learning_curves(runs: Runs) -> Figure:
 def per_class_ap(runs: Runs) -> Figure:
     """Gain in AP over AN: a row per class (with AN's own AP), a column per method.
 
+    Where there is nothing to compare, AN missing or alone, it is the AP itself.
+
     Args:
-        runs: contents of metrics.json; AN must be among the methods.
+        runs: contents of metrics.json.
     """
     import matplotlib.pyplot as plt
 
-    ap = per_class(runs).dropna(how="all").sort_values("an")
-    gain = ap.drop(columns="an").sub(ap["an"], axis=0)
-    gain.columns = [label(name) for name in gain.columns]
-    gain.index = [f"{name}  ({value:.0f})" for name, value in ap["an"].items()]
-    size = (2.6 + 0.75 * max(3, gain.shape[1]), 1.3 + 0.27 * len(gain))
+    ap = per_class(runs).dropna(how="all")
+    values, names, unit, limits, scale = ap, list(ap.index), "AP in %", (0, 100), "Blues"
+    if "an" in ap and ap.shape[1] > 1:
+        ap = ap.sort_values("an")
+        names = [f"{name}  ({value:.0f})" for name, value in ap["an"].items()]
+        values, unit = ap.drop(columns="an").sub(ap["an"], axis=0), "gain in AP over AN, points"
+        limit = max(1.0, float(values.abs().max().max()))
+        limits, scale = (-limit, limit), "PuOr_r"
+    size = (2.6 + 0.75 * max(3, values.shape[1]), 1.3 + 0.27 * len(values))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
-    if gain.shape[1] == 0:
-        axes.text(0.5, 0.5, "AN is the only method", ha="center", transform=axes.transAxes)
-        return figure
-    limit = max(1.0, float(gain.abs().max().max()))
-    shown = axes.imshow(gain, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
-    for (row, column), value in np.ndenumerate(gain.to_numpy()):
-        dark = abs(value) > 0.6 * limit
+    shown = axes.imshow(values, cmap=scale, vmin=limits[0], vmax=limits[1], aspect="auto")
+    for (row, column), value in np.ndenumerate(values.to_numpy()):
+        dark = abs(value) > 0.6 * limits[1]
         axes.text(
-            column, row, f"{value:+.0f}", ha="center", va="center", fontsize="small",
-            color="white" if dark else "black",
+            column, row, f"{value:.0f}" if limits[0] == 0 else f"{value:+.0f}", ha="center",
+            va="center", fontsize="small", color="white" if dark else "black",
         )  # fmt: skip
-    figure.colorbar(shown, ax=axes, label="gain in AP over AN, percentage points")
+    figure.colorbar(shown, ax=axes, label=unit)
     axes.set(
-        xticks=range(gain.shape[1]), xticklabels=list(gain.columns), yticks=range(len(gain)),
-        yticklabels=list(gain.index), ylabel="class (AP of AN in %)",
+        xticks=range(values.shape[1]), xticklabels=[label(name) for name in values.columns],
+        yticks=range(len(values)), yticklabels=names,
+        ylabel="class" if limits[0] == 0 else "class (AP of AN in %)",
     )  # fmt: skip
     axes.grid(False)
     axes.tick_params(length=0)

@@ -75,11 +75,13 @@ def _run_all(
     queue = list(waiting)
     threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(queue) or 1)))
     bar = tqdm(total=len(queue), desc="runs", unit="run", smoothing=0, disable=not queue)
+    every, shown = (1.0 if sys.stderr.isatty() else 60.0), time.monotonic()  # a log wants few lines
     try:
         while queue or running:
             while queue and len(running) < jobs:
                 running.append(_start(queue.pop(0), data_root, threads, force))
-                bar.set_postfix_str(", ".join(run_folder(j.config).name for j in running))
+                names = ", ".join(run_folder(j.config).name for j in running)
+                bar.set_postfix_str(names, refresh=False)
             time.sleep(0.2)
             for job in [j for j in running if j.process.poll() is not None]:
                 running.remove(job)
@@ -87,7 +89,9 @@ def _run_all(
                     failed.append(job)
                     bar.write(f"FAILED {run_folder(job.config).name}: see {job.log}")
                 bar.update()
-            bar.refresh()
+            if time.monotonic() - shown >= every:
+                bar.refresh()
+                shown = time.monotonic()
     finally:  # also on Ctrl-C: nothing goes on in the background
         for job in running:
             job.process.terminate()

@@ -332,7 +332,7 @@ def test_own_interpreter_is_used_as_it_is(box):
     assert result.returncode == 3, result.stderr
     assert box.calls() == ["python -P -m spcl_lib reproduce --only a b "]
     assert f"PYTHONPATH={box.project}" in Path(f"{box.log}.env").read_text().splitlines()
-    assert not (box.project / ".setup").exists()
+    assert not any((box.project / name).exists() for name in (".venv", ".env", ".setup/log.txt"))
     box.run("test", "-k", "x y", SPCL_PYTHON=str(own))
     assert box.calls() == ["python -m pytest --nbval --nbval-current-env -k x y"]
 

@@ -1,0 +1,37 @@
+"""The scenes' backbone is pretrained once, and the same everywhere."""
+
+import pytest
+import torch
+
+from spcl_lib import pretrain
+from spcl_lib.model import build_backbone
+
+
+@pytest.fixture(autouse=True)
+def few_held_out(monkeypatch):
+    monkeypatch.setattr(pretrain, "_HELD_OUT", 60)
+
+
+def pretrained_in(folder, monkeypatch, images=150, epochs=1):
+    monkeypatch.setenv("SPCL_CACHE", str(folder))
+    return pretrain.pretrained_backbone(images, epochs)
+
+
+def test_it_is_the_same_in_every_cache_and_leaves_the_random_state_alone(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    one, accuracy = pretrained_in(tmp_path / "a", monkeypatch)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    again, same = pretrained_in(tmp_path / "b", monkeypatch)
+    assert one.read_bytes() == again.read_bytes() and accuracy == same
+    build_backbone("small_resnet", one)
+
+
+def test_it_is_trained_once_and_again_for_other_settings(tmp_path, monkeypatch):
+    calls = []
+    train = pretrain._pretrain
+    monkeypatch.setattr(pretrain, "_pretrain", lambda *args: calls.append(args) or train(*args))
+    paths = [pretrained_in(tmp_path, monkeypatch, images) for images in (64, 64, 80)]
+    assert len(calls) == 2
+    assert paths[0] == paths[1] != paths[2]
