@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def _run_notebook(options: argparse.Namespace) -> None:
     parameters = {
         "dataset": options.dataset, "method": options.method, "seed": options.seed,
         "profile": options.profile, "data_root": options.data_root or "",
-        "overrides": " ".join(options.set), "force": options.force,
+        "overrides": shlex.join(options.set), "force": options.force,
     }  # fmt: skip
     execute("01_train", parameters, Path(options.notebook))
 
@@ -126,7 +127,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         for method in methods
         for seed in options.seeds
     ]
-    jobs = options.jobs or os.cpu_count() or 1
+    jobs = (os.cpu_count() or 1) if options.jobs is None else options.jobs
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     return reproduce(configs, options.data_root, jobs, options.force, options.list)

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -313,7 +314,12 @@ def write_summary() -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(".summary.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # runs that end together must not undo each other's row
-        rows = [_summary_row(p) for p in sorted(paths.results().glob("*/*/metrics.json"))]
+        rows = []
+        for file in sorted(paths.results().glob("*/*/metrics.json")):
+            try:
+                rows.append(_summary_row(file))
+            except (ValueError, KeyError, TypeError):
+                print(f"spcl: '{file}' is damaged and left out; run it again", file=sys.stderr)
         with replacing(path) as temporary, open(temporary, "w", newline="") as handle:
             writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
             writer.writeheader()

@@ -209,7 +209,7 @@ class Method:
             return assume_negative(logits, labels)
         target, seen = self._read(indices, views, maps.shape[-1])
         if self.spec.supervised == "en":
-            possible = presence_in(target) > self.threshold.to(logits.device)
+            possible = presence_in(target, seen) > self.threshold.to(logits.device)
             total = expected_negative(logits, labels, possible)
         else:
             total = assume_negative(logits, labels)
@@ -262,13 +262,26 @@ class Method:
         chunks = torch.arange(self.bank.num_images).split(1024)
         size = self.bank.size
         return torch.cat(
-            [presence_in(self.bank.read(c, Views.whole(len(c)), size)[0]) for c in chunks]
+            [presence_in(*self.bank.read(c, Views.whole(len(c)), size)) for c in chunks]
         )
 
 
-def presence_in(heatmaps: Tensor) -> Tensor:
-    """(B, C) presence that heatmaps (B, C, G, G) imply: pooled as the model pools, over logits."""
-    return torch.sigmoid(pooled(torch.logit(heatmaps, eps=_EPSILON)))
+def presence_in(heatmaps: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Presence of every class that heatmaps imply: pooled as the model pools, over logits.
+
+    Args:
+        heatmaps: (B, C, G, G) in [0, 1].
+        seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all.
+
+    Returns:
+        (B, C) in [0, 1]; 0 where no cell has been seen.
+    """
+    logits = torch.logit(heatmaps, eps=_EPSILON)
+    if seen is None:
+        return torch.sigmoid(pooled(logits))
+    cells = seen.sum((2, 3))  # (B, 1)
+    presence = torch.sigmoid((logits * seen).sum((2, 3)) / cells.clamp(min=1))
+    return presence.where(cells > 0, 0)
 
 
 def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> Tensor:

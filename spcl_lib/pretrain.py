@@ -7,6 +7,7 @@ noise, and consistency with noise does harm.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off
 
 from spcl_lib import paths
 from spcl_lib.data import scenes
-from spcl_lib.data.cache import locked, once, replacing
+from spcl_lib.data.cache import fingerprint, locked, once, replacing
 from spcl_lib.model import (
     SpatialClassifier,
     autocast,
@@ -44,7 +45,8 @@ def pretrained_backbone(images: int, epochs: int, amp: str = "auto") -> tuple[Pa
         A safetensors file that `build_backbone` reads, and the top-1 accuracy in percent on 1,000
         held-out images of the same glyphs.
     """
-    path = paths.cache() / f"small_resnet-glyphs-{images}x{epochs}.safetensors"
+    sources = fingerprint((scenes, amp, sys.modules[__name__]))
+    path = paths.cache() / f"small_resnet-glyphs-{images}x{epochs}-{sources}.safetensors"
     note = path.with_suffix(".accuracy")
     with locked(path):
         if not (path.exists() and note.exists()):

@@ -309,7 +309,7 @@ def readable(runs: Runs) -> pd.DataFrame:
         }
         for name, row in table(runs).iterrows()
     ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("method")
+    return pd.DataFrame(rows).set_index("method").rename_axis(None)  # no header row for a name
 
 
 def others(dataset: str, profile: str) -> pd.DataFrame:
@@ -318,7 +318,7 @@ def others(dataset: str, profile: str) -> pd.DataFrame:
 
     frames = [
         readable(load_runs("reference", d, p))[["mAP %", "gain over AN", "gap closed", "seeds"]]
-        .reset_index().assign(data=f"{d}, {p}").set_index(["data", "method"])
+        .rename_axis("method").reset_index().assign(data=f"{d}, {p}").set_index(["data", "method"])
         for d, p in references()
         if (d, p) != (dataset, profile)
     ]  # fmt: skip
@@ -366,7 +366,7 @@ _BLOCK = re.compile(r"(<!-- table (\w+)-(\w+) -->\n)(.*?)(<!-- end -->)", re.DOT
 
 def readme_table(runs: Runs) -> str:
     """The table in Markdown, with a line on seeds, machine and date below it."""
-    frame = readable(runs).drop(columns="seeds").reset_index()
+    frame = readable(runs).drop(columns="seeds").rename_axis("method").reset_index()
     rows = [list(frame.columns), ["---"] + ["--:"] * (frame.shape[1] - 1), *frame.values.tolist()]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     what, machine, when = provenance(runs)
@@ -471,8 +471,9 @@ h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .6rem; }
 img { max-width: 100%; height: auto; }
 pre { white-space: pre-wrap; font-size: .85rem; color: #444; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .3rem .7rem; text-align: left; border: 0; border-bottom: 1px solid #ddd; }
+.dataframe { border: 0; }
+.dataframe td, .dataframe thead th { text-align: right; }
 code { font-size: .9em; background: #f3f3f3; padding: .1em .3em; border-radius: 3px; }
 li { margin: .3rem 0; }
 """

@@ -166,6 +166,12 @@ def test_presence_is_pooled_over_logits_as_the_model_pools():
     assert torch.isfinite(presence_in(torch.tensor([[[[0.0, 1.0]]]]))).all()
 
 
+def test_presence_counts_seen_cells_only():
+    heat = torch.tensor([[[[0.9, 0.0]]], [[[0.9, 0.0]]]])
+    seen = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 0.0]]]])
+    assert presence_in(heat, seen).flatten().tolist() == pytest.approx([0.9, 0.0])
+
+
 # --- whole methods --------------------------------------------------------------------------------
 
 
@@ -208,8 +214,8 @@ def naive_loss(method, epoch):
             seen, target = np.ones((1, 1), bool), heat[n]
             terms += [d(maps[b, c].mean(), heat[n, c, 0, 0], settings.distance) for c in range(C)]
         if method.spec.supervised == "en":
-            read = [np.clip(np.where(seen, t, 0), 1 / 512, 1 - 1 / 512) for t in target]
-            presence = [sigmoid(np.mean(np.log(t / (1 - t)))) for t in read]
+            read = [np.clip(t[seen], 1 / 512, 1 - 1 / 512) for t in target]  # cells seen, no other
+            presence = [sigmoid(np.mean(np.log(t / (1 - t)))) if len(t) else 0 for t in read]
             left_out = [] if left_out is None else left_out
             left_out.append([p > t for p, t in zip(presence, method.threshold, strict=True)])
     total = naive_supervised(maps, labels, left_out)

@@ -146,9 +146,10 @@ def small(tmp_path, monkeypatch, own_kernels):
 
     def write(*cells):
         cells = [new_code_cell(text, metadata={"trusted": True}) for text in cells]
-        parameters = new_code_cell("x: int = 1  # help: a number", metadata={"tags": ["parameters"]})
-        notebook = new_notebook(cells=[parameters, *cells])
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+        first = new_code_cell("x: int = 1  # help: a number", metadata={"tags": ["parameters"]})
+        notebook = new_notebook(cells=[first, *cells])
+        kernel = {"name": "python3", "display_name": "Python", "language": "python"}
+        notebook.metadata["kernelspec"] = kernel
         nbformat.write(notebook, folder / "small.ipynb")
         return folder / "small.ipynb"
 
@@ -188,7 +189,8 @@ def test_refresh_keeps_outputs_and_counts_only(small):
     assert [cell.id for cell in notebook.cells] == ids
     assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3, 4]
     assert notebook.cells[-1].outputs[0]["data"] == {"text/plain": "2"}
-    assert [dict(cell.metadata) for cell in notebook.cells] == [{"tags": ["parameters"]}, {}, {}, {}]
+    kept = [dict(cell.metadata) for cell in notebook.cells]
+    assert kept == [{"tags": ["parameters"]}, {}, {}, {}]
     first = file.read_bytes()
     notebooks.refresh()
     assert file.read_bytes() == first

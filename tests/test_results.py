@@ -132,8 +132,16 @@ def test_two_standard_errors_are_the_rule():
 
 def test_all_verdicts():
     sentences = results.verdicts(fake_runs())
-    starts = ["Full beats AN", "CL beats AN", "SCL beats AN", "SCL beats CL", "EN beats AN",
-              "EN + SCL beats EN:", "EN + SCL beats EN + CL", "The best method with SCL is EN +"]
+    starts = [
+        "Full beats AN",
+        "CL beats AN",
+        "SCL beats AN",
+        "SCL beats CL",
+        "EN beats AN",
+        "EN + SCL beats EN:",
+        "EN + SCL beats EN + CL",
+        "The best method with SCL is EN +",
+    ]
     for sentence, start in zip(sentences, starts, strict=True):
         assert sentence.startswith(start)
 

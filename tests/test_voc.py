@@ -160,8 +160,8 @@ def test_final_runs_report_on_val_and_choices_on_a_part_of_train(voc):
     assert train.ids == tuple(voc_ids()["train"]) and report.ids == tuple(voc_ids()["val"])
     config = make_config("voc2007", "an", profile="smoke", overrides=small | {"report": "val"})
     train, report = load_splits(config, voc)
-    assert (len(train), len(report)) == (5, 1)
-    assert set(train.ids) | set(report.ids) == set(voc_ids()["train"])
+    assert len(train) > len(report) > 0
+    assert sorted(train.ids + report.ids) == sorted(voc_ids()["train"])  # none is in both
 
 
 def test_images_with_nothing_but_difficult_objects_are_not_trained_on_but_reported_on(voc):

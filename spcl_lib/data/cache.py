@@ -52,7 +52,7 @@ def once(name: str, make: Callable[[], dict[str, Tensor]], *sources: object) -> 
         sources: all that the result depends on; a change makes it anew. A module stands for
             its source text.
     """
-    path = paths.cache() / f"{name}-{_fingerprint(sources)}.pt"
+    path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
     with locked(path):
         if not path.exists():
             with replacing(path) as temporary:
@@ -75,7 +75,7 @@ def decoded(files: Sequence[Path], side: int, name: str) -> Tensor:
             raise UserError(f"image '{file}' is missing; it is listed in the data set's split")
         status = file.stat()
         stamps.append((str(file), status.st_size, status.st_mtime_ns))
-    path = paths.cache() / f"{name}-{side}px-{_fingerprint((stamps, side, 1))}.npy"
+    path = paths.cache() / f"{name}-{side}px-{fingerprint((stamps, side, 1))}.npy"
     with locked(path):
         if not path.exists():
             with replacing(path) as temporary:
@@ -109,7 +109,8 @@ def _decode_all(files: Sequence[Path], side: int, name: str, path: Path) -> None
             handle.write(read_image(file, side).tobytes())
 
 
-def _fingerprint(sources: Sequence[object]) -> str:
+def fingerprint(sources: Sequence[object]) -> str:
+    """Twelve characters that change with any source; a module stands for its source text."""
     digest = hashlib.sha256()
     for source in sources:
         file = getattr(source, "__file__", None)
