@@ -109,9 +109,12 @@ def _run(options: argparse.Namespace) -> int:
 def _run_notebook(options: argparse.Namespace) -> None:
     from spcl_lib.notebooks import execute
 
+    # A path from here means another place in the notebook, which runs in its own folder.
+    root = options.data_root
+    data_root = os.path.abspath(os.path.expanduser(root)) if root else ""
     parameters = {
         "dataset": options.dataset, "method": options.method, "seed": options.seed,
-        "profile": options.profile, "data_root": options.data_root or "",
+        "profile": options.profile, "data_root": data_root,
         "overrides": shlex.join(options.set), "force": options.force,
     }  # fmt: skip
     execute("01_train", parameters, Path(options.notebook))
@@ -143,9 +146,16 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _reference(options: argparse.Namespace) -> int:
-    from spcl_lib.results import save_reference, update_readme
+    from spcl_lib import paths
+    from spcl_lib.experiment import finished
+    from spcl_lib.overview import write_overview
+    from spcl_lib.report import update_readme
+    from spcl_lib.results import save_reference
 
     print(save_reference(options.dataset, options.profile))
+    scl = make_config(options.dataset, "scl", 0, options.profile)
+    if options.dataset == "scenes" and finished(scl):
+        print(write_overview(scl, paths.reference() / "overview.png"))
     update_readme()
     return 0
 

@@ -21,7 +21,7 @@ _STORED = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}
 class HeatmapBank:
     """Running averages H of probabilities, read and written through views.
 
-    After a step, for the cells that the view shows only (method.md, SCL):
+    After a step, for the cells that the view shows only:
     `H <- momentum * H + (1 - momentum) * T_v^-1(maps)`; a cell seen for the first time takes
     the value whole, so that nothing pulls towards zero at the start.
 

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import datetime
 import fcntl
+import importlib.metadata
 import json
 import os
 import platform
@@ -18,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors.torch import save_file
 
 from spcl_lib import __version__, paths
@@ -267,7 +267,7 @@ def machine(device: torch.device) -> dict[str, object]:
         "commit": _git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
     }

@@ -1,9 +1,8 @@
 """The methods: assume negative, consistency, spatial consistency, expected negatives, full labels.
 
-Notation (method.md; the paper, sections 3.1 to 3.3): f score-map logits (B, C, G, G); s = mean of
-f over the cells; p = sigmoid(s); m = sigmoid(f); z observed labels, one 1 per image, 0 = unknown;
-T_v reads a full-image heatmap through view v. A method adds a supervised term and, some of
-them, a consistency term:
+Notation: f score-map logits (B, C, G, G); s = mean of f over the cells; p = sigmoid(s);
+m = sigmoid(f); z observed labels, one 1 per image, 0 = unknown; T_v reads a full-image heatmap
+through view v. A method adds a supervised term and, some of them, a consistency term:
 
     loss = supervised(s, z) + lambda(epoch) * consistency(f, running averages)
 

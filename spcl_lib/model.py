@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
@@ -104,7 +103,9 @@ def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Sequential
         if weights is not None:
             _load(model, weights, name)
         return model, 128
-    model = getattr(torchvision.models, name)(weights=None)
+    from torchvision import models  # here, because it takes seconds that the scenes need not spend
+
+    model = getattr(models, name)(weights=None)
     if weights is not None:
         _load(model, weights, name)
     if name == "mobilenet_v2":
@@ -120,8 +121,10 @@ def _load(model: nn.Module, weights: str | Path, name: str) -> None:
     if weights == "torchvision":
         if name == "small_resnet":
             raise UserError("torchvision has no weights for small_resnet; pretrain it or use none")
+        from torchvision.models import get_model_weights
+
         try:
-            url = torchvision.models.get_model_weights(name)["DEFAULT"].url
+            url = get_model_weights(name)["DEFAULT"].url
             state = torch.hub.load_state_dict_from_url(url, progress=True)
         except OSError as error:
             raise UserError(

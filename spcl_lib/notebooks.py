@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import base64
 import io
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     import papermill
 
     check_parameters(name, parameters)
+    _make_paths_absolute()
     source, output = notebook_file(name), Path(output).resolve()
     stopped: papermill.PapermillExecutionError | None = None
     with replacing(output) as temporary:
@@ -97,6 +99,13 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     return output
 
 
+def _make_paths_absolute() -> None:
+    """A path from here means another place in the kernel, which works in the notebooks' folder."""
+    for name in ("SPCL_DATA", "SPCL_RESULTS", "SPCL_CACHE"):
+        if os.environ.get(name) and not os.environ[name].startswith("~"):
+            os.environ[name] = os.path.abspath(os.environ[name])
+
+
 def refresh(names: Iterable[str] = ()) -> list[Path]:
     """Runs notebooks again in place, with their default parameters, and cleans them.
 
@@ -110,6 +119,7 @@ def refresh(names: Iterable[str] = ()) -> list[Path]:
     import nbformat
     from nbclient import NotebookClient
 
+    _make_paths_absolute()
     names = list(names) or sorted(f.stem for f in paths.notebooks().glob("*.ipynb"))
     done = []
     for file in [notebook_file(name) for name in names]:
@@ -142,6 +152,18 @@ def clean(notebook: NotebookNode) -> None:
                 out.metadata = {}
             if "image/png" in out.get("data", {}):
                 out.data["image/png"] = _smaller(out.data["image/png"])
+    describe_figures(notebook)
+
+
+def describe_figures(notebook: NotebookNode) -> None:
+    """Gives every figure the heading above it as its text, for those who cannot see it."""
+    heading = ""
+    for cell in notebook.cells:
+        lines = cell.source.splitlines() if cell.cell_type == "markdown" else []
+        heading = next((line.strip("# ") for line in lines if line.startswith("#")), heading)
+        for out in cell.get("outputs", []):
+            if "image/png" in out.get("data", {}):
+                out.metadata["image/png"] = {"alt": f"Figure: {heading}"}
 
 
 def _smaller(encoded: str) -> str:

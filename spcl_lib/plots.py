@@ -308,3 +308,56 @@ def targets(
     axes.set_xlabel("target (yellow rows: the class is in the view)")
     figure.legend(loc="outside upper center", ncols=len(values), frameon=False)
     return figure
+
+
+@_styled
+def overview(
+    image: Tensor,
+    view: Views,
+    crop: Tensor,
+    heatmaps: Tensor,
+    target: Tensor,
+    given: str,
+    hidden: str,
+) -> Figure:
+    """The method at a glance: an image and its crop, two heatmaps, and what SCL reads through it.
+
+    Args:
+        image: (3, S, S) in 0..255, the full image.
+        view: one view of it.
+        crop: (3, s, s) in 0..255, what the view shows.
+        heatmaps: (2, W, W) probabilities, of the labelled class and of one that never was.
+        target: (G, G) probabilities, the second heatmap read through the view.
+        given: name of the labelled class.
+        hidden: name of the other.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import Normalize
+
+    scale = Normalize(0, 1)
+    figure, grid = plt.subplots(1, 5, figsize=(12.6, 2.9), layout="constrained")
+    titles = (
+        f"one image, one label:\n“{given}”",
+        f"a crop that lost it: AN still\nasks for “{given}”, nothing else",
+        f"heatmap of “{given}”,\nits label",
+        f"heatmap of “{hidden}”,\nwhich nobody labelled",
+        f"read through the crop:\nSCL's target for “{hidden}”",
+    )
+    pictures = (image, crop, image, image, crop)
+    heats = (None, None, heatmaps[0], heatmaps[1], target)
+    for axes, title, picture, heat in zip(grid, titles, pictures, heats, strict=True):
+        axes.set_title(title, fontsize="small")
+        axes.set(xticks=[], yticks=[])
+        within = {"extent": (0, 1, 1, 0)}
+        if heat is None:
+            axes.imshow(as_picture(picture), interpolation="lanczos", **within)
+            continue
+        grey = picture.float().mean(0).numpy()
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="lanczos", **within)
+        alpha = 0.1 + 0.65 * scale(heat.numpy()).data  # so that the object stays in sight
+        axes.imshow(heat.numpy(), cmap=_HEAT, norm=scale, alpha=alpha, **within)
+    for i in (0, 2, 3):
+        _draw_box(grid[i], view.boxes[0])
+    shown = plt.cm.ScalarMappable(scale, _HEAT)
+    figure.colorbar(shown, ax=list(grid[2:]), label="probability", shrink=0.85, pad=0.01)
+    return figure

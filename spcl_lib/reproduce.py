@@ -156,7 +156,7 @@ def _write_report(configs: list[RunConfig]) -> bool:
     if not any(finished(c) for c in configs):
         print("report: not written (no run has finished)")
         return False
-    from spcl_lib.results import write_report
+    from spcl_lib.report import write_report
 
     try:
         print(f"report: {write_report(configs[0].dataset, configs[0].profile)}")

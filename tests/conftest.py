@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from spcl_lib import paths
 from spcl_lib.__main__ import main
 from spcl_lib.data.voc import CLASSES as VOC_CLASSES
 
@@ -71,6 +72,13 @@ def results(tmp_path, shared_cache, monkeypatch):
     for name in ("SPCL_DATA", "SPCL_PARENT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "results"
+
+
+@pytest.fixture
+def own_kernels(monkeypatch):
+    """Kernels find the package that is tested, installed or not."""
+    found = [str(paths.project()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
 
 
 @dataclass

@@ -53,6 +53,16 @@ def fake_runs(dataset="scenes", profile="cpu", methods=tuple(MEANS), seeds=(0, 1
     ]
 
 
+def runs_of(**scores):
+    """Runs of scenes from method=[mAP of seed 0, of seed 1, ...]; None for a missing seed."""
+    return [
+        fake_run(method, seed, score)
+        for method, by_seed in scores.items()
+        for seed, score in enumerate(by_seed)
+        if score is not None
+    ]
+
+
 def write_results(runs):
     """Puts runs where finished runs are (SPCL_RESULTS)."""
     for run in runs:

@@ -3,7 +3,6 @@
 import ast
 import copy
 import json
-import os
 import subprocess
 import sys
 
@@ -23,13 +22,6 @@ LARGEST_TREE = 2 * 2**20
 @pytest.fixture(params=FILES, ids=[f.stem for f in FILES])
 def notebook(request):
     return nbformat.read(request.param, as_version=4)
-
-
-@pytest.fixture
-def own_kernels(monkeypatch):
-    """Kernels find the package that is tested, installed or not."""
-    found = [str(paths.project()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
 
 
 def code_cells(notebook):

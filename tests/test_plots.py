@@ -97,8 +97,8 @@ def seen_by_all(rgb):
 def test_the_core_does_not_import_what_only_figures_need():
     modules = ("matplotlib", "seaborn", "pandas", "papermill", "nbclient", "IPython")
     code = (
-        "import sys, spcl_lib, spcl_lib.__main__, spcl_lib.experiment, spcl_lib.results, "
-        "spcl_lib.plots, spcl_lib.notebooks; "
+        "import sys, spcl_lib, spcl_lib.__main__, spcl_lib.experiment, spcl_lib.results; "
+        "import spcl_lib.report, spcl_lib.plots, spcl_lib.notebooks; "
         f"print([m for m in {modules} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

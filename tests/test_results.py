@@ -1,25 +1,15 @@
-"""Tables and verdicts worked out by hand, reference files, the README's blocks, the report."""
+"""Tables and verdicts worked out by hand; where runs come from, and how they are kept."""
 
 import json
 import math
 import re
-import sys
 
 import pytest
-from fake_runs import MEANS, fake_run, fake_runs, write_reference, write_results
+from fake_runs import fake_run, fake_runs, runs_of, write_results
 
 from spcl_lib import paths, results
 from spcl_lib.errors import UserError
-
-
-def runs_of(**scores):
-    """Runs of scenes from method=[mAP of seed 0, of seed 1, ...]; None for a missing seed."""
-    return [
-        fake_run(method, seed, score)
-        for method, by_seed in scores.items()
-        for seed, score in enumerate(by_seed)
-        if score is not None
-    ]
+from spcl_lib.report import readable
 
 
 @pytest.fixture
@@ -69,7 +59,7 @@ def test_gains_are_paired_by_the_seeds_that_both_have():
 def test_without_a_gap_nothing_is_closed(scores, method):
     runs = runs_of(**scores)
     assert math.isnan(results.table(runs).loc[method, "gap_closed"])
-    assert "%" not in results.readable(runs).loc[results.label(method), "gap closed"]
+    assert "%" not in readable(runs).loc[results.label(method), "gap closed"]
     results.verdicts(runs)  # says something, whatever is missing
 
 
@@ -77,16 +67,6 @@ def test_methods_that_this_version_does_not_know_come_last():
     runs = runs_of(an=[70.0], full=[90.0])
     role = fake_run("an", 0, 71.0) | {"method": "role"}
     assert list(results.table([role, *runs]).index) == ["an", "full", "role"]
-
-
-def test_readable_table():
-    frame = results.readable(runs_of(an=[70.0, 72.0], en_scl=[75.0, 76.0], full=[90.0, 92.0]))
-    assert list(frame.index) == ["AN", "EN + SCL", "Full"]
-    assert frame.loc["AN", "mAP %"] == "71.0 ± 1.4"
-    assert frame.loc["AN", "gain over AN"] == ""
-    assert frame.loc["EN + SCL", "gain over AN"] == "+4.5 ± 0.7"
-    assert frame.loc["EN + SCL", "gap closed"] == "22 %"  # 4.5 / 20
-    assert frame.loc["EN + SCL", "training"] == "40 s"
 
 
 def test_per_class_and_learning_curves():
@@ -204,7 +184,7 @@ def test_no_runs_or_unknown_names_give_one_message(results, reference, arguments
 
 
 def test_reference_keeps_what_the_tables_need(results, reference):
-    from spcl_lib.results import load_runs, readable, references, save_reference, verdicts
+    from spcl_lib.results import load_runs, references, save_reference, verdicts
 
     assert references() == []
     write_results(fake_runs(seeds=(2, 0, 1)))
@@ -228,66 +208,3 @@ def test_a_damaged_reference_is_named(reference):
     (reference / "scenes-cpu.json").write_text('{"runs": [')
     with pytest.raises(UserError, match="scenes-cpu.json.*damaged"):
         results.load_runs("reference", "scenes", "cpu")
-
-
-def test_other_references(reference):
-    write_reference(fake_runs())
-    assert len(results.others("scenes", "cpu")) == 0
-    write_reference(fake_runs("voc2007", methods=("an", "full")))
-    frame = results.others("scenes", "cpu")
-    assert list(frame.index) == [("voc2007, cpu", "AN"), ("voc2007, cpu", "Full")]
-
-
-# --- README ---------------------------------------------------------------------------------------
-
-
-def test_readme_blocks_are_filled_and_stay(reference, tmp_path):
-    write_reference(fake_runs())
-    readme = tmp_path / "README.md"
-    block = "<!-- table scenes-cpu -->\nold\n<!-- end -->"
-    other = "<!-- table voc2007-cpu -->\nas it was\n<!-- end -->"
-    readme.write_text(f"before\n{block}\nbetween\n{other}\nafter\n")
-    assert results.update_readme(readme) is True
-    text = readme.read_text()
-    assert "old" not in text and text.startswith("before\n<!-- table scenes-cpu -->\n\n| method |")
-    assert text.endswith(f"\n<!-- end -->\nbetween\n{other}\nafter\n")
-    assert "| EN + SCL | 82.9 ± 0.4 |" in text and "A processor, 2 cores" in text
-    assert results.update_readme(readme) is False and readme.read_text() == text
-
-
-def test_readme_equals_the_reference_results():
-    text = (paths.project() / "README.md").read_text()
-    for name in re.findall(r"<!-- table ([\w-]+) -->", text):
-        assert name in [f"{d}-{p}" for d, p in results.references()], f"no reference for {name}"
-    assert results.with_tables(text) == text, "run: python -m spcl_lib reference"
-
-
-# --- report ---------------------------------------------------------------------------------------
-
-
-def test_report_is_one_page_that_needs_nothing_else(results):
-    from spcl_lib.results import write_report
-
-    write_results(fake_runs("scenes", "smoke"))
-    path = write_report("scenes", "smoke")
-    assert path == results / "report.html"
-    assert {f.name for f in results.glob("*.html")} == {"report.html", "report-scenes-smoke.html"}
-    page = path.read_text()
-    assert "<title>spcl: scenes, profile smoke</title>" in page
-    assert "EN + SCL beats EN:" in page and f"{MEANS['an'] + 0.2:.1f} ± 0.2" in page
-    assert page.count('src="data:image/png;base64,') == 3
-    assert not re.search(r"<(script|link|iframe)\b|@import|url\(", page)
-    assert not re.search(r"\bsrc=[\"'](?!data:)", page)
-    assert "load_runs" not in page and "papermill" not in page.replace("papermill 02_results", "")
-
-
-def test_report_without_runs_or_without_jupyter(results, monkeypatch):
-    from spcl_lib.results import write_report
-
-    with pytest.raises(UserError, match="no finished run"):
-        write_report("scenes", "smoke")
-    write_results(fake_runs("scenes", "smoke", methods=("an",)))
-    monkeypatch.setitem(sys.modules, "papermill", None)
-    with pytest.raises(UserError, match="papermill is missing.*pip install papermill"):
-        write_report("scenes", "smoke")
-    assert list(results.glob("*.html")) == []

@@ -43,7 +43,7 @@ class ImageSet:
 
 
 def single_label_draw(labels: Tensor, seed: int) -> Tensor:
-    """Keeps one positive label per image, drawn uniformly (the paper's setting, section 4).
+    """Keeps one positive label per image, drawn uniformly (the paper's setting).
 
     The draw has its own seed, apart from the training seed: all methods and all training seeds
     of a data set see the same observed labels.
