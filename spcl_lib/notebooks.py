@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Else every kernel tells the terminal that its sockets, on this machine only, are not encrypted.
 _KERNEL = ["--log-level=ERROR"]
+_LARGE_FIGURE = 80_000  # characters of base64; below it, a figure is kept as it is
 
 
 def notebook_file(name: str) -> Path:
@@ -150,7 +151,7 @@ def clean(notebook: NotebookNode) -> None:
         for out in cell.get("outputs", []):
             if "metadata" in out:
                 out.metadata = {}
-            if "image/png" in out.get("data", {}):
+            if len(out.get("data", {}).get("image/png", "")) > _LARGE_FIGURE:
                 out.data["image/png"] = _smaller(out.data["image/png"])
     describe_figures(notebook)
 

@@ -145,7 +145,7 @@ def per_class_ap(runs: Runs) -> Figure:
     for (row, column), value in np.ndenumerate(values.to_numpy()):
         dark = abs(value) > 0.6 * limits[1]
         axes.text(
-            column, row, f"{value:.0f}" if limits[0] == 0 else f"{value:+.0f}", ha="center",
+            column, row, f"{round(value)}" if limits[0] == 0 else f"{round(value):+d}", ha="center",
             va="center", fontsize="small", color="white" if dark else "black",
         )  # fmt: skip
     figure.colorbar(shown, ax=axes, label=unit)

@@ -198,7 +198,7 @@ def test_from_a_shell_a_mistake_is_the_same_line_and_exit_status(shell):
 def test_the_core_needs_neither_plots_nor_notebooks(shell):
     """It runs where only torch, torchvision, numpy and pillow (and small tools) are installed."""
     loaded = {name.partition(".")[0] for name in shell.stdout.split()}
-    assert {"spcl_lib", "torch", "torchvision"} <= loaded
+    assert {"spcl_lib", "torch"} <= loaded
     assert not loaded & {"matplotlib", "seaborn", "pandas", "papermill", "nbformat", "nbclient",
                          "ipywidgets", "IPython", "pycocotools", "sklearn"}  # fmt: skip
 
