@@ -94,8 +94,8 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "scenes": {
         "cpu": _SCENES,
         "smoke": {
-            **_SCENES, **_SMOKE, "train_images": 256, "eval_images": 256, "epochs": 4, "eval_every": 1,
-            "pretrain_images": 4000, "pretrain_epochs": 4,
+            **_SCENES, **_SMOKE, "train_images": 256, "eval_images": 256, "epochs": 4,
+            "eval_every": 1, "pretrain_images": 4000, "pretrain_epochs": 4,
         },
     },
     "voc2007": {
@@ -113,7 +113,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "distance": DISTANCES,
     "bank_dtype": ("uint8", "float16", "float32"),
 }
-_POSITIVE = ("pretrain_images", "pretrain_epochs", "image_side", "crop_side", "eval_side", "epochs", "batch", "lr", "eval_every")
+_POSITIVE = (
+    "pretrain_images", "pretrain_epochs", "image_side", "crop_side", "eval_side", "epochs",
+    "batch", "lr", "eval_every",
+)  # fmt: skip
 
 
 def make_config(
@@ -202,7 +205,8 @@ def _check(config: RunConfig) -> None:
         )
     limits = {
         "ratio_max": (1, 10), "flip": (0, 1), "warmup": (0, 1), "momentum": (0, 0.9999),
-        "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6), "bank_size": (1, 1024), "frozen": (0, 1000),
+        "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6),
+        "bank_size": (1, 1024), "frozen": (0, 1000),
         "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
         "label_seed": (0, 2**31),

@@ -49,7 +49,7 @@ def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
-    """mAP in percent: the mean AP over the classes that have a positive.
+    """Gives mAP in percent: the mean AP over the classes that have a positive.
 
     Classes without a positive have no AP and are left out (scikit-learn and torchmetrics count
     them as 0); `evaluate_scores` tells how many. NaN if no class has a positive.

@@ -66,6 +66,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Gives (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
         out = torch.relu(self.norm1(self.conv1(x)))
         return torch.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
@@ -165,7 +166,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as tor
 
 
 def normalised(images: Tensor) -> Tensor:
-    """Network input of images (B, 3, H, W) in 0..255: ImageNet mean and deviation, channels last."""
+    """Network input of images (B, 3, H, W) in 0..255: ImageNet's normalisation, channels last."""
     mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (_MEAN, _STD))
     scaled = (images.float() / 255 - mean) / std
     return scaled.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The README's figure: one training image whose crop has lost the object that it is labelled with."""
+"""The README's figure: a training image whose crop has lost the object that is its label."""
 
 from __future__ import annotations
 

@@ -156,6 +156,10 @@ def _write_report(configs: list[RunConfig]) -> bool:
     if not any(finished(c) for c in configs):
         print("report: not written (no run has finished)")
         return False
+    first = configs[0]
+    if first != make_config(first.dataset, first.method, first.seed, first.profile):
+        print("report: not written (it compares runs whose settings are the profile's)")
+        return True
     from spcl_lib.report import write_report
 
     try:

@@ -43,8 +43,8 @@ class Views:
             raise ValueError(
                 f"flipped must be ({len(boxes)},) bool; got {tuple(flipped.shape)} {flipped.dtype}"
             )
-        inside = (boxes[:, :2] < boxes[:, 2:]).all() and (boxes.abs() <= 1).all() and (boxes >= 0).all()
-        if len(boxes) and not inside:
+        ordered = bool((boxes[:, :2] < boxes[:, 2:]).all())
+        if not (ordered and bool(((boxes >= 0) & (boxes <= 1)).all())):
             raise ValueError("every box must have 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
 
     @classmethod
@@ -175,7 +175,8 @@ class Views:
         self._check(maps)
         shape = [len(maps), maps.shape[1], size, size]
         grid = F.affine_grid(self.inverse_theta().to(maps), shape, align_corners=False)
-        return F.grid_sample(maps, grid, "bilinear", "border", align_corners=False), self.visible(size)
+        full = F.grid_sample(maps, grid, "bilinear", "border", align_corners=False)
+        return full, self.visible(size)
 
     def _check(self, maps: Tensor) -> None:
         if maps.ndim != 4 or len(maps) != len(self):

@@ -65,7 +65,8 @@ def make_scenes(count: int, split: str = "train", side: int = 64) -> ImageSet:
     class_map = torch.empty((count, side, side), dtype=torch.uint8)
     for i in range(count):
         image, visible = draw_scene(np.random.default_rng((SPLIT_SEEDS[split], i)), side)
-        images[i], class_map[i] = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(visible)
+        images[i] = torch.from_numpy(image).permute(2, 0, 1)
+        class_map[i] = torch.from_numpy(visible)
     labels = (class_map.flatten(1).unsqueeze(1) == _class_values()).any(2)  # (N, C)
     ids = tuple(f"{split}-{i:05d}" for i in range(count))
     return ImageSet(images, labels, CLASSES, ids, class_map=class_map)
