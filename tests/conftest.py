@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_voc import voc_flags, voc_ids
 
 from spcl_lib import paths
 from spcl_lib.__main__ import main
@@ -121,17 +122,3 @@ def voc(tmp_path):
             noise = rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)
             Image.fromarray(noise).save(folder / "JPEGImages" / f"{i}.jpg", quality=95)
     return tmp_path / "root"
-
-
-def voc_ids():
-    """Ids of the tiny VOC, deliberately not in the order of their names."""
-    return {"train": [f"{i:06d}" for i in (7, 3, 12, 5, 9, 33)],
-            "val": [f"{i:06d}" for i in (8, 4, 2, 6)]}  # fmt: skip
-
-
-def voc_flags(split):
-    """(N, 20) flags of the tiny VOC: 1 positive, 0 difficult, -1 negative."""
-    rng = np.random.default_rng(len(split))
-    flags = rng.choice([-1, 0, 1], p=[0.7, 0.15, 0.15], size=(len(voc_ids()[split]), 20))
-    flags[:, 14] = 1  # every image has a positive, save those that tests change
-    return flags

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import voc_flags, voc_ids
 from PIL import Image
+from small_voc import voc_flags, voc_ids
 
 from spcl_lib import UserError
 from spcl_lib.config import make_config
