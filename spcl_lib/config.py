@@ -12,6 +12,7 @@ import json
 import typing
 from dataclasses import dataclass
 
+from spcl_lib.data.draws import DRAWS
 from spcl_lib.errors import UserError, unknown
 from spcl_lib.losses import DISTANCES, METHODS, Settings
 from spcl_lib.model import BACKBONES
@@ -26,11 +27,17 @@ class RunConfig:
     method: str = "an"
     seed: int = 0  # network, order and views
     profile: str = "cpu"
+    draw: str = "uniform"  # which label of an image is kept, see data.draws.DRAWS
     label_seed: int = 0  # draw of the single labels: the same for all methods and seeds
     report: str = "test"  # "test": final; "val": for choices, never touches the final data
     # data
     train_images: int = 0  # 0 = all
     eval_images: int = 0  # 0 = all
+    difficult: str = "negative"  # VOC's difficult objects: "negative", "positive" or "ignored"
+    unannotated: str = "drop"  # COCO's images without any object: "drop" or "keep"
+    damaged: str = "stop"  # images that cannot be read: "stop", or "skip" and count them
+    labels: str = ""  # folder: CSV of path,label below the data root; "" = class/image.jpg
+    full_labels: str = ""  # folder: CSV of path,label1|label2 for the evaluation; "" = none
     image_side: int = 64  # whole images are kept as squares of this side
     crop_side: int = 64  # side of the crops that the network trains on
     eval_side: int = 64  # side of the whole images that it is evaluated on
@@ -78,7 +85,7 @@ _MOBILENET = {
     "backbone": "mobilenet_v2", "image_side": 192, "crop_side": 160, "eval_side": 160,
     "epochs": 8, "batch": 32, "lr": 2e-4, "head_lr_factor": 10.0, "warmup": 0.3, "eval_every": 4,
     "frozen": 7,  # of 19 blocks
-    "bank_size": 14, "start": 3, "ramp": 1.0, "distance": "l1", "expected_positives": 1.5,
+    "bank_size": 14, "start": 3, "ramp": 1.0, "distance": "l1",
 }  # fmt: skip
 _SCENES = {
     # Crops of 48 px from images of 64: objects in a crop are, on average, as large as in the whole
@@ -89,6 +96,28 @@ _SCENES = {
 }  # fmt: skip
 _SMOKE = {"train_images": 64, "eval_images": 64, "epochs": 2, "start": 1, "ramp": 1.0, "batch": 16}
 
+# The field's settings for ResNet-50 (Cole et al., 2021, and those who followed): whole images at
+# 448 px, Adam at 1e-5 with a faster head, 10 epochs. The crops are this method's.
+_RESNET = {
+    "backbone": "resnet50", "image_side": 512, "crop_side": 448, "eval_side": 448, "epochs": 10,
+    "batch": 16, "lr": 1e-5, "head_lr_factor": 10.0, "warmup": 0.1, "eval_every": 5,
+    "bank_size": 14, "start": 3, "ramp": 1.0, "distance": "l1",
+}  # fmt: skip
+_PHOTOGRAPHS = {
+    "cpu": _MOBILENET,
+    "smoke": {**_MOBILENET, **_SMOKE, "crop_side": 96, "eval_side": 96, "eval_every": 1},
+    "paper": _RESNET,
+}
+
+
+def _photographs(expected_positives: float) -> dict[str, dict[str, object]]:
+    """The profiles of a data set of photographs with this many positives per image."""
+    return {
+        name: {**values, "expected_positives": expected_positives}
+        for name, values in _PHOTOGRAPHS.items()
+    }
+
+
 # data set -> profile -> what differs from RunConfig's defaults
 PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "scenes": {
@@ -98,16 +127,23 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
             "eval_every": 1, "pretrain_images": 4000, "pretrain_epochs": 4,
         },
     },
-    "voc2007": {
-        "cpu": _MOBILENET,
-        "smoke": {**_MOBILENET, **_SMOKE, "crop_side": 96, "eval_side": 96, "eval_every": 1},
-    },
-}
+    # Expected positives as published for the data sets (Cole et al., 2021), not read from labels.
+    "voc2007": _photographs(1.5),
+    "voc2012": _photographs(1.5),
+    "coco2014": _photographs(2.9),
+    "coco2017": _photographs(2.9),
+    "imagenet": _photographs(1.2),  # ours: ReaL's validation labels have about 1.2 per image
+    "folder": _photographs(1.5),  # ours
+}  # fmt: skip
 # data set -> method -> what differs from the profile; each chosen on validation data
-METHOD_DEFAULTS: dict[str, dict[str, dict[str, object]]] = {"scenes": {}, "voc2007": {}}
+METHOD_DEFAULTS: dict[str, dict[str, dict[str, object]]] = {}
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "report": ("test", "val"),
+    "draw": DRAWS,
+    "difficult": ("negative", "positive", "ignored"),
+    "unannotated": ("drop", "keep"),
+    "damaged": ("stop", "skip"),
     "backbone": BACKBONES,
     "amp": ("auto", "bfloat16", "off"),
     "distance": DISTANCES,
@@ -146,7 +182,7 @@ def make_config(
         raise unknown(f"profile of {dataset}", profile, PROFILES[dataset])
     values = dict(PROFILES[dataset][profile])
     if profile != "smoke":
-        values.update(METHOD_DEFAULTS[dataset].get(method, {}))
+        values.update(METHOD_DEFAULTS.get(dataset, {}).get(method, {}))
     for key, value in (overrides or {}).items():
         values[key] = _parsed(key, value)
     values.update(dataset=dataset, method=method, seed=int(seed), profile=profile)

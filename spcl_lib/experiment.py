@@ -34,6 +34,7 @@ from spcl_lib.train import Progress, make_optimizer, train
 
 # At most this much work is lost, and at most one epoch.
 CHECKPOINT_SECONDS = float(os.environ.get("SPCL_CHECKPOINT_SECONDS", "30"))
+_DEFAULTS = dataclasses.asdict(RunConfig())
 _LOCK_SECONDS = 20.0  # how long to wait for a process that still holds a run's folder
 
 
@@ -46,13 +47,17 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def finished(config: RunConfig) -> dict[str, object] | None:
-    """The metrics of a finished run with exactly this configuration, else None."""
+    """The metrics of a finished run with exactly this configuration, else None.
+
+    A setting that is newer than the run counts as having had its default value: every new
+    setting's default keeps what was done before it.
+    """
     path = run_folder(config) / "metrics.json"
     try:
         metrics = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return metrics if _DEFAULTS | metrics["config"] == dataclasses.asdict(config) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return metrics if metrics.get("config") == dataclasses.asdict(config) else None
 
 
 def run(

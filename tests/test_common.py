@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spcl_lib import UserError, bank, evaluate, views
-from spcl_lib.data import ImageSet, single_label_draw
+from spcl_lib.data import Boxes, ImageSet, scenes, single_label_draw
 
 
 def some_labels(n=400, c=6):
@@ -54,6 +54,37 @@ def test_a_subset_keeps_everything_together():
     assert part.class_map[:, 0, 0].tolist() == [3, 0]
     assert part.ids == ("y", "v") and part.classes == data.classes
     assert torch.equal(part.labels, data.labels[[3, 0]])
+
+
+def some_boxes() -> ImageSet:
+    """Three images of 4 x 4 pixels, the last without an object."""
+    box = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.25, 0, 0.75, 1]])
+    boxes = Boxes(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]), box)
+    images = torch.zeros((3, 3, 4, 4), dtype=torch.uint8)
+    return ImageSet(images, some_labels(3, 2), ("a", "b"), tuple("xyz"), boxes=boxes)
+
+
+def test_a_subset_renumbers_the_boxes():
+    boxes = some_boxes().subset(torch.tensor([2, 1, 0])).boxes
+    assert boxes.image.tolist() == [1, 2, 2] and boxes.label.tolist() == [0, 1, 1]
+    assert boxes.box[0].tolist() == [0.25, 0, 0.75, 1]
+
+
+def test_regions_of_boxes_are_their_pixels():
+    regions = some_boxes().regions(torch.tensor([1, 0, 2]))
+    column, corners = torch.zeros(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
+    column[:, 1:3] = True
+    corners[:2, :2] = corners[2:, 2:] = True
+    assert regions.shape == (3, 2, 4, 4) and regions.sum() == 16
+    assert torch.equal(regions[0, 0], column) and torch.equal(regions[1, 1], corners)
+
+
+def test_regions_of_masks_are_exact():
+    data = scenes.make_scenes(5, "val", 32)
+    regions = data.regions(torch.tensor([4, 2]))
+    for c in range(len(data.classes)):
+        assert torch.equal(regions[0, c], data.class_map[4] == c + 1)
+    assert torch.equal(regions.flatten(2).any(2), data.labels[[4, 2]])
 
 
 @pytest.mark.parametrize("module", [views, bank, evaluate])

@@ -1,4 +1,4 @@
-"""What every data set gives: images with their full labels, and the single-label draw."""
+"""What every data set gives: images with their full labels and, where known, their objects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spcl_lib.errors import UserError
+
+@dataclass(frozen=True)
+class Boxes:
+    """The annotated objects of a split.
+
+    Attributes:
+        image: (M,) int64; number of the image that each object is in, ascending.
+        label: (M,) int64; number of its class.
+        box: (M, 4) float32; x0, y0, x1, y1 as fractions of the image.
+    """
+
+    image: Tensor
+    label: Tensor
+    box: Tensor
+
+    def subset(self, indices: Tensor, num_images: int) -> Boxes:
+        """The objects of the images at `indices` (M,), numbered as in that selection."""
+        place = torch.full((num_images,), -1)
+        place[indices] = torch.arange(len(indices))
+        image = place[self.image]
+        kept = (image >= 0).nonzero().flatten()
+        kept = kept[image[kept].argsort(stable=True)]
+        return Boxes(image[kept], self.label[kept], self.box[kept])
 
 
 @dataclass(frozen=True)
@@ -20,6 +42,7 @@ class ImageSet:
         classes: C names.
         ids: N names, for people and for predictions.
         class_map: (N, S, S) uint8 or None; class number + 1 that is visible at a pixel, 0 = none.
+        boxes: the annotated objects, or None where a data set has none.
     """
 
     images: Tensor
@@ -27,6 +50,7 @@ class ImageSet:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     class_map: Tensor | None = None
+    boxes: Boxes | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,31 +63,32 @@ class ImageSet:
             labels=self.labels[indices],
             ids=tuple(self.ids[i] for i in indices.tolist()),
             class_map=None if self.class_map is None else self.class_map[indices],
+            boxes=None if self.boxes is None else self.boxes.subset(indices, len(self)),
         )
 
+    def regions(self, indices: Tensor) -> Tensor:
+        """Where the objects of every class are: from exact masks, else from boxes.
 
-def single_label_draw(labels: Tensor, seed: int) -> Tensor:
-    """Keeps one positive label per image, drawn uniformly (the paper's setting).
+        Args:
+            indices: (B,) int64 image numbers.
 
-    The draw has its own seed, apart from the training seed: all methods and all training seeds
-    of a data set see the same observed labels.
+        Returns:
+            (B, C, S, S) bool; True where an object of the class covers the centre of the pixel.
 
-    Args:
-        labels: (N, C) bool, the full labels.
-        seed: seed of the draw.
-
-    Returns:
-        (N, C) bool with exactly one positive per row.
-
-    Raises:
-        UserError: an image has no positive label to draw from.
-    """
-    empty = (~labels.any(1)).nonzero().flatten()
-    if len(empty):
-        raise UserError(
-            f"{len(empty)} of {len(labels)} training images have no positive label "
-            f"(first: image number {int(empty[0])}); leave them out before the draw"
-        )
-    rng = torch.Generator().manual_seed(seed)
-    chosen = torch.rand(labels.shape, generator=rng).masked_fill(~labels, -1).argmax(1)
-    return torch.zeros_like(labels).scatter_(1, chosen[:, None], True)
+        Raises:
+            ValueError: the data set knows neither masks nor boxes.
+        """
+        if self.class_map is not None:
+            values = torch.arange(1, len(self.classes) + 1, dtype=torch.uint8)
+            return self.class_map[indices][:, None] == values[:, None, None]
+        if self.boxes is None:
+            raise ValueError("this data set has neither masks nor boxes of its objects")
+        boxes, side = self.boxes.subset(indices, len(self)), self.images.shape[-1]
+        centres = (torch.arange(side) + 0.5) / side
+        x0, y0, x1, y1 = boxes.box[:, :, None].unbind(1)  # (M, 1) each
+        inside_x, inside_y = (centres >= x0) & (centres < x1), (centres >= y0) & (centres < y1)
+        found = torch.zeros((len(indices), len(self.classes), side, side), dtype=torch.bool)
+        for m in range(len(boxes.image)):
+            where = boxes.image[m], boxes.label[m]
+            found[where] |= inside_y[m, :, None] & inside_x[m, None, :]
+        return found
