@@ -139,9 +139,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     from spcl_lib.bench import bench
 
-    config = make_config(
-        options.dataset, "an", 0, options.profile, parse_overrides(options.set)
-    )
+    config = make_config(options.dataset, "an", 0, options.profile, parse_overrides(options.set))
     return bench(config, options.data_root, options.steps)
 
 

@@ -99,9 +99,7 @@ def _run_all(
     return failed
 
 
-def _start(
-    config: RunConfig, data_root: str | Path | None, threads: int, force: bool
-) -> Job:
+def _start(config: RunConfig, data_root: str | Path | None, threads: int, force: bool) -> Job:
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     command = [
