@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data import load_splits, single_label_draw
+from spcl_lib.data import draw_labels, load_splits
 from spcl_lib.experiment import build_model
 from spcl_lib.losses import METHODS, Method
 from spcl_lib.train import chance, make_optimizer, train_step
@@ -30,7 +30,7 @@ def step_seconds(
         warm_up: untimed steps before.
     """
     data, _ = load_splits(config, data_root)
-    labels = single_label_draw(data.labels, config.label_seed)
+    labels = draw_labels(data, config.draw, config.label_seed)
     parts = {}
     for name in METHODS:
         model, _ = build_model(config, len(data.classes), data_root)

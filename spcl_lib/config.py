@@ -28,7 +28,7 @@ class RunConfig:
     seed: int = 0  # network, order and views
     profile: str = "cpu"
     draw: str = "uniform"  # which label of an image is kept, see data.draws.DRAWS
-    label_seed: int = 0  # draw of the single labels: the same for all methods and seeds
+    label_seed: int = 0  # of the draw: all methods and seeds see the same labels; cole: 1200 + this
     report: str = "test"  # "test": final; "val": for choices, never touches the final data
     # data
     train_images: int = 0  # 0 = all

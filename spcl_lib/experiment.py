@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from spcl_lib import __version__, paths
 from spcl_lib.config import RunConfig, make_config
-from spcl_lib.data import ImageSet, load_splits, single_label_draw
+from spcl_lib.data import ImageSet, draw_labels, load_splits
 from spcl_lib.data.cache import replacing
 from spcl_lib.errors import UserError
 from spcl_lib.evaluate import evaluate
@@ -119,7 +119,7 @@ def _train_and_evaluate(
     began = time.perf_counter()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     train_set, report_set = load_splits(config, data_root)
-    single = single_label_draw(train_set.labels, config.label_seed)
+    single = draw_labels(train_set, config.draw, config.label_seed)
     observed = train_set.labels if config.method == "full" else single
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,7 +11,7 @@ from torch import Tensor
 from spcl_lib import plots
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
-from spcl_lib.data import ImageSet, load_splits, single_label_draw
+from spcl_lib.data import ImageSet, draw_labels, load_splits
 from spcl_lib.data.cache import replacing
 from spcl_lib.experiment import run_folder
 from spcl_lib.losses import presence_in
@@ -27,7 +27,7 @@ def write_overview(config: RunConfig, path: Path) -> Path:
         path: PNG file to write.
     """
     data, _ = load_splits(config, None)
-    observed = single_label_draw(data.labels, config.label_seed)
+    observed = draw_labels(data, config.draw, config.label_seed)
     stored = load_file(run_folder(config) / "bank.safetensors")
     bank = HeatmapBank(len(data), len(data.classes), stored["heatmaps"].shape[-1])
     bank.heatmaps.copy_(stored["heatmaps"])

@@ -1,48 +1,20 @@
-"""ImageSet, the single-label draw, and the examples in docstrings."""
+"""ImageSet, its boxes and regions, and the examples in docstrings."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 import torch
 
-from spcl_lib import UserError, bank, evaluate, views
-from spcl_lib.data import Boxes, ImageSet, scenes, single_label_draw
+from spcl_lib import bank, evaluate, views
+from spcl_lib.data import Boxes, ImageSet, scenes
+from spcl_lib.data.common import boxes_of_map
 
 
 def some_labels(n=400, c=6):
     labels = torch.rand(n, c, generator=torch.Generator().manual_seed(0)) < 0.4
     labels[torch.arange(n), torch.arange(n) % c] = True
     return labels
-
-
-def test_one_label_an_image_is_kept_and_it_is_one_of_its_own():
-    labels = some_labels()
-    single = single_label_draw(labels, 0)
-    assert single.dtype == torch.bool
-    assert (single.sum(1) == 1).all()
-    assert not (single & ~labels).any()
-
-
-def test_the_draw_depends_on_its_seed_alone():
-    labels = some_labels()
-    torch.manual_seed(1)
-    one = single_label_draw(labels, 7)
-    torch.manual_seed(2)
-    assert torch.equal(one, single_label_draw(labels, 7))
-    assert not torch.equal(one, single_label_draw(labels, 8))
-
-
-def test_each_label_of_an_image_is_as_likely():
-    labels = torch.tensor([[1, 0, 1, 1, 0]] * 6000, dtype=torch.bool)
-    share = single_label_draw(labels, 0).float().mean(0)
-    torch.testing.assert_close(share, torch.tensor([1, 0, 1, 1, 0]) / 3, atol=0.025, rtol=0)
-
-
-def test_an_image_without_a_label_is_named():
-    labels = some_labels()
-    labels[[5, 9]] = False
-    with pytest.raises(UserError, match="2 of 400 .*number 5"):
-        single_label_draw(labels, 0)
 
 
 def test_a_subset_keeps_everything_together():
@@ -85,6 +57,28 @@ def test_regions_of_masks_are_exact():
     for c in range(len(data.classes)):
         assert torch.equal(regions[0, c], data.class_map[4] == c + 1)
     assert torch.equal(regions.flatten(2).any(2), data.labels[[4, 2]])
+
+
+def test_the_boxes_of_a_class_map_touch_the_outermost_pixels_of_every_class():
+    class_map = torch.zeros((3, 4, 4), dtype=torch.uint8)
+    class_map[0, 1:3, 0] = 2
+    class_map[0, 3, 2] = 2  # a second object of the class: one box holds both
+    class_map[2, 0, 3] = 2
+    class_map[2, 3, 1:] = 1
+    boxes = boxes_of_map(class_map, 3)
+    assert boxes.image.tolist() == [0, 2, 2] and boxes.label.tolist() == [1, 0, 1]
+    assert (boxes.box * 4).tolist() == [[0, 1, 3, 4], [1, 3, 4, 4], [3, 0, 4, 1]]
+
+
+def test_objects_are_the_boxes_else_those_of_the_class_map():
+    data = some_boxes()
+    assert data.objects() is data.boxes
+    drawn = scenes.make_scenes(20, "val", 32)
+    found = drawn.objects()
+    assert torch.equal(found.image.bincount(), drawn.labels.sum(1))
+    assert drawn.labels[found.image, found.label].all()
+    with pytest.raises(ValueError, match="neither masks nor boxes"):
+        replace(data, boxes=None).objects()
 
 
 @pytest.mark.parametrize("module", [views, bank, evaluate])

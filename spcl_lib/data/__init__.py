@@ -11,13 +11,13 @@ from spcl_lib import paths
 from spcl_lib.data import scenes
 from spcl_lib.data.cache import once
 from spcl_lib.data.common import Boxes, ImageSet
-from spcl_lib.data.draws import single_label_draw
+from spcl_lib.data.draws import draw_labels, single_label_draw
 from spcl_lib.data.voc import load_voc
 
 if TYPE_CHECKING:  # config takes the names of the draws from here
     from spcl_lib.config import RunConfig
 
-__all__ = ["Boxes", "ImageSet", "load_splits", "single_label_draw"]
+__all__ = ["Boxes", "ImageSet", "draw_labels", "load_splits", "single_label_draw"]
 
 SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
 _HELD_OUT = 0.4  # share of a real training split that choices are made on

@@ -66,6 +66,18 @@ class ImageSet:
             boxes=None if self.boxes is None else self.boxes.subset(indices, len(self)),
         )
 
+    def objects(self) -> Boxes:
+        """The annotated objects; where only masks are known, one for each class of an image.
+
+        Raises:
+            ValueError: the data set knows neither boxes nor masks.
+        """
+        if self.boxes is not None:
+            return self.boxes
+        if self.class_map is None:
+            raise ValueError("this data set has neither masks nor boxes of its objects")
+        return boxes_of_map(self.class_map, len(self.classes))
+
     def regions(self, indices: Tensor) -> Tensor:
         """Where the objects of every class are: from exact masks, else from boxes.
 
@@ -92,3 +104,30 @@ class ImageSet:
             where = boxes.image[m], boxes.label[m]
             found[where] |= inside_y[m, :, None] & inside_x[m, None, :]
         return found
+
+
+def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
+    """The smallest box around the visible pixels of every class of an image.
+
+    Objects of one class in one image share a box: a class map does not tell them apart.
+
+    Args:
+        class_map: (N, S, S) uint8; class number + 1, 0 = none.
+        num_classes: C.
+    """
+    parts = []
+    for c in range(num_classes):
+        mask = class_map == c + 1  # (N, S, S)
+        columns, rows = mask.any(1), mask.any(2)  # (N, S) each
+        image = columns.any(1).nonzero().flatten()
+        (x0, x1), (y0, y1) = _extent(columns[image]), _extent(rows[image])
+        box = torch.stack((x0, y0, x1, y1), 1) / class_map.shape[-1]
+        parts.append((image, torch.full_like(image, c), box))
+    image, label, box = (torch.cat(p) for p in zip(*parts, strict=True))
+    order = image.argsort(stable=True)
+    return Boxes(image[order], label[order], box[order])
+
+
+def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """First True of every row of (M, S), and one past the last."""
+    return lines.int().argmax(1), lines.shape[1] - lines.flip(1).int().argmax(1)

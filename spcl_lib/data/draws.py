@@ -1,20 +1,59 @@
-"""Which one label of a training image is kept: the draw that makes a data set single-label."""
+"""Which one label of a training image is kept: the draw that makes a data set single-label.
+
+- "uniform": each positive is as likely; the paper's setting.
+- "cole": uniform too, but exactly the labels that Cole et al. (CVPR 2021) and those who followed
+  them train on, so that results can be compared on the same observed labels.
+- "size", "location": an annotator names large objects, or central ones; the label biases that
+  Arroyo et al. (2023, arXiv 2305.15584) study, with the weights of their published code.
+
+A draw has its own seed, apart from the training seed: all methods and all training seeds of a data
+set see the same observed labels.
+"""
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePath
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from spcl_lib.errors import UserError
+from spcl_lib.data.common import Boxes, ImageSet
+from spcl_lib.errors import UserError, unknown
 
-DRAWS = ("uniform",)
+DRAWS = ("uniform", "cole", "size", "location")
+NEED_BOXES = ("size", "location")  # the draws that a data set's loader must read the objects for
+
+COLE_SEED = 1200  # of Cole et al.'s experiments
+_NEAREST = 1e-6  # least distance from the image's centre, as a fraction of the image's side
+
+
+def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
+    """Keeps one positive label per image.
+
+    Args:
+        data: the images to train on, with their full labels.
+        draw: one of DRAWS.
+        seed: seed of the draw. For "cole", 0 stands for their seed, see `cole_draw`.
+
+    Returns:
+        (N, C) bool with exactly one True per row, where the full labels have one.
+
+    Raises:
+        UserError: an unknown draw, an image without a positive label, or no boxes to go by.
+    """
+    if draw == "uniform":
+        return single_label_draw(data.labels, seed)
+    if draw == "cole":
+        return cole_draw(data.labels, data.ids, seed)
+    if draw in NEED_BOXES:
+        return _biased_draw(data, draw, seed)
+    raise unknown("draw", draw, DRAWS)
 
 
 def single_label_draw(labels: Tensor, seed: int) -> Tensor:
     """Keeps one positive label per image, drawn uniformly (the paper's setting).
-
-    The draw has its own seed, apart from the training seed: all methods and all training seeds
-    of a data set see the same observed labels.
 
     Args:
         labels: (N, C) bool, the full labels.
@@ -26,12 +65,102 @@ def single_label_draw(labels: Tensor, seed: int) -> Tensor:
     Raises:
         UserError: an image has no positive label to draw from.
     """
+    _check(labels)
+    rng = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(labels.shape, generator=rng).masked_fill(~labels, -1).argmax(1)
+    return _one_per_row(labels, chosen)
+
+
+def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
+    """The draw of Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
+
+    One NumPy stream serves a whole split, so a label depends on all rows before its own. The result
+    is theirs for all images of a split that have a positive label (their experiments: VOC2012 and
+    COCO2014); with report=val or train_images set, it is their procedure on those images. They
+    sort VOC's file names, and COCO's ids as texts ("1000" before "9").
+
+    Args:
+        labels: (N, C) bool, the full labels; classes in their order, as VOC and COCO list them.
+        ids: N names. The draw goes through them in sorted order, in whatever order they come.
+            COCO's file names of twelve digits count as the ids they stand for.
+        seed: the stream's seed is 1200 + this, and 1200 is theirs.
+
+    Returns:
+        (N, C) bool with exactly one positive per row.
+
+    Raises:
+        UserError: an image has no positive label to draw from.
+    """
+    _check(labels)
+    rng = np.random.RandomState(COLE_SEED + seed)
+    truth, names = labels.numpy(), [_cole_name(i) for i in ids]
+    chosen = torch.empty(len(labels), dtype=torch.int64)
+    for row in sorted(range(len(labels)), key=names.__getitem__):
+        positives, negatives = np.flatnonzero(truth[row]), np.flatnonzero(~truth[row])
+        rng.shuffle(positives)
+        rng.shuffle(negatives)  # none is kept; it moves the stream on, as it does in theirs
+        chosen[row] = int(positives[0])
+    return _one_per_row(labels, chosen)
+
+
+def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
+    """How likely an annotator with a bias is to name each positive label of an image.
+
+    "size": the summed areas of the class's boxes. "location": the sum of 1 / distance of the
+    boxes' centres from the image's centre. Both are those of Arroyo et al.'s published code, but
+    for two things: it takes areas from COCO's outlines where there are any, and distances in
+    pixels; ours are of boxes, and in fractions of the image's width and height.
+
+    Ours: a positive label without a box weighs what those of its image weigh on average; where no
+    label has a box, all weigh the same.
+
+    Args:
+        labels: (N, C) bool, the full labels; boxes of other classes are ignored.
+        boxes: the objects.
+        draw: "size" or "location".
+
+    Returns:
+        (N, C) float32, above 0 for the positive labels and 0 for all else.
+    """
+    x0, y0, x1, y1 = boxes.box.unbind(1)
+    if draw == "size":
+        weight = (x1 - x0) * (y1 - y0)
+    else:
+        weight = 1 / torch.hypot((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2).clamp(min=_NEAREST)
+    weights = torch.zeros(labels.shape)
+    weights.index_put_((boxes.image, boxes.label), weight, accumulate=True)
+    known = labels & (weights > 0)
+    mean = (weights * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    mean = mean.where(mean > 0, 1)  # no label of the image has a box
+    return weights.where(known, mean) * labels
+
+
+def _biased_draw(data: ImageSet, draw: str, seed: int) -> Tensor:
+    _check(data.labels)
+    if data.boxes is None and data.class_map is None:
+        raise UserError(
+            f"draw '{draw}' needs the boxes of the objects, and this data set has none; "
+            "choose --set draw=uniform or --set draw=cole"
+        )
+    weights = label_weights(data.labels, data.objects(), draw)
+    rng = torch.Generator().manual_seed(seed)
+    return _one_per_row(data.labels, torch.multinomial(weights, 1, generator=rng).flatten())
+
+
+def _cole_name(name: str) -> str:
+    """What Cole et al. sort an image by."""
+    coco = re.fullmatch(r"(?:COCO_[a-z]+\d+_)?(\d{12})", PurePath(name).stem)
+    return str(int(coco[1])) if coco else name
+
+
+def _check(labels: Tensor) -> None:
     empty = (~labels.any(1)).nonzero().flatten()
     if len(empty):
         raise UserError(
             f"{len(empty)} of {len(labels)} training images have no positive label "
             f"(first: image number {int(empty[0])}); leave them out before the draw"
         )
-    rng = torch.Generator().manual_seed(seed)
-    chosen = torch.rand(labels.shape, generator=rng).masked_fill(~labels, -1).argmax(1)
+
+
+def _one_per_row(labels: Tensor, chosen: Tensor) -> Tensor:
     return torch.zeros_like(labels).scatter_(1, chosen[:, None], True)
