@@ -60,7 +60,8 @@ def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     Kullback-Leibler divergence; "l1" and "l2" compare probabilities. The paper's is second-hand L1.
     """
     if kind == "bce":
-        entropy = F.binary_cross_entropy(target, target, reduction="none")
+        # not F.binary_cross_entropy(target, target), which CUDA's autocast refuses
+        entropy = torch.special.entr(target) + torch.special.entr(1 - target)
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
     difference = torch.sigmoid(logits) - target
     if kind == "l1":

@@ -98,6 +98,19 @@ def test_a_distance_is_0_with_no_slope_where_prediction_and_target_agree(kind):
     assert logits.grad.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_distances_work_in_a_loop_of_half_precision(kind, monkeypatch):
+    def refused(*args, **settings):
+        raise RuntimeError("unsafe to autocast")  # what CUDA's autocast says of it
+
+    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy", refused)
+    logits, target = random_logits(B, C), torch.sigmoid(random_logits(B, C, seed=1))
+    expected = distance(logits, target, kind)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distance(logits.bfloat16(), target, kind)
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0)
+
+
 def test_an_unknown_distance_names_the_valid_ones():
     with pytest.raises(UserError, match="bce, l1, l2"):
         distance(torch.zeros(1), torch.zeros(1), "l3")
