@@ -1,7 +1,6 @@
 """ImageSet, its boxes and regions, and the examples in docstrings."""
 
 import doctest
-from dataclasses import replace
 
 import pytest
 import torch
@@ -70,15 +69,11 @@ def test_the_boxes_of_a_class_map_touch_the_outermost_pixels_of_every_class():
     assert (boxes.box * 4).tolist() == [[0, 1, 3, 4], [1, 3, 4, 4], [3, 0, 4, 1]]
 
 
-def test_objects_are_the_boxes_else_those_of_the_class_map():
-    data = some_boxes()
-    assert data.objects() is data.boxes
+def test_the_boxes_of_scenes_are_of_their_labels():
     drawn = scenes.make_scenes(20, "val", 32)
-    found = drawn.objects()
-    assert torch.equal(found.image.bincount(), drawn.labels.sum(1))
-    assert drawn.labels[found.image, found.label].all()
-    with pytest.raises(ValueError, match="neither masks nor boxes"):
-        replace(data, boxes=None).objects()
+    boxes = boxes_of_map(drawn.class_map, len(drawn.classes))
+    assert torch.equal(boxes.image.bincount(), drawn.labels.sum(1))
+    assert drawn.labels[boxes.image, boxes.label].all()
 
 
 @pytest.mark.parametrize("module", [views, bank, evaluate])

@@ -66,18 +66,6 @@ class ImageSet:
             boxes=None if self.boxes is None else self.boxes.subset(indices, len(self)),
         )
 
-    def objects(self) -> Boxes:
-        """The annotated objects; where only masks are known, one for each class of an image.
-
-        Raises:
-            ValueError: the data set knows neither boxes nor masks.
-        """
-        if self.boxes is not None:
-            return self.boxes
-        if self.class_map is None:
-            raise ValueError("this data set has neither masks nor boxes of its objects")
-        return boxes_of_map(self.class_map, len(self.classes))
-
     def regions(self, indices: Tensor) -> Tensor:
         """Where the objects of every class are: from exact masks, else from boxes.
 

@@ -12,14 +12,11 @@ set see the same observed labels.
 
 from __future__ import annotations
 
-import re
-from pathlib import PurePath
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from spcl_lib.data.common import Boxes, ImageSet
+from spcl_lib.data.common import Boxes, ImageSet, boxes_of_map
 from spcl_lib.errors import UserError, unknown
 
 DRAWS = ("uniform", "cole", "size", "location")
@@ -81,8 +78,8 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
 
     Args:
         labels: (N, C) bool, the full labels; classes in their order, as VOC and COCO list them.
-        ids: N names. The draw goes through them in sorted order, in whatever order they come.
-            COCO's file names of twelve digits count as the ids they stand for.
+        ids: N names, for COCO the plain numbers. The draw goes through them in sorted order, in
+            whatever order they come.
         seed: the stream's seed is 1200 + this, and 1200 is theirs.
 
     Returns:
@@ -93,9 +90,9 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
     """
     _check(labels)
     rng = np.random.RandomState(COLE_SEED + seed)
-    truth, names = labels.numpy(), [_cole_name(i) for i in ids]
+    truth = labels.numpy()
     chosen = torch.empty(len(labels), dtype=torch.int64)
-    for row in sorted(range(len(labels)), key=names.__getitem__):
+    for row in sorted(range(len(labels)), key=ids.__getitem__):
         positives, negatives = np.flatnonzero(truth[row]), np.flatnonzero(~truth[row])
         rng.shuffle(positives)
         rng.shuffle(negatives)  # none is kept; it moves the stream on, as it does in theirs
@@ -137,20 +134,17 @@ def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
 
 def _biased_draw(data: ImageSet, draw: str, seed: int) -> Tensor:
     _check(data.labels)
-    if data.boxes is None and data.class_map is None:
+    boxes = data.boxes
+    if boxes is None and data.class_map is not None:
+        boxes = boxes_of_map(data.class_map, len(data.classes))
+    if boxes is None:
         raise UserError(
             f"draw '{draw}' needs the boxes of the objects, and this data set has none; "
             "choose --set draw=uniform or --set draw=cole"
         )
-    weights = label_weights(data.labels, data.objects(), draw)
+    weights = label_weights(data.labels, boxes, draw)
     rng = torch.Generator().manual_seed(seed)
     return _one_per_row(data.labels, torch.multinomial(weights, 1, generator=rng).flatten())
-
-
-def _cole_name(name: str) -> str:
-    """What Cole et al. sort an image by."""
-    coco = re.fullmatch(r"(?:COCO_[a-z]+\d+_)?(\d{12})", PurePath(name).stem)
-    return str(int(coco[1])) if coco else name
 
 
 def _check(labels: Tensor) -> None:
