@@ -1,10 +1,10 @@
 """Which one label of a training image is kept: the draw that makes a data set single-label.
 
 - "uniform": each positive is as likely; the paper's setting.
-- "cole": uniform too, but exactly the labels that Cole et al. (CVPR 2021) and those who followed
+- "cole": uniform too, but exactly the labels that Cole et al. (CVPR 2021) and many who followed
   them train on, so that results can be compared on the same observed labels.
 - "size", "location": an annotator names large objects, or central ones; the label biases that
-  Arroyo et al. (2023, arXiv 2305.15584) study, with the weights of their published code.
+  Arroyo et al. (2023, arXiv 2305.15584) study, after their published code (see `label_weights`).
 
 A draw has its own seed, apart from the training seed: all methods and all training seeds of a data
 set see the same observed labels.
@@ -35,7 +35,7 @@ def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
         seed: seed of the draw. For "cole", 0 stands for their seed, see `cole_draw`.
 
     Returns:
-        (N, C) bool with exactly one True per row, where the full labels have one.
+        (N, C) bool with exactly one True per row: a positive of that image.
 
     Raises:
         UserError: an unknown draw, an image without a positive label, or no boxes to go by.
