@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from spcl_lib.config import PROFILES, make_config, parse_overrides
+from spcl_lib.config import PROFILES, make_config, methods_of, parse_overrides
 from spcl_lib.errors import UserError
 from spcl_lib.losses import METHODS
 
@@ -99,8 +99,9 @@ def _run(options: argparse.Namespace) -> int:
         _run_notebook(options)
     metrics = finished(config) if options.notebook else None
     metrics = metrics or run(config, options.data_root, options.force)
+    real = f"ReaL accuracy {metrics['real_accuracy']:.2f} % " if "real_accuracy" in metrics else ""
     print(
-        f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} % "
+        f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} % {real}"
         f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}"
     )
     return 0
@@ -123,7 +124,9 @@ def _run_notebook(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> int:
     from spcl_lib.reproduce import reproduce
 
-    methods = options.only or list(METHODS)
+    methods = options.only or methods_of(options.dataset)
+    if not options.only and "full" not in methods:
+        print(f"without full: the training images of {options.dataset} have one known label each")
     overrides = parse_overrides(options.set)
     configs = [
         make_config(options.dataset, method, seed, options.profile, overrides)

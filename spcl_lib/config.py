@@ -12,6 +12,7 @@ import json
 import typing
 from dataclasses import dataclass
 
+from spcl_lib.data import SINGLE_LABEL
 from spcl_lib.data.draws import DRAWS
 from spcl_lib.errors import UserError, unknown
 from spcl_lib.losses import DISTANCES, METHODS, Settings
@@ -155,6 +156,12 @@ _POSITIVE = (
 )  # fmt: skip
 
 
+def methods_of(dataset: str) -> list[str]:
+    """The methods that a data set allows: "full" needs the full labels of its training images."""
+    full = dataset not in SINGLE_LABEL
+    return [name for name, spec in METHODS.items() if full or spec.supervised != "full"]
+
+
 def make_config(
     dataset: str,
     method: str,
@@ -172,12 +179,18 @@ def make_config(
         overrides: names and values; texts are parsed by the type of the default.
 
     Raises:
-        UserError: an unknown name, or a value of the wrong type or outside its range.
+        UserError: an unknown name, a method that the data set does not allow, or a value of the
+            wrong type or outside its range.
     """
     if dataset not in PROFILES:
         raise unknown("data set", dataset, PROFILES)
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    if method not in methods_of(dataset):
+        raise UserError(
+            f"method '{method}' needs all labels of the training images; those of {dataset} have "
+            f"one known label each. Valid: {', '.join(methods_of(dataset))}"
+        )
     if profile not in PROFILES[dataset]:
         raise unknown(f"profile of {dataset}", profile, PROFILES[dataset])
     values = dict(PROFILES[dataset][profile])

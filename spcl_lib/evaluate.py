@@ -70,6 +70,26 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
     return float(average_precisions(scores, labels).nanmean())
 
 
+def top1_accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Share of the images whose highest-ranked class is one of their labels, in percent.
+
+    Images without a label are left out; NaN if there are only such. With ReaL's labels this is
+    ReaL accuracy (Beyer et al., 2020, "Are we done with ImageNet?").
+
+    Args:
+        scores: (N, C), higher means more likely present; of equal ones the first class counts.
+        labels: (N, C) bool.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.3]])
+        >>> labels = torch.tensor([[1, 1], [1, 0], [0, 0]], dtype=torch.bool)
+        >>> top1_accuracy(scores, labels)
+        50.0
+    """
+    right = labels.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+    return float(100 * right[labels.any(1)].double().mean())
+
+
 def precision_recall(chosen: Tensor, labels: Tensor) -> dict[str, float]:
     """Precision, recall and F1 in percent, overall (O) and per class averaged (C).
 
@@ -110,8 +130,9 @@ def evaluate_scores(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
         classes: C names.
 
     Returns:
-        mAP, AP per class (None without a positive), how many classes were left out, precision,
-        recall and F1 at probability 0.5, and for the 3 highest-ranked classes of every image.
+        mAP, AP per class (None without a positive), how many classes were left out, accuracy of
+        the highest-ranked class, precision, recall and F1 at probability 0.5, and for the 3
+        highest-ranked classes of every image.
     """
     ap = average_precisions(scores, labels)
     top = min(3, scores.shape[1])
@@ -121,6 +142,7 @@ def evaluate_scores(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
         "mAP": float(ap.nanmean()),
         "AP": {c: None if a != a else a for c, a in zip(classes, ap.tolist(), strict=True)},
         "classes_without_positive": int(ap.isnan().sum()),
+        "top1_accuracy": top1_accuracy(scores, labels.bool()),
         "at_0.5": precision_recall(scores >= 0.5, labels),
         "top_3": precision_recall(highest, labels),
     }

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spcl_lib.bank import HeatmapBank
+from spcl_lib.bank import HeatmapBank, require_room
 from spcl_lib.errors import unknown
 from spcl_lib.model import pooled
 from spcl_lib.views import Views
 
+_EN_BYTES = 24  # for every label, at the peak of `expected_negative_threshold`; measured
 _EPSILON = 1 / 512  # probabilities are kept this far from 0 and 1 before a logit: a step of uint8
 
 
@@ -103,6 +104,11 @@ class Spec:
     consistency: str  # "", "cl" or "scl"
     says: str
 
+    @property
+    def keeps_averages(self) -> bool:
+        """Whether it needs running averages of every training image."""
+        return bool(self.consistency) or self.supervised == "en"
+
 
 METHODS: dict[str, Spec] = {
     "an": Spec("an", "", "assume negative: BCE, every unknown label is a negative (baseline)"),
@@ -140,6 +146,24 @@ class Settings:
     expected_positives: float = 2.0
 
 
+def check_room(name: str, num_images: int, num_classes: int, settings: Settings) -> None:
+    """Refuses a method whose running averages do not fit into memory; arguments as of Method.
+
+    A checkpoint holds them a second time, and EN ranks all labels of all images at once.
+
+    Raises:
+        UserError: they do not fit, or the name is unknown.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    spec = METHODS[name]
+    if spec.keeps_averages:
+        size = settings.bank_size if spec.consistency == "scl" else 1
+        per_label = _EN_BYTES if spec.supervised == "en" else 0
+        dtype = getattr(torch, settings.bank_dtype)
+        require_room(num_images, num_classes, size, dtype, per_label=per_label, copies=2)
+
+
 class Method:
     """One method at work: its loss, and its running averages over the training images.
 
@@ -151,7 +175,7 @@ class Method:
         seed: seed of the bank's rounding.
 
     Raises:
-        UserError: the name is unknown.
+        UserError: the name is unknown, or the running averages do not fit into memory.
     """
 
     def __init__(
@@ -162,11 +186,10 @@ class Method:
         settings: Settings | None = None,
         seed: int = 0,
     ) -> None:
-        if name not in METHODS:
-            raise unknown("method", name, METHODS)
+        check_room(name, num_images, num_classes, settings or Settings())
         self.name, self.spec, self.settings = name, METHODS[name], settings or Settings()
         self.bank: HeatmapBank | None = None
-        if self.spec.consistency or self.spec.supervised == "en":
+        if self.spec.keeps_averages:
             size = self.settings.bank_size if self.spatial else 1
             dtype = getattr(torch, self.settings.bank_dtype)
             self.bank = HeatmapBank(
@@ -259,8 +282,9 @@ class Method:
 
     def _presence_of_all(self) -> Tensor:
         """(N, C) presence of every class in every whole image, by its running averages."""
-        chunks = torch.arange(self.bank.num_images).split(1024)
         size = self.bank.size
+        few = 2**26 // (self.bank.num_classes * size**2)  # 1,000 classes take much memory an image
+        chunks = torch.arange(self.bank.num_images).split(min(1024, max(1, few)))
         return torch.cat(
             [presence_in(*self.bank.read(c, Views.whole(len(c)), size)) for c in chunks]
         )

@@ -58,7 +58,9 @@ def reproduce(
     waiting = [c for c in configs if force or finished(c) is None]
     if waiting:
         print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
-        prepare(waiting[0], data_root)
+        # Of a run that keeps heatmaps, where there is one: whether they fit is found now.
+        spatial = [c for c in waiting if METHODS[c.method].consistency == "scl"]
+        prepare((spatial or waiting)[0], data_root)
     failed = _run_all(waiting, data_root, jobs, force)
     write_summary()
     _print_summary(configs, failed, time.monotonic() - began)

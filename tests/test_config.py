@@ -5,7 +5,14 @@ import dataclasses
 import pytest
 
 from spcl_lib import UserError
-from spcl_lib.config import METHOD_DEFAULTS, PROFILES, RunConfig, make_config, parse_overrides
+from spcl_lib.config import (
+    METHOD_DEFAULTS,
+    PROFILES,
+    RunConfig,
+    make_config,
+    methods_of,
+    parse_overrides,
+)
 from spcl_lib.losses import METHODS, Settings
 
 
@@ -20,7 +27,7 @@ def mistake(*arguments, **options):
 def test_every_profile_of_every_method_is_valid_and_named_in_its_configuration(dataset):
     assert {"cpu", "smoke"} <= set(PROFILES[dataset])
     for profile in PROFILES[dataset]:
-        for method in METHODS:
+        for method in methods_of(dataset):
             config = make_config(dataset, method, 3, profile)
             names = (config.dataset, config.method, config.seed, config.profile)
             assert names == (dataset, method, 3, profile)
@@ -29,8 +36,17 @@ def test_every_profile_of_every_method_is_valid_and_named_in_its_configuration(d
 
 @pytest.mark.parametrize("dataset", PROFILES)
 def test_the_observed_labels_are_the_same_for_all_methods_and_seeds(dataset):
-    configs = [make_config(dataset, method, seed) for method in METHODS for seed in (0, 1)]
+    configs = [
+        make_config(dataset, method, seed) for method in methods_of(dataset) for seed in (0, 1)
+    ]
     assert len({config.label_seed for config in configs}) == 1
+
+
+def test_full_needs_a_data_set_whose_training_images_have_full_labels():
+    assert methods_of("voc2007") == list(METHODS)
+    assert methods_of("imagenet") == [name for name in METHODS if name != "full"]
+    said = mistake("imagenet", "full")
+    assert "'full' needs all labels" in said and "Valid: an, cl, scl" in said
 
 
 def test_defaults_give_way_to_the_profile_and_that_to_the_method_and_that_to_overrides(monkeypatch):

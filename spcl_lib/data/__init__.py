@@ -10,25 +10,27 @@ import torch
 from spcl_lib import paths
 from spcl_lib.data import scenes
 from spcl_lib.data.cache import once
-from spcl_lib.data.common import Boxes, ImageSet
+from spcl_lib.data.common import Boxes, ImageSet, hold_out
 from spcl_lib.data.draws import draw_labels, single_label_draw
+from spcl_lib.data.imagenet import load_imagenet
 from spcl_lib.data.voc import load_voc
 
 if TYPE_CHECKING:  # config takes the names of the draws from here
     from spcl_lib.config import RunConfig
 
-__all__ = ["Boxes", "ImageSet", "draw_labels", "load_splits", "single_label_draw"]
+__all__ = [
+    "SINGLE_LABEL", "Boxes", "ImageSet", "draw_labels", "load_splits", "single_label_draw",
+]  # fmt: skip
 
 SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
-_HELD_OUT = 0.4  # share of a real training split that choices are made on
-_HELD_OUT_SEED = 1200
+SINGLE_LABEL = frozenset({"imagenet"})  # training images have no full labels: no upper bound
 
 
 def load_splits(config: RunConfig, data_root: str | Path | None) -> tuple[ImageSet, ImageSet]:
     """The images to train on, and the images to report on, with full labels.
 
     With `report="val"` neither touches the data of the final report: scenes are evaluated on
-    `val`; VOC's `train` is split into 60 % for training and 40 % for evaluation.
+    `val`; a real `train` is split into 60 % for training and 40 % for evaluation.
 
     Raises:
         UserError: the data are missing or damaged.
@@ -37,6 +39,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None) -> tuple[ImageS
         train, evaluation = _scenes("train", config), _scenes(config.report, config)
     else:
         root = paths.data_root(data_root, f"the data set '{config.dataset}'")
+        if config.dataset == "imagenet":
+            return load_imagenet(root, config)
         train = load_voc(root, "train", config.image_side)
         if config.report == "val":
             train, evaluation = _hold_out(train)
@@ -61,10 +65,8 @@ def _scenes(split: str, config: RunConfig) -> ImageSet:
 
 
 def _hold_out(train: ImageSet) -> tuple[ImageSet, ImageSet]:
-    generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
-    order = torch.randperm(len(train), generator=generator)
-    held = round(_HELD_OUT * len(train))
-    return train.subset(order[held:].sort().values), train.subset(order[:held].sort().values)
+    stay, held = hold_out(len(train))
+    return train.subset(stay), train.subset(held)
 
 
 def _first(data: ImageSet, count: int) -> ImageSet:

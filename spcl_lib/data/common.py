@@ -7,6 +7,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+_HELD_OUT = 0.4  # share of a real training split that choices are made on
+_HELD_OUT_SEED = 1200
+
+
+def hold_out(count: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the training images that stay, and of those held out to make choices on.
+
+    Args:
+        count: training images there are.
+
+    Returns:
+        Two ascending int64 tensors, 60 % and 40 % of 0..count-1; always the same ones.
+    """
+    generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
+    order = torch.randperm(count, generator=generator)
+    held = round(_HELD_OUT * count)
+    return order[held:].sort().values, order[:held].sort().values
+
 
 @dataclass(frozen=True)
 class Boxes:

@@ -1,0 +1,256 @@
+"""`imagenet`: ImageNet-1K with its own single labels; evaluation by ReaL's sets of valid labels.
+
+ReaL (Beyer et al., 2020, "Are we done with ImageNet?", arXiv 2006.07159) gives each of the 50,000
+validation images the set of its valid classes. Where the set is empty the image is left out, as
+its authors do. Images are chosen from lists of files before any is decoded: there are 1.28 M.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from spcl_lib.data.cache import decoded
+from spcl_lib.data.common import ImageSet, hold_out
+from spcl_lib.errors import UserError
+from spcl_lib.losses import check_room
+
+if TYPE_CHECKING:
+    from spcl_lib.config import RunConfig
+
+CLASSES = 1000
+VALIDATION_IMAGES = 50_000
+_IMAGE = re.compile(r".+\.(jpeg|jpg|png)", re.IGNORECASE)
+# Some mirrors append the class, which is not used: ILSVRC2012_val_00000001_n01751748.JPEG.
+_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.(jpeg|jpg|png)", re.IGNORECASE)
+_SAMPLE_SEED = 1200
+_SHAPE = "train/<wnid>/*.JPEG, val/*.JPEG, real.json and imagenet_class_index.json"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images that are listed and not read yet.
+
+    Attributes:
+        ids: names for people.
+        files: one per image.
+        labels: the class numbers of every image, at least one.
+    """
+
+    ids: list[str]
+    files: list[Path]
+    labels: list[tuple[int, ...]]
+
+    def pick(self, indices: torch.Tensor) -> Listed:
+        """The images at `indices` (M,) int64, in that order."""
+        parts = (self.ids, self.files, self.labels)
+        return Listed(*([part[i] for i in indices.tolist()] for part in parts))
+
+    def sample(self, count: int) -> Listed:
+        """A fixed random choice of `count` images (0 = all): the first ones are of one class."""
+        if count == 0 or count >= len(self.files):
+            return self
+        generator = torch.Generator().manual_seed(_SAMPLE_SEED)
+        return self.pick(torch.randperm(len(self.files), generator=generator)[:count].sort().values)
+
+    def load(self, split: str, side: int, classes: tuple[str, ...]) -> ImageSet:
+        """Decodes the images into squares of `side` pixels."""
+        rows = [n for n, own in enumerate(self.labels) for _ in own]
+        labels = torch.zeros((len(self.files), len(classes)), dtype=torch.bool)
+        labels[rows, [c for own in self.labels for c in own]] = True
+        images = decoded(self.files, side, f"imagenet-{split}")
+        return ImageSet(images, labels, classes, tuple(self.ids))
+
+
+def load_imagenet(root: Path, config: RunConfig) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, and those to report on: validation images with ReaL's labels.
+
+    With `report="val"` both come from the training images, all with the one label they have.
+
+    Args:
+        root: data root; holds the folder imagenet.
+        config: says which images, how many, and how large.
+
+    Raises:
+        UserError: something is missing or damaged, or the method's averages do not fit.
+    """
+    folder = root / "imagenet"
+    if not folder.is_dir():
+        raise UserError(f"ImageNet is not at '{folder}'; put there {_SHAPE}")
+    wnids, classes = read_class_index(folder / "imagenet_class_index.json")
+    train = list_training(folder / "train", wnids)
+    if config.report == "val":
+        stay, held = hold_out(len(train.files))
+        train, evaluation, split = train.pick(stay), train.pick(held), "held-out"
+    else:
+        evaluation, split = list_validation(folder / "val", folder / "real.json"), "val"
+    train, evaluation = train.sample(config.train_images), evaluation.sample(config.eval_images)
+    # Now, and not after hours of decoding.
+    check_room(config.method, len(train.files), CLASSES, config.method_settings())
+    side = config.image_side
+    return train.load("train", side, classes), evaluation.load(split, side, classes)
+
+
+def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The 1,000 wnids and names, by class number; a name that occurs twice gets its wnid added.
+
+    Raises:
+        UserError: the file is missing, or is not the published table {"0": [wnid, name], ...}.
+    """
+    table = _read_json(path, "it is published with Keras")
+    try:
+        wnids, names = zip(*(table[str(c)] for c in range(CLASSES)), strict=True)
+        sound = len(table) == CLASSES == len(set(wnids)) and list(wnids) == sorted(wnids)
+        sound = sound and all(isinstance(text, str) for text in wnids + names)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"'{path}' is not the table of ImageNet's classes; expected the keys 0..999, each with "
+            '[wnid, name], in the order of the wnids: {"0": ["n01440764", "tench"], ...}'
+        )
+    counts = Counter(names)  # two classes are called crane: a bird and a machine
+    pairs = zip(wnids, names, strict=True)
+    return wnids, tuple(f"{n} ({w})" if counts[n] > 1 else n for w, n in pairs)
+
+
+def read_real(path: Path) -> list[tuple[int, ...]]:
+    """ReaL's valid classes of ILSVRC2012_val_00000001 ... 00050000, in this order.
+
+    Raises:
+        UserError: the file is missing, or is not 50,000 lists of class numbers.
+    """
+    lists = _read_json(path, "it is published at github.com/google-research/reassessed-imagenet")
+    if not isinstance(lists, list) or len(lists) != VALIDATION_IMAGES:
+        what = f"{len(lists):,} entries" if isinstance(lists, list) else type(lists).__name__
+        raise UserError(
+            f"'{path}' holds {what}; expected a list of {VALIDATION_IMAGES:,} lists of classes, "
+            "one for every validation image"
+        )
+    for number, own in enumerate(lists, start=1):
+        if not isinstance(own, list) or not all(type(c) is int and 0 <= c < CLASSES for c in own):
+            raise UserError(
+                f"'{path}' has {str(own)[:60]} for ILSVRC2012_val_{number:08d}; expected a list of "
+                f"class numbers in 0..{CLASSES - 1}"
+            )
+    return [tuple(own) for own in lists]
+
+
+def list_training(folder: Path, wnids: tuple[str, ...]) -> Listed:
+    """All training images, by class and name. Part of the classes is enough; it is said how many.
+
+    Raises:
+        UserError: there is none, or a folder is named after no class.
+    """
+    entries = _entries(folder) if folder.is_dir() else []
+    folders = [entry for entry in entries if entry.is_dir()]
+    stray = [entry.path for entry in entries if not entry.is_dir()]
+    number = {wnid: c for c, wnid in enumerate(wnids)}
+    unknown = next((entry.path for entry in folders if entry.name not in number), None)
+    if unknown is not None:
+        raise UserError(
+            f"'{unknown}' is named after no class of imagenet_class_index.json; folders of "
+            f"training images are named by wnid, such as '{wnids[0]}'"
+        )
+    listed = Listed([], [], [])
+    for entry in tqdm(folders, desc="listing imagenet/train", unit="class", delay=2):
+        stray += _add_class(listed, entry, number[entry.name])
+    if not listed.files:
+        raise UserError(f"'{folder}' holds no training image; expected <wnid>/*.JPEG in it")
+    _say_left_out("train", stray, "no image in the folder of a class")
+    present = len(set(listed.labels))
+    print(
+        f"imagenet/train: {len(listed.files):,} images of {present:,} of the {CLASSES:,} classes",
+        flush=True,
+    )
+    return listed
+
+
+def _add_class(listed: Listed, folder: os.DirEntry[str], number: int) -> list[str]:
+    """Adds the images of one class; gives the paths of what is no image."""
+    stray, label = [], (number,)  # one tuple for all, for there are many
+    for entry in _entries(folder.path):
+        if not _IMAGE.fullmatch(entry.name) or not entry.is_file():
+            stray.append(entry.path)
+            continue
+        listed.ids.append(f"{folder.name}/{entry.name.rpartition('.')[0]}")
+        listed.files.append(Path(entry.path))
+        listed.labels.append(label)
+    return stray
+
+
+def list_validation(folder: Path, real: Path) -> Listed:
+    """The validation images with ReaL's labels, paired by the number in the name of the file.
+
+    The files lie in the folder itself or in folders below it. Part of them is enough; it is said
+    how many, and how many are left out because ReaL gives them no label.
+
+    Raises:
+        UserError: there is none, a number occurs twice, or real.json is not what it should be.
+    """
+    files, stray = _validation_files(folder)
+    if not files:
+        found = f"; '{stray[0]}' is not named so" if stray else ""
+        raise UserError(
+            f"ImageNet's validation images are not at '{folder}': expected "
+            f"ILSVRC2012_val_00000001.JPEG ... there or in <wnid> folders{found}. To train without "
+            "them and evaluate on held-out training images: --set report=val"
+        )
+    labels = read_real(real)
+    _say_left_out("val", stray, "not named as ILSVRC2012_val_00000001.JPEG")
+    kept = [number for number in sorted(files) if labels[number - 1]]
+    if not kept:
+        raise UserError(f"'{real}' gives none of the images in '{folder}' a label; add others")
+    print(
+        f"imagenet/val: {len(files):,} of {VALIDATION_IMAGES:,} images, "
+        f"{len(files) - len(kept):,} of them left out because ReaL gives them no label",
+        flush=True,
+    )
+    ids = [f"ILSVRC2012_val_{number:08d}" for number in kept]
+    return Listed(ids, [files[n] for n in kept], [labels[n - 1] for n in kept])
+
+
+def _validation_files(folder: Path) -> tuple[dict[int, Path], list[str]]:
+    """Files by their number, 1..50,000; and the paths of what is named otherwise."""
+    files: dict[int, Path] = {}
+    stray: list[str] = []
+    entries = _entries(folder) if folder.is_dir() else []
+    inner = [file for entry in entries if entry.is_dir() for file in _entries(entry.path)]
+    for entry in [entry for entry in entries if not entry.is_dir()] + inner:
+        match = _VALIDATION.fullmatch(entry.name)
+        number = int(match[1]) if match and entry.is_file() else 0
+        if not 1 <= number <= VALIDATION_IMAGES:
+            stray.append(entry.path)
+        elif number in files:
+            raise UserError(f"'{entry.path}' and '{files[number]}' are the same image; keep one")
+        else:
+            files[number] = Path(entry.path)
+    return files, stray
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder by name, hidden files apart. Unlike Path.iterdir, kinds need no stat."""
+    with os.scandir(folder) as found:
+        return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+
+
+def _say_left_out(split: str, stray: list[str], why: str) -> None:
+    if stray:
+        print(f"imagenet/{split}: {len(stray):,} entries left out, {why}; first: '{stray[0]}'")
+
+
+def _read_json(path: Path, source: str) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); {source}") from error
+    except ValueError as error:
+        raise UserError(f"'{path}' is no valid JSON ({error}); {source}") from error
