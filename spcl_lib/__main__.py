@@ -99,9 +99,9 @@ def _run(options: argparse.Namespace) -> int:
         _run_notebook(options)
     metrics = finished(config) if options.notebook else None
     metrics = metrics or run(config, options.data_root, options.force)
-    real = f"ReaL accuracy {metrics['real_accuracy']:.2f} % " if "real_accuracy" in metrics else ""
+    real = f", ReaL accuracy {metrics['real_accuracy']:.2f} %" if "real_accuracy" in metrics else ""
     print(
-        f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} % {real}"
+        f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{real} "
         f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}"
     )
     return 0
