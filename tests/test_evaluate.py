@@ -15,6 +15,7 @@ from spcl_lib.evaluate import (
     evaluate_scores,
     precision_recall,
     predict_maps,
+    top1_accuracy,
 )
 
 
@@ -154,6 +155,15 @@ def test_the_threshold_is_a_half_and_the_top_three_are_the_highest_three():
     assert metrics["at_0.5"]["OR"] == pytest.approx(25)
     assert metrics["top_3"]["OP"] == pytest.approx(100 * 4 / 6)  # a, b, c and a, c, e
     assert metrics["top_3"]["OR"] == pytest.approx(100)
+
+
+def test_top_1_accuracy_is_over_the_images_that_have_a_label():
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.2, 0.3], [0.2, 0.2, 0.6], [0.9, 0.1, 0.0]])
+    labels = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
+    assert top1_accuracy(scores, labels) == pytest.approx(100 * 2 / 3)
+    metrics = evaluate_scores(scores, labels, tuple("abc"))
+    assert metrics["top1_accuracy"] == top1_accuracy(scores, labels)
+    assert math.isnan(top1_accuracy(scores, torch.zeros_like(labels)))
 
 
 def test_two_classes_have_a_top_two():

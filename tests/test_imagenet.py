@@ -19,7 +19,13 @@ from torch import nn
 from spcl_lib import UserError, losses
 from spcl_lib.config import make_config
 from spcl_lib.data import imagenet, load_splits, single_label_draw
-from spcl_lib.data.imagenet import list_training, list_validation, read_class_index, read_real
+from spcl_lib.data.imagenet import (
+    Listed,
+    list_training,
+    list_validation,
+    read_class_index,
+    read_real,
+)
 from spcl_lib.evaluate import evaluate
 
 KEPT = [1, 3, 7, 12, 49_999]  # of VALIDATION, those that ReaL labels
@@ -136,11 +142,10 @@ def test_a_choice_of_images_is_fixed_fair_and_made_before_any_is_decoded(folder,
     for c in range(20, 40):
         for i in range(5):
             picture(folder / "train" / WNIDS[c] / f"{i}.JPEG", 100)
-    seen = []
-    monkeypatch.setattr(imagenet, "decoded", lambda files, side, name: seen.append(files) or files)
-    few, _ = splits(folder, train_images=30, eval_images=2)
-    assert [len(files) for files in seen] == [30, 2]
-    assert len(few.labels.any(0).nonzero()) > 10  # the first 30 files would be of 8 classes
+    monkeypatch.setattr(Listed, "load", lambda listed, *_: listed)  # before it decodes
+    few, report = splits(folder, train_images=30, eval_images=2)
+    assert (len(few.files), len(report.files)) == (30, 2)
+    assert len(set(few.labels)) > 10  # the first 30 files would be of 8 classes
     more, _ = splits(folder, train_images=60)
     assert set(few.ids) < set(more.ids)
     assert splits(folder, train_images=30)[0].ids == few.ids
@@ -267,7 +272,7 @@ def test_another_class_index_is_refused(change, folder):
 
 def test_heatmaps_that_do_not_fit_are_refused_before_any_image_is_decoded(folder, monkeypatch):
     monkeypatch.setattr("spcl_lib.bank.available_memory", lambda: 10**6)
-    monkeypatch.setattr(imagenet, "decoded", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(Listed, "load", lambda *_: pytest.fail("decoded"))
     config = make_config("imagenet", "scl", 0, "smoke", {"report": "val"})
     with pytest.raises(UserError, match="setting train_images"):
         load_splits(config, folder.parent)

@@ -161,7 +161,8 @@ def list_training(folder: Path, wnids: tuple[str, ...]) -> Listed:
             f"training images are named by wnid, such as '{wnids[0]}'"
         )
     listed = Listed([], [], [])
-    for entry in tqdm(folders, desc="listing imagenet/train", unit="class", delay=2):
+    bar = tqdm(folders, desc="listing imagenet/train", unit="class", mininterval=1, delay=2)
+    for entry in bar:
         stray += _add_class(listed, entry, number[entry.name])
     if not listed.files:
         raise UserError(f"'{folder}' holds no training image; expected <wnid>/*.JPEG in it")
