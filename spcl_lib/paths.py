@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spcl_lib.errors import UserError
 
+CACHE_GB = "SPCL_CACHE_GB"
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -24,6 +25,25 @@ def results() -> Path:
 def cache() -> Path:
     """Folder of what can be made again: `SPCL_CACHE`, else `data/cache` in the project."""
     return Path(os.environ.get("SPCL_CACHE") or project() / "data" / "cache").resolve()
+
+
+def cache_limit() -> float:
+    """Bytes that the decoded images of one split may take in the cache.
+
+    `SPCL_CACHE_GB` in units of 10^9 bytes, else 20. Larger splits, and all with 0, are read from
+    their files again and again.
+
+    Raises:
+        UserError: the environment variable is no such number.
+    """
+    given = os.environ.get(CACHE_GB) or "20"
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = -1
+    if not limit >= 0:  # NaN too
+        raise UserError(f"{CACHE_GB} must be a number of gigabytes, 0 or more; got '{given}'")
+    return limit * 1e9
 
 
 def notebooks() -> Path:

@@ -1,10 +1,13 @@
 """Caches: made once, never torn, made anew when their source changes."""
 
 import errno
+import io
 import os
+import shutil
 import threading
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 
 from spcl_lib import UserError
 from spcl_lib.data import cache
+from spcl_lib.data.images import LazyImages, read_image, try_image
 
 
 @pytest.fixture(autouse=True)
@@ -125,21 +129,59 @@ def test_others_wait_for_the_one_that_makes_it():
 # --- decoded --------------------------------------------------------------------------------------
 
 
-def test_decoded_images_are_the_files_and_later_calls_read_the_cache(files, folder, monkeypatch):
-    images = cache.decoded(files, 8, "split")
+def squares_of(files, side):
+    return np.stack([read_image(file, side) for file in files])
+
+
+def break_three(files):
+    """Three of the five files: missing, empty, no image. Gives the numbers of the others."""
+    files[0].unlink()
+    files[2].write_bytes(b"")
+    files[3].write_text("404: not found")
+    return [1, 4]
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    """The files that were tried, in no order."""
+    tried = []
+
+    def noted(file, side):
+        tried.append(file)
+        return try_image(file, side)
+
+    monkeypatch.setattr(cache, "try_image", noted)
+    return tried
+
+
+def test_decoded_images_are_the_files_and_later_calls_read_the_cache(files, folder, tries):
+    images, all_of_them = cache.decoded(files, 8, "split")
     assert images.shape == (5, 3, 8, 8) and images.dtype == torch.uint8
-    for file, image in zip(files, images, strict=True):
-        np.testing.assert_array_equal(image, cache.read_image(file, 8))
-    assert len(kept(folder)) == 1
-    monkeypatch.setattr(cache, "read_image", None)  # would fail if it were called
-    assert torch.equal(cache.decoded(files, 8, "split"), images)
+    assert all_of_them.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(images, squares_of(files, 8))
+    assert [name.rpartition(".")[2] for name in kept(folder)] == ["json", "npy"]
+    assert sorted(tries) == files
+    assert torch.equal(cache.decoded(files, 8, "split")[0], images)
+    assert len(tries) == 5
+
+
+def test_order_is_kept_however_long_each_image_takes(files, monkeypatch):
+    many = files * 20
+
+    def slow(file, side):
+        time.sleep(0.02 if file == files[0] else 0)
+        return try_image(file, side)
+
+    monkeypatch.setattr(cache, "try_image", slow)
+    images, _ = cache.decoded(many, 4, "split")
+    np.testing.assert_array_equal(images, squares_of(many, 4))
 
 
 def test_what_is_done_to_the_tensor_does_not_reach_the_cache(files):
-    images = cache.decoded(files, 8, "split")
+    images, _ = cache.decoded(files, 8, "split")
     before = images.clone()
     images.zero_()
-    assert torch.equal(cache.decoded(files, 8, "split"), before)
+    assert torch.equal(cache.decoded(files, 8, "split")[0], before)
 
 
 @pytest.mark.parametrize("how", ["content", "order", "side"])
@@ -155,47 +197,23 @@ def test_a_change_of_the_source_is_noticed(files, how):
         files = files[::-1]
     else:
         side = 4
-    images = cache.decoded(files, side, "split")
-    for file, image in zip(files, images, strict=True):
-        np.testing.assert_array_equal(image, cache.read_image(file, side))
+    images, _ = cache.decoded(files, side, "split")
+    np.testing.assert_array_equal(images, squares_of(files, side))
 
 
-def test_a_missing_file_is_named(files):
-    files[3].unlink()
-    with pytest.raises(UserError, match="3.bmp' is missing"):
-        cache.decoded(files, 8, "split")
-
-
-def test_a_full_disk_while_decoding_leaves_nothing_and_the_next_call_works(
-    files, folder, monkeypatch
-):
-    class Full:
-        """A file on a disk that is full after the header and one image."""
-
-        def __init__(self, handle):
-            self.handle, self.writes = handle, 0
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.handle.close()
-
-        def write(self, data):
-            self.writes += 1
-            if self.writes > 2:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return self.handle.write(data)
-
-    def opened(path, mode="r"):
-        return Full(open(path, mode)) if mode == "wb" else open(path, mode)
-
-    monkeypatch.setattr(cache, "open", opened, raising=False)
-    with pytest.raises(OSError, match="No space"):
-        cache.decoded(files, 8, "split")
-    assert kept(folder) == []
-    monkeypatch.delattr(cache, "open")
-    assert cache.decoded(files, 8, "split").shape == (5, 3, 8, 8)
+def test_an_old_version_is_removed_and_other_splits_sides_and_folders_stay(files, folder, tmp_path):
+    cache.decoded(files, 8, "split")
+    (old,) = folder.glob("*.npy")
+    (tmp_path / "elsewhere").mkdir()
+    copies = [Path(shutil.copy2(file, tmp_path / "elsewhere")) for file in files]
+    for arguments in ((files, 4, "split"), (files, 8, "split-val"), (copies, 8, "split")):
+        cache.decoded(*arguments)
+    others = set(kept(folder)) - {old.name, old.with_suffix(".json").name}
+    assert len(others) == 6
+    os.utime(files[0], ns=(10**18, 10**18))
+    cache.decoded(files, 8, "split")
+    assert others < set(kept(folder)) and len(kept(folder)) == 8
+    assert not old.exists()
 
 
 def test_what_a_killed_process_left_is_cleared_away(files, folder):
@@ -203,37 +221,180 @@ def test_what_a_killed_process_left_is_cleared_away(files, folder):
     (path,) = folder.glob("*.npy")
     path.rename(folder / f".{path.name}.99999.tmp")  # as if it was killed before the renaming
     cache.decoded(files, 8, "split")
-    assert kept(folder) == [path.name]
+    assert kept(folder) == [path.with_suffix(".json").name, path.name]
 
 
-# --- read_image -----------------------------------------------------------------------------------
+def test_no_files_are_a_clear_error():
+    with pytest.raises(UserError, match="split has no images"):
+        cache.decoded([], 8, "split")
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_every_kind_of_image_becomes_rgb(mode, tmp_path):
-    file = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
-    Image.new("RGB", (9, 5), (200, 30, 30)).convert(mode).save(file)
-    image = cache.read_image(file, 4)
-    assert image.shape == (3, 4, 4) and image.dtype == np.uint8
-    with Image.open(file) as plain:
-        expected = plain.convert("RGB").resize((4, 4), Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(image.transpose(1, 2, 0), np.asarray(expected))
+# --- damaged images -------------------------------------------------------------------------------
 
 
-def test_images_are_turned_as_their_exif_data_say(tmp_path):
-    pixels = np.zeros((8, 8, 3), np.uint8)
-    pixels[:, :4] = 255  # the left half is white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned a quarter to the right: then the top half is
-    Image.fromarray(pixels).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    image = cache.read_image(tmp_path / "turned.jpg", 8)
-    assert image[:, :3].min() > 200 and image[:, 5:].max() < 50
+@pytest.mark.parametrize("limit", ["20", "0"])
+def test_all_damaged_images_are_in_one_message_that_says_how_to_go_on(
+    files, monkeypatch, limit, tries
+):
+    monkeypatch.setenv("SPCL_CACHE_GB", limit)
+    break_three(files)
+    for _ in range(2):  # the second start knows it without trying again
+        with pytest.raises(UserError) as caught:
+            cache.decoded(files, 8, "split")
+        message = str(caught.value)
+        assert message.startswith("3 of 5 images of split are damaged: ")
+        assert f"'{files[0]}' is missing, " in message
+        assert f"'{files[2]}' cannot be read: it is empty, " in message
+        assert f"'{files[3]}' cannot be read: it is no image" in message
+        assert "--set damaged=skip" in message and "\n" not in message
+        assert len(tries) == 5
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8\xff\xe0 torn", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_image_is_named_in_one_line(content, tmp_path):
-    file = tmp_path / "broken.jpg"
-    file.write_bytes(content)
-    with pytest.raises(UserError, match="broken.jpg' cannot be read") as caught:
-        cache.read_image(file, 8)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("limit", ["20", "0"])
+def test_damaged_images_are_left_out_counted_and_remembered(
+    files, monkeypatch, limit, tries, capsys
+):
+    monkeypatch.setenv("SPCL_CACHE_GB", limit)
+    whole = break_three(files)
+    for _ in range(2):
+        images, numbers = cache.decoded(files, 8, "split", "skip")
+        assert numbers.tolist() == whole
+        np.testing.assert_array_equal(images[:], squares_of([files[i] for i in whole], 8))
+        assert len(tries) == 5
+        said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+        assert said == [
+            "spcl: left out 3 of 5 images of split that cannot be read: 0.bmp, 2.bmp, 3.bmp"
+        ]
+
+
+def test_after_stopping_skipping_starts_at_once_and_so_does_the_reverse(files, tries):
+    whole = break_three(files)
+    with pytest.raises(UserError):
+        cache.decoded(files, 8, "split", "stop")
+    assert cache.decoded(files, 8, "split", "skip")[1].tolist() == whole
+    with pytest.raises(UserError):
+        cache.decoded(files, 8, "split", "stop")
+    assert len(tries) == 5
+
+
+def test_a_message_names_five_files_and_counts_all(files, tmp_path, capsys):
+    gone = [tmp_path / f"gone {i}.jpg" for i in range(1200)]
+    with pytest.raises(UserError) as caught:
+        cache.decoded(files + gone, 8, "split")
+    assert "1,200 of 1,205 images" in str(caught.value)
+    assert str(caught.value).count(".jpg") == 5 and "gone 4.jpg' is missing, ..." in str(caught)
+    cache.decoded(files + gone, 8, "split", "skip")
+    assert "gone 4.jpg, ...\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["stop", "skip"])
+def test_a_split_without_an_intact_image_is_an_error(files, damaged):
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="5 of 5 images") as caught:
+        cache.decoded(files, 8, "split", damaged)
+    assert ("damaged=skip" in str(caught.value)) == (damaged == "stop")
+
+
+def test_a_mended_file_is_noticed(files):
+    whole = files[3].read_bytes()
+    break_three(files)
+    assert len(cache.decoded(files, 8, "split", "skip")[0]) == 2
+    files[0].write_bytes(whole)
+    assert cache.decoded(files, 8, "split", "skip")[1].tolist() == [0, 1, 4]
+    files[3].write_bytes(whole)
+    assert cache.decoded(files, 8, "split", "skip")[1].tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+def test_a_file_that_may_not_be_read_is_damaged_until_it_may(files):
+    files[1].chmod(0)
+    with pytest.raises(UserError, match="1.bmp' cannot be read: Permission denied"):
+        cache.decoded(files, 8, "split")
+    files[1].chmod(0o600)
+    assert len(cache.decoded(files, 8, "split")[0]) == 5
+
+
+# --- too large, or a full disk --------------------------------------------------------------------
+
+
+def test_above_the_limit_images_are_read_from_their_files(files, folder, monkeypatch, capsys):
+    monkeypatch.setenv("SPCL_CACHE_GB", "9.5e-7")  # five images of 8 x 8 pixels are 960 bytes
+    images, _ = cache.decoded(files, 8, "split")
+    assert isinstance(images, LazyImages) and images.shape == (5, 3, 8, 8)
+    np.testing.assert_array_equal(images[:], squares_of(files, 8))
+    assert not list(folder.glob("*.npy"))
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spcl")]
+    assert "split" in said and "0.00096 MB" in said and "SPCL_CACHE_GB=9.5e-07" in said
+    monkeypatch.setenv("SPCL_CACHE_GB", "9.7e-7")
+    assert isinstance(cache.decoded(files, 8, "split")[0], torch.Tensor)
+
+
+@pytest.mark.parametrize("value", ["much", "-1", "nan"])
+def test_a_limit_that_is_no_size_is_named(files, monkeypatch, value):
+    monkeypatch.setenv("SPCL_CACHE_GB", value)
+    with pytest.raises(UserError, match=f"SPCL_CACHE_GB must be .* got '{value}'"):
+        cache.decoded(files, 8, "split")
+
+
+def test_a_disk_with_too_little_space_is_known_before_anything_is_written(
+    files, folder, tries, monkeypatch
+):
+    usage = types.SimpleNamespace(free=959)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError) as caught:
+        cache.decoded(files, 8, "split")
+    for text in (str(folder), "split", "need 0.00096 MB", "0.000959 MB are free", "SPCL_CACHE"):
+        assert text in str(caught.value)
+    assert kept(folder) == [] and tries == []
+    usage.free = 960
+    cache.decoded(files, 8, "split")
+
+
+@pytest.mark.parametrize("full_after", [1, 3, 6])  # the header, some images, all of them
+def test_a_disk_that_fills_up_while_decoding_is_named_and_nothing_is_left(
+    files, folder, monkeypatch, full_after
+):
+    class Full(io.FileIO):
+        writes = 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes > full_after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    def opened(path, mode="r"):
+        return Full(path, mode) if mode == "wb" else open(path, mode)
+
+    monkeypatch.setattr(cache, "open", opened, raising=False)
+    with pytest.raises(UserError, match="No space left on device: .*SPCL_CACHE") as caught:
+        cache.decoded(files, 8, "split")
+    assert str(folder) in str(caught.value)
+    assert kept(folder) == []
+    monkeypatch.delattr(cache, "open")
+    assert cache.decoded(files, 8, "split")[0].shape == (5, 3, 8, 8)
+
+
+def test_space_for_the_images_is_not_asked_for_twice(files, monkeypatch):
+    """After the images are written the disk may have less space left than they take."""
+    free = iter([960, 0, 0, 0])
+    monkeypatch.setattr(
+        cache.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=next(free))
+    )
+    assert len(cache.decoded(files, 8, "split")[0]) == 5
+
+
+def test_images_that_are_not_cached_need_no_space(files, monkeypatch):
+    monkeypatch.setenv("SPCL_CACHE_GB", "0")
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=0))
+    assert len(cache.decoded(files, 8, "split")[0]) == 5
+
+
+def test_other_errors_of_the_disk_are_not_called_a_full_disk(files, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(cache.os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        cache.decoded(files, 8, "split")

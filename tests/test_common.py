@@ -27,6 +27,13 @@ def test_a_subset_keeps_everything_together():
     assert torch.equal(part.labels, data.labels[[3, 0]])
 
 
+def test_a_split_whose_labels_are_not_those_of_its_images_is_refused():
+    images = torch.zeros((5, 3, 2, 2), dtype=torch.uint8)
+    for labels, ids in ((some_labels(6, 3), "vwxyz"), (some_labels(5, 3), "vwxy")):
+        with pytest.raises(ValueError, match="equally many"):
+            ImageSet(images, labels, ("a", "b", "c"), tuple(ids))
+
+
 def some_boxes() -> ImageSet:
     """Three images of 4 x 4 pixels, the last without an object."""
     box = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.25, 0, 0.75, 1]])

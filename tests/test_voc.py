@@ -1,5 +1,7 @@
 """VOC2007: labels from ImageSets/Main, images in their order; what is wrong is named."""
 
+import json
+import math
 import shutil
 
 import numpy as np
@@ -122,21 +124,55 @@ def empty_image(root):
     return file
 
 
-FAULTS = [
+LIST_FAULTS = [
     without_devkit, without_split, empty_split, without_class_list, class_list_lacks_an_image,
-    bad_flag, bad_line, missing_image, truncated_image, text_as_image, empty_image,
+    bad_flag, bad_line,
 ]  # fmt: skip
+IMAGE_FAULTS = [missing_image, truncated_image, text_as_image, empty_image]
 
 
-@pytest.mark.parametrize("break_it", FAULTS)
-def test_what_is_wrong_is_named_in_one_line_and_leaves_no_cache(voc, break_it, tmp_path):
+@pytest.mark.parametrize("break_it", LIST_FAULTS + IMAGE_FAULTS)
+def test_what_is_wrong_is_named_in_one_line(voc, break_it, tmp_path):
     named = str(break_it(voc))
     with pytest.raises(UserError) as caught:
         load_voc(voc, "train", 16)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
-    left = list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else []
-    assert all(path.name.endswith(".lock") for path in left)
+    assert break_it in IMAGE_FAULTS or not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("limit", ["20", "0"])
+@pytest.mark.parametrize("break_it", IMAGE_FAULTS)
+def test_left_out_images_take_their_labels_and_ids_along(voc, break_it, limit, monkeypatch, capsys):
+    monkeypatch.setenv("SPCL_CACHE_GB", limit)
+    intact = load_voc(voc, "train", 16)
+    images = intact.images[:]
+    break_it(voc)
+    data = load_voc(voc, "train", 16, damaged="skip")
+    assert "left out 1 of 6 images of voc2007-train" in capsys.readouterr().err
+    left_out = intact.ids.index("000005")
+    others = [i for i in range(6) if i != left_out]
+    assert 0 < left_out < 5 and len(data) == 5
+    assert data.ids == tuple(intact.ids[i] for i in others)
+    assert [file.stem for file in data.files] == list(data.ids)
+    assert torch.equal(data.labels, intact.labels[others])
+    assert len(intact.labels.unique(dim=0)) == 6  # so a shift would be seen
+    assert torch.equal(data.images[:], images[others])
+
+
+def test_a_run_may_leave_out_damaged_images_of_both_its_splits(voc, capsys):
+    missing_image(voc)
+    (devkit(voc) / "JPEGImages" / "000002.jpg").write_bytes(b"")
+    overrides = {"train_images": 0, "eval_images": 0, "image_side": 16}
+    config = make_config("voc2007", "an", profile="smoke", overrides=overrides)
+    with pytest.raises(UserError, match="000005.jpg' is missing"):
+        load_splits(config, voc)
+    config = make_config(
+        "voc2007", "an", profile="smoke", overrides=overrides | {"damaged": "skip"}
+    )
+    train, report = load_splits(config, voc)
+    assert set(train.ids) == set(voc_ids()["train"]) - {"000005"}
+    assert set(report.ids) == set(voc_ids()["val"]) - {"000002"}
 
 
 @pytest.mark.parametrize("break_it", [truncated_image, text_as_image])
@@ -173,6 +209,26 @@ def test_images_with_nothing_but_difficult_objects_are_not_trained_on_but_report
     train, report = load_splits(config, voc)
     assert "000012" not in train.ids and len(train) == 5
     assert "000002" in report.ids and len(report) == 4
+
+
+def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, results, monkeypatch):
+    truncated_image(voc)
+    settings = {
+        "backbone": "small_resnet", "weights": "none", "frozen": 0, "image_side": 32,
+        "crop_side": 24, "eval_side": 24, "batch": 2, "bank_size": 4, "damaged": "skip",
+    }  # fmt: skip
+    data = "--dataset", "voc2007", "--data-root", voc, "--profile", "smoke"
+    metrics = []
+    for limit in ("20", "0"):
+        monkeypatch.setenv("SPCL_CACHE_GB", limit)
+        outcome = spcl("run", "--method", "scl", "--force", *data, **settings)
+        assert outcome.status == 0, outcome.err
+        assert ("read from their files" in outcome.err) == (limit == "0")
+        (file,) = results.glob("*/*/metrics.json")
+        metrics.append(json.loads(file.read_text()))
+    cached, lazy = metrics
+    assert cached["train_images"] == 5 and math.isfinite(cached["mAP"])
+    assert lazy["history"] == cached["history"] and lazy["AP"] == cached["AP"]
 
 
 # --- real data ------------------------------------------------------------------------------------

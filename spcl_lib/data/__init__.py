@@ -41,11 +41,11 @@ def load_splits(config: RunConfig, data_root: str | Path | None) -> tuple[ImageS
         root = paths.data_root(data_root, f"the data set '{config.dataset}'")
         if config.dataset == "imagenet":
             return load_imagenet(root, config)
-        train = load_voc(root, "train", config.image_side)
+        train = load_voc(root, "train", config.image_side, damaged=config.damaged)
         if config.report == "val":
             train, evaluation = _hold_out(train)
         else:
-            evaluation = load_voc(root, "val", config.image_side)
+            evaluation = load_voc(root, "val", config.image_side, damaged=config.damaged)
     labelled = train.labels.any(1)  # VOC: a few images have nothing but difficult objects
     if not bool(labelled.all()):
         train = train.subset(labelled.nonzero().flatten())

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
+import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
 from spcl_lib import paths
+from spcl_lib.data.images import (
+    ImageFiles,
+    Images,
+    LazyImages,
+    in_order,
+    try_image,
+    without_warnings,
+)
 from spcl_lib.errors import UserError
+
+_FORMAT = 2  # of the decoded images; another number makes all caches anew
+_NAMED = 5  # damaged files that a message names
 
 
 @contextlib.contextmanager
@@ -60,53 +75,177 @@ def once(name: str, make: Callable[[], dict[str, Tensor]], *sources: object) -> 
     return torch.load(path, weights_only=True, mmap=True)
 
 
-def decoded(files: Sequence[Path], side: int, name: str) -> Tensor:
-    """All images of a split as (N, 3, side, side) uint8, read through a memory-mapped file.
+def decoded(
+    files: Sequence[Path], side: int, name: str, damaged: str = "stop"
+) -> tuple[Images, Tensor]:
+    """The images of a split as squares, see `images.try_image`, decoded once.
 
-    Images are turned as their EXIF data says, converted to RGB and resized to squares (the whole
-    image, antialiased; the field's custom). The cache is keyed by names, sizes and dates.
+    They are kept in one file in the cache folder and read through a memory map. If that file would
+    be larger than `paths.cache_limit`, they are tried once and then read from their files, batch by
+    batch. Either way, what is damaged is found here, once, and remembered; a change of the names,
+    sizes or dates of the files makes all of it anew and removes what was made before.
+
+    Args:
+        files: N image files.
+        side: height and width of the squares, in pixels.
+        name: of the split, for people; another selection of the same files has another name.
+        damaged: what to do about images that are missing or cannot be read: "stop", or "skip".
+
+    Returns:
+        The K images that can be read, (K, 3, side, side) uint8: a tensor, or what is used like one.
+        (K,) int64: their numbers in `files`, ascending. Drop the labels of all others.
 
     Raises:
-        UserError: an image is missing or cannot be read.
+        UserError: images are damaged and `damaged` is "stop", or all are; or the disk is full.
     """
+    if not files:
+        raise UserError(f"{name} has no images")
+    prefix, path = _version(files, side, name)
+    record, needed = path.with_suffix(".json"), len(files) * 3 * side * side
+    cached = needed <= paths.cache_limit()
+    if not cached:
+        _say(
+            f"decoded, the images of {name} would take {_size(needed)}, more than "
+            f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}; they are read from their files, "
+            "batch by batch"
+        )
+    with locked(prefix):
+        if not record.exists() or (cached and not path.exists()):
+            for old in prefix.parent.glob(f"{glob.escape(prefix.name)}.*"):
+                old.unlink()
+            with _room(prefix.parent, needed if cached else 0, name):
+                _make(files, side, name, record, path if cached else None)
+        flaws = {int(i): flaw for i, flaw in json.loads(record.read_text()).items()}
+        _settle(flaws, files, name, damaged)
+        kept = torch.tensor([i for i in range(len(files)) if i not in flaws])
+        if cached:
+            return torch.from_numpy(np.load(path, mmap_mode="c")), kept
+    return LazyImages(ImageFiles(files, side), kept), kept
+
+
+def _version(files: Sequence[Path], side: int, name: str) -> tuple[Path, Path]:
+    """Start of the cache's file names for this split at this side and place; the whole name."""
     stamps = []
     for file in files:
-        if not file.is_file():
-            raise UserError(f"image '{file}' is missing; it is listed in the data set's split")
-        status = file.stat()
-        stamps.append((str(file), status.st_size, status.st_mtime_ns))
-    path = paths.cache() / f"{name}-{side}px-{fingerprint((stamps, side, 1))}.npy"
-    with locked(path):
-        if not path.exists():
-            with replacing(path) as temporary:
-                _decode_all(files, side, name, temporary)
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+        try:
+            status = file.stat()
+            stamp = (status.st_size, status.st_mtime_ns, os.access(file, os.R_OK))
+        except OSError:  # missing, for one; if it comes, all is made anew
+            stamp = None
+        stamps.append((str(file), stamp))
+    place = fingerprint([os.path.commonpath({file.parent for file in files})])
+    prefix = paths.cache() / f"{name}-{side}px-{place}"
+    return prefix, prefix.with_name(f"{prefix.name}.{fingerprint([_FORMAT, *stamps])}.npy")
 
 
-def read_image(file: Path, side: int) -> np.ndarray:
-    """One image as (3, side, side) uint8.
+def _make(files: Sequence[Path], side: int, name: str, record: Path, path: Path | None) -> None:
+    """Tries all images; writes those that can be read to `path`, and to `record` what is damaged.
+
+    The record comes last: where it is, the images are complete.
+    """
+    with replacing(record) as new_record:
+        if path is None:
+            flaws = _try_all(files, side, f"checking {name}", lambda image: None)
+            new_record.write_text(json.dumps(flaws))
+        else:
+            with replacing(path) as new_path:
+                flaws = write_squares(files, side, name, new_path)
+                new_record.write_text(json.dumps(flaws))
+
+
+def write_squares(files: Sequence[Path], side: int, name: str, path: Path) -> dict[int, str]:
+    """Decodes images into one .npy file of (K, 3, side, side) uint8.
+
+    Returns:
+        What is wrong with the images that cannot be read, by their numbers in `files`.
+    """
+    with open(path, "wb") as handle:  # not open_memmap: a full disk must raise, not kill (SIGBUS)
+        _write_header(handle, len(files), side)
+        flaws = _try_all(
+            files, side, f"decoding {name}", lambda image: handle.write(image.tobytes())
+        )
+        handle.seek(0)
+        _write_header(handle, len(files) - len(flaws), side)  # as long as the one before
+        handle.flush()
+        os.fsync(handle.fileno())  # some file systems notice only now that they are full
+    return flaws
+
+
+def _write_header(handle: BinaryIO, count: int, side: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, side, side)}
+    np.lib.format.write_array_header_1_0(handle, header)
+
+
+def _try_all(
+    files: Sequence[Path], side: int, title: str, keep: Callable[[np.ndarray], object]
+) -> dict[int, str]:
+    """Calls `keep` with every image in turn; gives what is wrong with those that cannot be read."""
+    flaws = {}
+    results = in_order(lambda file: try_image(file, side), files)
+    bar = tqdm(results, desc=title, total=len(files), unit="image", mininterval=1)
+    with without_warnings():
+        for i, result in enumerate(bar):
+            if isinstance(result, str):
+                flaws[i] = result
+            else:
+                keep(result)
+    return flaws
+
+
+def _settle(flaws: dict[int, str], files: Sequence[Path], name: str, damaged: str) -> None:
+    """Says which images are damaged, and stops unless they are to be left out.
+
+    Args:
+        flaws: what is wrong with an image, by its number in `files`.
+        files: all files.
+        name: of the split.
+        damaged: "stop" or "skip".
 
     Raises:
-        UserError: the file is no readable image.
+        UserError: there are flaws and `damaged` is "stop", or no image is left.
     """
+    if not flaws:
+        return
+    first, dots = list(flaws)[:_NAMED], ", ..." if len(flaws) > _NAMED else ""
+    count = f"{len(flaws):,} of {len(files):,} images of {name}"
+    if damaged == "skip" and len(flaws) < len(files):
+        names = ", ".join(files[i].name for i in first)
+        _say(f"left out {count} that cannot be read: {names}{dots}")
+        return
+    what = ", ".join(f"'{files[i]}' {flaws[i]}" for i in first)
+    advice = "" if damaged == "skip" else ", or leave them out with --set damaged=skip"
+    raise UserError(f"{count} are damaged: {what}{dots}. Repair or replace them{advice}")
+
+
+@contextlib.contextmanager
+def _room(folder: Path, needed: int, name: str) -> Iterator[None]:
+    """Turns a full disk, before or while `needed` bytes are written, into a clear message."""
+    free = shutil.disk_usage(folder).free
+
+    def full(cause: str) -> UserError:
+        return UserError(
+            f"{cause}: the decoded images of {name} need {_size(needed)} in '{folder}', where "
+            f"{_size(free)} are free. Free some space, choose another folder with the environment "
+            f"variable SPCL_CACHE, or set {paths.CACHE_GB}=0 to read the images from their files "
+            "every time"
+        )
+
+    if free < needed:
+        raise full("not enough space")
     try:
-        with Image.open(file) as image:
-            square = ImageOps.exif_transpose(image).convert("RGB")
-            square = square.resize((side, side), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"image '{file}' cannot be read ({error}); replace it by an intact image file"
-        ) from error
-    return np.asarray(square).transpose(2, 0, 1)
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise full(error.strerror) from error
 
 
-def _decode_all(files: Sequence[Path], side: int, name: str, path: Path) -> None:
-    shape = (len(files), 3, side, side)
-    with open(path, "wb") as handle:  # not open_memmap: a full disk must raise, not kill (SIGBUS)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(handle, header)
-        for file in tqdm(files, desc=f"decoding {name}", unit="image", mininterval=1):
-            handle.write(read_image(file, side).tobytes())
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+
+
+def _say(text: str) -> None:
+    print(f"spcl: {text}", file=sys.stderr, flush=True)
 
 
 def fingerprint(sources: Sequence[object]) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from spcl_lib.data.cache import decoded
+from spcl_lib.data.images import Images, selected
 
 _HELD_OUT = 0.4  # share of a real training split that choices are made on
 _HELD_OUT_SEED = 1200
@@ -55,33 +61,45 @@ class ImageSet:
     """One split of a data set.
 
     Attributes:
-        images: (N, 3, S, S) uint8; whole images, resized to squares.
+        images: (N, 3, S, S) uint8; whole images, resized to squares. A tensor, or `LazyImages`,
+            which give tensors when they are indexed.
         labels: (N, C) bool; the full labels. Training on a single label never sees them.
         classes: C names.
         ids: N names, for people and for predictions.
         class_map: (N, S, S) uint8 or None; class number + 1 that is visible at a pixel, 0 = none.
         boxes: the annotated objects, or None where a data set has none.
+        files: N files that the images come from, or None where they are drawn.
+
+    Raises:
+        ValueError: images, labels and ids are not equally many.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     class_map: Tensor | None = None
     boxes: Boxes | None = None
+    files: tuple[Path, ...] | None = None
+
+    def __post_init__(self) -> None:
+        counts = len(self.images), len(self.labels), len(self.ids)
+        if len(set(counts)) > 1:  # else labels would be those of other images
+            raise ValueError(f"images, labels and ids must be equally many; got {counts}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, indices: Tensor) -> ImageSet:
-        """The images at `indices` (M,) int64, in that order."""
+        """The images at `indices` (M,) int64, in that order; see `images.selected`."""
         return replace(
             self,
-            images=self.images[indices],
+            images=selected(self.images, indices),
             labels=self.labels[indices],
             ids=tuple(self.ids[i] for i in indices.tolist()),
             class_map=None if self.class_map is None else self.class_map[indices],
             boxes=None if self.boxes is None else self.boxes.subset(indices, len(self)),
+            files=None if self.files is None else tuple(self.files[i] for i in indices.tolist()),
         )
 
     def regions(self, indices: Tensor) -> Tensor:
@@ -137,3 +155,22 @@ def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
 def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
     """First True of every row of (M, S), and one past the last."""
     return lines.int().argmax(1), lines.shape[1] - lines.flip(1).int().argmax(1)
+
+
+def image_set(files: Sequence[Path], side: int, name: str, damaged: str, **known: Any) -> ImageSet:
+    """A split whose images are files; images that are left out take all that belongs to them along.
+
+    Args:
+        files: N image files.
+        side: as in `cache.decoded`.
+        name: as in `cache.decoded`.
+        damaged: "stop" or "skip", as in `cache.decoded`.
+        known: everything else that `ImageSet` takes, for all N images: labels, classes, ids, ...
+
+    Raises:
+        UserError: see `cache.decoded`.
+    """
+    images, kept = decoded(files, side, name, damaged)
+    none_yet = torch.empty((len(files), 0), dtype=torch.uint8)
+    data = ImageSet(images=none_yet, files=tuple(files), **known)
+    return replace(data if len(kept) == len(files) else data.subset(kept), images=images)

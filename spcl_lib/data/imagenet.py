@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
-from spcl_lib.data.cache import decoded
-from spcl_lib.data.common import ImageSet, hold_out
+from spcl_lib.data.common import ImageSet, hold_out, image_set
 from spcl_lib.errors import UserError
 from spcl_lib.losses import check_room
 
@@ -61,13 +60,16 @@ class Listed:
         generator = torch.Generator().manual_seed(_SAMPLE_SEED)
         return self.pick(torch.randperm(len(self.files), generator=generator)[:count].sort().values)
 
-    def load(self, split: str, side: int, classes: tuple[str, ...]) -> ImageSet:
-        """Decodes the images into squares of `side` pixels."""
+    def load(self, split: str, config: RunConfig, classes: tuple[str, ...]) -> ImageSet:
+        """Decodes the images into squares, or says which are damaged."""
         rows = [n for n, own in enumerate(self.labels) for _ in own]
         labels = torch.zeros((len(self.files), len(classes)), dtype=torch.bool)
         labels[rows, [c for own in self.labels for c in own]] = True
-        images = decoded(self.files, side, f"imagenet-{split}")
-        return ImageSet(images, labels, classes, tuple(self.ids))
+        name = f"imagenet-{split}-{len(self.files)}"  # samples of all sizes are cached side by side
+        return image_set(
+            self.files, config.image_side, name, config.damaged,
+            labels=labels, classes=classes, ids=tuple(self.ids),
+        )  # fmt: skip
 
 
 def load_imagenet(root: Path, config: RunConfig) -> tuple[ImageSet, ImageSet]:
@@ -95,8 +97,7 @@ def load_imagenet(root: Path, config: RunConfig) -> tuple[ImageSet, ImageSet]:
     train, evaluation = train.sample(config.train_images), evaluation.sample(config.eval_images)
     # Now, and not after hours of decoding.
     check_room(config.method, len(train.files), CLASSES, config.method_settings())
-    side = config.image_side
-    return train.load("train", side, classes), evaluation.load(split, side, classes)
+    return train.load("train", config, classes), evaluation.load(split, config, classes)
 
 
 def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spcl_lib.data.cache import decoded
-from spcl_lib.data.common import ImageSet
+from spcl_lib.data.common import ImageSet, image_set
 from spcl_lib.errors import UserError
 
 CLASSES = (
@@ -18,7 +17,9 @@ CLASSES = (
 )  # fmt: skip
 
 
-def load_voc(root: Path, split: str, side: int, year: int = 2007) -> ImageSet:
+def load_voc(
+    root: Path, split: str, side: int, year: int = 2007, damaged: str = "stop"
+) -> ImageSet:
     """A split of Pascal VOC, images in the order of its list.
 
     Entries marked "difficult" (0 in ImageSets/Main) count as negative, as the field does.
@@ -28,6 +29,7 @@ def load_voc(root: Path, split: str, side: int, year: int = 2007) -> ImageSet:
         split: name of a list in ImageSets/Main: "train", "val", "trainval" or "test".
         side: images are resized to squares of this many pixels.
         year: 2007 or 2012.
+        damaged: what to do about images that cannot be read: "stop" or "skip".
 
     Raises:
         UserError: a folder, list or image is missing or damaged.
@@ -39,8 +41,9 @@ def load_voc(root: Path, split: str, side: int, year: int = 2007) -> ImageSet:
             f"(JPEGImages, ImageSets/Main), or point --data-root at the folder of VOCdevkit"
         )
     ids, labels = read_labels(folder, split)
-    images = decoded([folder / "JPEGImages" / f"{i}.jpg" for i in ids], side, f"voc{year}-{split}")
-    return ImageSet(images, labels, CLASSES, tuple(ids))
+    files = [folder / "JPEGImages" / f"{i}.jpg" for i in ids]
+    name = f"voc{year}-{split}"
+    return image_set(files, side, name, damaged, labels=labels, classes=CLASSES, ids=tuple(ids))
 
 
 def read_labels(folder: Path, split: str) -> tuple[list[str], Tensor]:

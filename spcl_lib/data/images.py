@@ -1,0 +1,196 @@
+"""Image files: one of them, many by threads, and a whole split that is read batch by batch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from spcl_lib.errors import UserError
+
+_COPIED = 2**30  # bytes; larger selections of images stay where they are
+_DRAFT = 4  # JPEGs of more than this times the side, twice over, are decoded at a lower resolution
+
+
+def read_image(file: Path, side: int) -> np.ndarray:
+    """One image as (3, side, side) uint8; see `try_image`.
+
+    Raises:
+        UserError: the file is missing or no readable image.
+    """
+    result = try_image(file, side)
+    if isinstance(result, str):
+        raise UserError(f"image '{file}' {result}; replace it by an intact image file")
+    return result
+
+
+def try_image(file: Path, side: int) -> np.ndarray | str:
+    """One image as (3, side, side) uint8, or what is wrong with it, such as "is missing".
+
+    Images are turned as their EXIF data says, converted to RGB and resized to squares (the whole
+    image, antialiased; the field's custom). What is transparent becomes white, of 16 bits the
+    upper 8 are kept, and of an animation the first picture. A truncated file is damaged, and so is
+    one with more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow refuses.
+    """
+    try:
+        with Image.open(file) as image:
+            image.draft(None, (_DRAFT * side, _DRAFT * side))  # JPEG: big ones are read faster
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
+                ImageOps.exif_transpose(image, in_place=True)
+            square = _rgb(image).resize((side, side), Image.Resampling.BILINEAR)
+    except FileNotFoundError:
+        return "is missing"
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises whatever a broken file makes it stumble over
+        return f"cannot be read: {_cause(file, error)}"
+    return np.asarray(square).transpose(2, 0, 1).copy()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion makes all above 255 white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _cause(file: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image" if file.stat().st_size else "it is empty"
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())  # one line
+
+
+def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """Gives `work(item)` for all items in their order, computed by one thread per core.
+
+    Pillow decodes and resizes without holding Python's lock, so threads do. Only a few results
+    wait at any time, so memory does not grow with the number of items.
+    """
+    pool = ThreadPoolExecutor(workers())
+    waiting: deque[Future] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 4 * workers():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def workers() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences Pillow: its warnings name no file, and what it cannot read it raises."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+class ImageFiles:
+    """The images of files as (B, 3, side, side) uint8, read when they are asked for.
+
+    Args:
+        files: M readable images.
+        side: as in `try_image`.
+    """
+
+    def __init__(self, files: Sequence[Path], side: int) -> None:
+        self.files, self.side = files, side
+        self.shape = torch.Size((len(files), 3, side, side))
+        self._pool = ThreadPoolExecutor(workers())
+        self._next: list[int] = []
+        self._ready: dict[int, Future] = {}
+
+    def expect(self, rows: Tensor) -> None:
+        """Tells which rows (B,) come after the next ones: they are read in the background."""
+        self._next = rows.tolist()
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        ready, self._ready = self._ready, {}
+        with without_warnings():
+            futures = [ready.pop(row, None) or self._submit(row) for row in rows.tolist()]
+            for unused in ready.values():
+                unused.cancel()
+            self._ready = {row: self._submit(row) for row in self._next}
+            self._next = []
+            images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
+            for image, future in zip(images, futures, strict=True):
+                image.copy_(torch.from_numpy(future.result()))
+        return images
+
+    def _submit(self, row: int) -> Future:
+        return self._pool.submit(read_image, self.files[row], self.side)
+
+
+class LazyImages:
+    """Images that stay where they are until they are indexed; used like a tensor (N, 3, S, S).
+
+    Args:
+        source: a memory-mapped tensor, or files; (M, 3, S, S) uint8.
+        rows: (N,) int64; the images of the source that these are.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, source: Tensor | ImageFiles, rows: Tensor) -> None:
+        self.source, self.rows = source, rows
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, 3, S, S)."""
+        return torch.Size((len(self.rows), *self.source.shape[1:]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: int | slice | Tensor) -> Tensor:
+        """The images at `which` as a tensor, with the shape that a tensor would give."""
+        rows = self.rows[which]
+        images = self.source[rows.reshape(-1)]
+        return images if rows.ndim else images[0]
+
+    def expect(self, which: Tensor) -> None:
+        """See `expect`."""
+        if isinstance(self.source, ImageFiles):
+            self.source.expect(self.rows[which])
+
+
+Images = Tensor | LazyImages  # what a data set's images are: indexing gives tensors
+
+
+def selected(images: Images, indices: Tensor) -> Images:
+    """The images at `indices` (N,) int64: a copy if they are few, else still where they are."""
+    if isinstance(images, LazyImages):
+        return LazyImages(images.source, images.rows[indices])
+    few = len(indices) * math.prod(images.shape[1:]) <= _COPIED
+    return images[indices] if few else LazyImages(images, indices)
+
+
+def expect(images: Images, indices: Tensor | None) -> None:
+    """Tells which images come after the next ones, so that those of files are read meanwhile."""
+    if indices is not None and isinstance(images, LazyImages):
+        images.expect(indices)
