@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.data.common import ImageSet
+from spcl_lib.data.images import Images
 from spcl_lib.model import autocast, normalised, pooled
 
 
@@ -153,7 +154,7 @@ def _batches(count: int, size: int = 128) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def predict_maps(model: nn.Module, images: Tensor, side: int, amp: str = "auto") -> Tensor:
+def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto") -> Tensor:
     """Score-map logits (N, C, G, G) of whole images (N, 3, S, S) uint8, resized to `side`."""
     device = next(model.parameters()).device
     was_training = model.training

@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
+from spcl_lib.data.images import Images, expect
 from spcl_lib.errors import UserError
 from spcl_lib.losses import Method
 from spcl_lib.model import autocast, normalised
@@ -73,7 +75,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     method: Method,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     indices: Tensor,
     config: RunConfig,
@@ -115,7 +117,7 @@ def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     method: Method,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     config: RunConfig,
     progress: Progress | None = None,
@@ -128,7 +130,7 @@ def train(
         model: SpatialClassifier, on its device.
         optimizer: with one "factor" per parameter group.
         method: loss and running averages.
-        images: (N, 3, S, S) uint8.
+        images: (N, 3, S, S) uint8; read batch by batch.
         labels: (N, C) what the method may see: single labels, or full ones for "full".
         config: the run's configuration.
         progress: where to go on; None to start.
@@ -149,7 +151,8 @@ def train(
             desc=f"{config.method} epoch {progress.epoch + 1}/{config.epochs}",
             initial=progress.step, total=len(batches), leave=False, mininterval=1,
         )  # fmt: skip
-        for indices in bar:
+        for indices, following in zip_longest(bar, batches[progress.step + 1 :]):
+            expect(images, following)
             clock = time.perf_counter()
             epochs_done = progress.epoch + progress.step / len(batches)
             generator = chance("views", config.seed, progress.epoch, progress.step)

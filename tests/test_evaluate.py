@@ -1,6 +1,7 @@
 """Metrics against their definitions; scikit-learn where it is at hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from spcl_lib import mean_average_precision
 from spcl_lib.data.common import ImageSet
+from spcl_lib.data.images import LazyImages
 from spcl_lib.evaluate import (
     average_precisions,
     evaluate,
@@ -221,3 +223,10 @@ def test_evaluate_is_the_metric_of_the_mean_scores():
     brightness = data.images.float().mean((2, 3))  # each class by its own channel
     expected = mean_average_precision(brightness, data.labels)
     assert evaluate(model, data, 8, amp="off")["mAP"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_images_that_are_fetched_batch_by_batch_give_the_same_metrics():
+    model, data = Brightness().eval(), image_set()
+    lazy = replace(data, images=LazyImages(data.images, torch.arange(len(data))))
+    assert evaluate(model, lazy, 8, amp="off") == evaluate(model, data, 8, amp="off")
+    assert torch.equal(predict_maps(model, lazy.images, 8), predict_maps(model, data.images, 8))
