@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data_options(bench)
     bench.add_argument("--steps", type=int, default=40, help="timed steps per method")
+    bench.add_argument(
+        "--input", action="store_true", help="instead: how fast images are read, against the step"
+    )
     bench.set_defaults(command=_bench)
 
     keep = commands.add_parser(
@@ -141,9 +144,13 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from spcl_lib.bench import bench
+    from spcl_lib.bench_input import bench_input
 
+    if options.steps < 1:
+        raise UserError(f"--steps must be at least 1; got {options.steps}")
     config = make_config(options.dataset, "an", 0, options.profile, parse_overrides(options.set))
-    return bench(config, options.data_root, options.steps)
+    measure = bench_input if options.input else bench
+    return measure(config, options.data_root, options.steps)
 
 
 def _reference(options: argparse.Namespace) -> int:

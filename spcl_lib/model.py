@@ -162,12 +162,12 @@ def save_weights(model: nn.Module, file: Path) -> None:
     save_safetensors({k: v.contiguous() for k, v in model.state_dict().items()}, file)
 
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights
 
 
 def normalised(images: Tensor) -> Tensor:
     """Network input of images (B, 3, H, W) in 0..255: ImageNet's normalisation, channels last."""
-    mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (_MEAN, _STD))
+    mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (MEAN, STD))
     scaled = (images.float() / 255 - mean) / std
     return scaled.contiguous(memory_format=torch.channels_last)
 
