@@ -244,7 +244,7 @@ def test_an_unreadable_image_is_named(fault, spcl, results, voc):
     outcome = spcl(*VOC, "--data-root", voc, **UNTRAINED)
     assert outcome.status == 2 and "Traceback" not in outcome.err
     last = outcome.err.replace("\r", "\n").splitlines()[-1]  # a progress bar may precede it
-    assert last.startswith("spcl: error: image '") and str(file) in last
+    assert last.startswith("spcl: error: 1 of 6 images of voc2007-train") and str(file) in last
     assert all(name.endswith("/.lock") for name in files_in(results))
 
 
