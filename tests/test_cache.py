@@ -261,7 +261,7 @@ def test_damaged_images_are_left_out_counted_and_remembered(
         assert numbers.tolist() == whole
         np.testing.assert_array_equal(images[:], squares_of([files[i] for i in whole], 8))
         assert len(tries) == 5
-        said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+        said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
         assert said == [
             "spcl: left out 3 of 5 images of split that cannot be read: 0.bmp, 2.bmp, 3.bmp"
         ]
@@ -284,7 +284,7 @@ def test_a_message_names_five_files_and_counts_all(files, tmp_path, capsys):
     assert "1,200 of 1,205 images" in str(caught.value)
     assert str(caught.value).count(".jpg") == 5 and "gone 4.jpg' is missing, ..." in str(caught)
     cache.decoded(files + gone, 8, "split", "skip")
-    assert "gone 4.jpg, ...\n" in capsys.readouterr().err
+    assert "gone 4.jpg, ...\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damaged", ["stop", "skip"])
@@ -324,7 +324,7 @@ def test_above_the_limit_images_are_read_from_their_files(files, folder, monkeyp
     assert isinstance(images, LazyImages) and images.shape == (5, 3, 8, 8)
     np.testing.assert_array_equal(images[:], squares_of(files, 8))
     assert not list(folder.glob("*.npy"))
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("spcl")]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("spcl")]
     assert "split" in said and "0.00096 MB" in said and "SPCL_CACHE_GB=9.5e-07" in said
     monkeypatch.setenv("SPCL_CACHE_GB", "9.7e-7")
     assert isinstance(cache.decoded(files, 8, "split")[0], torch.Tensor)

@@ -83,6 +83,20 @@ def test_validation_images_get_their_labels_by_name_and_empty_lists_are_left_out
     assert "7 of 50,000 images, 2 of them left out because ReaL gives them no label" in said
 
 
+def test_damaged_images_are_left_out_with_their_labels(folder, capsys):
+    intact, _ = splits(folder)
+    files = [folder / "train" / f"{name}.JPEG" for name in intact.ids]
+    for number in (1, 4):
+        files[number].write_bytes(b"")
+    train, report = splits(folder, damaged="skip")
+    assert "left out 2 of 10 images of imagenet-train" in capsys.readouterr().out
+    others = [i for i in range(10) if i not in (1, 4)]
+    assert train.ids == tuple(intact.ids[i] for i in others) and len(report) == len(KEPT)
+    assert torch.equal(train.labels, intact.labels[others])
+    with pytest.raises(UserError, match="2 of 10 images of imagenet-train-10 are damaged"):
+        splits(folder)
+
+
 @every_layout
 def test_the_order_of_arrival_does_not_matter(folder, monkeypatch):
     expected = list_validation(folder / "val", folder / "real.json")

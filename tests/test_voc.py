@@ -149,7 +149,7 @@ def test_left_out_images_take_their_labels_and_ids_along(voc, break_it, limit, m
     images = intact.images[:]
     break_it(voc)
     data = load_voc(voc, "train", 16, damaged="skip")
-    assert "left out 1 of 6 images of voc2007-train" in capsys.readouterr().err
+    assert "left out 1 of 6 images of voc2007-train" in capsys.readouterr().out
     left_out = intact.ids.index("000005")
     others = [i for i in range(6) if i != left_out]
     assert 0 < left_out < 5 and len(data) == 5
@@ -223,7 +223,7 @@ def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, res
         monkeypatch.setenv("SPCL_CACHE_GB", limit)
         outcome = spcl("run", "--method", "scl", "--force", *data, **settings)
         assert outcome.status == 0, outcome.err
-        assert ("read from their files" in outcome.err) == (limit == "0")
+        assert ("read from their files" in outcome.out) == (limit == "0")
         (file,) = results.glob("*/*/metrics.json")
         metrics.append(json.loads(file.read_text()))
     cached, lazy = metrics

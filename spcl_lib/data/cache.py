@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -245,7 +244,7 @@ def _size(count: int) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"spcl: {text}", file=sys.stderr, flush=True)
+    print(f"spcl: {text}", flush=True)
 
 
 def fingerprint(sources: Sequence[object]) -> str:
