@@ -77,6 +77,19 @@ class HeatmapBank:
         self.seen = torch.zeros((num_images, size, size), dtype=torch.bool)
         self._rounding = torch.Generator().manual_seed(seed)
 
+    @classmethod
+    def of(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
+        """A bank with these contents, to read from: of a finished run, or of a snapshot.
+
+        Args:
+            heatmaps: (N, C, W, W) in a type that a bank stores.
+            seen: (N, W, W) bool.
+        """
+        bank = cls(*heatmaps.shape[:3], dtype=heatmaps.dtype)
+        bank.heatmaps.copy_(heatmaps)
+        bank.seen.copy_(seen)
+        return bank
+
     @torch.no_grad()
     def read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
         """Reads heatmaps through views: T_v(H).

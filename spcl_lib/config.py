@@ -70,6 +70,8 @@ class RunConfig:
     bank_size: int = Settings.bank_size
     bank_dtype: str = Settings.bank_dtype
     expected_positives: float = Settings.expected_positives
+    # records
+    snapshots: int = 0  # training images to follow over the epochs, see snapshots.py; 0 = none
 
     def method_settings(self) -> Settings:
         """The part that the methods read."""
@@ -77,8 +79,10 @@ class RunConfig:
         return Settings(**{name: getattr(self, name) for name in names})
 
     def digest(self) -> str:
-        """Eight characters that change with any value."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Eight characters that change with any value, but not when a setting is added later."""
+        defaults = dataclasses.asdict(type(self)())
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v != defaults[k]}
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -258,7 +262,7 @@ def _check(config: RunConfig) -> None:
         "bank_size": (1, 1024), "frozen": (0, 1000),
         "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
-        "label_seed": (0, 2**31),
+        "label_seed": (0, 2**31), "snapshots": (0, 10**9),
     }  # fmt: skip
     for name, (low, high) in limits.items():
         if not low <= getattr(config, name) <= high:

@@ -30,6 +30,7 @@ from spcl_lib.evaluate import evaluate
 from spcl_lib.losses import Method
 from spcl_lib.model import SpatialClassifier, build_backbone, save_weights
 from spcl_lib.pretrain import pretrained_backbone
+from spcl_lib.snapshots import Recorder
 from spcl_lib.train import Progress, make_optimizer, train
 
 # At most this much work is lost, and at most one epoch.
@@ -66,8 +67,8 @@ def run(
     """Trains and evaluates one configuration, unless that is done already.
 
     The run's folder holds config.json, history.csv, weights.safetensors, bank.safetensors (the
-    running averages, for methods that have them) and, written last, metrics.json. While it runs,
-    checkpoint.pt holds all that is needed to go on.
+    running averages, for methods that have them), snapshots.safetensors (if asked for) and, written
+    last, metrics.json. While it runs, checkpoint.pt holds all that is needed to go on.
 
     Args:
         config: what to run.
@@ -133,10 +134,13 @@ def _train_and_evaluate(
     for old in ("metrics.json", *(["checkpoint.pt"] if force else [])):
         (folder / old).unlink(missing_ok=True)
     write_json(folder / "config.json", dataclasses.asdict(config))
-    checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method)
+    recorder = Recorder(train_set.images, config) if config.snapshots else None
+    checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method, recorder)
     progress = checkpoint.load()
 
     def after_epoch(progress: Progress) -> dict[str, float]:
+        if recorder is not None:
+            recorder.record(model, method)
         due = progress.epoch % config.eval_every == 0 and progress.epoch < config.epochs
         return {"mAP": _mean_ap(model, report_set, config)} if due else {}
 
@@ -155,6 +159,8 @@ def _train_and_evaluate(
     if method.bank is not None:
         with replacing(folder / "bank.safetensors") as temporary:
             save_file({"heatmaps": method.bank.heatmaps, "seen": method.bank.seen}, temporary)
+    if recorder is not None:
+        recorder.save(folder)
     metrics |= {
         "dataset": config.dataset, "profile": config.profile, "method": config.method,
         "seed": config.seed, "epochs": config.epochs,
@@ -204,9 +210,12 @@ class Checkpoint:
         model: SpatialClassifier,
         optimizer: torch.optim.Optimizer,
         method: Method,
+        recorder: Recorder | None = None,
     ) -> None:
         self.path, self.config = path, config
         self.parts = {"model": model, "optimizer": optimizer, "method": method}
+        if recorder is not None:
+            self.parts["snapshots"] = recorder
         self.saved = time.monotonic()
 
     def after_step(self, progress: Progress) -> None:

@@ -80,6 +80,15 @@ def test_the_digest_changes_with_any_value():
     assert len(digests) == 1 + len(dataclasses.fields(RunConfig))
 
 
+def test_the_digest_stays_when_a_later_version_has_one_more_setting():
+    later = dataclasses.make_dataclass(
+        "Later", [("added", int, 3)], bases=(RunConfig,), frozen=True
+    )  # fmt: skip
+    values = dataclasses.asdict(make_config("scenes", "scl", overrides={"lr": 0.5}))
+    assert later(**values).digest() == RunConfig(**values).digest()
+    assert later(**values, added=4).digest() != RunConfig(**values).digest()
+
+
 def test_the_methods_get_the_settings_of_the_configuration():
     values = {"weight": 3.0, "start": 5, "ramp": 0.5, "distance": "l1", "momentum": 0.5,
               "bank_size": 9, "bank_dtype": "float16", "expected_positives": 2.5}  # fmt: skip
