@@ -1,0 +1,279 @@
+"""`HeatmapExplorer`: drag a crop over a training image and see what its heatmaps say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ipywidgets as widgets
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spcl_lib.bank import HeatmapBank
+from spcl_lib.config import RunConfig
+from spcl_lib.data import ImageSet
+from spcl_lib.losses import presence_in
+from spcl_lib.model import SpatialClassifier, normalised, pooled
+from spcl_lib.stage import Row, Stage, as_png, draw
+from spcl_lib.views import Views
+
+_LEAST = 0.06  # least side of a crop, as a fraction of the image's
+_STEP = 0.02
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a finished run left of a few training images.
+
+    Attributes:
+        name: of the run, for the list of runs.
+        data: the images, with full labels and, where known, regions (for the eye only: training
+            has never seen them).
+        observed: (n, C) bool, the single labels.
+        numbers: n numbers of the images in the training split.
+        epochs: E numbers of epochs done, ascending.
+        heatmaps: (E, n, C, W, W) uint8, the running averages after these epochs.
+        seen: (E, n, W, W) bool, the cells that had been seen.
+        model: the finished network.
+        crop_side: side of the crops that it was trained on, in pixels.
+    """
+
+    name: str
+    data: ImageSet
+    observed: Tensor
+    numbers: Sequence[int]
+    epochs: Sequence[int]
+    heatmaps: Tensor
+    seen: Tensor
+    model: SpatialClassifier
+    crop_side: int
+
+    def bank(self, epoch: int, image: int) -> HeatmapBank:
+        """The running averages of one image after `epochs[epoch]` epochs, as a bank of one."""
+        bank = HeatmapBank(1, len(self.data.classes), self.heatmaps.shape[-1])
+        bank.heatmaps.copy_(self.heatmaps[epoch, image])
+        bank.seen.copy_(self.seen[epoch, image])
+        return bank
+
+    def region(self, image: int) -> Tensor | None:
+        """(C, S, S) bool, where each class is in an image; None where that is not known."""
+        try:
+            return self.data.regions(torch.tensor([image]))[0]
+        except ValueError:
+            return None
+
+    def hidden(self) -> Tensor:
+        """(n, C) bool: the classes that are there, but were never labelled."""
+        return self.data.labels & ~self.observed
+
+    def most_corrected(self) -> list[int]:
+        """The images, first those whose heatmaps found most of what nobody labelled."""
+        found = self.heatmaps[-1].flatten(2).amax(2).float() / 255  # (n, C)
+        return (found * self.hidden()).sum(1).argsort(descending=True, stable=True).tolist()
+
+
+def stage_of(trace: Trace, image: int, label: int, epoch: int, view: Views) -> Stage:
+    """What the picture shows of an image (a number in the trace), a class, an epoch and a view."""
+    data, bank = trace.data, trace.bank(epoch, image)
+    crop = view.crop(data.images[image : image + 1], trace.crop_side)
+    with torch.no_grad():
+        maps = trace.model(normalised(crop)).float()  # (1, C, G, G)
+    target, target_seen = bank.read(torch.tensor([0]), view, maps.shape[-1])
+    known = bool(target_seen.any())
+    presence = presence_in(target, target_seen)[0].tolist() if known else None
+    visible = _visible(trace, image, view)
+    predicted = torch.sigmoid(pooled(maps))[0].tolist()
+    rows = [
+        Row(
+            data.classes[c], bool(trace.observed[image, c]), visible[c],
+            presence[c] if presence else None, predicted[c], c == label,
+        )
+        for c in range(len(data.classes))
+    ]  # fmt: skip
+    region = trace.region(image)
+    return Stage(
+        data.images[image], None if region is None else region[label],
+        tuple(view.boxes[0].tolist()), crop[0], bank.heatmaps[0, label].float() / 255,
+        bank.seen[0].reshape(bank.size, bank.size) > 0, target[0, label], target_seen[0, 0] > 0,
+        _telling(rows), data.classes[label], trace.epochs[epoch],
+    )  # fmt: skip
+
+
+def sentence(stage: Stage) -> str:
+    """What the picture says, in words: for those who cannot see it, and for tests."""
+    chosen = next(row for row in stage.rows if row.chosen)
+    label = next((row.name for row in stage.rows if row.labelled), "none")
+    target = "nothing, these cells are unseen" if chosen.target is None else f"{chosen.target:.2f}"
+    there = "" if chosen.visible is None else f"; {100 * chosen.visible:.0f} % of it is in the crop"
+    return (
+        f"Label: {label}. After epoch {stage.epoch} the heatmap asks for {chosen.name}: {target}; "
+        f"the network says {chosen.prediction:.2f}{there}."
+    )
+
+
+class HeatmapExplorer(widgets.VBox):
+    """Pick a run, an image, a class and an epoch; drag a crop; see label, target and prediction.
+
+    All controls can be used from the keyboard. `still` gives the picture as it stands, for pages
+    without a running kernel.
+
+    Args:
+        traces: one for each run to choose from, with the same images.
+
+    Raises:
+        ValueError: there is no trace.
+    """
+
+    def __init__(self, *traces: Trace) -> None:
+        if not traces:
+            raise ValueError("the explorer needs at least one trace")
+        self._traces = {trace.name: trace for trace in traces}
+        classes = traces[0].data.classes
+        wide, style = widgets.Layout(width="330px"), {"description_width": "56px"}
+        kind = {"layout": wide, "style": style}
+        self.run = widgets.Dropdown(options=list(self._traces), description="run", **kind)
+        choices = ["most corrected first", "in order", *[f"with {name}" for name in classes]]
+        self.order = widgets.Dropdown(options=choices, description="images", **kind)
+        self.image = widgets.IntSlider(value=1, min=1, max=1, description="image", **kind)
+        self.label = widgets.Dropdown(options=[""], description="class", **kind)
+        self.epoch = widgets.SelectionSlider(options=[("0", 0)], description="epoch", **kind)
+        across = {"min": 0.0, "max": 1.0, "step": _STEP, "readout_format": ".2f", **kind}
+        self.x = widgets.FloatRangeSlider(value=(0.0, 1.0), description="x", **across)
+        self.y = widgets.FloatRangeSlider(value=(0.0, 1.0), description="y", **across)
+        self.flip = widgets.Checkbox(value=False, description="flip", indent=False)
+        self.random = widgets.Button(description="random crop", icon="random")
+        self.whole = widgets.Button(description="whole image", icon="expand")
+        self.text = widgets.Label(layout=widgets.Layout(width="100%"))
+        self.picture = widgets.Image(format="png")
+        self._generator = torch.Generator().manual_seed(0)
+        self._busy = False
+        self._listen()
+        self._new_run()
+        columns = (
+            [self.run, self.order, self.image],
+            [self.label, self.epoch, widgets.HBox([self.flip, self.random, self.whole])],
+            [self.x, self.y],
+        )
+        controls = widgets.HBox([widgets.VBox(column) for column in columns])
+        super().__init__([controls, self.text, self.picture])
+
+    @property
+    def trace(self) -> Trace:
+        """The chosen run."""
+        return self._traces[self.run.value]
+
+    @property
+    def view(self) -> Views:
+        """The chosen crop and flip."""
+        (x0, x1), (y0, y1) = (_opened(*slider.value) for slider in (self.x, self.y))
+        return Views(torch.tensor([[x0, y0, x1, y1]]), torch.tensor([self.flip.value]))
+
+    def stage(self) -> Stage:
+        """What is shown now."""
+        image = self._images[self.image.value - 1]
+        return stage_of(self.trace, image, self.label.value, self.epoch.value, self.view)
+
+    def still(self) -> object:
+        """The picture as it stands (a Pillow image)."""
+        return draw(self.stage())
+
+    def _listen(self) -> None:
+        self.run.observe(lambda change: self._new_run(), "value")
+        self.order.observe(lambda change: self._new_order(), "value")
+        self.image.observe(lambda change: self._new_image(), "value")
+        for control in (self.label, self.epoch, self.x, self.y, self.flip):
+            control.observe(lambda change: self._show(), "value")
+        self.random.on_click(lambda button: self._random_view())
+        self.whole.on_click(lambda button: self._set_view(0.0, 0.0, 1.0, 1.0, False))
+
+    def _new_run(self) -> None:
+        options = [(str(number), i) for i, number in enumerate(self.trace.epochs)]
+        keep = min(self.epoch.value, len(options) - 1) if len(self.epoch.options) > 1 else None
+        busy, self._busy = self._busy, True
+        self.epoch.options = options
+        self.epoch.value = len(options) - 1 if keep is None else keep
+        self._busy = busy
+        self._new_order()
+
+    def _new_order(self) -> None:
+        """The images to choose from; the one that is shown stays where it is among them."""
+        trace, choice = self.trace, self.order.value
+        images = trace.most_corrected()
+        if choice == "in order":
+            images.sort()
+        elif choice.startswith("with "):
+            c = trace.data.classes.index(choice.removeprefix("with "))
+            images = [i for i in images if trace.data.labels[i, c]] or images
+        busy, self._busy = self._busy, True
+        self._images = images
+        self.image.max = len(images)
+        self.image.value = 1
+        self._busy = busy
+        self._new_image()
+
+    def _new_image(self) -> None:
+        if self._busy:
+            return
+        trace, image = self.trace, self._images[self.image.value - 1]
+        hidden = trace.hidden()[image]
+        found = trace.heatmaps[-1, image].flatten(1).amax(1).int()
+        wanted = found.masked_fill(~hidden, -1) if bool(hidden.any()) else trace.observed[image]
+        self._busy = True
+        self.label.options = [
+            (f"{name}{self._remark(image, c)}", c) for c, name in enumerate(trace.data.classes)
+        ]
+        self.label.value = int(wanted.int().argmax())
+        self._busy = False
+        self._show()
+
+    def _remark(self, image: int, c: int) -> str:
+        if self.trace.observed[image, c]:
+            return " (the label)"
+        return " (there, not labelled)" if self.trace.data.labels[image, c] else ""
+
+    def _random_view(self) -> None:
+        view = Views.sample(1, (0.1, 0.5), generator=self._generator)
+        self._set_view(*view.boxes[0].tolist(), bool(view.flipped[0]))
+
+    def _set_view(self, x0: float, y0: float, x1: float, y1: float, flip: bool) -> None:
+        self._busy = True
+        self.x.value, self.y.value, self.flip.value = (x0, x1), (y0, y1), flip
+        self._busy = False
+        self._show()
+
+    def _show(self) -> None:
+        if self._busy:
+            return
+        stage = self.stage()
+        self.text.value = sentence(stage)
+        self.picture.value = as_png(draw(stage))
+
+
+def _opened(low: float, high: float) -> tuple[float, float]:
+    """A range of at least the least side, within 0..1."""
+    if high - low >= _LEAST:
+        return low, high
+    low = min(max(0.0, (low + high - _LEAST) / 2), 1 - _LEAST)
+    return low, low + _LEAST
+
+
+def _visible(trace: Trace, image: int, view: Views) -> list[float | None]:
+    """The share of every class's pixels that the view shows; None where it is not in the image."""
+    regions = trace.region(image)
+    if regions is None:
+        return [None] * len(trace.data.classes)
+    size = regions.flatten(1).sum(1)
+    shown = (regions & view.visible(regions.shape[-1])[0]).flatten(1).sum(1)
+    return [float(a / b) if b else None for a, b in zip(shown, size, strict=True)]
+
+
+def _telling(rows: list[Row], most: int = 12) -> list[Row]:
+    """At most `most` rows, in the order of the classes: those that have something to say."""
+    weight = [
+        4 * row.chosen + 3 * row.labelled + 2 * (row.visible is not None)
+        + max(row.prediction, row.target or 0) for row in rows
+    ]  # fmt: skip
+    kept = sorted(range(len(rows)), key=lambda i: -weight[i])[:most]
+    return [rows[i] for i in sorted(kept)]
