@@ -13,9 +13,13 @@ from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
-from spcl_lib.data import ImageSet
+from spcl_lib.data import ImageSet, load_splits, single_label_draw
+from spcl_lib.errors import UserError
+from spcl_lib.experiment import build_model, finished, run_folder
 from spcl_lib.losses import presence_in
 from spcl_lib.model import SpatialClassifier, normalised, pooled
+from spcl_lib.results import label as label_of
+from spcl_lib.snapshots import load_snapshots
 from spcl_lib.stage import Row, Stage, as_png, draw
 from spcl_lib.views import Views
 
@@ -52,10 +56,8 @@ class Trace:
 
     def bank(self, epoch: int, image: int) -> HeatmapBank:
         """The running averages of one image after `epochs[epoch]` epochs, as a bank of one."""
-        bank = HeatmapBank(1, len(self.data.classes), self.heatmaps.shape[-1])
-        bank.heatmaps.copy_(self.heatmaps[epoch, image])
-        bank.seen.copy_(self.seen[epoch, image])
-        return bank
+        one = slice(image, image + 1)
+        return HeatmapBank.of(self.heatmaps[epoch, one], self.seen[epoch, one])
 
     def region(self, image: int) -> Tensor | None:
         """(C, S, S) bool, where each class is in an image; None where that is not known."""
@@ -72,6 +74,41 @@ class Trace:
         """The images, first those whose heatmaps found most of what nobody labelled."""
         found = self.heatmaps[-1].flatten(2).amax(2).float() / 255  # (n, C)
         return (found * self.hidden()).sum(1).argsort(descending=True, stable=True).tolist()
+
+
+def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
+    """The trace of a finished run that followed some images (`snapshots` above 0).
+
+    A method without heatmaps (AN, CL, EN, Full) shows the network's own score maps of the whole
+    images after every epoch instead: what its heatmaps would be made of.
+
+    Args:
+        config: of the run.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: the run is not finished, or has no snapshots.
+    """
+    if finished(config) is None:
+        command = f"--dataset {config.dataset} --method {config.method} --seed {config.seed}"
+        raise UserError(
+            f"the run '{run_folder(config)}' is not finished; train it: python -m spcl_lib run "
+            f"{command} --profile {config.profile} --set snapshots={config.snapshots or 64}"
+        )
+    kept = load_snapshots(run_folder(config))
+    train_set, _ = load_splits(config, data_root)
+    observed = single_label_draw(train_set.labels, config.label_seed)
+    model, _ = build_model(config, len(train_set.classes), data_root)
+    model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
+    first = torch.arange(kept.maps.shape[1])
+    spatial = kept.heatmaps is not None and kept.heatmaps.shape[-1] > 1
+    heatmaps = kept.heatmaps if spatial else kept.maps
+    seen = kept.seen if spatial else torch.ones_like(kept.maps[:, :, 0], dtype=torch.bool)
+    return Trace(
+        f"{label_of(config.method)}, seed {config.seed}", train_set.subset(first),
+        observed[first], first.tolist(), range(1, len(kept) + 1), heatmaps, seen,
+        model.eval(), config.crop_side,
+    )  # fmt: skip
 
 
 def stage_of(trace: Trace, image: int, label: int, epoch: int, view: Views) -> Stage:
@@ -147,6 +184,8 @@ class HeatmapExplorer(widgets.VBox):
         self.whole = widgets.Button(description="whole image", icon="expand")
         self.text = widgets.Label(layout=widgets.Layout(width="100%"))
         self.picture = widgets.Image(format="png")
+        self.text.add_class("spcl-says")  # names for style sheets and for tests in a browser
+        self.picture.add_class("spcl-picture")
         self._generator = torch.Generator().manual_seed(0)
         self._busy = False
         self._listen()

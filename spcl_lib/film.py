@@ -36,6 +36,8 @@ def appearance(trace: Trace) -> pd.DataFrame:
     masks = dict(zip(GROUPS, (observed, labels & ~observed, ~labels), strict=True))
     rows = []
     for e, epoch in enumerate(trace.epochs):
+        if not bool(trace.seen[e].any()):  # the averages have not begun
+            continue
         cells = trace.heatmaps[e].float() / 255 * trace.seen[e, :, None]  # (n, C, W, W)
         peak = cells.flatten(2).amax(2)  # (n, C)
         for group, mask in masks.items():
@@ -96,8 +98,7 @@ def film_strip(
 
     if classes is None:
         classes = telling_classes(trace, image)
-    chosen = torch.linspace(0, len(trace.epochs) - 1, min(frames, len(trace.epochs)))
-    chosen = chosen.round().long().unique().tolist()
+    chosen = _frames(trace, image, frames)
     shape, side = (len(classes), 1 + len(chosen)), 1.28
     size = (side * shape[1] + 0.8, side * shape[0] + 0.35)
     figure, grid = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
@@ -122,6 +123,14 @@ def film_strip(
     scale = plt.cm.ScalarMappable(shown.norm, _HEAT)
     figure.colorbar(scale, ax=grid, label="probability", shrink=0.8, pad=0.01)
     return figure
+
+
+def _frames(trace: Trace, image: int, most: int) -> list[int]:
+    """The places of at most `most` epochs, evenly from the last before anything was seen."""
+    seen = trace.seen[:, image].flatten(1).any(1).int()
+    first = max(0, int(seen.argmax()) - 1) if bool(seen.any()) else 0
+    count = min(most, len(trace.epochs) - first)
+    return torch.linspace(first, len(trace.epochs) - 1, count).round().long().tolist()
 
 
 def telling_classes(trace: Trace, image: int) -> list[int]:
