@@ -8,12 +8,13 @@ from pathlib import Path
 
 import ipywidgets as widgets
 import torch
+from IPython.display import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
-from spcl_lib.data import ImageSet, load_splits, single_label_draw
+from spcl_lib.data import ImageSet, draw_labels, load_splits
 from spcl_lib.errors import UserError
 from spcl_lib.experiment import build_model, finished, run_folder
 from spcl_lib.losses import presence_in
@@ -97,7 +98,7 @@ def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
         )
     kept = load_snapshots(run_folder(config))
     train_set, _ = load_splits(config, data_root)
-    observed = single_label_draw(train_set.labels, config.label_seed)
+    observed = draw_labels(train_set, config.draw, config.label_seed)
     model, _ = build_model(config, len(train_set.classes), data_root)
     model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
     first = torch.arange(kept.maps.shape[1])
@@ -134,7 +135,7 @@ def stage_of(trace: Trace, image: int, label: int, epoch: int, view: Views) -> S
         data.images[image], None if region is None else region[label],
         tuple(view.boxes[0].tolist()), crop[0], bank.heatmaps[0, label].float() / 255,
         bank.seen[0].reshape(bank.size, bank.size) > 0, target[0, label], target_seen[0, 0] > 0,
-        _telling(rows), data.classes[label], trace.epochs[epoch],
+        _telling(rows), data.classes[label], trace.epochs[epoch], bool(view.flipped[0]),
     )  # fmt: skip
 
 
@@ -144,8 +145,10 @@ def sentence(stage: Stage) -> str:
     label = next((row.name for row in stage.rows if row.labelled), "none")
     target = "nothing, these cells are unseen" if chosen.target is None else f"{chosen.target:.2f}"
     there = "" if chosen.visible is None else f"; {100 * chosen.visible:.0f} % of it is in the crop"
+    x0, y0, x1, y1 = stage.box
     return (
-        f"Label: {label}. After epoch {stage.epoch} the heatmap asks for {chosen.name}: {target}; "
+        f"Label: {label}. Crop x {x0:.2f} to {x1:.2f}, y {y0:.2f} to {y1:.2f}"
+        f"{', flipped' if stage.flipped else ''}. After epoch {stage.epoch} the heatmap asks for {chosen.name}: {target}; "
         f"the network says {chosen.prediction:.2f}{there}."
     )
 
@@ -214,9 +217,9 @@ class HeatmapExplorer(widgets.VBox):
         image = self._images[self.image.value - 1]
         return stage_of(self.trace, image, self.label.value, self.epoch.value, self.view)
 
-    def still(self) -> object:
-        """The picture as it stands (a Pillow image)."""
-        return draw(self.stage())
+    def still(self) -> Image:
+        """The picture as it stands, for pages without a running kernel."""
+        return Image(as_png(draw(self.stage())))
 
     def _listen(self) -> None:
         self.run.observe(lambda change: self._new_run(), "value")

@@ -60,6 +60,7 @@ class Stage:
         rows: the classes of the table.
         name: of the chosen class.
         epoch: how many epochs were done.
+        flipped: whether the crop is mirrored left to right.
     """
 
     image: Tensor
@@ -73,6 +74,7 @@ class Stage:
     rows: Sequence[Row]
     name: str
     epoch: int
+    flipped: bool = False
 
 
 def draw(stage: Stage) -> Image.Image:
