@@ -148,8 +148,8 @@ def sentence(stage: Stage) -> str:
     x0, y0, x1, y1 = stage.box
     return (
         f"Label: {label}. Crop x {x0:.2f} to {x1:.2f}, y {y0:.2f} to {y1:.2f}"
-        f"{', flipped' if stage.flipped else ''}. After epoch {stage.epoch} the heatmap asks for {chosen.name}: {target}; "
-        f"the network says {chosen.prediction:.2f}{there}."
+        f"{', flipped' if stage.flipped else ''}. After epoch {stage.epoch} the heatmap asks for "
+        f"{chosen.name}: {target}; the network says {chosen.prediction:.2f}{there}."
     )
 
 
