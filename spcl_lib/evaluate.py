@@ -13,7 +13,7 @@ from spcl_lib.data.images import Images
 from spcl_lib.model import autocast, normalised, pooled
 
 
-def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
+def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
     """Average precision of every class, in percent; NaN for a class without a positive.
 
     AP = sum over distinct scores of (recall gained) * (precision at that score), the
@@ -23,6 +23,7 @@ def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
     Args:
         scores: (N, C), higher means more likely present.
         labels: (N, C), 1 or True where the class is present.
+        ignored: (N, C) bool; True where an image is left out of the ranking of a class.
 
     Returns:
         (C,) float64.
@@ -38,9 +39,10 @@ def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
         raise ValueError("scores must be finite: NaN or infinity among them")
     ranked, order = scores.detach().sort(0, descending=True)  # (N, C)
-    hits = labels.bool().gather(0, order).double().cumsum(0)
-    ranks = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device)[:, None]
-    precision = hits / ranks
+    counted = torch.ones_like(labels, dtype=torch.bool) if ignored is None else ~ignored
+    hits = (labels.bool() & counted).gather(0, order).double().cumsum(0)
+    ranks = counted.gather(0, order).double().cumsum(0)
+    precision = hits / ranks.clamp(min=1)
     last = torch.ones_like(ranked, dtype=torch.bool)  # the last image of each group of ties
     last[:-1] = ranked[:-1] != ranked[1:]
     before = torch.where(last, hits, 0).cummax(0).values.roll(1, 0)  # hits of the earlier groups
@@ -49,7 +51,7 @@ def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
     return 100 * torch.where(last, (hits - before) * precision, 0).sum(0) / positives
 
 
-def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
+def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
     """Gives mAP in percent: the mean AP over the classes that have a positive.
 
     Classes without a positive have no AP and are left out (scikit-learn and torchmetrics count
@@ -58,6 +60,7 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
     Args:
         scores: (N, C), higher means more likely present.
         labels: (N, C), 1 or True where the class is present.
+        ignored: (N, C) bool; True where an image is left out of the ranking of a class.
 
     Raises:
         ValueError: see `average_precisions`.
@@ -68,10 +71,10 @@ def mean_average_precision(scores: Tensor, labels: Tensor) -> float:
         >>> mean_average_precision(scores, labels)
         100.0
     """
-    return float(average_precisions(scores, labels).nanmean())
+    return float(average_precisions(scores, labels, ignored).nanmean())
 
 
-def top1_accuracy(scores: Tensor, labels: Tensor) -> float:
+def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
     """Share of the images whose highest-ranked class is one of their labels, in percent.
 
     Images without a label are left out; NaN if there are only such. With ReaL's labels this is
@@ -80,6 +83,7 @@ def top1_accuracy(scores: Tensor, labels: Tensor) -> float:
     Args:
         scores: (N, C), higher means more likely present; of equal ones the first class counts.
         labels: (N, C) bool.
+        ignored: (N, C) bool; images whose highest-ranked class is ignored are left out.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.3]])
@@ -87,11 +91,15 @@ def top1_accuracy(scores: Tensor, labels: Tensor) -> float:
         >>> top1_accuracy(scores, labels)
         50.0
     """
-    right = labels.gather(1, scores.argmax(1, keepdim=True))[:, 0]
-    return float(100 * right[labels.any(1)].double().mean())
+    highest = scores.argmax(1, keepdim=True)
+    ignored = torch.zeros_like(labels) if ignored is None else ignored
+    counted = (labels & ~ignored).any(1) & ~ignored.gather(1, highest)[:, 0]
+    return float(100 * labels.gather(1, highest)[counted, 0].double().mean())
 
 
-def precision_recall(chosen: Tensor, labels: Tensor) -> dict[str, float]:
+def precision_recall(
+    chosen: Tensor, labels: Tensor, ignored: Tensor | None = None
+) -> dict[str, float]:
     """Precision, recall and F1 in percent, overall (O) and per class averaged (C).
 
     As the field reports them (CP, CR, CF1, OP, OR, OF1): CF1 is the F1 of the averaged CP and CR.
@@ -101,8 +109,11 @@ def precision_recall(chosen: Tensor, labels: Tensor) -> dict[str, float]:
     Args:
         chosen: (N, C) bool predictions.
         labels: (N, C) bool.
+        ignored: (N, C) bool; what is chosen there is neither right nor wrong.
     """
     chosen, labels = chosen.bool(), labels.bool()
+    if ignored is not None:
+        chosen, labels = chosen & ~ignored, labels & ~ignored
     right = (chosen & labels).sum(0).double()  # (C,)
     predicted, present = chosen.sum(0).double(), labels.sum(0).double()
     counted = present > 0
@@ -122,20 +133,24 @@ def _f1(precision: Tensor, recall: Tensor) -> Tensor:
     return 2 * precision * recall / (precision + recall).clamp(min=1e-12)
 
 
-def evaluate_scores(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, object]:
+def evaluate_scores(
+    scores: Tensor, labels: Tensor, classes: tuple[str, ...], ignored: Tensor | None = None
+) -> dict[str, object]:
     """All metrics of a run, in percent.
 
     Args:
         scores: (N, C) probabilities.
         labels: (N, C) bool, full labels.
         classes: C names.
+        ignored: (N, C) bool; labels that count neither way. Such a class still takes its place
+            among the 3 highest of an image: the ranking is the model's.
 
     Returns:
         mAP, AP per class (None without a positive), how many classes were left out, accuracy of
         the highest-ranked class, precision, recall and F1 at probability 0.5, and for the 3
         highest-ranked classes of every image.
     """
-    ap = average_precisions(scores, labels)
+    ap = average_precisions(scores, labels, ignored)
     top = min(3, scores.shape[1])
     highest = torch.zeros_like(scores, dtype=torch.bool)
     highest.scatter_(1, scores.topk(top, 1).indices, True)
@@ -143,9 +158,9 @@ def evaluate_scores(scores: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
         "mAP": float(ap.nanmean()),
         "AP": {c: None if a != a else a for c, a in zip(classes, ap.tolist(), strict=True)},
         "classes_without_positive": int(ap.isnan().sum()),
-        "top1_accuracy": top1_accuracy(scores, labels.bool()),
-        "at_0.5": precision_recall(scores >= 0.5, labels),
-        "top_3": precision_recall(highest, labels),
+        "top1_accuracy": top1_accuracy(scores, labels.bool(), ignored),
+        "at_0.5": precision_recall(scores >= 0.5, labels, ignored),
+        "top_3": precision_recall(highest, labels, ignored),
     }
 
 
@@ -180,4 +195,4 @@ def evaluate(model: nn.Module, data: ImageSet, side: int, amp: str = "auto") -> 
             for part in _batches(len(data))
         ]
     )
-    return evaluate_scores(scores, data.labels, data.classes)
+    return evaluate_scores(scores, data.labels, data.classes, data.ignored)

@@ -1,6 +1,7 @@
 """ImageSet, its boxes and regions, and the examples in docstrings."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,19 @@ def test_a_subset_renumbers_the_boxes():
     boxes = some_boxes().subset(torch.tensor([2, 1, 0])).boxes
     assert boxes.image.tolist() == [1, 2, 2] and boxes.label.tolist() == [0, 1, 1]
     assert boxes.box[0].tolist() == [0.25, 0, 0.75, 1]
+
+
+def test_an_image_may_be_asked_for_twice():
+    data, once = some_boxes(), torch.tensor([0, 1])
+    twice = torch.tensor([1, 0, 2, 1, 0])
+    assert torch.equal(data.regions(twice)[[1, 0]], data.regions(once))
+    assert torch.equal(data.regions(twice)[[4, 3]], data.regions(once))
+    assert data.subset(twice).boxes.image.tolist() == [0, 1, 1, 3, 4, 4]
+
+
+def test_a_subset_keeps_what_is_ignored_with_its_images():
+    data = replace(some_boxes(), ignored=torch.tensor([[1, 0], [0, 1], [1, 1]]).bool())
+    assert data.subset(torch.tensor([2, 0])).ignored.tolist() == [[True, True], [True, False]]
 
 
 def test_regions_of_boxes_are_their_pixels():

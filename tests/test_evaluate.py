@@ -173,6 +173,51 @@ def test_two_classes_have_a_top_two():
     assert evaluate_scores(scores, labels, ("a", "b"))["top_3"]["OR"] == 100
 
 
+# --- ignored labels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [None, 5, 1])
+def test_ap_with_ignored_labels_is_that_without_these_images(levels):
+    for seed in range(5):
+        scores, labels = random_case(seed, levels=levels)
+        ignored = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+        ignored[0] = False
+        expected = [
+            slow_ap(scores[kept, c].tolist(), labels[kept, c].tolist())
+            for c, kept in enumerate(~ignored.T)
+        ]
+        got = average_precisions(scores, labels, ignored)
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+        assert mean_average_precision(scores, labels, ignored) == pytest.approx(np.mean(expected))
+
+
+def test_ignored_labels_by_hand():
+    scores = torch.tensor([[0.9, 0.6, 0.1], [0.8, 0.7, 0.2], [0.7, 0.1, 0.3], [0.6, 0.2, 0.6]])
+    labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.bool)
+    ignored = torch.zeros_like(labels)
+    ignored[1, 0] = ignored[0, 1] = ignored[3, 2] = True  # the last one is the class's only label
+    metrics = evaluate_scores(scores, labels, tuple("abc"), ignored)
+    # a: hit, (ignored), hit, miss; without the ignored one AP is 1, with it (1 + 2/3) / 2.
+    assert metrics["AP"] == {"a": 100, "b": 100, "c": None}
+    assert metrics["mAP"] == 100 and metrics["classes_without_positive"] == 1
+    # Chosen at 0.5 and counted: a 2 right of 3; b 1 of 1; c none. All 3 positives are found.
+    half = {"CP": (2 / 3 + 1) / 2, "CR": 1, "OP": 3 / 4, "OR": 1, "OF1": 6 / 7}
+    assert {k: metrics["at_0.5"][k] for k in half} == {
+        k: pytest.approx(100 * v) for k, v in half.items()
+    }
+    assert metrics["top1_accuracy"] == pytest.approx(100)  # images 0 and 2; 1 and 3 are left out
+    # Of three classes all are among the highest three: 9 of the 12 places count.
+    assert metrics["top_3"]["OP"] == pytest.approx(100 * 3 / 9)
+
+
+def test_an_ignored_class_keeps_its_place_among_the_top_three():
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
+    labels = torch.tensor([[0, 1, 0, 1]], dtype=torch.bool)
+    ignored = torch.tensor([[1, 0, 0, 0]], dtype=torch.bool)
+    metrics = evaluate_scores(scores, labels, tuple("abcd"), ignored)
+    assert metrics["top_3"]["OP"] == 50 and metrics["top_3"]["OR"] == 50  # b and c; d is fourth
+
+
 # --- prediction -----------------------------------------------------------------------------------
 
 
@@ -216,6 +261,15 @@ def test_whole_images_are_resized_not_cropped():
     maps = predict_maps(Brightness().eval(), flat, 8, amp="off")
     assert maps.shape[-1] == 4
     assert (maps[..., 3] > maps[..., 0] + 3).all()
+
+
+def test_evaluate_leaves_out_what_the_data_set_ignores():
+    model, data = Brightness().eval(), image_set()
+    ignored = torch.rand(300, 3, generator=torch.Generator().manual_seed(1)) < 0.3
+    expected = mean_average_precision(data.images.float().mean((2, 3)), data.labels, ignored)
+    got = evaluate(model, replace(data, ignored=ignored), 8, amp="off")["mAP"]
+    assert got == pytest.approx(expected, abs=1e-3)
+    assert got != pytest.approx(evaluate(model, data, 8, amp="off")["mAP"], abs=1e-3)
 
 
 def test_evaluate_is_the_metric_of_the_mean_scores():

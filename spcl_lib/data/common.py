@@ -12,6 +12,9 @@ from torch import Tensor
 
 from spcl_lib.data.cache import decoded
 from spcl_lib.data.images import Images, selected
+from spcl_lib.data.objects import Boxes, Masks
+
+__all__ = ["Boxes", "ImageSet", "Masks"]
 
 _HELD_OUT = 0.4  # share of a real training split that choices are made on
 _HELD_OUT_SEED = 1200
@@ -33,41 +36,20 @@ def hold_out(count: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """The annotated objects of a split.
-
-    Attributes:
-        image: (M,) int64; number of the image that each object is in, ascending.
-        label: (M,) int64; number of its class.
-        box: (M, 4) float32; x0, y0, x1, y1 as fractions of the image.
-    """
-
-    image: Tensor
-    label: Tensor
-    box: Tensor
-
-    def subset(self, indices: Tensor, num_images: int) -> Boxes:
-        """The objects of the images at `indices` (M,), numbered as in that selection."""
-        place = torch.full((num_images,), -1)
-        place[indices] = torch.arange(len(indices))
-        image = place[self.image]
-        kept = (image >= 0).nonzero().flatten()
-        kept = kept[image[kept].argsort(stable=True)]
-        return Boxes(image[kept], self.label[kept], self.box[kept])
-
-
-@dataclass(frozen=True)
 class ImageSet:
     """One split of a data set.
 
     Attributes:
         images: (N, 3, S, S) uint8; whole images, resized to squares. A tensor, or `LazyImages`,
-            which give tensors when they are indexed.
+            which give tensors when they are indexed. (N, 0) while they are only `listed`.
         labels: (N, C) bool; the full labels. Training on a single label never sees them.
         classes: C names.
         ids: N names, for people and for predictions.
         class_map: (N, S, S) uint8 or None; class number + 1 that is visible at a pixel, 0 = none.
-        boxes: the annotated objects, or None where a data set has none.
+        boxes: the annotated objects, or None where a data set has none or they were not asked for.
+        masks: exact masks, or None where a data set has none.
+        ignored: (N, C) bool or None; labels that count neither way in the evaluation. They are
+            False in `labels`.
         files: N files that the images come from, or None where they are drawn.
 
     Raises:
@@ -80,6 +62,8 @@ class ImageSet:
     ids: tuple[str, ...]
     class_map: Tensor | None = None
     boxes: Boxes | None = None
+    masks: Masks | None = None
+    ignored: Tensor | None = None
     files: tuple[Path, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -98,7 +82,9 @@ class ImageSet:
             labels=self.labels[indices],
             ids=tuple(self.ids[i] for i in indices.tolist()),
             class_map=None if self.class_map is None else self.class_map[indices],
-            boxes=None if self.boxes is None else self.boxes.subset(indices, len(self)),
+            boxes=None if self.boxes is None else self.boxes.subset(indices),
+            masks=None if self.masks is None else self.masks.subset(indices),
+            ignored=None if self.ignored is None else self.ignored[indices],
             files=None if self.files is None else tuple(self.files[i] for i in indices.tolist()),
         )
 
@@ -106,7 +92,7 @@ class ImageSet:
         """Where the objects of every class are: from exact masks, else from boxes.
 
         Args:
-            indices: (B,) int64 image numbers.
+            indices: (B,) int64 image numbers; they may repeat.
 
         Returns:
             (B, C, S, S) bool; True where an object of the class covers the centre of the pixel.
@@ -117,17 +103,41 @@ class ImageSet:
         if self.class_map is not None:
             values = torch.arange(1, len(self.classes) + 1, dtype=torch.uint8)
             return self.class_map[indices][:, None] == values[:, None, None]
-        if self.boxes is None:
+        objects = self.masks or self.boxes
+        if objects is None:
             raise ValueError("this data set has neither masks nor boxes of its objects")
-        boxes, side = self.boxes.subset(indices, len(self)), self.images.shape[-1]
-        centres = (torch.arange(side) + 0.5) / side
-        x0, y0, x1, y1 = boxes.box[:, :, None].unbind(1)  # (M, 1) each
-        inside_x, inside_y = (centres >= x0) & (centres < x1), (centres >= y0) & (centres < y1)
-        found = torch.zeros((len(indices), len(self.classes), side, side), dtype=torch.bool)
-        for m in range(len(boxes.image)):
-            where = boxes.image[m], boxes.label[m]
-            found[where] |= inside_y[m, :, None] & inside_x[m, None, :]
-        return found
+        return objects.regions(indices, len(self.classes), self.images.shape[-1])
+
+
+def listed(files: Sequence[Path], **known: Any) -> ImageSet:
+    """A data set whose images are still in their files, to choose from before they are decoded.
+
+    Args:
+        files: N image files.
+        known: everything else that `ImageSet` takes, for all N images: labels, classes, ids, ...
+    """
+    return ImageSet(torch.empty((len(files), 0), dtype=torch.uint8), files=tuple(files), **known)
+
+
+def with_images(data: ImageSet, side: int, name: str, damaged: str) -> ImageSet:
+    """A listed data set with its images; those left out take all that belongs to them along.
+
+    Args:
+        data: see `listed`.
+        side: as in `cache.decoded`, and so are the others.
+        name: of this selection of images.
+        damaged: "stop" or "skip".
+
+    Raises:
+        UserError: see `cache.decoded`.
+    """
+    images, kept = decoded(data.files, side, name, damaged)
+    return replace(data if len(kept) == len(data) else data.subset(kept), images=images)
+
+
+def image_set(files: Sequence[Path], side: int, name: str, damaged: str, **known: Any) -> ImageSet:
+    """A split whose images are files, listed and decoded; see `listed` and `with_images`."""
+    return with_images(listed(files, **known), side, name, damaged)
 
 
 def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
@@ -155,22 +165,3 @@ def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
 def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
     """First True of every row of (M, S), and one past the last."""
     return lines.int().argmax(1), lines.shape[1] - lines.flip(1).int().argmax(1)
-
-
-def image_set(files: Sequence[Path], side: int, name: str, damaged: str, **known: Any) -> ImageSet:
-    """A split whose images are files; images that are left out take all that belongs to them along.
-
-    Args:
-        files: N image files.
-        side: as in `cache.decoded`.
-        name: as in `cache.decoded`.
-        damaged: "stop" or "skip", as in `cache.decoded`.
-        known: everything else that `ImageSet` takes, for all N images: labels, classes, ids, ...
-
-    Raises:
-        UserError: see `cache.decoded`.
-    """
-    images, kept = decoded(files, side, name, damaged)
-    none_yet = torch.empty((len(files), 0), dtype=torch.uint8)
-    data = ImageSet(images=none_yet, files=tuple(files), **known)
-    return replace(data if len(kept) == len(files) else data.subset(kept), images=images)
