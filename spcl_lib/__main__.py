@@ -1,4 +1,4 @@
-"""Command line: `python -m spcl_lib run | reproduce | bench | reference | notebooks`."""
+"""Command line: `python -m spcl_lib run | reproduce | bench | download | ...`; see --help."""
 
 from __future__ import annotations
 
@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         "--input", action="store_true", help="instead: how fast images are read, against the step"
     )
     bench.set_defaults(command=_bench)
+
+    fetch = commands.add_parser(
+        "download", help="fetch Pascal VOC through torchvision", allow_abbrev=False
+    )
+    fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
+    fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
+    fetch.set_defaults(command=_download)
 
     keep = commands.add_parser(
         "reference", help="keep finished runs as notebooks/reference, update the README's tables",
@@ -151,6 +158,14 @@ def _bench(options: argparse.Namespace) -> int:
     config = make_config(options.dataset, "an", 0, options.profile, parse_overrides(options.set))
     measure = bench_input if options.input else bench
     return measure(config, options.data_root, options.steps)
+
+
+def _download(options: argparse.Namespace) -> int:
+    from spcl_lib import paths
+    from spcl_lib.data.download import download
+
+    print(download(options.dataset, paths.data_root(options.data_root, options.dataset)))
+    return 0
 
 
 def _reference(options: argparse.Namespace) -> int:

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_voc import voc_flags, voc_ids
+from small_voc import voc_ids, write_lists
 
 from spcl_lib import paths
 from spcl_lib.__main__ import main
-from spcl_lib.data.voc import CLASSES as VOC_CLASSES
 
 torch.set_num_threads(1)  # the models are tiny, and bit-identical results need a fixed number
 
@@ -110,14 +109,8 @@ def voc(tmp_path):
     rng = np.random.default_rng(0)
     folder = tmp_path / "root" / "VOCdevkit" / "VOC2007"
     (folder / "JPEGImages").mkdir(parents=True)
-    lists = folder / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    for split, ids in voc_ids().items():
-        (lists / f"{split}.txt").write_text("".join(f"{i}\n" for i in ids))
-        flags = voc_flags(split)
-        for c, name in enumerate(VOC_CLASSES):
-            rows = [f"{i} {flag:2d}\n" for i, flag in zip(ids, flags[:, c], strict=True)]
-            (lists / f"{name}_{split}.txt").write_text("".join(rows))
+    write_lists(folder)
+    for ids in voc_ids().values():
         for i in ids:
             noise = rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)
             Image.fromarray(noise).save(folder / "JPEGImages" / f"{i}.jpg", quality=95)

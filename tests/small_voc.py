@@ -1,6 +1,8 @@
-"""A small Pascal VOC that the tests make: its ids and its flags."""
+"""A small Pascal VOC that the tests make: its ids, flags, lists and annotations."""
 
 import numpy as np
+
+from spcl_lib.data.voc import CLASSES
 
 
 def voc_ids():
@@ -15,3 +17,27 @@ def voc_flags(split):
     flags = rng.choice([-1, 0, 1], p=[0.7, 0.15, 0.15], size=(len(voc_ids()[split]), 20))
     flags[:, 14] = 1  # every image has a positive, save those that tests change
     return flags
+
+
+def write_lists(folder):
+    """Writes ImageSets/Main of the tiny VOC."""
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    for split, ids in voc_ids().items():
+        (lists / f"{split}.txt").write_text("".join(f"{i}\n" for i in ids))
+        flags = voc_flags(split)
+        for c, name in enumerate(CLASSES):
+            rows = [f"{i} {flag:2d}\n" for i, flag in zip(ids, flags[:, c], strict=True)]
+            (lists / f"{name}_{split}.txt").write_text("".join(rows))
+
+
+def write_annotations(folder, objects, width=24, height=18):
+    """Writes Annotations/ID.xml for every id; objects are (class, xmin, ymin, xmax, ymax)."""
+    (folder / "Annotations").mkdir(exist_ok=True)
+    names = ("xmin", "ymin", "xmax", "ymax")
+    for name, rows in objects.items():
+        text = f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+        for label, *corners in rows:
+            box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(names, corners, strict=True))
+            text += f"<object><name>{label}</name><bndbox>{box}</bndbox></object>"
+        (folder / "Annotations" / f"{name}.xml").write_text(text + "</annotation>")

@@ -1,19 +1,21 @@
-"""VOC2007: labels from ImageSets/Main, images in their order; what is wrong is named."""
+"""Pascal VOC: labels from ImageSets/Main, boxes from Annotations; what is wrong is named."""
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_voc import voc_flags, voc_ids
+from small_voc import voc_flags, voc_ids, write_annotations
 
 from spcl_lib import UserError
 from spcl_lib.config import make_config
 from spcl_lib.data import load_splits
-from spcl_lib.data.voc import CLASSES, load_voc, read_labels
+from spcl_lib.data import voc as voc_module
+from spcl_lib.data.voc import CLASSES, load_voc, read_flags
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,34 @@ def test_labels_are_the_lists_and_difficult_counts_as_negative(voc, split):
     assert data.classes == CLASSES and len(CLASSES) == 20
 
 
+def test_difficult_is_what_the_setting_says(voc):
+    flags = voc_flags("train")
+    for difficult, labels in (("negative", flags == 1), ("positive", flags >= 0),
+                              ("ignored", flags == 1)):  # fmt: skip
+        data = load_voc(voc, "train", 16, difficult=difficult)
+        np.testing.assert_array_equal(data.labels, labels)
+        if difficult == "ignored":
+            np.testing.assert_array_equal(data.ignored, flags == 0)
+        else:
+            assert data.ignored is None
+
+
+def test_the_setting_of_a_run_reaches_both_splits(voc):
+    small = {"train_images": 0, "eval_images": 0, "image_side": 16, "difficult": "ignored"}
+    train, report = load_splits(make_config("voc2007", "an", 0, "smoke", small), voc)
+    np.testing.assert_array_equal(train.ignored, voc_flags("train") == 0)
+    np.testing.assert_array_equal(report.ignored, voc_flags("val") == 0)
+
+
+def test_voc2012_is_read_from_a_folder_of_its_own(voc):
+    shutil.copytree(devkit(voc), devkit(voc).with_name("VOC2012"))
+    shutil.rmtree(devkit(voc))
+    config = make_config("voc2012", "an", 0, "smoke", {"image_side": 16, "train_images": 0})
+    train, report = load_splits(config, voc)
+    assert train.ids == tuple(voc_ids()["train"]) and report.ids == tuple(voc_ids()["val"])
+    np.testing.assert_array_equal(train.labels, voc_flags("train") == 1)
+
+
 def test_images_are_the_whole_files_resized_in_the_order_of_the_list(voc):
     data = load_voc(voc, "train", 16)
     assert data.images.shape == (6, 3, 16, 16) and data.images.dtype == torch.uint8
@@ -50,11 +80,131 @@ def test_images_are_the_whole_files_resized_in_the_order_of_the_list(voc):
 
 
 def test_columns_may_be_separated_and_ordered_in_any_way(voc):
-    before = read_labels(devkit(voc), "train")[1]
+    before = read_flags(devkit(voc), "train")[1]
     file = lists(voc) / "dog_train.txt"
     rows = file.read_text().splitlines()
     file.write_text("\r\n".join(row.replace(" ", "\t") for row in reversed(rows)) + "\r\n\r\n")
-    assert torch.equal(read_labels(devkit(voc), "train")[1], before)
+    assert torch.equal(read_flags(devkit(voc), "train")[1], before)
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+OBJECTS = {  # of images of 24 x 18 pixels
+    "000003": [("dog", 1, 2, 12, 9), ("person", 6, 1, 24, 18)],
+    "000012": [("dog", 3, 3, 6, 6), ("dog", 12.5, 9, 18, 13.5)],
+}
+
+
+def annotation(root, name):
+    return devkit(root) / "Annotations" / f"{name}.xml"
+
+
+@pytest.fixture
+def boxed(voc):
+    """The tiny VOC with annotations of its training images."""
+    write_annotations(devkit(voc), {i: OBJECTS.get(i, []) for i in voc_ids()["train"]})
+    return voc
+
+
+def test_boxes_are_those_of_the_annotations_as_fractions(boxed):
+    data = load_voc(boxed, "train", 16, boxes=True)
+    image, label, box = vars(data.boxes).values()
+    got = {
+        (data.ids[n], CLASSES[c], *(b * torch.tensor([24, 18, 24, 18])).tolist())
+        for n, c, b in zip(image, label, box, strict=True)
+    }
+    assert got == {(name, *values) for name, rows in OBJECTS.items() for values in rows}
+    assert image.tolist() == [1, 1, 2, 2]  # as the images are listed
+    assert load_voc(boxed, "train", 16).boxes is None
+
+
+def test_a_run_reads_boxes_only_when_it_asks_for_them(boxed):
+    config = make_config("voc2007", "an", 0, "smoke", {"image_side": 16, "report": "val"})
+    assert load_splits(config, boxed)[0].boxes is None
+    for part in load_splits(config, boxed, objects=True):
+        for n, name in enumerate(part.ids):
+            assert (part.boxes.image == n).sum() == len(OBJECTS.get(name, []))
+
+
+def test_a_draw_by_boxes_gets_them(boxed):
+    small = {"image_side": 16, "report": "val", "draw": "size"}
+    train, _ = load_splits(make_config("voc2007", "an", 0, "smoke", small), boxed)
+    assert train.boxes is not None
+
+
+def test_parts_of_an_object_are_no_objects(boxed):
+    file = annotation(boxed, "000003")
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+    file.write_text(file.read_text().replace("</object>", part))
+    assert len(load_voc(boxed, "train", 16, boxes=True).boxes.box) == 4
+
+
+def test_a_box_that_is_a_pixel_too_large_is_cut(boxed):
+    file = annotation(boxed, "000003")
+    file.write_text(file.read_text().replace("<xmax>24<", "<xmax>25<"))
+    box = load_voc(boxed, "train", 16, boxes=True).boxes.box
+    assert box[1].tolist() == pytest.approx([6 / 24, 1 / 18, 1, 1])
+
+
+def test_boxes_are_parsed_once_and_again_when_a_file_changes(boxed, monkeypatch):
+    calls = []
+    parse = voc_module._parse
+    monkeypatch.setattr(voc_module, "_parse", lambda files: calls.append(1) or parse(files))
+    first = load_voc(boxed, "train", 16, boxes=True).boxes
+    assert torch.equal(load_voc(boxed, "train", 16, boxes=True).boxes.box, first.box)
+    assert len(calls) == 1
+    file = annotation(boxed, "000003")
+    file.write_text(file.read_text().replace("<xmax>12<", "<xmax>18<"))
+    os.utime(file, ns=(10**18, 10**18))
+    assert load_voc(boxed, "train", 16, boxes=True).boxes.box[0, 2] == 18 / 24
+    assert len(calls) == 2
+
+
+def altered(name, before, after):
+    """A fault in the annotation of image 000003."""
+
+    def break_it(root):
+        file = annotation(root, "000003")
+        assert before in file.read_text()
+        file.write_text(file.read_text().replace(before, after))
+
+    break_it.__name__ = name
+    return break_it
+
+
+def without_annotation(root):
+    annotation(root, "000003").unlink()
+
+
+def binary_annotation(root):
+    annotation(root, "000003").write_bytes(b"\xff\xd8\xff\xe0")
+
+
+ANNOTATION_FAULTS = {
+    without_annotation: "unpack it there",
+    binary_annotation: "not readable XML",
+    altered("torn", "</annotation>", ""): "not readable XML",
+    altered("unknown_class", "<name>dog<", "<name>dgo<"): "Did you mean 'dog'",
+    altered("nameless", "<name>dog</name>", ""): "unknown class of object 1",
+    altered("no_size", "<width>24</width>", ""): "<annotation> without numbers for <size>",
+    altered("a_size_of_words", "<width>24<", "<width>wide<"): "without numbers for <size>",
+    altered("half_a_box", "<xmax>12</xmax>", ""): "<object> without numbers for <bndbox>",
+    altered("outside", "<xmax>24<", "<xmax>31<"): "object 2 (person); expected 0 <= xmin",
+    altered("below_zero", "<ymin>2<", "<ymin>-5<"): "object 1 (dog); expected 0 <= xmin",
+    altered("turned", "<xmax>12<", "<xmax>1<"): "object 1 (dog); expected 0 <= xmin",
+    altered("not_a_number", "<xmax>12<", "<xmax>nan<"): "object 1 (dog); expected 0 <= xmin",
+}
+
+
+@pytest.mark.parametrize(("break_it", "said"), ANNOTATION_FAULTS.items())
+def test_a_damaged_annotation_is_named_in_one_line(boxed, break_it, said):
+    break_it(boxed)
+    with pytest.raises(UserError) as caught:
+        load_voc(boxed, "train", 16, boxes=True)
+    message = str(caught.value)
+    assert str(annotation(boxed, "000003")) in message and said in message
+    assert "\n" not in message
+    assert len(load_voc(boxed, "train", 16)) == 6  # labels and images do not need it
 
 
 # --- what is wrong --------------------------------------------------------------------------------
@@ -247,10 +397,29 @@ def test_real_labels_are_the_lists_for_all_images(real_data, split):
                 positives.add((line.split()[0], name))
     expected_ids = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
 
-    ids, labels = read_labels(folder, split)
+    ids, flags = read_flags(folder, split)
+    labels = flags == 1
     got = {(ids[n], CLASSES[c]) for n, c in labels.nonzero().tolist()}
     assert ids == expected_ids and len(ids) >= 2500
     assert got == positives and len(positives) > 3000
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_boxes_agree_with_the_lists(real_data, split):
+    folder = devkit(real_data)
+    if not (folder / "Annotations").is_dir():
+        pytest.skip(f"{folder / 'Annotations'} is not there")
+    ids, flags = read_flags(folder, split)
+    boxes = voc_module.read_boxes(folder, ids)
+    x0, y0, x1, y1 = boxes.box.T
+    assert len(boxes.box) > 7000 and boxes.box.min() >= 0 and boxes.box.max() <= 1
+    assert (x0 < x1).all() and (y0 < y1).all()
+    text = (folder / "Annotations" / f"{ids[9]}.xml").read_text()  # counted without a parser
+    named = [CLASSES.index(part.split("<")[0]) for part in text.split("<name>")[1:]]
+    assert boxes.label[boxes.image == 9].tolist() == named
+    drawn = torch.zeros_like(flags, dtype=torch.bool)
+    drawn[boxes.image, boxes.label] = True
+    assert not (drawn & (flags == -1)).any()  # what has a box is in the lists
 
 
 def test_real_images_load_in_the_order_of_their_list(real_part):

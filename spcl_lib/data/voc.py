@@ -1,14 +1,24 @@
-"""`voc2007`: Pascal VOC in torchvision's VOCdevkit layout, labels from ImageSets/Main."""
+"""`voc2007`, `voc2012`: Pascal VOC in torchvision's VOCdevkit layout.
+
+Labels always come from ImageSets/Main. The boxes in Annotations are for what asks where the
+objects are; in some copies of the data they lack objects that the lists know of.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from spcl_lib.data.common import ImageSet, image_set
-from spcl_lib.errors import UserError
+from spcl_lib.data.cache import once
+from spcl_lib.data.common import Boxes, ImageSet, listed, with_images
+from spcl_lib.errors import UserError, unknown
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -17,37 +27,56 @@ CLASSES = (
 )  # fmt: skip
 
 
-def load_voc(
-    root: Path, split: str, side: int, year: int = 2007, damaged: str = "stop"
-) -> ImageSet:
-    """A split of Pascal VOC, images in the order of its list.
+def voc_folder(root: Path, year: int) -> Path:
+    """Where a year of Pascal VOC is below the data root."""
+    return root / "VOCdevkit" / f"VOC{year}"
 
-    Entries marked "difficult" (0 in ImageSets/Main) count as negative, as the field does.
+
+def load_voc(
+    root: Path, split: str, side: int, year: int = 2007, damaged: str = "stop", **options: Any
+) -> ImageSet:
+    """A split of Pascal VOC with its images, see `with_images`; the rest is as in `list_voc`."""
+    data = list_voc(root, split, year, **options)
+    return with_images(data, side, f"voc{year}-{split}", damaged)
+
+
+def list_voc(
+    root: Path, split: str, year: int, difficult: str = "negative", boxes: bool = False
+) -> ImageSet:
+    """A split of Pascal VOC in the order of its list; the images are not read yet.
 
     Args:
         root: data root; holds VOCdevkit/VOC{year}.
         split: name of a list in ImageSets/Main: "train", "val", "trainval" or "test".
-        side: images are resized to squares of this many pixels.
         year: 2007 or 2012.
-        damaged: what to do about images that cannot be read: "stop" or "skip".
+        difficult: what a class counts as where all of its objects are marked "difficult" (0 in
+            ImageSets/Main): "negative", as the field does; "positive"; or "ignored": it counts
+            neither way in the evaluation, and in training it is not a positive.
+        boxes: also read the boxes from Annotations.
 
     Raises:
-        UserError: a folder, list or image is missing or damaged.
+        UserError: a folder, list or annotation is missing or damaged.
     """
-    folder = root / "VOCdevkit" / f"VOC{year}"
+    folder = voc_folder(root, year)
     if not folder.is_dir():
         raise UserError(
-            f"Pascal VOC is not at '{folder}'. Unpack VOCtrainval there "
-            f"(JPEGImages, ImageSets/Main), or point --data-root at the folder of VOCdevkit"
+            f"Pascal VOC is not at '{folder}'. Unpack VOCtrainval there (JPEGImages, "
+            f"ImageSets/Main, Annotations), or point --data-root at the folder of VOCdevkit, or "
+            f"fetch it: python -m spcl_lib download --dataset voc{year} --data-root {root}"
         )
-    ids, labels = read_labels(folder, split)
-    files = [folder / "JPEGImages" / f"{i}.jpg" for i in ids]
-    name = f"voc{year}-{split}"
-    return image_set(files, side, name, damaged, labels=labels, classes=CLASSES, ids=tuple(ids))
+    ids, flags = read_flags(folder, split)
+    return listed(
+        [folder / "JPEGImages" / f"{i}.jpg" for i in ids],
+        labels=flags >= 0 if difficult == "positive" else flags == 1,
+        classes=CLASSES,
+        ids=tuple(ids),
+        boxes=read_boxes(folder, ids) if boxes else None,
+        ignored=flags == 0 if difficult == "ignored" else None,
+    )
 
 
-def read_labels(folder: Path, split: str) -> tuple[list[str], Tensor]:
-    """Ids and full labels (N, C) bool of a split, from ImageSets/Main.
+def read_flags(folder: Path, split: str) -> tuple[list[str], Tensor]:
+    """Ids and flags (N, C) int8 of a split: 1 positive, 0 difficult, -1 negative.
 
     Raises:
         UserError: a list is missing, malformed, or does not name the images of the split.
@@ -56,7 +85,7 @@ def read_labels(folder: Path, split: str) -> tuple[list[str], Tensor]:
     ids = [fields[0] for fields in _rows(lists / f"{split}.txt", 1)]
     if not ids:
         raise UserError(f"'{lists / f'{split}.txt'}' names no image")
-    labels = torch.zeros((len(ids), len(CLASSES)), dtype=torch.bool)
+    found = torch.empty((len(ids), len(CLASSES)), dtype=torch.int8)
     for c, name in enumerate(CLASSES):
         path = lists / f"{name}_{split}.txt"
         flags = {fields[0]: fields[1] for fields in _rows(path, 2)}
@@ -66,8 +95,8 @@ def read_labels(folder: Path, split: str) -> tuple[list[str], Tensor]:
         missing = [i for i in ids if i not in flags]
         if missing:
             raise UserError(f"'{path}' lacks image '{missing[0]}' of {split}.txt")
-        labels[:, c] = torch.tensor([flags[i] == "1" for i in ids])
-    return ids, labels
+        found[:, c] = torch.tensor([int(flags[i]) for i in ids])
+    return ids, found
 
 
 def _rows(path: Path, fields: int) -> list[list[str]]:
@@ -78,3 +107,78 @@ def _rows(path: Path, fields: int) -> list[list[str]]:
     if wrong is not None:
         raise UserError(f"'{path}' has the line '{' '.join(wrong)}'; expected {fields} fields")
     return rows
+
+
+def read_boxes(folder: Path, ids: list[str]) -> Boxes:
+    """All annotated objects of the images `ids`, difficult ones too; parsed once, then cached.
+
+    Coordinates are the XML's divided by its <size>. VOC counts pixels from 1; that difference of
+    less than a pixel is left as it is.
+
+    Raises:
+        UserError: an annotation is missing or damaged.
+    """
+    files = [folder / "Annotations" / f"{i}.xml" for i in ids]
+    name, this = f"{folder.name.lower()}-boxes", sys.modules[__name__]
+    return Boxes(**once(name, lambda: _parse(files), [_stamp(file) for file in files], this))
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise UserError(
+            f"annotation '{file}' cannot be read ({error.strerror}); the boxes of its image are "
+            "in VOCtrainval's folder Annotations: unpack it there"
+        ) from error
+    return str(file), status.st_size, status.st_mtime_ns
+
+
+def _parse(files: list[Path]) -> dict[str, Tensor]:
+    bar = tqdm(files, desc="reading boxes", unit="file", mininterval=1, leave=False)
+    found = [(n, label, box) for n, file in enumerate(bar) for label, box in _objects(file)]
+    return {
+        "image": torch.tensor([n for n, _, _ in found], dtype=torch.int64),
+        "label": torch.tensor([label for _, label, _ in found], dtype=torch.int64),
+        "box": torch.tensor([box for _, _, box in found], dtype=torch.float32).view(-1, 4),
+    }
+
+
+def _objects(file: Path) -> Iterator[tuple[int, list[float]]]:
+    """Class number and box, as fractions of the image, of every object in an annotation."""
+    try:
+        root = ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, ValueError, OSError) as error:
+        raise UserError(
+            f"annotation '{file}' is not readable XML ({error}); replace it by the original"
+        ) from error
+    width, height = _numbers(file, root, "size", ("width", "height"))
+    for number, item in enumerate(root.iterfind("object"), start=1):  # not the parts of objects
+        name = (item.findtext("name") or "").strip()
+        if name not in CLASSES:
+            raise unknown(f"class of object {number} in '{file}':", name, CLASSES)
+        corners = _numbers(file, item, "bndbox", ("xmin", "ymin", "xmax", "ymax"))
+        limits = (width, height, width, height)
+        x0, y0, x1, y1 = (_inside(v, limit) for v, limit in zip(corners, limits, strict=True))
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+            raise UserError(
+                f"'{file}' has the box {corners} (xmin, ymin, xmax, ymax) for object {number} "
+                f"({name}); expected 0 <= xmin < xmax <= {width:g}, 0 <= ymin < ymax <= {height:g}"
+            )
+        yield CLASSES.index(name), [x0 / width, y0 / height, x1 / width, y1 / height]
+
+
+def _inside(value: float, limit: float) -> float:
+    """The coordinate; one that is up to a pixel outside, by rounding, is moved to the border."""
+    return min(max(value, 0.0), limit) if -1 <= value <= limit + 1 else value
+
+
+def _numbers(
+    file: Path, parent: ElementTree.Element, group: str, names: tuple[str, ...]
+) -> list[float]:
+    try:
+        return [float(parent.findtext(f"{group}/{name}") or "") for name in names]
+    except ValueError as error:
+        raise UserError(
+            f"'{file}' has a <{parent.tag}> without numbers for <{group}>: {', '.join(names)}"
+        ) from error
