@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,27 +11,36 @@ import torch
 from spcl_lib import paths
 from spcl_lib.data import scenes
 from spcl_lib.data.cache import once
-from spcl_lib.data.common import Boxes, ImageSet, hold_out
-from spcl_lib.data.draws import draw_labels, single_label_draw
+from spcl_lib.data.coco import list_coco
+from spcl_lib.data.common import Boxes, ImageSet, Masks, hold_out, with_images
+from spcl_lib.data.draws import NEED_BOXES, draw_labels, single_label_draw
 from spcl_lib.data.imagenet import load_imagenet
-from spcl_lib.data.voc import load_voc
+from spcl_lib.data.voc import list_voc
+from spcl_lib.errors import UserError
 
 if TYPE_CHECKING:  # config takes the names of the draws from here
     from spcl_lib.config import RunConfig
 
 __all__ = [
-    "SINGLE_LABEL", "Boxes", "ImageSet", "draw_labels", "load_splits", "single_label_draw",
+    "SINGLE_LABEL", "Boxes", "ImageSet", "Masks", "draw_labels", "load_splits", "single_label_draw",
 ]  # fmt: skip
 
 SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
 SINGLE_LABEL = frozenset({"imagenet"})  # training images have no full labels: no upper bound
 
 
-def load_splits(config: RunConfig, data_root: str | Path | None) -> tuple[ImageSet, ImageSet]:
+def load_splits(
+    config: RunConfig, data_root: str | Path | None, objects: bool = False
+) -> tuple[ImageSet, ImageSet]:
     """The images to train on, and the images to report on, with full labels.
 
     With `report="val"` neither touches the data of the final report: scenes are evaluated on
-    `val`; a real `train` is split into 60 % for training and 40 % for evaluation.
+    `val`; a real data set's `train` is split into 60 % for training and 40 % for evaluation.
+
+    Args:
+        config: the run's configuration.
+        data_root: see `paths.data_root`.
+        objects: also read where the objects are, for data sets where that costs time (VOC).
 
     Raises:
         UserError: the data are missing or damaged.
@@ -41,15 +51,46 @@ def load_splits(config: RunConfig, data_root: str | Path | None) -> tuple[ImageS
         root = paths.data_root(data_root, f"the data set '{config.dataset}'")
         if config.dataset == "imagenet":
             return load_imagenet(root, config)
-        train = load_voc(root, "train", config.image_side, damaged=config.damaged)
-        if config.report == "val":
-            train, evaluation = _hold_out(train)
-        else:
-            evaluation = load_voc(root, "val", config.image_side, damaged=config.damaged)
-    labelled = train.labels.any(1)  # VOC: a few images have nothing but difficult objects
-    if not bool(labelled.all()):
-        train = train.subset(labelled.nonzero().flatten())
-    return _first(train, config.train_images), _first(evaluation, config.eval_images)
+        objects = objects or config.draw in NEED_BOXES
+        load = partial(_LISTS[config.dataset], config, root, objects=objects)
+        train = load("train")
+        train, evaluation = _hold_out(train) if config.report == "val" else (train, load("val"))
+    if train.classes != evaluation.classes:
+        raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
+    train = _first(_with_positive(train, config.dataset), config.train_images)
+    evaluation = _first(evaluation, config.eval_images)
+    names = ("train", "val") if config.report == "test" else ("remaining", "held-out")
+    return _decoded(train, names[0], config), _decoded(evaluation, names[1], config)
+
+
+def _voc(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
+    return list_voc(root, split, int(config.dataset[-4:]), config.difficult, objects)
+
+
+def _coco(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
+    return list_coco(root, split, int(config.dataset[-4:]), config.unannotated)
+
+
+# Each lists a split, "train" or "val"; images are decoded when it is known which ones are used.
+_LISTS = {"voc2007": _voc, "voc2012": _voc, "coco2014": _coco, "coco2017": _coco}
+
+
+def _with_positive(train: ImageSet, dataset: str) -> ImageSet:
+    """Without the images that have no label to train on; says how many (VOC: all difficult)."""
+    labelled = train.labels.any(1)
+    count = len(train) - int(labelled.sum())
+    if not count:
+        return train
+    print(f"{dataset}: training images without a positive label: {count:,} of {len(train):,}, "
+          "left out", flush=True)  # fmt: skip
+    return train.subset(labelled.nonzero().flatten())
+
+
+def _decoded(data: ImageSet, part: str, config: RunConfig) -> ImageSet:
+    if data.files is None:
+        return data
+    name = f"{config.dataset}-{part}-{len(data)}"  # selections are cached side by side
+    return with_images(data, config.image_side, name, config.damaged)
 
 
 def _scenes(split: str, config: RunConfig) -> ImageSet:

@@ -1,0 +1,110 @@
+"""`coco2014`, `coco2017`: MS-COCO, labels and masks from `instances_*.json`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spcl_lib.data import instances
+from spcl_lib.data.cache import once
+from spcl_lib.data.common import Boxes, ImageSet, Masks, listed, with_images
+from spcl_lib.data.instances import as_texts, parse_instances
+from spcl_lib.errors import UserError
+
+
+def load_coco(
+    root: Path, split: str, side: int, year: int = 2017, damaged: str = "stop", **options: Any
+) -> ImageSet:
+    """A split of COCO with its images, see `with_images`; the rest is as in `list_coco`."""
+    data = list_coco(root, split, year, **options)
+    return with_images(data, side, f"coco{year}-{split}", damaged)
+
+
+def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> ImageSet:
+    """A split of COCO in ascending order of the image ids; the images are not read yet.
+
+    A class is present if it has an instance; as in the field, a crowd is one (`iscrowd`).
+
+    Args:
+        root: data root; holds coco/annotations/instances_{split}{year}.json and
+            coco/{split}{year} with the images.
+        split: "train" or "val".
+        year: 2014 or 2017.
+        unannotated: what is done with images without any instance: "drop", as the field does
+            (82,081 of train2014's 82,783 images remain), or "keep" them, all-negative.
+
+    Returns:
+        Labels, boxes and masks; `ids` are COCO's image ids as text, without leading zeros, and
+        classes are in ascending order of the category ids.
+
+    Raises:
+        UserError: the annotations are missing, damaged, or contradict themselves.
+    """
+    name = f"{split}{year}"
+    file = root / "coco" / "annotations" / f"instances_{name}.json"
+    if not file.is_file():
+        raise UserError(
+            f"COCO's annotations are not at '{file}'. Unpack annotations_trainval{year}.zip and "
+            f"{name}.zip from https://cocodataset.org/#download in '{root / 'coco'}'"
+        )
+    parts = read_instances(file)
+    labels = _labels(parts)
+    data = listed(
+        [root / "coco" / name / file_name for file_name in as_texts(parts["file_names"])],
+        labels=labels,
+        classes=tuple(as_texts(parts["classes"])),
+        ids=tuple(map(str, parts["ids"].tolist())),
+        boxes=Boxes(parts["box_image"], parts["box_label"], parts["box"]),
+        masks=_masks(parts),
+    )
+    return data.subset(_kept(labels, unannotated, file))
+
+
+def read_instances(file: Path) -> dict[str, Tensor]:
+    """See `parse_instances`; parsed once, and again only when the file's content has changed.
+
+    The content is hashed again only when the file's size or date has changed.
+    """
+    status = file.stat()
+    stamp = str(file), status.st_size, status.st_mtime_ns
+    content = once(f"{file.stem}-sha256", lambda: {"sha256": _sha256(file)}, *stamp)["sha256"]
+    return once(file.stem, lambda: parse_instances(file), content.tolist(), instances)
+
+
+def _sha256(file: Path) -> Tensor:
+    with open(file, "rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").digest()
+    return torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+
+
+def _labels(parts: dict[str, Tensor]) -> Tensor:
+    labels = torch.zeros((len(parts["ids"]), len(as_texts(parts["classes"]))), dtype=torch.bool)
+    labels[parts["mask_image"], parts["mask_label"]] = True
+    return labels
+
+
+def _kept(labels: Tensor, unannotated: str, file: Path) -> Tensor:
+    """Numbers of the images that are used; says in a line what happens to the others."""
+    annotated = labels.any(1)
+    empty = len(labels) - int(annotated.sum())
+    if empty == len(labels):
+        raise UserError(f"'{file}' has no annotation; unpack COCO's annotations there again")
+    if not empty:
+        return torch.arange(len(labels))
+    done = "left out" if unannotated == "drop" else "kept as all-negative"
+    print(
+        f"{file.stem}: images without any annotation: {empty:,} of {len(labels):,}, {done} "
+        f"(unannotated={unannotated})", flush=True,
+    )  # fmt: skip
+    return annotated.nonzero().flatten() if unannotated == "drop" else torch.arange(len(labels))
+
+
+def _masks(parts: dict[str, Tensor]) -> Masks:
+    end = parts["mask_end"]
+    start = torch.cat([end.new_zeros(1), end[:-1]])
+    size = parts["size"][parts["mask_image"]]
+    return Masks(parts["mask_image"], parts["mask_label"], size, start, end, parts["counts"])
