@@ -97,7 +97,7 @@ def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
             f"{command} --profile {config.profile} --set snapshots={config.snapshots or 64}"
         )
     kept = load_snapshots(run_folder(config))
-    train_set, _ = load_splits(config, data_root)
+    train_set, _ = load_splits(config, data_root, objects=True)
     observed = draw_labels(train_set, config.draw, config.label_seed)
     model, _ = build_model(config, len(train_set.classes), data_root)
     model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
