@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from spcl_lib import paths
-from spcl_lib.config import RunConfig, make_config
+from spcl_lib.config import RunConfig, cost, make_config
 from spcl_lib.errors import UserError
 from spcl_lib.experiment import finished, prepare, run_folder, write_summary
 from spcl_lib.losses import METHODS
@@ -53,11 +53,13 @@ def reproduce(
             done = finished(config)
             state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
             print(f"{config.dataset}-{config.profile}/{run_folder(config).name:24} {state}")
+        print(f"one run: {cost(configs[0].dataset, configs[0].profile)}")
         return 0
     began = time.monotonic()
     waiting = [c for c in configs if force or finished(c) is None]
     if waiting:
         print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
+        print(f"one run: {cost(waiting[0].dataset, waiting[0].profile)}", flush=True)
         # Of a run that keeps heatmaps, where there is one: whether they fit is found now.
         spatial = [c for c in waiting if METHODS[c.method].consistency == "scl"]
         prepare((spatial or waiting)[0], data_root)

@@ -6,9 +6,11 @@ import pytest
 
 from spcl_lib import UserError
 from spcl_lib.config import (
+    COSTS,
     METHOD_DEFAULTS,
     PROFILES,
     RunConfig,
+    cost,
     make_config,
     methods_of,
     parse_overrides,
@@ -157,3 +159,10 @@ def test_a_choice_comes_with_its_valid_values(name, value, valid):
 def test_an_override_needs_a_key_and_a_value(pair):
     with pytest.raises(UserError):
         parse_overrides([pair])
+
+
+def test_every_profile_says_what_it_costs():
+    for dataset, profiles in PROFILES.items():
+        for profile in profiles:
+            assert ("seconds" in cost(dataset, profile)) == (profile == "smoke")
+    assert set(COSTS) <= {(d, p) for d in PROFILES for p in PROFILES[d]}
