@@ -30,7 +30,7 @@ VIEWS = 4  # random views of each image
 VIEWED = 2500  # images that are viewed: the first of the training images
 FOLLOWED_VIEWS = 32  # random views of each image that the snapshots follow
 LOCALISED = 1000  # images of each split whose maps are compared with the objects: the first
-_BY_RUN = ("sources", "reliability", "visibility", "decisions", "localisation")
+TABLES = ("sources", "reliability", "visibility", "decisions", "localisation")
 
 
 def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -> Tables:
@@ -55,7 +55,7 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
     """
     splits = load_splits(configs[0], data_root)
     _check_regions(splits[0], configs[0])
-    found: Tables = {name: [] for name in _BY_RUN}
+    found: Tables = {name: [] for name in TABLES}
     watched: dict[int, tuple[Watched, Watched]] = {}  # by seed
     for config in tqdm(configs, desc="measuring", unit="run"):
         run = load_run(config, data_root, splits)
