@@ -197,7 +197,7 @@ def _recovery(options: argparse.Namespace) -> int:
         recovery_claims.recovery_verdicts(found), recovery_claims.crop_scale_verdicts(found),
         recovery_claims.localisation_verdicts(found),
     ):  # fmt: skip
-        print("\n" + "\n".join(f"* {sentence}" for sentence in sentences))
+        print(f"\n{recovery_claims.bullets(sentences)}")
     if options.keep:
         print(f"\n{keep(found)}")
     return 0

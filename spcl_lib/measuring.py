@@ -46,8 +46,8 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
         sources, reliability, visibility: what every source of supervision is worth, by seed. A
             source is "an" (the raw label), a method with consistency (what its running averages
             say of a view), or METHOD_whole (the same heatmaps, not read through the view).
-        decisions: labels corrected and spoiled, by method and seed: at the end on "all" images,
-            and after every epoch on the "followed" ones.
+        decisions: labels corrected and spoiled, by method and seed: at the end on "all" images
+            for recovery.FALLS, and after every epoch on the "followed" ones for recovery.FALL.
         localisation: by method, seed, split and kind of maps.
 
     Raises:
@@ -162,15 +162,17 @@ def _add_supervision(
         _judge(found, f"{method}_whole", seed, whole, many)
     about = {"method": method, "seed": seed}
     end = {"epoch": run.config.epochs, "images": "all"}
-    found["decisions"].append(about | end | _decide(bank, many, run.grid))
+    found["decisions"] += [
+        about | end | row for row in _decide(bank, many, run.grid, recovery.FALLS)
+    ]
     for epoch, snapshot in _snapshots(run):
-        row = {"epoch": epoch, "images": "followed"} | _decide(snapshot, few, run.grid)
-        found["decisions"].append(about | row)
+        (row,) = _decide(snapshot, few, run.grid, (recovery.FALL,))
+        found["decisions"].append(about | {"epoch": epoch, "images": "followed"} | row)
 
 
-def _decide(bank: HeatmapBank, watched: Watched, grid: int) -> Row:
+def _decide(bank: HeatmapBank, watched: Watched, grid: int, falls: Sequence[float]) -> list[Row]:
     w = watched
-    return recovery.decisions(bank, w.indices, w.views, w.fraction, w.observed, grid)
+    return recovery.decisions(bank, w.indices, w.views, w.fraction, w.observed, grid, falls)
 
 
 def _snapshots(run: Trained) -> list[tuple[int, HeatmapBank]]:

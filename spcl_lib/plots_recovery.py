@@ -177,30 +177,51 @@ def targets_by_visibility(found: Findings) -> Figure:
 
 @styled
 def corrections(found: Findings) -> Figure:
-    """Wrong labels corrected and right labels spoiled by the target, over the epochs."""
+    """Wrong labels corrected and right ones spoiled: over the epochs, and by how one decides."""
     import matplotlib.pyplot as plt
 
-    rows = rows_of(found, "decisions", images="followed")
-    methods = list(dict.fromkeys(r["method"] for r in rows))
-    figure, axes = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
+    figure, (over, against) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    methods = list(dict.fromkeys(r["method"] for r in found["decisions"]))
     for method in methods:
-        for column, line in (("corrected", "-"), ("spoiled", "--")):
-            part = [r for r in rows if r["method"] == method]
-            epochs = sorted({r["epoch"] for r in part})
-            stats = [_stats(values([r for r in part if r["epoch"] == e], column)) for e in epochs]
-            mean, spread = (np.array(v) for v in zip(*stats, strict=True))
-            name = {"corrected": "wrong labels corrected", "spoiled": "right labels spoiled"}[
-                column
-            ]
+        _over_epochs(over, rows_of(found, "decisions", images="followed", method=method))
+        _trade_off(against, rows_of(found, "decisions", images="all", method=method))
+    usual = found["about"]["fall"]
+    over.set(xlabel="epoch", ylabel="labels, in % of each kind", ylim=(-3, 103))
+    over.set_title(f"decided at {usual:g} (solid: corrected, dashed: spoiled)", fontsize="small")
+    over.xaxis.get_major_locator().set_params(integer=True)
+    against.set(xlabel="right labels spoiled, in %", ylabel="wrong labels corrected, in %")
+    against.set(xlim=(-2, None), ylim=(-3, 103))
+    against.set_title("at the end, for other shares of the whole image's", fontsize="small")
+    handles = dict(zip(*reversed(against.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _over_epochs(axes: Axes, rows: Rows) -> None:
+    epochs = sorted({r["epoch"] for r in rows})
+    for column, line in (("corrected", "-"), ("spoiled", "--")):
+        stats = [_stats(values([r for r in rows if r["epoch"] == e], column)) for e in epochs]
+        mean, spread = np.array(stats).reshape(-1, 2).T
+        for method in {r["method"] for r in rows}:
             axes.plot(epochs, mean, line, marker=_MARKERS[method], markersize=4,
-                      color=colour(method), label=f"{label(method)}: {name}")  # fmt: skip
+                      color=colour(method))  # fmt: skip
             axes.fill_between(
                 epochs, mean - spread, mean + spread, color=colour(method), alpha=0.15
             )
-    axes.set(xlabel="epoch", ylabel="labels, in % of each kind", ylim=(-3, 103))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return figure
+
+
+def _trade_off(axes: Axes, rows: Rows) -> None:
+    """Corrected against spoiled, a mark for every share."""
+    falls = sorted({r["fall"] for r in rows})
+    points = [[_stats(values([r for r in rows if r["fall"] == f], column))[0]
+               for column in ("spoiled", "corrected")] for f in falls]  # fmt: skip
+    for method in {r["method"] for r in rows}:
+        axes.plot(*np.array(points).T, marker=_MARKERS[method], markersize=4,
+                  color=colour(method), label=label(method))  # fmt: skip
+        if method.endswith("scl"):
+            for fall, point in zip(falls, points, strict=True):
+                axes.annotate(f"{fall:g}", point, (5, -9), textcoords="offset points",
+                              fontsize="x-small", color=colour(method))  # fmt: skip
 
 
 @styled

@@ -6,6 +6,7 @@ No sentence is written in advance: each is computed from the numbers, by the rul
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 from spcl_lib.findings import Findings
 from spcl_lib.recovery_tables import (
@@ -27,6 +28,11 @@ METRICS = {
     "AUROC": "AUROC", "AP": "AP", "AP_wrong": "AP of finding the wrong labels",
     "ECE": "calibration error, less is better",
 }  # fmt: skip
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """Sentences as a list in Markdown."""
+    return "\n".join(f"* {sentence}" for sentence in sentences)
 
 
 # --- crop recovery --------------------------------------------------------------------------------
@@ -94,7 +100,7 @@ def compared_sources(
 
 def corrections(found: Findings) -> list[str]:
     """A sentence for every method: wrong labels that its target corrects, right ones it spoils."""
-    rows = rows_of(found, "decisions", images="all")
+    rows = rows_of(found, "decisions", images="all", fall=found["about"]["fall"])
     sentences = []
     for method in dict.fromkeys(r["method"] for r in rows):
         part = [r for r in rows if r["method"] == method]

@@ -145,7 +145,7 @@ def decision_table(found: Findings) -> pd.DataFrame:
     """Wrong labels corrected and right ones spoiled at the end of training, in percent of each."""
     import pandas as pd
 
-    rows = rows_of(found, "decisions", images="all")
+    rows = rows_of(found, "decisions", images="all", fall=found["about"]["fall"])
     methods = list(dict.fromkeys(r["method"] for r in rows))
     lines = {
         label(m): [mean_and_spread(values([r for r in rows if r["method"] == m], c))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
-from spcl_lib.data import ImageSet, load_splits, single_label_draw
+from spcl_lib.data import ImageSet, draw_labels, load_splits
 from spcl_lib.errors import UserError
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.experiment import build_model, finished, run_folder
@@ -77,7 +77,7 @@ def load_run(
     model, _ = build_model(untrained, len(train.classes), data_root)
     folder = run_folder(config)
     model.load_state_dict(_read(folder / "weights.safetensors"))
-    observed = single_label_draw(train.labels, config.label_seed)
+    observed = draw_labels(train, config.draw, config.label_seed)
     stored = folder / "bank.safetensors"
     bank = HeatmapBank.of(**_read(stored)) if stored.is_file() else None
     return Trained(config, metrics, model.eval(), train, report, observed, bank)

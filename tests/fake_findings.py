@@ -1,7 +1,7 @@
 """Findings made up for tests of what is said and drawn of them."""
 
 from spcl_lib.ablation import CROP_SCALES
-from spcl_lib.recovery import GROUPS, NOT_THERE
+from spcl_lib.recovery import FALL, GROUPS, NOT_THERE
 from spcl_lib.visibility import LIMITS, VISIBILITY
 
 AUROC = {"an": 50.0, "cl": 52.0, "scl_whole": 55.0, "scl": 90.0, "en_scl_whole": 54.0,
@@ -52,7 +52,7 @@ def about(methods, seeds):
         "dataset": "scenes", "profile": "cpu", "scale_min": 0.1, "settings": {},
         "methods": list(methods), "seeds": list(seeds), "missing": [], "command": "python -m x",
         "epochs": 4, "followed": 8, "train_images": 1000, "report_images": 2000, "views": 4,
-        "least": 0.1, "fall": 0.5, "device": "A processor", "torch": "2.11.0",
+        "least": 0.1, "fall": FALL, "device": "A processor", "torch": "2.11.0",
         "commits": ["abc1234"], "finished": ["2026-11-22"],
     }  # fmt: skip
 
@@ -65,11 +65,13 @@ def wrongness(seed, scale):
 
 def decisions(method, seed):
     right = {"cl": 0.0, "scl": 60.0, "en_scl": 70.0}[method]
-    row = {"method": method, "seed": seed, "spoiled": 4.0, "wrong": 50, "right": 150}
-    return [
+    row = {"method": method, "seed": seed, "fall": FALL, "spoiled": 4.0, "wrong": 50, "right": 150}
+    rows = [
         row | {"epoch": e, "images": images, "corrected": right * e / 4 + 0.1 * seed}
         for e, images in ((4, "all"), (2, "followed"), (3, "followed"), (4, "followed"))
-    ]  # fmt: skip
+    ]
+    more = {"epoch": 4, "images": "all", "fall": 1.0, "spoiled": 20.0, "corrected": right + 10.0}
+    return [*rows, row | more]
 
 
 def localisation(method, seed):

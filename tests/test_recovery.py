@@ -10,6 +10,7 @@ from spcl_lib.losses import presence_in
 from spcl_lib.visibility import in_view, visible_fraction
 
 LEFT, RIGHT, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
+AT = {"fall": recovery.FALL}
 HIGH, LOW = 230, 13  # stored probabilities, about 0.9 and 0.05
 
 
@@ -131,13 +132,13 @@ def test_a_perfect_heatmap_corrects_every_wrong_label_and_spoils_none(halves):
     regions, observed = halves
     indices, views = torch.tensor([0, 0, 1, 1]), views_of(LEFT, RIGHT, LEFT, RIGHT)
     fraction = visible_fraction(regions[indices], views)
-    found = recovery.decisions(
+    (found,) = recovery.decisions(
         perfect_bank(regions), indices, views, fraction, observed[indices], 4
     )
-    assert found == {"corrected": 100, "spoiled": 0, "wrong": 2, "right": 2}
+    assert found == {"corrected": 100, "spoiled": 0, "wrong": 2, "right": 2} | AT
     inverted = perfect_bank(~regions)
-    found = recovery.decisions(inverted, indices, views, fraction, observed[indices], 4)
-    assert found == {"corrected": 0, "spoiled": 100, "wrong": 2, "right": 2}
+    (found,) = recovery.decisions(inverted, indices, views, fraction, observed[indices], 4)
+    assert found == {"corrected": 0, "spoiled": 100, "wrong": 2, "right": 2} | AT
 
 
 def test_averages_without_a_place_never_decide(halves):
@@ -147,8 +148,8 @@ def test_averages_without_a_place_never_decide(halves):
     flat = HeatmapBank.of(
         torch.full((2, 2, 1, 1), 99, dtype=torch.uint8), torch.ones(2, 1, 1, dtype=torch.bool)
     )
-    found = recovery.decisions(flat, indices, views, fraction, observed[indices], 4)
-    assert found == {"corrected": 0, "spoiled": 0, "wrong": 2, "right": 2}
+    (found,) = recovery.decisions(flat, indices, views, fraction, observed[indices], 4)
+    assert found == {"corrected": 0, "spoiled": 0, "wrong": 2, "right": 2} | AT
 
 
 def test_a_label_without_a_known_region_is_not_decided_on(halves):
@@ -156,7 +157,7 @@ def test_a_label_without_a_known_region_is_not_decided_on(halves):
     regions[1, 1] = False  # the labelled object of the second image has no region
     indices, views = torch.tensor([0, 1]), views_of(RIGHT, LEFT)
     fraction = visible_fraction(regions[indices], views)
-    found = recovery.decisions(
+    (found,) = recovery.decisions(
         perfect_bank(regions), indices, views, fraction, observed[indices], 4
     )
     assert found["wrong"] == 1 and found["right"] == 0 and math.isnan(found["spoiled"])
@@ -168,10 +169,27 @@ def test_where_nothing_has_been_seen_there_is_no_decision(halves):
     bank.seen[:, :, 4:] = False  # the right half has never been in a crop
     indices, views = torch.tensor([0]), views_of(RIGHT)
     fraction = visible_fraction(regions[indices], views)
-    found = recovery.decisions(bank, indices, views, fraction, observed[indices], 4)
+    (found,) = recovery.decisions(bank, indices, views, fraction, observed[indices], 4)
     assert found["corrected"] == 0 and found["wrong"] == 1
 
 
-def test_the_rule_is_a_fall_below_half():
+def test_the_rule_is_a_fall_below_a_share_of_the_whole():
     target, whole = torch.tensor([[0.0, 0.19, 0.2, 0.5]]), torch.full((1, 4), 0.4)
-    assert recovery.says_absent(target, whole).tolist() == [[False, True, False, False]]
+    assert recovery.says_absent(target, whole, 0.5).tolist() == [[False, True, False, False]]
+    assert recovery.says_absent(target, whole, 1.0).tolist() == [[False, True, True, False]]
+    assert recovery.FALL in recovery.FALLS
+
+
+def test_a_larger_share_corrects_and_spoils_more():
+    rng = torch.Generator().manual_seed(0)
+    regions = torch.rand(30, 2, 8, 8, generator=rng) < 0.2
+    noise = torch.rand(30, 2, 8, 8, generator=rng) < 0.4
+    observed = torch.eye(2, dtype=torch.bool).repeat(15, 1)
+    views = Views.sample(30, (0.1, 0.3), generator=rng)
+    fraction = visible_fraction(regions, views)
+    rows = recovery.decisions(perfect_bank(regions | noise), torch.arange(30), views, fraction,
+                              observed, 4, recovery.FALLS)  # fmt: skip
+    assert [r["fall"] for r in rows] == sorted(recovery.FALLS)
+    for column in ("corrected", "spoiled"):
+        values = [r[column] for r in rows]
+        assert values == sorted(values) and values[0] < values[-1]
