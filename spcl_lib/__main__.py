@@ -1,4 +1,4 @@
-"""Command line: `python -m spcl_lib run | reproduce | bench | download | ...`; see --help."""
+"""Command line: `python -m spcl_lib run | reproduce | ablation | ...`; see --help."""
 
 from __future__ import annotations
 
@@ -54,6 +54,32 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--force", action="store_true", help="run again what is finished")
     every.add_argument("--list", action="store_true", help="show what would run, and stop")
     every.set_defaults(command=_reproduce)
+
+    varied = commands.add_parser(
+        "ablation", help="the same methods with one setting varied", allow_abbrev=False
+    )
+    varied.add_argument("name", choices=["crop_scale"], help="what is varied")
+    _add_data_options(varied)
+    varied.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    varied.add_argument(
+        "--scales", type=float, nargs="+", metavar="S", help="least areas of a crop, of the image's"
+    )
+    varied.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
+    varied.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
+    varied.add_argument("--force", action="store_true", help="run again what is finished")
+    varied.add_argument("--list", action="store_true", help="show what would run, and stop")
+    varied.set_defaults(command=_ablation)
+
+    views = commands.add_parser(
+        "recovery",
+        help="measure, on the runs of `ablation crop_scale`, who knows what a crop still shows",
+        allow_abbrev=False,
+    )
+    _add_data_options(views)
+    views.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    views.add_argument("--scale", type=float, help="the runs' least area of a crop (default: 0.1)")
+    views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
+    views.set_defaults(command=_recovery)
 
     bench = commands.add_parser(
         "bench", help="cost of every method's training step against AN's", allow_abbrev=False
@@ -143,10 +169,45 @@ def _reproduce(options: argparse.Namespace) -> int:
         for method in methods
         for seed in options.seeds
     ]
+    return reproduce(configs, options.data_root, _jobs(options), options.force, options.list)
+
+
+def _jobs(options: argparse.Namespace) -> int:
     jobs = (os.cpu_count() or 1) if options.jobs is None else options.jobs
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
-    return reproduce(configs, options.data_root, jobs, options.force, options.list)
+    return jobs
+
+
+def _ablation(options: argparse.Namespace) -> int:
+    from spcl_lib.ablation import CROP_METHODS, CROP_SCALES, crop_scale_configs, run_crop_scale
+
+    configs = crop_scale_configs(
+        options.dataset, options.profile, options.seeds, options.scales or CROP_SCALES,
+        options.only or CROP_METHODS, parse_overrides(options.set),
+    )  # fmt: skip
+    jobs = _jobs(options)
+    return run_crop_scale(configs, options.data_root, jobs, options.force, options.list)
+
+
+def _recovery(options: argparse.Namespace) -> int:
+    from spcl_lib import recovery_claims, recovery_tables
+    from spcl_lib.ablation import RECOVERY_SCALE
+    from spcl_lib.findings import keep, load_findings
+
+    found = load_findings(
+        "results", options.dataset, options.profile, options.seeds,
+        options.scale or RECOVERY_SCALE, parse_overrides(options.set), options.data_root,
+    )  # fmt: skip
+    print("\n".join(recovery_tables.provenance(found)))
+    for sentences in (
+        recovery_claims.recovery_verdicts(found), recovery_claims.crop_scale_verdicts(found),
+        recovery_claims.localisation_verdicts(found),
+    ):  # fmt: skip
+        print(f"\n{recovery_claims.bullets(sentences)}")
+    if options.keep:
+        print(f"\n{keep(found)}")
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from spcl_lib.results import label as label_of
 from spcl_lib.snapshots import load_snapshots
 from spcl_lib.stage import Row, Stage, as_png, draw
 from spcl_lib.views import Views
+from spcl_lib.visibility import visible_fraction
 
 _LEAST = 0.06  # least side of a crop, as a fraction of the image's
 _STEP = 0.02
@@ -306,9 +308,8 @@ def _visible(trace: Trace, image: int, view: Views) -> list[float | None]:
     regions = trace.region(image)
     if regions is None:
         return [None] * len(trace.data.classes)
-    size = regions.flatten(1).sum(1)
-    shown = (regions & view.visible(regions.shape[-1])[0]).flatten(1).sum(1)
-    return [float(a / b) if b else None for a, b in zip(shown, size, strict=True)]
+    fractions = visible_fraction(regions[None], view)[0].tolist()
+    return [None if math.isnan(fraction) else fraction for fraction in fractions]
 
 
 def _telling(rows: list[Row], most: int = 12) -> list[Row]:

@@ -56,6 +56,22 @@ def reproduce(
         print(f"one run: {cost(configs[0].dataset, configs[0].profile)}")
         return 0
     began = time.monotonic()
+    failed = run_all(configs, data_root, jobs, force)
+    _print_summary(configs, failed, time.monotonic() - began)
+    reported = _write_report(configs)
+    return 0 if reported and not failed else 1
+
+
+def run_all(
+    configs: list[RunConfig], data_root: str | Path | None, jobs: int, force: bool
+) -> list[Job]:
+    """Runs what is not finished, at most `jobs` at a time, and rewrites the summary.
+
+    Arguments and errors as in `reproduce`.
+
+    Returns:
+        What failed.
+    """
     waiting = [c for c in configs if force or finished(c) is None]
     if waiting:
         print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
@@ -63,17 +79,14 @@ def reproduce(
         # Of a run that keeps heatmaps, where there is one: whether they fit is found now.
         spatial = [c for c in waiting if METHODS[c.method].consistency == "scl"]
         prepare((spatial or waiting)[0], data_root)
-    failed = _run_all(waiting, data_root, jobs, force)
+    failed = _run_waiting(waiting, data_root, jobs, force)
     write_summary()
-    _print_summary(configs, failed, time.monotonic() - began)
-    reported = _write_report(configs)
-    return 0 if reported and not failed else 1
+    return failed
 
 
-def _run_all(
+def _run_waiting(
     waiting: list[RunConfig], data_root: str | Path | None, jobs: int, force: bool
 ) -> list[Job]:
-    """Runs the configurations, at most `jobs` at a time; returns those that failed."""
     running: list[Job] = []
     failed: list[Job] = []
     queue = list(waiting)

@@ -251,11 +251,19 @@ def compared(runs: Runs, method: str, other: str) -> str:
     if count == 1:
         return f"Not settled: {a} against {b}, {mean:+.1f} mAP for one seed; spread needs two."
     amount = f"{mean:+.1f} ± {spread:.1f} mAP"
-    if abs(mean) <= 2 * spread / math.sqrt(count):
+    if settled(differences) == 0:
         return f"Not settled by {count} seeds: {a} against {b}, {amount}."
     if mean > 0:
         return f"{a} beats {b}: {amount} over {count} seeds."
     return f"{a} does not beat {b} here: {amount} over {count} seeds."
+
+
+def settled(differences: list[float]) -> int:
+    """1 or -1 if differences over seeds are settled above or below 0 by the RULE, else 0."""
+    mean, spread, count = _mean(differences), _std(differences), len(differences)
+    if count < 2 or abs(mean) <= 2 * spread / math.sqrt(count):
+        return 0
+    return 1 if mean > 0 else -1
 
 
 def _worth_solving(runs: Runs) -> str:

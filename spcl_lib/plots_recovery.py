@@ -1,0 +1,304 @@
+"""Figures of the findings about crop recovery and localisation; each gives a matplotlib Figure.
+
+Methods keep their colours of plots.py; what is seen of an object has a sequential scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spcl_lib.findings import Findings
+from spcl_lib.plots import _styled as styled
+from spcl_lib.plots import colour
+from spcl_lib.recovery import NOT_THERE
+from spcl_lib.recovery_tables import SOURCES, Rows, rows_of, sources_in, values
+from spcl_lib.results import label
+from spcl_lib.visibility import LEAST, VISIBILITY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_HATCH = {"network": "", "heatmaps": "///"}
+_MARKERS = {"an": "s", "cl": "D", "scl_whole": "v", "scl": "o", "en_scl": "^", "full": "P"}
+
+
+def _colour(source: str) -> str:
+    return "#009e73" if source == "scl_whole" else colour(source)
+
+
+def _stats(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (0 for one seed); NaN for none."""
+    if not numbers:
+        return math.nan, math.nan
+    return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
+
+
+@styled
+def label_wrongness(found: Findings) -> Figure:
+    """What crops leave of the labelled object, by the least area of the crops."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    scales = sorted({r["scale_min"] for r in found["wrongness"]}, reverse=True)
+    names = [f"{100 * s:g}" for s in scales]
+    colours = sns.color_palette("cividis", len(VISIBILITY))
+    figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
+    base = np.zeros(len(scales))
+    for group, shade in zip(VISIBILITY, colours, strict=True):
+        share = [_stats(values(rows_of(found, "wrongness", scale_min=s), group))[0] for s in scales]
+        axes.bar(names, share, 0.75, base, color=shade, label=group, edgecolor="white")
+        base += share
+    for place, scale in enumerate(scales):
+        wrong = _stats(values(rows_of(found, "wrongness", scale_min=scale), "wrong"))[0]
+        axes.annotate(f"{wrong:.0f} % wrong", (place, 100), (0, 3), textcoords="offset points",
+                      ha="center", fontsize="small")  # fmt: skip
+    axes.set(xlabel="least area of a crop, in % of the image", ylabel="views, in %", ylim=(0, 110))
+    axes.grid(False, axis="x")
+    axes.legend(*_reversed_legend(axes), loc="center left", bbox_to_anchor=(1.01, 0.5),
+                frameon=False, title="visible of the\nlabelled class")  # fmt: skip
+    return figure
+
+
+def _reversed_legend(axes: Axes) -> tuple[list, list]:
+    handles, labels = axes.get_legend_handles_labels()
+    return handles[::-1], labels[::-1]
+
+
+@styled
+def source_scores(found: Findings) -> Figure:
+    """How well each source of supervision says what is in the view: AUROC and AP."""
+    import matplotlib.pyplot as plt
+
+    sources = sources_in(found)
+    cases = (
+        ("labelled", "AUROC", "AUROC in %", "labelled class:\nis it in the view?"),
+        ("labelled", "AP_wrong", "AP in %", "labelled class:\nwhich labels are wrong?"),
+        ("unlabelled", "AUROC", "AUROC in %", "unlabelled classes:\nare they in the view?"),
+        ("unlabelled", "AP", "AP in %", "unlabelled classes:\nare they in the view?"),
+    )
+    figure, grid = plt.subplots(1, 4, figsize=(10.6, 3.7), layout="constrained")
+    for axes, (group, metric, unit, title) in zip(grid, cases, strict=True):
+        for place, source in enumerate(sources):
+            rows = rows_of(found, "sources", source=source, group=group, least=LEAST)
+            mean, spread = _stats(values(rows, metric))
+            axes.bar(place, mean, 0.8, color=_colour(source), label=SOURCES[source])
+            axes.errorbar(place, mean, spread, color="black", capsize=3, linewidth=1)
+            axes.annotate(f"{mean:.0f}", (place, mean + spread), (0, 2), ha="center",
+                          textcoords="offset points", fontsize="small")  # fmt: skip
+        chance = _stats(
+            values(rows_of(found, "sources", source="an", group=group, least=LEAST), metric)
+        )
+        axes.axhline(chance[0], color="black", linestyle=":", linewidth=1)
+        axes.set_title(title, fontsize="small")
+        axes.set(ylabel=unit, ylim=(0, 108), xticks=[])
+        axes.grid(False, axis="x")
+    legend = {"title": "mean ± standard deviation over seeds; dotted: a constant", "ncols": 3}
+    handles = grid[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", frameon=False, **legend)
+    return figure
+
+
+@styled
+def reliability_curves(found: Findings) -> Figure:
+    """How often a class is in the view where a source says p: on the diagonal it is calibrated."""
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(1, 2, figsize=(8.6, 4.3), layout="constrained", sharey=True)
+    titles = {"labelled": "the labelled class", "unlabelled": "unlabelled classes"}
+    for axes, (group, title) in zip(grid, titles.items(), strict=True):
+        axes.plot([0, 1], [0, 1], ":", color="black", linewidth=1)
+        for source in sources_in(found):
+            if source == "scl_whole":
+                continue
+            score, share, count = _pooled(rows_of(found, "reliability", source=source, group=group))
+            axes.plot(score, share, color=_colour(source), linewidth=1.2, label=SOURCES[source])
+            size = 12 + 150 * count / count.sum()
+            axes.scatter(score, share, size, color=_colour(source), marker=_MARKERS[source])
+        axes.set_title(title, fontsize="small")
+        axes.set(
+            xlabel="what the source says (probability)", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
+        )
+        axes.set_aspect("equal")
+    grid[0].set_ylabel("share of views that show the class")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                  frameon=False, title="dotted: calibrated; larger marks: more views")  # fmt: skip
+    return figure
+
+
+def _pooled(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean score, share and count of the bins that are not empty, over all seeds."""
+    count = np.array([r["count"] for r in rows], float)  # (seeds, bins)
+    parts = [np.array([r[k] for r in rows], float) for k in ("score", "share")]
+    used = count.sum(0) > 0
+    total = count.sum(0)[used]
+    means = [(np.nan_to_num(part) * count).sum(0)[used] / total for part in parts]
+    return means[0], means[1], total
+
+
+@styled
+def targets_by_visibility(found: Findings) -> Figure:
+    """What each source says, by how much of the class's objects the view shows."""
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained", sharey=True)
+    for axes, group in zip(grid, ("labelled", "unlabelled"), strict=True):
+        names = [*([NOT_THERE] if group == "unlabelled" else []), *VISIBILITY]
+        for source in sources_in(found):
+            rows = rows_of(found, "visibility", source=source, group=group)
+            stats = [
+                _stats(values([r for r in rows if r["visibility"] == n], "target")) for n in names
+            ]
+            mean, spread = zip(*stats, strict=True)
+            axes.errorbar(range(len(names)), mean, spread, marker=_MARKERS[source], capsize=2,
+                          color=_colour(source), label=SOURCES[source], linewidth=1.3)  # fmt: skip
+        axes.set_title(f"{group} class{'es' if group == 'unlabelled' else ''}", fontsize="small")
+        axes.set(xticks=range(len(names)), xlabel="visible of the class's objects")
+        axes.set_xticklabels(
+            [
+                n.replace(" in the ", "\nin the ")
+                .replace("under ", "under\n")
+                .replace("above ", "above\n")
+                .replace("10 to ", "10 to\n")
+                for n in names
+            ],
+            fontsize="small",
+        )
+        axes.set_ylim(-0.03, 1.05)
+    grid[0].set_ylabel("mean target (probability)")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                  frameon=False)  # fmt: skip
+    return figure
+
+
+@styled
+def corrections(found: Findings) -> Figure:
+    """Wrong labels corrected and right ones spoiled: over the epochs, and by how one decides."""
+    import matplotlib.pyplot as plt
+
+    figure, (over, against) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
+    methods = list(dict.fromkeys(r["method"] for r in found["decisions"]))
+    for method in methods:
+        _over_epochs(over, rows_of(found, "decisions", images="followed", method=method))
+        _trade_off(against, rows_of(found, "decisions", images="all", method=method))
+    usual = found["about"]["fall"]
+    over.set(xlabel="epoch", ylabel="labels, in % of each kind", ylim=(-3, 103))
+    over.set_title(f"decided at {usual:g} (solid: corrected, dashed: spoiled)", fontsize="small")
+    over.xaxis.get_major_locator().set_params(integer=True)
+    against.set(xlabel="right labels spoiled, in %", ylabel="wrong labels corrected, in %")
+    against.set(xlim=(-2, None), ylim=(-3, 103))
+    against.set_title("at the end, for other shares of the whole image's", fontsize="small")
+    handles = dict(zip(*reversed(against.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _over_epochs(axes: Axes, rows: Rows) -> None:
+    epochs = sorted({r["epoch"] for r in rows})
+    for column, line in (("corrected", "-"), ("spoiled", "--")):
+        stats = [_stats(values([r for r in rows if r["epoch"] == e], column)) for e in epochs]
+        mean, spread = np.array(stats).reshape(-1, 2).T
+        for method in {r["method"] for r in rows}:
+            axes.plot(epochs, mean, line, marker=_MARKERS[method], markersize=4,
+                      color=colour(method))  # fmt: skip
+            axes.fill_between(
+                epochs, mean - spread, mean + spread, color=colour(method), alpha=0.15
+            )
+
+
+def _trade_off(axes: Axes, rows: Rows) -> None:
+    """Corrected against spoiled, a mark for every share."""
+    falls = sorted({r["fall"] for r in rows})
+    points = [[_stats(values([r for r in rows if r["fall"] == f], column))[0]
+               for column in ("spoiled", "corrected")] for f in falls]  # fmt: skip
+    for method in {r["method"] for r in rows}:
+        axes.plot(*np.array(points).T, marker=_MARKERS[method], markersize=4,
+                  color=colour(method), label=label(method))  # fmt: skip
+        if method.endswith("scl"):
+            for fall, point in zip(falls, points, strict=True):
+                axes.annotate(f"{fall:g}", point, (5, -9), textcoords="offset points",
+                              fontsize="x-small", color=colour(method))  # fmt: skip
+
+
+@styled
+def map_over_scales(found: Findings) -> Figure:
+    """The mAP of every method, by the least area of the crops it was trained on."""
+    import matplotlib.pyplot as plt
+
+    rows = found["crop_scale"]
+    figure, axes = plt.subplots(figsize=(7.2, 4), layout="constrained")
+    scales = sorted({r["scale_min"] for r in rows})
+    ends = {}
+    for method in dict.fromkeys(r["method"] for r in rows):
+        mine = [r for r in rows if r["method"] == method]
+        own = sorted({r["scale_min"] for r in mine})
+        stats = [_stats(values([r for r in mine if r["scale_min"] == s], "mAP")) for s in own]
+        mean, spread = zip(*stats, strict=True)
+        axes.errorbar(own, mean, spread, marker=_MARKERS[method], color=colour(method), capsize=3,
+                      label=label(method))  # fmt: skip
+        ends[method] = mean[0]
+    axes.set_xscale("log")
+    axes.invert_xaxis()  # smaller crops to the right: harder
+    axes.set_xticks(scales, [f"{100 * s:g}" for s in scales])
+    axes.minorticks_off()
+    axes.set(xlabel="least area of a crop, in % of the image", ylabel="mAP in %")
+    handles = dict(zip(ends, axes.get_legend_handles_labels()[0], strict=True))
+    best = sorted(ends, key=ends.get, reverse=True)
+    axes.legend([handles[m] for m in best], [label(m) for m in best], loc="center left",
+                bbox_to_anchor=(1.01, 0.5), frameon=False, title="mean ± std")  # fmt: skip
+    return figure
+
+
+@styled
+def localisation(found: Findings) -> Figure:
+    """Do maps lie on the objects? Pointing game and IoU, on training and on new images."""
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    cases = (("train", "unlabelled", "training images,\nclasses never labelled"),
+             ("train", "labelled", "training images,\nlabelled classes"),
+             ("report", "all", "new images,\nall classes"))  # fmt: skip
+    figure, grid = plt.subplots(2, 3, figsize=(10.2, 5.6), layout="constrained", sharey="row")
+    for row, (metric, chance, unit) in enumerate(
+        (
+            ("pointing", "pointing_chance", "pointing game, hits in %"),
+            ("iou", "iou_everywhere", "IoU in %"),
+        )  # fmt: skip
+    ):
+        for axes, (split, group, title) in zip(grid[row], cases, strict=True):
+            rows = rows_of(found, "localisation", split=split, group=group)
+            _bars(axes, rows, metric)
+            axes.axhline(_stats(values(rows, chance))[0], color="black", linestyle=":", linewidth=1)
+            if row == 0:
+                axes.set_title(title, fontsize="small")
+        grid[row, 0].set_ylabel(unit)
+    kinds = (("network", "the network's score maps"), ("heatmaps", "heatmaps kept in training"))
+    handles = [
+        Patch(facecolor="grey", edgecolor="white", hatch=_HATCH[k], label=t) for k, t in kinds
+    ]
+    handles.append(Line2D([], [], color="black", linestyle=":", linewidth=1, label="chance"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _bars(axes: Axes, rows: Rows, metric: str) -> None:
+    """A bar for every method and kind of maps."""
+    kinds = list(dict.fromkeys((r["method"], r["maps"]) for r in rows))
+    for place, (method, maps) in enumerate(kinds):
+        mean, spread = _stats(
+            values([r for r in rows if (r["method"], r["maps"]) == (method, maps)], metric)
+        )
+        axes.bar(place, mean, 0.8, color=colour(method), hatch=_HATCH[maps],
+                 edgecolor="white")  # fmt: skip
+        axes.errorbar(place, mean, spread, color="black", capsize=3, linewidth=1)
+        axes.annotate(f"{mean:.0f}", (place, mean + spread), (0, 2), ha="center",
+                      textcoords="offset points", fontsize="x-small")  # fmt: skip
+    axes.set_xticks(
+        range(len(kinds)), [label(m) for m, _ in kinds], rotation=30, ha="right", fontsize="small"
+    )
+    axes.grid(False, axis="x")

@@ -1,0 +1,210 @@
+"""Finished runs are loaded, measured once, and kept."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from spcl_lib import findings, measuring, paths, recovery, visibility
+from spcl_lib.ablation import crop_scale_configs
+from spcl_lib.config import make_config
+from spcl_lib.data import load_splits
+from spcl_lib.data.common import Boxes
+from spcl_lib.errors import UserError
+from spcl_lib.evaluate import evaluate
+from spcl_lib.experiment import run, run_folder
+from spcl_lib.findings import load_findings
+from spcl_lib.recovery_claims import recovery_verdicts
+from spcl_lib.trained import load_run
+
+SETTINGS = {"snapshots": 6}
+
+
+@pytest.fixture
+def reference(tmp_path, monkeypatch):
+    """An empty folder of reference results."""
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "reference")
+    return tmp_path / "reference"
+
+
+@pytest.fixture
+def runs(results, tiny):
+    """The finished runs of AN, CL and SCL with crops from 0.1, two seeds, and their settings."""
+    settings = tiny | SETTINGS
+    configs = crop_scale_configs("scenes", "smoke", [0, 1], [0.1], ["an", "cl", "scl"], settings)
+    for config in configs:
+        run(config)
+    return configs, settings
+
+
+def measured(settings, seeds=(0, 1), source="results"):
+    return load_findings(source, "scenes", "smoke", seeds, 0.1, settings)
+
+
+# --- loading a run --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["an", "scl", "full"])
+def test_a_loaded_run_predicts_what_it_predicted(method, results, tiny):
+    config = make_config("scenes", method, 0, "smoke", tiny)
+    with pytest.raises(UserError, match="is not finished; train it first"):
+        load_run(config)
+    metrics = run(config)
+    loaded = load_run(config)
+    assert evaluate(loaded.model, loaded.report, config.eval_side)["mAP"] == metrics["mAP"]
+    assert (loaded.bank is None) == (method != "scl")
+    assert loaded.observed.sum(1).unique().tolist() == [1]  # single labels, for Full too
+    assert loaded.grid == 4 and loaded.folder == run_folder(config)
+    (loaded.folder / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="weights.safetensors' cannot be read"):
+        load_run(config)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def test_everything_is_measured_on_the_runs_that_are_finished(runs, reference):
+    configs, settings = runs
+    found = measured(settings)
+    about = found["about"]
+    assert about["methods"] == ["an", "cl", "scl"] and about["seeds"] == [0, 1]
+    assert about["missing"] == [f"{m} seed {s}" for m in ("en_scl", "full") for s in (0, 1)]
+    assert about["settings"]["epochs"] == 3 and "scale_min" not in about["settings"]
+    assert {r["source"] for r in found["sources"]} == {"an", "cl", "scl", "scl_whole"}
+    assert len(found["sources"]) == 4 * 2 * 3 * 3  # sources, seeds, groups, limits
+    assert len(found["wrongness"]) == 5 * 2
+    followed = [r for r in found["decisions"] if r["images"] == "followed"]
+    assert {(r["method"], r["epoch"]) for r in followed} == {
+        (m, e) for m in ("cl", "scl") for e in (1, 2, 3)
+    }
+    kinds = {(r["method"], r["maps"], r["split"]) for r in found["localisation"]}
+    assert kinds == {
+        *((m, "network", s) for m in ("an", "cl", "scl") for s in ("train", "report")),
+        ("scl", "heatmaps", "train"),
+    }
+    assert {(r["method"], r["seed"]) for r in found["crop_scale"]} == {
+        (c.method, c.seed) for c in configs
+    }
+    assert found["crop_scale"][0]["mAP"] == pytest.approx(
+        load_run(configs[0]).metrics["mAP"], abs=1e-4
+    )
+    assert len(recovery_verdicts(found)) > 5
+
+
+def test_the_numbers_are_those_of_the_parts(runs):
+    """Recomputed by hand for one source: the heatmaps read through the same views."""
+    configs, settings = runs
+    found = measured(settings)
+    loaded = load_run(configs[4])  # SCL, seed 0
+    many = measuring.watch(loaded.train, loaded.observed, loaded.config, measuring.VIEWS)
+    assert len(many.indices) == 48 * measuring.VIEWS
+    target = recovery.said(loaded.bank, many.indices, many.views, loaded.grid)
+    expected = recovery.judged(target, many.fraction, many.observed)
+    kept = [r for r in found["sources"] if r["source"] == "scl" and r["seed"] == 0]
+    for row, should in zip(kept, expected, strict=True):
+        assert {k: row[k] for k in should} == {
+            k: pytest.approx(v, abs=1e-4) if isinstance(v, float) else v for k, v in should.items()
+        }
+    wrong = 100 * float((~visibility.in_view(many.fraction[many.observed])).float().mean())
+    (row,) = [r for r in found["wrongness"] if (r["seed"], r["scale_min"]) == (0, 0.1)]
+    assert row["wrong"] == pytest.approx(wrong, abs=1e-3)
+    (end,) = [r for r in found["decisions"]
+              if (r["method"], r["seed"], r["images"]) == ("scl", 0, "all")]  # fmt: skip
+    assert end["wrong"] + end["right"] == 48 * measuring.VIEWS
+
+
+def test_views_are_those_of_the_training_and_differ_between_seeds(results, tiny):
+    config = make_config("scenes", "scl", 0, "smoke", tiny | {"scale_min": 0.5})
+    data, _ = load_splits(config, None)
+    observed = torch.zeros_like(data.labels)
+    one = measuring.watch(data, observed, config, 2)
+    other = measuring.watch(data, observed, replace(config, seed=1), 2)
+    area = (one.views.boxes[:, 2:] - one.views.boxes[:, :2]).prod(1)
+    assert area.min() >= 0.5 - 1e-5
+    assert not torch.equal(one.views.boxes, other.views.boxes)
+    assert not torch.equal(one.views.boxes[:48], one.views.boxes[48:])
+
+
+def test_boxes_do_where_there_are_no_masks_and_without_either_it_says_so(runs, monkeypatch):
+    configs, _ = runs
+    train, report = load_splits(configs[0], None)
+    image, label = train.labels.nonzero(as_tuple=True)
+    boxes = Boxes(image, label, torch.tensor([[0.2, 0.2, 0.8, 0.8]]).repeat(len(image), 1))
+    boxed = replace(train, class_map=None, boxes=boxes)
+    monkeypatch.setattr(measuring, "load_splits", lambda *_: (boxed, report))
+    tables = measuring.measure(configs[:1] + configs[4:5])
+    assert tables["wrongness"] and tables["localisation"]
+    assert all(0 <= r["wrong"] <= 100 for r in tables["wrongness"])
+    bare = replace(train, class_map=None)
+    monkeypatch.setattr(measuring, "load_splits", lambda *_: (bare, report))
+    with pytest.raises(UserError, match="cannot be measured on scenes: .*neither masks nor boxes"):
+        measuring.measure(configs)
+
+
+# --- keeping --------------------------------------------------------------------------------------
+
+
+def test_they_are_measured_once_and_again_only_if_a_run_changes(runs, monkeypatch):
+    configs, settings = runs
+    first = measured(settings)
+    calls = []
+    measure = measuring.measure
+    monkeypatch.setattr(measuring, "measure", lambda *a: calls.append(a) or measure(*a))
+    assert measured(settings) == first and not calls
+    (other,) = crop_scale_configs("scenes", "smoke", [0], [0.5], ["an"], settings)
+    run(other)  # of another scale: a new row of mAP, nothing to measure again
+    again = measured(settings)
+    assert len(again["crop_scale"]) == len(first["crop_scale"]) + 1 and not calls
+    assert {k: again[k] for k in measuring.TABLES} == {k: first[k] for k in measuring.TABLES}
+    file = run_folder(configs[0]) / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"wall_seconds": 0.125}))
+    measured(settings)
+    assert len(calls) == 1
+
+
+def test_the_reference_is_kept_small_and_read_again(runs, reference, monkeypatch):
+    _, settings = runs
+    found = measured(settings)
+    file = findings.keep(found)
+    assert file.name == "crop-recovery-scenes-smoke.json" and file.parent == reference
+    assert file.stat().st_size < 60_000
+    json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(name))  # no NaN
+    monkeypatch.setattr(measuring, "measure", lambda *_: pytest.fail("measured again"))
+    assert load_findings("reference", "scenes", "smoke") == found
+    assert load_findings("auto", "scenes", "smoke", scale=0.1) == found
+    with pytest.raises(UserError, match="no finished run.*crops from 0.5"):
+        load_findings("auto", "scenes", "smoke", scale=0.5)  # not what the file is about
+
+
+def test_what_is_missing_or_damaged_is_told_with_the_command(results, reference, tiny):
+    with pytest.raises(UserError, match="no finished run of scenes .*ablation crop_scale") as error:
+        load_findings("auto", "scenes", "smoke", [0], 0.1, {"epochs": 2})
+    assert "--profile smoke --scales 0.1 --seeds 0 --set epochs=2" in str(error.value)
+    with pytest.raises(UserError, match="no reference findings 'crop-recovery-scenes-cpu.json'"):
+        load_findings("reference", "scenes")
+    with pytest.raises(UserError, match="unknown source 'refrence'. Did you mean 'reference'"):
+        load_findings("refrence", "scenes")
+    reference.mkdir()
+    for content in ("{", "[]", '{"about": {}}'):
+        (reference / "crop-recovery-scenes-cpu.json").write_text(content)
+        with pytest.raises(UserError, match="is damaged"):
+            load_findings("auto", "scenes")
+    run(make_config("scenes", "an", 0, "smoke", tiny | {"scale_min": 0.1, "snapshots": 64}))
+    with pytest.raises(UserError, match="with running averages"):  # AN keeps none
+        load_findings("results", "scenes", "smoke", [0], 0.1, tiny)
+
+
+def test_what_cannot_be_computed_is_null():
+    value = {"a": [math.nan, 0.123456], "b": {"c": 1}}
+    assert findings._json(value) == '{"a":[null,0.1235],"b":{"c":1}}'
+
+
+def test_the_command_measures_says_and_keeps(runs, reference, spcl):
+    _, settings = runs
+    outcome = spcl("recovery", "--profile", "smoke", "--seeds", 0, 1, "--keep", **settings)
+    assert outcome.status == 0
+    assert "The claim that SCL recovers" in outcome.out
+    assert outcome.out.rstrip().endswith("crop-recovery-scenes-smoke.json")
+    assert (reference / "crop-recovery-scenes-smoke.json").is_file()

@@ -1,0 +1,58 @@
+"""The figures of crop recovery: drawn whatever has been measured, with nothing clipped."""
+
+import io
+
+import pytest
+from fake_findings import fake_findings
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from spcl_lib import plots_recovery
+from spcl_lib.plots import colour
+
+FIGURES = ("label_wrongness", "source_scores", "reliability_curves", "targets_by_visibility",
+           "corrections", "map_over_scales", "localisation")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_nothing_leaves_the_figure_and_axes_have_names(name, seeds):
+    figure = getattr(plots_recovery, name)(fake_findings(seeds=seeds))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # lays the figure out
+    drawn, size = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
+    assert drawn.x0 >= 0 and drawn.y0 >= 0 and drawn.x1 <= size[0] and drawn.y1 <= size[1]
+    assert figure.axes[0].get_ylabel()
+    assert name in ("source_scores", "localisation") or figure.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_part_of_the_methods(name):
+    found = fake_findings(("an", "en_scl_whole", "en_scl"), ("an", "en_scl"), (0,))
+    buffer = io.BytesIO()
+    getattr(plots_recovery, name)(found).savefig(buffer)
+    picture = Image.open(buffer).convert("L")
+    assert picture.getextrema()[0] < 100 < picture.getextrema()[1]
+
+
+def test_bars_have_the_height_of_their_means():
+    figure = plots_recovery.source_scores(fake_findings())
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == pytest.approx([50.1, 52.1, 55.1, 90.1, 92.1])
+    figure = plots_recovery.label_wrongness(fake_findings())
+    tops = {round(b.get_y() + b.get_height(), 3) for b in figure.axes[0].patches[-5:]}
+    assert tops == {100.0}
+
+
+def test_methods_keep_their_colours():
+    figure = plots_recovery.map_over_scales(fake_findings())
+    drawn = [container.lines[0].get_color() for container in figure.axes[0].containers]
+    assert drawn == [colour(m) for m in ("an", "cl", "scl", "en_scl", "full")]
+
+
+def test_reliability_weighs_seeds_by_their_views():
+    rows = [{"score": [0.1, None], "share": [0.2, None], "count": [30, 0]},
+            {"score": [0.2, 0.9], "share": [0.6, 1.0], "count": [10, 5]}]  # fmt: skip
+    score, share, count = plots_recovery._pooled(rows)
+    assert score == pytest.approx([0.125, 0.9]) and share == pytest.approx([0.3, 1.0])
+    assert count.tolist() == [40, 5]
