@@ -53,7 +53,7 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
     Raises:
         UserError: the data are missing, or do not tell where their objects are.
     """
-    splits = load_splits(configs[0], data_root)
+    splits = load_splits(configs[0], data_root, objects=True)
     _check_regions(splits[0], configs[0])
     found: Tables = {name: [] for name in TABLES}
     watched: dict[int, tuple[Watched, Watched]] = {}  # by seed

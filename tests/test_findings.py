@@ -110,9 +110,10 @@ def test_the_numbers_are_those_of_the_parts(runs):
     wrong = 100 * float((~visibility.in_view(many.fraction[many.observed])).float().mean())
     (row,) = [r for r in found["wrongness"] if (r["seed"], r["scale_min"]) == (0, 0.1)]
     assert row["wrong"] == pytest.approx(wrong, abs=1e-3)
-    (end,) = [r for r in found["decisions"]
-              if (r["method"], r["seed"], r["images"]) == ("scl", 0, "all")]  # fmt: skip
-    assert end["wrong"] + end["right"] == 48 * measuring.VIEWS
+    end = [r for r in found["decisions"]
+           if (r["method"], r["seed"], r["images"]) == ("scl", 0, "all")]  # fmt: skip
+    assert [r["fall"] for r in end] == sorted(recovery.FALLS)
+    assert end[0]["wrong"] + end[0]["right"] == 48 * measuring.VIEWS
 
 
 def test_views_are_those_of_the_training_and_differ_between_seeds(results, tiny):
@@ -133,12 +134,12 @@ def test_boxes_do_where_there_are_no_masks_and_without_either_it_says_so(runs, m
     image, label = train.labels.nonzero(as_tuple=True)
     boxes = Boxes(image, label, torch.tensor([[0.2, 0.2, 0.8, 0.8]]).repeat(len(image), 1))
     boxed = replace(train, class_map=None, boxes=boxes)
-    monkeypatch.setattr(measuring, "load_splits", lambda *_: (boxed, report))
+    monkeypatch.setattr(measuring, "load_splits", lambda *_, **__: (boxed, report))
     tables = measuring.measure(configs[:1] + configs[4:5])
     assert tables["wrongness"] and tables["localisation"]
     assert all(0 <= r["wrong"] <= 100 for r in tables["wrongness"])
     bare = replace(train, class_map=None)
-    monkeypatch.setattr(measuring, "load_splits", lambda *_: (bare, report))
+    monkeypatch.setattr(measuring, "load_splits", lambda *_, **__: (bare, report))
     with pytest.raises(UserError, match="cannot be measured on scenes: .*neither masks nor boxes"):
         measuring.measure(configs)
 
