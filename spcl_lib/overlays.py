@@ -18,7 +18,7 @@ from spcl_lib.data.cache import replacing
 from spcl_lib.data.images import to_rgb
 
 _MOST = 5  # labels shown of an image
-_SIDE = 300  # pixels, longer side of an image in the picture
+_SIDE = 240  # pixels, longer side of an image in the picture
 _GAP, _LINE, _TEXT = 10, 22, 13  # pixels between things, of a line of text, of its letters
 _SCALE = 84  # pixels, width of the colour scale with its numbers
 

@@ -52,7 +52,8 @@ def reproduce(
         for config in configs:
             done = finished(config)
             state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
-            print(f"{config.dataset}-{config.profile}/{run_folder(config).name:24} {state}")
+            folder = run_folder(config)
+            print(f"{folder.parent.name}/{folder.name:24} {state}")
         print(f"one run: {cost(configs[0].dataset, configs[0].profile)}")
         return 0
     began = time.monotonic()

@@ -271,7 +271,7 @@ def test_every_image_gets_a_picture_of_its_heatmaps(predict, trained, tmp_path):
     predict(new, "--heatmaps", tmp_path / "heat", "--threshold", "1")
     with Image.open(tmp_path / "heat" / "x" / "x 0.png.png") as narrow:
         assert narrow.height == wide.height
-        assert wide.width - narrow.width == 2 * (300 + 10)  # three labels; the highest class only
+        assert wide.width - narrow.width == 2 * (240 + 10)  # three labels; the highest class only
     assert not list((tmp_path / "heat").rglob("*.tmp"))
 
 
