@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import os
 import shlex
 import sys
 from pathlib import Path
 
-from spcl_lib.config import PROFILES, make_config, methods_of, parse_overrides
+from spcl_lib.config import PROFILES, RunConfig, make_config, methods_of, parse_overrides
 from spcl_lib.errors import UserError
 from spcl_lib.losses import METHODS
 
@@ -54,6 +56,25 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--force", action="store_true", help="run again what is finished")
     every.add_argument("--list", action="store_true", help="show what would run, and stop")
     every.set_defaults(command=_reproduce)
+
+    ahead = commands.add_parser(
+        "predict", help="scores and labels of images, by a finished run", allow_abbrev=False
+    )
+    ahead.add_argument(
+        "--run", required=True, metavar="DIR",
+        help="the run's folder, or a folder of runs: the one of them that finished last",
+    )  # fmt: skip
+    ahead.add_argument("--images", required=True, metavar="PATH", help="a folder, or an image")
+    ahead.add_argument("--out", default="predictions.csv", metavar="FILE", help="the CSV file")
+    ahead.add_argument(
+        "--threshold", type=_threshold, metavar="T",
+        help="score that makes a label, such as 0.5 (default: auto, the score that the expected "
+        "number of labels per image reached on training images)",
+    )  # fmt: skip
+    ahead.add_argument(
+        "--heatmaps", metavar="DIR", help="write a picture of every image's heatmaps"
+    )
+    ahead.set_defaults(command=_predict)
 
     varied = commands.add_parser(
         "ablation", help="the same methods with one setting varied", allow_abbrev=False
@@ -124,20 +145,46 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _threshold(text: str) -> float | None:
+    if text == "auto":
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be auto or in 0..1, not '{text}'")
+
+
+def _settings(options: argparse.Namespace) -> list[str]:
+    """What `--set` gave, with the weights' file as an absolute path.
+
+    A path from here means another place in a notebook, which runs in its own folder.
+    """
+    pairs = []
+    for pair in options.set:
+        key, _, value = pair.partition("=")
+        if key == "weights" and value not in ("auto", "none", "torchvision"):
+            pair = f"{key}={os.path.abspath(os.path.expanduser(value))}"
+        pairs.append(pair)
+    return pairs
+
+
 def _run(options: argparse.Namespace) -> int:
+    from spcl_lib.data import identified
     from spcl_lib.experiment import end_with_parent, finished, run, run_folder
 
     end_with_parent()
-    config = make_config(
-        options.dataset, options.method, options.seed, options.profile, parse_overrides(options.set)
-    )
+    overrides = parse_overrides(_settings(options))
+    config = make_config(options.dataset, options.method, options.seed, options.profile, overrides)
+    config = identified(config, options.data_root)
     if options.notebook:
         _run_notebook(options)
     metrics = finished(config) if options.notebook else None
     metrics = metrics or run(config, options.data_root, options.force)
-    real = f", ReaL accuracy {metrics['real_accuracy']:.2f} %" if "real_accuracy" in metrics else ""
+    more = " against single labels" if metrics.get("report_labels") == "single" else ""
+    if "real_accuracy" in metrics:
+        more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
     print(
-        f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{real} "
+        f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{more} "
         f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}"
     )
     return 0
@@ -152,7 +199,7 @@ def _run_notebook(options: argparse.Namespace) -> None:
     parameters = {
         "dataset": options.dataset, "method": options.method, "seed": options.seed,
         "profile": options.profile, "data_root": data_root,
-        "overrides": shlex.join(options.set), "force": options.force,
+        "overrides": shlex.join(_settings(options)), "force": options.force,
     }  # fmt: skip
     execute("01_train", parameters, Path(options.notebook))
 
@@ -163,13 +210,22 @@ def _reproduce(options: argparse.Namespace) -> int:
     methods = options.only or methods_of(options.dataset)
     if not options.only and "full" not in methods:
         print(f"without full: the training images of {options.dataset} have one known label each")
-    overrides = parse_overrides(options.set)
+    overrides = parse_overrides(_settings(options))
     configs = [
         make_config(options.dataset, method, seed, options.profile, overrides)
         for method in methods
         for seed in options.seeds
     ]
+    configs = _identified(configs, options)
     return reproduce(configs, options.data_root, _jobs(options), options.force, options.list)
+
+
+def _identified(configs: list[RunConfig], options: argparse.Namespace) -> list[RunConfig]:
+    """All configurations with the content of the one folder that they are for, if any."""
+    from spcl_lib.data import identified
+
+    content = identified(configs[0], options.data_root).content
+    return [dataclasses.replace(config, content=content) for config in configs]
 
 
 def _jobs(options: argparse.Namespace) -> int:
@@ -184,8 +240,9 @@ def _ablation(options: argparse.Namespace) -> int:
 
     configs = crop_scale_configs(
         options.dataset, options.profile, options.seeds, options.scales or CROP_SCALES,
-        options.only or CROP_METHODS, parse_overrides(options.set),
+        options.only or CROP_METHODS, parse_overrides(_settings(options)),
     )  # fmt: skip
+    configs = _identified(configs, options)
     jobs = _jobs(options)
     return run_crop_scale(configs, options.data_root, jobs, options.force, options.list)
 
@@ -197,7 +254,7 @@ def _recovery(options: argparse.Namespace) -> int:
 
     found = load_findings(
         "results", options.dataset, options.profile, options.seeds,
-        options.scale or RECOVERY_SCALE, parse_overrides(options.set), options.data_root,
+        options.scale or RECOVERY_SCALE, parse_overrides(_settings(options)), options.data_root,
     )  # fmt: skip
     print("\n".join(recovery_tables.provenance(found)))
     for sentences in (
@@ -210,13 +267,35 @@ def _recovery(options: argparse.Namespace) -> int:
     return 0
 
 
+def _predict(options: argparse.Namespace) -> int:
+    from spcl_lib.predict import Predictor, find_run, predict_files
+
+    run = find_run(Path(options.run))
+    predictor = Predictor.load(run)
+    config = predictor.config
+    print(f"run: {run} ({config.dataset}, {config.method}, {len(predictor.classes)} classes)")
+    threshold = predictor.threshold if options.threshold is None else options.threshold
+    if threshold is None:
+        raise UserError(f"the run '{run}' has no threshold of its own; give one: --threshold 0.5")
+    heatmaps = Path(options.heatmaps).expanduser() if options.heatmaps else None
+    images, out = Path(options.images).expanduser(), Path(options.out).expanduser()
+    done, skipped = predict_files(predictor, images, out, threshold, heatmaps)
+    if skipped:
+        names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
+        print(f"spcl: left out {len(skipped)} that cannot be read: {names}", file=sys.stderr)
+    print(f"{done} images, labels from a score of {threshold:.3f}: {out}")
+    return 0
+
+
 def _bench(options: argparse.Namespace) -> int:
     from spcl_lib.bench import bench
     from spcl_lib.bench_input import bench_input
 
     if options.steps < 1:
         raise UserError(f"--steps must be at least 1; got {options.steps}")
-    config = make_config(options.dataset, "an", 0, options.profile, parse_overrides(options.set))
+    config = make_config(
+        options.dataset, "an", 0, options.profile, parse_overrides(_settings(options))
+    )
     measure = bench_input if options.input else bench
     return measure(config, options.data_root, options.steps)
 

@@ -69,6 +69,7 @@ def command(configs: Sequence[RunConfig]) -> str:
     """The command line that makes these runs: all methods, scales and seeds of `configs`."""
     first = configs[0]
     base = dataclasses.asdict(make_config(first.dataset, first.method, first.seed, first.profile))
+    base["content"] = first.content  # a run on a folder finds it itself
     changed = {k: v for k, v in dataclasses.asdict(first).items() if v != base[k]}
     scales = dict.fromkeys(f"{c.scale_min:g}" for c in configs)
     seeds = dict.fromkeys(str(c.seed) for c in configs)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from spcl_lib.config import RunConfig
+from spcl_lib.config import RunConfig, methods_of
 from spcl_lib.data import draw_labels, load_splits
 from spcl_lib.experiment import build_model
-from spcl_lib.losses import METHODS, Method
+from spcl_lib.losses import Method
 from spcl_lib.train import chance, make_optimizer, train_step
 
 
@@ -32,13 +32,13 @@ def step_seconds(
     data, _ = load_splits(config, data_root)
     labels = draw_labels(data, config.draw, config.label_seed)
     parts = {}
-    for name in METHODS:
+    for name in methods_of(config.dataset):
         model, _ = build_model(config, len(data.classes), data_root)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = model.to(device, memory_format=torch.channels_last)
         method = Method(name, len(data), len(data.classes), config.method_settings())
         parts[name] = (model.train(), make_optimizer(model, config), method)
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
     for step in range(warm_up + steps):
         order = torch.randperm(len(data), generator=chance("bench", step))
         indices = order[: config.batch]

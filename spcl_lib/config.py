@@ -38,7 +38,8 @@ class RunConfig:
     unannotated: str = "drop"  # COCO's images without any object: "drop" or "keep"
     damaged: str = "stop"  # images that cannot be read: "stop", or "skip" and count them
     labels: str = ""  # folder: CSV of path,label below the data root; "" = class/image.jpg
-    full_labels: str = ""  # folder: CSV of path,label1|label2 for the evaluation; "" = none
+    full_labels: str = ""  # folder: CSV of path,labels (a|b) for the evaluation; "" = none
+    content: str = ""  # folder: fingerprint of its files and labels, see data.identified
     image_side: int = 64  # whole images are kept as squares of this side
     crop_side: int = 64  # side of the crops that the network trains on
     eval_side: int = 64  # side of the whole images that it is evaluated on
@@ -250,7 +251,8 @@ def parse_overrides(pairs: typing.Iterable[str]) -> dict[str, object]:
     return overrides
 
 
-_FIXED = ("dataset", "method", "seed", "profile")  # these have options of their own
+# These have options of their own, or fill themselves in.
+_FIXED = ("dataset", "method", "seed", "profile", "content")
 _TYPES = typing.get_type_hints(RunConfig)
 
 

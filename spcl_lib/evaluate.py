@@ -170,14 +170,14 @@ def _batches(count: int, size: int = 128) -> Iterator[slice]:
 
 @torch.no_grad()
 def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto") -> Tensor:
-    """Score-map logits (N, C, G, G) of whole images (N, 3, S, S) uint8, resized to `side`."""
+    """Score-map logits (N, C, G, G) of whole images (N, 3, H, W) uint8, resized to `side`."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     out = []
     for part in _batches(len(images)):
         batch = images[part].to(device)
-        if batch.shape[-1] != side:
+        if batch.shape[-2:] != (side, side):
             batch = F.interpolate(
                 batch.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
             )

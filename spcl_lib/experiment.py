@@ -23,12 +23,13 @@ from safetensors.torch import save_file
 
 from spcl_lib import __version__, paths
 from spcl_lib.config import RunConfig, make_config
-from spcl_lib.data import ImageSet, draw_labels, load_splits
+from spcl_lib.data import ImageSet, draw_labels, identified, load_splits, report_labels
 from spcl_lib.data.cache import replacing
 from spcl_lib.errors import UserError
 from spcl_lib.evaluate import evaluate
 from spcl_lib.losses import Method
 from spcl_lib.model import SpatialClassifier, build_backbone, save_weights
+from spcl_lib.predict import choose_threshold
 from spcl_lib.pretrain import pretrained_backbone
 from spcl_lib.snapshots import Recorder
 from spcl_lib.train import Progress, make_optimizer, train
@@ -40,10 +41,14 @@ _LOCK_SECONDS = 20.0  # how long to wait for a process that still holds a run's 
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Folder of a run; a configuration that differs from its profile has a folder of its own."""
+    """Folder of a run; a configuration that differs from its profile has a folder of its own.
+
+    So have the runs on every state of a user's folder of images.
+    """
     base = make_config(config.dataset, config.method, config.seed, config.profile)
-    suffix = "" if config == base else f"-{config.digest()}"
-    group = f"{config.dataset}-{config.profile}"
+    plain = config == dataclasses.replace(base, content=config.content)
+    suffix = "" if plain else f"-{config.digest()}"
+    group = "-".join(filter(None, (config.dataset, config.profile, config.content)))
     return paths.results() / group / f"{config.method}-seed{config.seed}{suffix}"
 
 
@@ -81,6 +86,7 @@ def run(
     Raises:
         UserError: the data or weights are missing or damaged, or another process is at this run.
     """
+    config = identified(config, data_root)
     folder = run_folder(config)
     with _only_one(folder):
         done = None if force else finished(config)
@@ -167,6 +173,8 @@ def _train_and_evaluate(
         "train_seconds": round(progress.seconds, 2),
         "wall_seconds": round(time.perf_counter() - began, 2),
         "train_images": len(train_set), "report_images": len(report_set),
+        "report_labels": report_labels(config),
+        "threshold": choose_threshold(model, train_set.images, config),
         "classes": list(train_set.classes), "history": progress.history,
         "pretraining_accuracy": pretraining, "config": dataclasses.asdict(config),
         "machine": machine(device), "finished": datetime.date.today().isoformat(),
@@ -180,8 +188,8 @@ def build_model(
 ) -> tuple[SpatialClassifier, float | None]:
     """The network at the start of a run, and the pretraining accuracy where we pretrained it.
 
-    `weights="auto"` means: for small_resnet, our pretraining on glyphs; else the file
-    `weights/<backbone>_imagenet.pth` under the data root if it is there, else torchvision's.
+    `weights="auto"` means: for small_resnet, our pretraining on glyphs; else the file that
+    `paths.weights` finds, or torchvision's weights.
     """
     weights: str | Path | None = config.weights
     accuracy = None
@@ -192,9 +200,7 @@ def build_model(
             config.pretrain_images, config.pretrain_epochs, config.amp
         )
     elif weights == "auto":
-        root = paths.data_root(data_root, f"the weights of {config.backbone}")
-        local = root / "weights" / f"{config.backbone}_imagenet.pth"
-        weights = local if local.is_file() else "torchvision"
+        weights = paths.weights(config.backbone, data_root) or "torchvision"
     torch.manual_seed(config.seed)
     features, num_features = build_backbone(config.backbone, weights)
     return SpatialClassifier(features, num_features, num_classes, config.frozen), accuracy

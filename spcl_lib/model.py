@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -127,20 +128,39 @@ def _load(model: nn.Module, weights: str | Path, name: str) -> None:
         try:
             url = get_model_weights(name)["DEFAULT"].url
             state = torch.hub.load_state_dict_from_url(url, progress=True)
-        except OSError as error:
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a damaged download
             raise UserError(
                 f"torchvision's weights of {name} could not be downloaded ({error}); "
-                "give a local file: --set weights=FILE"
+                "give a local file: --set weights=FILE, or start from random ones: "
+                "--set weights=none"
             ) from error
+        _fill(model, state, weights, name)
     else:
-        state = _read_weights(Path(weights))
+        load_weights(model, Path(weights), name)
+
+
+def load_weights(model: nn.Module, file: Path, name: str) -> None:
+    """Reads a state dict, also one of float16, into a model.
+
+    Args:
+        model: its weights are replaced.
+        file: .safetensors, or what `torch.save` wrote.
+        name: of the model, for people.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another model.
+    """
+    _fill(model, _read_weights(file), file, name)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], source: str | Path, name: str) -> None:
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()
         detail = reason[1].strip()[:120] if len(reason) > 1 else reason[0][:120]
-        raise UserError(f"weights '{weights}' do not fit {name}: {detail}") from error
+        raise UserError(f"weights '{source}' do not fit {name}: {detail}") from error
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

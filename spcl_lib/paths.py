@@ -56,6 +56,18 @@ def reference() -> Path:
     return notebooks() / "reference"
 
 
+def weights(backbone: str, given: str | Path | None = None) -> Path | None:
+    """File of a backbone's ImageNet weights, the first that is there, or None.
+
+    It is `weights/<backbone>_imagenet.pth` below `given`, below `SPCL_DATA` or below `data/`: a
+    user's folder of images holds no weights.
+    """
+    roots = (given, os.environ.get("SPCL_DATA"), project() / "data")
+    name = Path("weights") / f"{backbone}_imagenet.pth"
+    files = [Path(root).expanduser().resolve() / name for root in roots if root]
+    return next((file for file in files if file.is_file()), None)
+
+
 def data_root(given: str | Path | None = None, needed_for: str = "this data set") -> Path:
     """Folder that holds the real data sets: `given`, else `SPCL_DATA`, else `data/`.
 

@@ -52,7 +52,8 @@ def reproduce(
         for config in configs:
             done = finished(config)
             state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
-            print(f"{config.dataset}-{config.profile}/{run_folder(config).name:24} {state}")
+            folder = run_folder(config)
+            print(f"{folder.parent.name}/{folder.name:24} {state}")
         print(f"one run: {cost(configs[0].dataset, configs[0].profile)}")
         return 0
     began = time.monotonic()
@@ -124,6 +125,7 @@ def _start(config: RunConfig, data_root: str | Path | None, threads: int, force:
         "--method", config.method, "--seed", str(config.seed), "--profile", config.profile,
     ]  # fmt: skip
     base = make_config(config.dataset, config.method, config.seed, config.profile)
+    base = dataclasses.replace(base, content=config.content)  # the run finds it itself
     for name, value in dataclasses.asdict(config).items():
         if value != getattr(base, name):
             command += ["--set", f"{name}={value}"]
@@ -173,7 +175,7 @@ def _write_report(configs: list[RunConfig]) -> bool:
         return False
     first = configs[0]
     if first != make_config(first.dataset, first.method, first.seed, first.profile):
-        print("report: not written (it compares runs whose settings are the profile's)")
+        print("report: not written (it compares runs with the profile's settings, on no folder)")
         return True
     from spcl_lib.report import write_report
 

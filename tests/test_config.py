@@ -46,7 +46,8 @@ def test_the_observed_labels_are_the_same_for_all_methods_and_seeds(dataset):
 
 def test_full_needs_a_data_set_whose_training_images_have_full_labels():
     assert methods_of("voc2007") == list(METHODS)
-    assert methods_of("imagenet") == [name for name in METHODS if name != "full"]
+    for dataset in ("imagenet", "folder"):
+        assert methods_of(dataset) == [name for name in METHODS if name != "full"]
     said = mistake("imagenet", "full")
     assert "'full' needs all labels" in said and "Valid: an, cl, scl" in said
 
@@ -110,7 +111,7 @@ def test_unknown_names_come_with_the_closest_and_all_valid_ones():
     assert "setting 'momentun'" in said and "Did you mean 'momentum'?" in said and "lr," in said
 
 
-@pytest.mark.parametrize("name", ["dataset", "method", "seed", "profile"])
+@pytest.mark.parametrize("name", ["dataset", "method", "seed", "profile", "content"])
 def test_what_has_an_option_of_its_own_is_no_setting(name):
     assert f"unknown setting '{name}'" in mistake("scenes", "an", overrides={name: "1"})
 

@@ -162,7 +162,7 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match="no network.*--set weights=FILE"):
+    with pytest.raises(UserError, match="no network.*--set weights=FILE.*weights=none"):
         build_backbone("mobilenet_v2", "torchvision")
     with pytest.raises(UserError, match="small_resnet"):
         build_backbone("small_resnet", "torchvision")

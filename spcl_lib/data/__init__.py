@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from spcl_lib.data.cache import once
 from spcl_lib.data.coco import list_coco
 from spcl_lib.data.common import Boxes, ImageSet, Masks, hold_out, with_images
 from spcl_lib.data.draws import NEED_BOXES, draw_labels, single_label_draw
+from spcl_lib.data.folder import content, load_folder
 from spcl_lib.data.imagenet import load_imagenet
 from spcl_lib.data.voc import list_voc
 from spcl_lib.errors import UserError
@@ -22,11 +24,13 @@ if TYPE_CHECKING:  # config takes the names of the draws from here
     from spcl_lib.config import RunConfig
 
 __all__ = [
-    "SINGLE_LABEL", "Boxes", "ImageSet", "Masks", "draw_labels", "load_splits", "single_label_draw",
+    "SINGLE_LABEL", "Boxes", "ImageSet", "Masks", "draw_labels", "identified", "load_splits",
+    "report_labels", "single_label_draw",
 ]  # fmt: skip
 
 SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
-SINGLE_LABEL = frozenset({"imagenet"})  # training images have no full labels: no upper bound
+# Training images have no full labels: no upper bound.
+SINGLE_LABEL = frozenset({"imagenet", "folder"})
 
 
 def load_splits(
@@ -35,7 +39,8 @@ def load_splits(
     """The images to train on, and the images to report on, with full labels.
 
     With `report="val"` neither touches the data of the final report: scenes are evaluated on
-    `val`; a real data set's `train` is split into 60 % for training and 40 % for evaluation.
+    `val`; a real data set's `train` is split into 60 % for training and 40 % for evaluation; for a
+    folder, see `folder.load_folder`.
 
     Args:
         config: the run's configuration.
@@ -48,7 +53,9 @@ def load_splits(
     if config.dataset == "scenes":
         train, evaluation = _scenes("train", config), _scenes(config.report, config)
     else:
-        root = paths.data_root(data_root, f"the data set '{config.dataset}'")
+        root = _root(config, data_root)
+        if config.dataset == "folder":
+            return load_folder(config, root)
         if config.dataset == "imagenet":
             return load_imagenet(root, config)
         objects = objects or config.draw in NEED_BOXES
@@ -91,6 +98,32 @@ def _decoded(data: ImageSet, part: str, config: RunConfig) -> ImageSet:
         return data
     name = f"{config.dataset}-{part}-{len(data)}"  # selections are cached side by side
     return with_images(data, config.image_side, name, config.damaged)
+
+
+def identified(config: RunConfig, data_root: str | Path | None) -> RunConfig:
+    """The configuration of a run on a user's folder with what identifies the folder's content.
+
+    Runs on other data sets, which do not change, and those identified already stay as they are.
+
+    Raises:
+        UserError: the folder cannot be used.
+    """
+    if config.dataset != "folder" or config.content:
+        return config
+    return replace(config, content=content(config, _root(config, data_root)))
+
+
+def report_labels(config: RunConfig) -> str:
+    """What a run is evaluated against: "full" labels, or "single" ones where no more is known."""
+    if config.dataset == "folder" and not config.full_labels:
+        return "single"
+    return "single" if config.dataset in SINGLE_LABEL and config.report == "val" else "full"
+
+
+def _root(config: RunConfig, data_root: str | Path | None) -> Path:
+    if config.dataset == "folder" and not data_root:  # the common place holds other data sets
+        raise UserError("the data set 'folder' needs --data-root DIR: the folder of your images")
+    return paths.data_root(data_root, f"the data set '{config.dataset}'")
 
 
 def _scenes(split: str, config: RunConfig) -> ImageSet:

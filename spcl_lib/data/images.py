@@ -49,7 +49,7 @@ def try_image(file: Path, side: int) -> np.ndarray | str:
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
                 ImageOps.exif_transpose(image, in_place=True)
-            square = _rgb(image).resize((side, side), Image.Resampling.BILINEAR)
+            square = to_rgb(image).resize((side, side), Image.Resampling.BILINEAR)
     except FileNotFoundError:
         return "is missing"
     except MemoryError:
@@ -59,7 +59,12 @@ def try_image(file: Path, side: int) -> np.ndarray | str:
     return np.asarray(square).transpose(2, 0, 1).copy()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB: white where it is transparent, the upper 8 of 16 bits.
+
+    Raises:
+        ValueError: its pixels have 32 bits.
+    """
     if image.mode.startswith("I;16"):  # Pillow's own conversion makes all above 255 white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

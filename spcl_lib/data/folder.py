@@ -1,0 +1,246 @@
+"""`folder`: a user's own images with one label each, in class folders or listed in a CSV file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from spcl_lib.data.cache import fingerprint
+from spcl_lib.data.common import ImageSet, image_set
+from spcl_lib.data.label_files import Row, composed, read_label_file
+from spcl_lib.errors import UserError
+
+if TYPE_CHECKING:
+    from spcl_lib.config import RunConfig
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
+HELD_OUT = 0.2  # share of every class that is kept from training, to evaluate on
+_SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+
+Labels = dict[str, frozenset[str]]  # path of an image below the folder -> its labels
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds, before any image is read.
+
+    Attributes:
+        classes: sorted names.
+        single: training images (and, without `full`, those to hold out), one label each.
+        full: images with full labels, for the evaluation; none of them is in `single`.
+        unlabelled: number of images that lie beside the class folders.
+    """
+
+    classes: tuple[str, ...]
+    single: Labels
+    full: Labels
+    unlabelled: int = 0
+
+
+def images_below(folder: Path) -> list[str]:
+    """Paths of all images below a folder, sorted, with "/"; hidden files are left out.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    found = []
+    for here, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [n for n in files if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+        found += [Path(here, name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)
+
+
+def _stop(error: OSError) -> None:
+    raise UserError(f"folder '{error.filename}' cannot be read ({error.strerror})") from error
+
+
+def list_folder(root: Path, labels: str = "", full_labels: str = "") -> Listing:
+    """Images and labels of a folder.
+
+    Args:
+        root: the folder.
+        labels: CSV file of `path,label`, as a path below the folder; empty if the images of every
+            class lie in a folder with its name, at any depth.
+        full_labels: CSV file of `path,labels` (`cat|dog`; empty for an image that shows none of
+            the classes), as a path below the folder; empty if there is none. Its images are for
+            the evaluation, and are left out of the training wherever they lie.
+
+    Raises:
+        UserError: a label file or folder that cannot be used, with the line or name at fault.
+    """
+    full = read_label_file(root, full_labels, "labels") if full_labels else {}
+    if labels:
+        rows = read_label_file(root, labels, "label")
+        _refuse_shared(rows, full, root / labels, root / full_labels)
+        single, unlabelled = {path: row.labels for path, row in rows.items()}, 0
+    else:
+        single, unlabelled = _class_folders(root, full)
+    classes = tuple(sorted(frozenset().union(*single.values())))
+    _check_classes(classes, root / labels)
+    _check_known(full, classes, root / full_labels)
+    return Listing(classes, single, {path: row.labels for path, row in full.items()}, unlabelled)
+
+
+def _class_folders(root: Path, full: Mapping[str, Row]) -> tuple[Labels, int]:
+    """Training images by the folder they are in, and how many are in none.
+
+    A folder whose images are all in `full` is no class: it holds the images of the evaluation.
+    """
+    below = images_below(root)
+    found = {path.split("/")[0] for path in below if "/" in path}
+    folders = {f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")}
+    for name in sorted(folders - found):
+        raise UserError(
+            f"class folder '{root / name}' holds no image ({', '.join(SUFFIXES)}); remove it, "
+            "or list the images in a CSV file: --set labels=FILE"
+        )
+    if found and {name.lower() for name in found} <= _SPLIT_NAMES:
+        raise UserError(
+            f"'{root}' holds the folders {', '.join(sorted(found))}, which look like splits, not "
+            f"classes; point --data-root at one of them"
+        )
+    evaluated = {composed(path) for path in full}
+    left = [path for path in below if composed(path) not in evaluated]
+    inside = {path: frozenset({composed(path.split("/")[0])}) for path in left if "/" in path}
+    return inside, len(left) - len(inside)
+
+
+def _refuse_shared(
+    single: Mapping[str, Row], full: Mapping[str, Row], file: Path, full_file: Path
+) -> None:
+    for path in sorted(single.keys() & full.keys()):
+        raise UserError(
+            f"image '{path}' is in '{full_file}' (line {full[path].line}) and in '{file}' (line "
+            f"{single[path].line}); what is evaluated on must not be trained on: remove one"
+        )
+
+
+def _check_classes(classes: tuple[str, ...], where: Path) -> None:
+    if len(classes) < 2:
+        names = f"only the class '{classes[0]}'" if classes else "no labelled image"
+        raise UserError(
+            f"'{where}' holds {names}; two classes or more are needed: a folder of images for "
+            "every class, or a CSV file of path,label with --set labels=FILE"
+        )
+    for name in classes:
+        if "|" in name:
+            raise UserError(f"class '{name}' in '{where}': '|' separates labels; rename it")
+
+
+def _check_known(full: Mapping[str, Row], classes: tuple[str, ...], file: Path) -> None:
+    for row in full.values():
+        for name in sorted(row.labels - set(classes)):
+            close = difflib.get_close_matches(name, classes, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise UserError(
+                f"'{file}', line {row.line}: no training image has the label '{name}'.{hint} "
+                f"Classes: {', '.join(classes)}"
+            )
+    if full and not any(row.labels for row in full.values()):
+        raise UserError(f"'{file}' gives no image a label; there is nothing to evaluate on")
+
+
+def content(config: RunConfig, root: Path) -> str:
+    """Eight characters that change with any file or label that a run depends on.
+
+    Without them a run on another folder, or on more images, would count as finished.
+    """
+    listing = list_folder(root, config.labels, config.full_labels)
+    parts = [
+        [(path, sorted(labels), _stamp(root / path)) for path, labels in sorted(part.items())]
+        for part in (listing.single, listing.full)
+    ]
+    return fingerprint(parts)[:8]
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Size and date of a file; None for a broken link, which the decoding will find damaged."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def load_folder(config: RunConfig, root: Path) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, with their single labels, and those to report on.
+
+    Reported on are the images with full labels. Without such, a fixed fifth of every class is kept
+    from training and evaluated against its single labels: labels that nobody gave then count as
+    wrong, so the true metrics are higher. With `report="val"` a fifth of the training images takes
+    the place of the report images, which are not touched.
+
+    Raises:
+        UserError: the folder, a label file or an image cannot be used.
+    """
+    listing = list_folder(root, config.labels, config.full_labels)
+    if listing.unlabelled:
+        print(
+            f"folder: {listing.unlabelled} images directly in '{root}' are in no class folder, "
+            "and are left out",
+            flush=True,
+        )
+    train, report = _splits(listing, root, config.report)
+    name = "folder" if config.report == "test" else "folder-val"
+    return (
+        _decode(root, train, config.train_images, listing.classes, config, f"{name}-train"),
+        _decode(root, report, config.eval_images, listing.classes, config, f"{name}-report"),
+    )
+
+
+def _splits(listing: Listing, root: Path, report: str) -> tuple[Labels, Labels]:
+    train, held = listing.single, listing.full
+    if not held:
+        train, held = _hold_out(train, root, "test")
+    if report == "val":
+        train, held = _hold_out(train, root, "val")
+    return train, held
+
+
+def _hold_out(single: Labels, root: Path, key: str) -> tuple[Labels, Labels]:
+    """Training images without a fixed share of every class, and that share.
+
+    Which images these are depends on their paths: more images change it for few of the old ones.
+    A class keeps at least half of its images: of one or two, none is held out.
+    """
+    by_class = defaultdict(list)
+    for path in sorted(single, key=lambda path: _lot(key, path)):
+        by_class[single[path]].append(path)
+    held = {p for paths in by_class.values() for p in paths[: round(HELD_OUT * len(paths))]}
+    if not held:
+        raise UserError(
+            f"'{root}' has too few images to keep some from training: at least one class needs "
+            "3 (4 with report=val), or give images with full labels: --set full_labels=FILE"
+        )
+    rest = {path: labels for path, labels in single.items() if path not in held}
+    return rest, {path: single[path] for path in held}
+
+
+def _lot(key: str, path: str) -> bytes:
+    """A fixed random value for a path: the same on every machine, whatever the other images."""
+    return hashlib.sha256(os.fsencode(f"{key}/{path}")).digest()
+
+
+def _decode(
+    root: Path, part: Labels, count: int, classes: tuple[str, ...], config: RunConfig, name: str
+) -> ImageSet:
+    """The first `count` images (0: all) in a fixed random order, which mixes the classes."""
+    paths = sorted(part, key=lambda path: _lot("order", path))[: count or None]
+    number = {name: c for c, name in enumerate(classes)}
+    labels = torch.zeros((len(paths), len(classes)), dtype=torch.bool)
+    for i, path in enumerate(paths):
+        labels[i, [number[label] for label in part[path]]] = True
+    files = [root / path for path in paths]
+    return image_set(
+        files, config.image_side, f"{name}-{len(files)}", config.damaged,
+        labels=labels, classes=classes, ids=tuple(paths),
+    )  # fmt: skip

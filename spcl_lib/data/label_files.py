@@ -1,0 +1,115 @@
+"""CSV files that give images their labels, as people write them; what is wrong has its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from spcl_lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """Labels of one image, and the line of the file that says so."""
+
+    labels: frozenset[str]
+    line: int
+
+
+def read_label_file(root: Path, name: str, column: str) -> dict[str, Row]:
+    """Rows of a CSV file by the path of their image, in the order of the file.
+
+    UTF-8, with or without a byte order mark; lines end in any way; fields with commas are quoted.
+    A line that repeats another is dropped.
+
+    Args:
+        root: folder that the file and the paths in it are relative to.
+        name: the file.
+        column: "label" for one label per image, "labels" for any number, with "|" between them.
+
+    Raises:
+        UserError: the file is missing or malformed, or names an image that is not in the folder.
+    """
+    file = root / name
+    rows: dict[str, Row] = {}
+    for line, fields in _records(file, column):
+        where = f"'{file}', line {line}"
+        if len(fields) != 2:
+            raise UserError(
+                f"{where}: {len(fields)} fields; expected path,{column} (quote what has a comma)"
+            )
+        path, row = _existing(root, fields[0], where), Row(_labels(fields[1], column, where), line)
+        if path in rows and rows[path].labels != row.labels:
+            raise UserError(
+                f"{where}: '{path}' has other labels in line {rows[path].line}; give every image "
+                "one line" + (", with one label" if column == "label" else "")
+            )
+        rows.setdefault(path, row)
+    if not rows:
+        raise UserError(f"'{file}' names no image; expected lines of path,{column}")
+    return rows
+
+
+def composed(text: str) -> str:
+    """A name with its accents in one form: file systems and editors differ in it."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _records(file: Path, column: str) -> list[tuple[int, list[str]]]:
+    """Fields of every line but the header and empty ones, with the number of the line."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"label file '{file}' cannot be read ({error.strerror}); its name is a path below "
+            "the data root"
+        ) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"'{file}', line {line}: no UTF-8 text; save it as CSV UTF-8") from error
+    reader = csv.reader(io.StringIO(text), strict=True)
+    try:
+        records = [(reader.line_num, fields) for fields in reader if any(fields)]
+    except csv.Error as error:
+        raise UserError(f"'{file}', line {reader.line_num}: {error}; check its quotes") from error
+    _check_header(file, records[0][1] if records else [], column)
+    return records[1:]
+
+
+def _check_header(file: Path, fields: list[str], column: str) -> None:
+    if [field.strip() for field in fields] == ["path", column]:
+        return
+    other = next((mark for mark in ";\t" if any(mark in field for field in fields)), None)
+    if other is not None:
+        name = {";": "semicolons", "\t": "tabs"}[other]
+        raise UserError(f"'{file}' separates its fields by {name}; save it with commas")
+    raise UserError(
+        f"'{file}', line 1: unknown header '{','.join(fields)}'; expected path,{column}"
+    )
+
+
+def _labels(text: str, column: str, where: str) -> frozenset[str]:
+    names = text.split("|") if column == "labels" and text.strip() else [text]
+    labels = frozenset(composed(name.strip()) for name in names)
+    if column == "labels" and not text.strip():
+        return frozenset()  # the image shows none of the classes
+    if "" in labels:
+        raise UserError(f"{where}: a label is empty")
+    return labels
+
+
+def _existing(root: Path, text: str, where: str) -> str:
+    """The path of an image below the folder, as the file system writes it."""
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:[\\/]|\\", text):
+        raise UserError(f"{where}: '{text}' leads out of '{root}'; write paths below that folder")
+    for form in (None, "NFC", "NFD"):
+        spelt = path.as_posix() if form is None else unicodedata.normalize(form, path.as_posix())
+        if (root / spelt).is_file():
+            return spelt
+    hint = "; write '/' between folders" if "\\" in text else ""
+    raise UserError(f"{where}: image '{text}' is not in '{root}'{hint}")
