@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from spcl_lib import paths
 from spcl_lib.config import PROFILES, make_config, parse_overrides
 from spcl_lib.errors import UserError
 from spcl_lib.losses import METHODS
@@ -23,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 fine, 1 a run failed, 2 a user's mistake."""
     try:
         options = _parser().parse_args(arguments)
-        return options.command(options)
+        with paths.explained():
+            return options.command(options)
     except UserError as error:
         print(f"spcl: error: {error}", file=sys.stderr)
         return 2
@@ -89,16 +91,19 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from spcl_lib.experiment import end_with_parent, finished, run, run_folder
+    from spcl_lib.experiment import finished, run, run_folder
+    from spcl_lib.history import told
+    from spcl_lib.reproduce import end_with_parent
 
     end_with_parent()
     config = make_config(
         options.dataset, options.method, options.seed, options.profile, parse_overrides(options.set)
     )
-    if options.notebook:
-        _run_notebook(options)
-    metrics = finished(config) if options.notebook else None
-    metrics = metrics or run(config, options.data_root, options.force)
+    with told(config, run_folder(config)):
+        if options.notebook:
+            _run_notebook(options)
+        metrics = finished(config) if options.notebook else None
+        metrics = metrics or run(config, options.data_root, options.force)
     print(
         f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} % "
         f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}"
@@ -144,7 +149,6 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _reference(options: argparse.Namespace) -> int:
-    from spcl_lib import paths
     from spcl_lib.experiment import finished
     from spcl_lib.overview import write_overview
     from spcl_lib.report import update_readme
