@@ -77,10 +77,10 @@ def run(
     """
     folder = run_folder(config)
     with _only_one(folder):
-        done = None if force else finished(config)
-        if done is not None:
-            return done
-        metrics = _train_and_evaluate(config, data_root, folder, force)
+        metrics = None if force else finished(config)
+        if metrics is None:
+            metrics = _train_and_evaluate(config, data_root, folder, force)
+        # For a run that was finished before, too: it may have been stopped just here.
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     write_summary()
     return metrics

@@ -25,6 +25,8 @@ from spcl_lib.history import Follower
 from spcl_lib.losses import METHODS
 from spcl_lib.summary import write_summary
 
+_SHOW_SECONDS = (60.0, 1.0)  # between looks at the runs: in a log, which wants few lines; live
+
 
 @dataclass
 class Job:
@@ -97,7 +99,7 @@ def _run_all(
     queue = list(waiting)
     threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(queue) or 1)))
     bar = tqdm(total=len(queue), desc="runs", unit="run", smoothing=0, disable=not queue)
-    every, shown = (1.0 if sys.stderr.isatty() else 60.0), time.monotonic()  # a log wants few lines
+    every, shown = _SHOW_SECONDS[sys.stderr.isatty()], time.monotonic()
     try:
         while queue or running:
             while queue and len(running) < jobs:
