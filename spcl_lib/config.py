@@ -67,7 +67,7 @@ class RunConfig:
     distance: str = Settings.distance
     momentum: float = Settings.momentum
     bank_size: int = Settings.bank_size
-    bank_dtype: str = Settings.bank_dtype
+    bank_dtype: str = Settings.bank_dtype  # with a momentum of 0.95 or more: not uint8, its noise
     expected_positives: float = Settings.expected_positives
 
     def method_settings(self) -> Settings:

@@ -25,7 +25,7 @@ from spcl_lib.history import Follower
 from spcl_lib.losses import METHODS
 from spcl_lib.summary import write_summary
 
-_SHOW_SECONDS = (60.0, 1.0)  # between looks at the runs: in a log, which wants few lines; live
+_SHOW_SECONDS = (60.0, 1.0)  # between two states of the bar: in a log, on a terminal
 
 
 @dataclass

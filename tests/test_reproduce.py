@@ -140,13 +140,17 @@ def test_killed_as_a_whole_it_leaves_no_process_and_goes_on_to_the_same_bits(
         command += ["--set", f"{name}={value}"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=paths.project(), start_new_session=True, **quiet) as top:
-        wait_until(lambda: any((f / "checkpoint.pt").exists() for f in folders), 300, top)
-        time.sleep(random.Random(7).uniform(0, 0.5))
-        assert len(processes_with(killed)) >= 3  # itself and its runs (with their kernels)
-        assert not any((folder / "metrics.json").exists() for folder in folders)
-        top.kill()  # nobody tells its children
+        try:
+            wait_until(lambda: any((f / "checkpoint.pt").exists() for f in folders), 300, top)
+            time.sleep(random.Random(7).uniform(0, 0.5))
+            assert len(processes_with(killed)) >= 3  # itself and its runs (with their kernels)
+            assert not any((folder / "metrics.json").exists() for folder in folders)
+            top.kill()  # nobody tells its children
+            wait_until(lambda: not processes_with(killed), 30)
+        finally:
+            for process in processes_with(killed):
+                os.kill(process, signal.SIGKILL)
     assert top.returncode == -signal.SIGKILL
-    wait_until(lambda: not processes_with(killed), 30)
     assert not all((folder / "metrics.json").exists() for folder in folders)
     assert any(folder.glob(".train.ipynb.*") for folder in folders)  # what must be cleared away
 
