@@ -26,7 +26,8 @@ Options (all are optional; the default is the embedded data set, which needs no 
   --force            run again what is already finished
 
 Runs that are finished are skipped; a run that was stopped continues from its last checkpoint.
-Results: results/summary.csv and results/report.html.
+Results: results/summary.csv and results/report.html. SPCL_RESULTS=DIR puts them elsewhere, and
+SPCL_CACHE=DIR what can be made again (else data/cache).
 
 The set-up happens once, with the exact versions of environment.yml: in .env/ when micromamba, mamba
 or conda is found, else in .venv/ with Python 3.11 or newer. Variables that change this:

@@ -10,6 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from spcl_lib import paths
 from spcl_lib.config import PROFILES, RunConfig, make_config, methods_of, parse_overrides
 from spcl_lib.errors import UserError
 from spcl_lib.losses import METHODS
@@ -25,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 fine, 1 a run failed, 2 a user's mistake."""
     try:
         options = _parser().parse_args(arguments)
-        return options.command(options)
+        with paths.explained():
+            return options.command(options)
     except UserError as error:
         print(f"spcl: error: {error}", file=sys.stderr)
         return 2
@@ -170,16 +172,19 @@ def _settings(options: argparse.Namespace) -> list[str]:
 
 def _run(options: argparse.Namespace) -> int:
     from spcl_lib.data import identified
-    from spcl_lib.experiment import end_with_parent, finished, run, run_folder
+    from spcl_lib.experiment import finished, run, run_folder
+    from spcl_lib.history import told
+    from spcl_lib.reproduce import end_with_parent
 
     end_with_parent()
     overrides = parse_overrides(_settings(options))
     config = make_config(options.dataset, options.method, options.seed, options.profile, overrides)
     config = identified(config, options.data_root)
-    if options.notebook:
-        _run_notebook(options)
-    metrics = finished(config) if options.notebook else None
-    metrics = metrics or run(config, options.data_root, options.force)
+    with told(config, run_folder(config)):
+        if options.notebook:
+            _run_notebook(options)
+        metrics = finished(config) if options.notebook else None
+        metrics = metrics or run(config, options.data_root, options.force)
     more = " against single labels" if metrics.get("report_labels") == "single" else ""
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
@@ -309,7 +314,6 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _reference(options: argparse.Namespace) -> int:
-    from spcl_lib import paths
     from spcl_lib.experiment import finished
     from spcl_lib.overview import write_overview
     from spcl_lib.report import update_readme

@@ -33,13 +33,19 @@ class HeatmapBank:
         num_classes: C.
         size: W, cells along each side of a heatmap; 1 keeps one value per class.
         momentum: mu in [0, 1); second-hand 0.8 in the paper.
-        dtype: torch.uint8, torch.float16 or torch.float32. uint8 rounds stochastically, so that
-            steps smaller than 1/255 are kept on average.
+        dtype: torch.uint8, torch.float16 or torch.float32; see below.
         path: file to keep the heatmaps in (memory-mapped) instead of in memory. An existing file
             of the right size is continued only by `load_state_dict`; here it is overwritten.
         seed: seed of the rounding.
 
     Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
+
+    Storage: uint8 rounds stochastically, so that steps smaller than 1/255 are kept on average. The
+    price is noise, which a long memory collects: 0.33 / sqrt(1 - mu^2) steps of 1/255 on average.
+    Measured against float32, on averages that drift: 0.55 steps at 0.8, 0.75 steps at 0.9,
+    1.0 steps at 0.95, 2.2 steps at 0.99. From a momentum of 0.95 on, take float16 (0.06 steps at
+    0.95, 0.15 at 0.99) or float32. float16 rounds to the nearest: it comes to rest up to
+    2^-12 / (1 - mu) short of a value that stays, 1.2 steps at 0.95 and 6 at 0.99; float32 does not.
 
     Raises:
         ValueError: an argument is outside its range.

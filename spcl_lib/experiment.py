@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import datetime
 import fcntl
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,21 +14,23 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from spcl_lib import __version__, paths
+from spcl_lib import paths
+from spcl_lib.checkpoint import Checkpoint
 from spcl_lib.config import RunConfig, make_config
 from spcl_lib.data import ImageSet, draw_labels, identified, load_splits, report_labels
-from spcl_lib.data.cache import replacing
+from spcl_lib.data.cache import replacing, sweep
 from spcl_lib.errors import UserError
 from spcl_lib.evaluate import evaluate
+from spcl_lib.history import write_history
 from spcl_lib.losses import Method
+from spcl_lib.machine import machine
 from spcl_lib.model import SpatialClassifier, build_backbone, save_weights
 from spcl_lib.predict import choose_threshold
 from spcl_lib.pretrain import pretrained_backbone
 from spcl_lib.snapshots import Recorder
+from spcl_lib.summary import write_summary
 from spcl_lib.train import Progress, make_optimizer, train
 
-# At most this much work is lost, and at most one epoch.
-CHECKPOINT_SECONDS = float(os.environ.get("SPCL_CHECKPOINT_SECONDS", "30"))
 _DEFAULTS = dataclasses.asdict(RunConfig())
 _LOCK_SECONDS = 20.0  # how long to wait for a process that still holds a run's folder
 
@@ -71,9 +66,10 @@ def run(
 ) -> dict[str, object]:
     """Trains and evaluates one configuration, unless that is done already.
 
-    The run's folder holds config.json, history.csv, weights.safetensors, bank.safetensors (the
-    running averages, for methods that have them), snapshots.safetensors (if asked for) and, written
-    last, metrics.json. While it runs, checkpoint.pt holds all that is needed to go on.
+    The run's folder holds config.json, history.csv (which grows with every epoch),
+    weights.safetensors, bank.safetensors (the running averages, for methods that have them),
+    snapshots.safetensors (if asked for) and, written last, metrics.json. While it runs,
+    checkpoint.pt holds all that is needed to go on.
 
     Args:
         config: what to run.
@@ -89,27 +85,13 @@ def run(
     config = identified(config, data_root)
     folder = run_folder(config)
     with _only_one(folder):
-        done = None if force else finished(config)
-        if done is not None:
-            return done
-        metrics = _train_and_evaluate(config, data_root, folder, force)
+        metrics = None if force else finished(config)
+        if metrics is None:
+            metrics = _train_and_evaluate(config, data_root, folder, force)
+        # For a run that was finished before, too: it may have been stopped just here.
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     write_summary()
     return metrics
-
-
-def end_with_parent() -> None:
-    """Ends this process when the one named in SPCL_PARENT is gone, however it ended."""
-    parent = os.environ.get("SPCL_PARENT")
-    if parent is None or int(parent) != os.getppid():
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
@@ -143,6 +125,7 @@ def _train_and_evaluate(
     recorder = Recorder(train_set.images, config) if config.snapshots else None
     checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method, recorder)
     progress = checkpoint.load()
+    write_history(folder, progress.history)  # from here on it is this run's
 
     def after_epoch(progress: Progress) -> dict[str, float]:
         if recorder is not None:
@@ -150,16 +133,21 @@ def _train_and_evaluate(
         due = progress.epoch % config.eval_every == 0 and progress.epoch < config.epochs
         return {"mAP": _mean_ap(model, report_set, config)} if due else {}
 
+    def after_step(progress: Progress) -> None:
+        checkpoint.after_step(progress)
+        if progress.step == 0:  # after the checkpoint, so that it never tells more than is kept
+            write_history(folder, progress.history)
+
     progress = train(
         model, optimizer, method, train_set.images, observed, config,
-        progress, checkpoint.after_step, after_epoch,
+        progress, after_step, after_epoch,
     )  # fmt: skip
     metrics = evaluate(model, report_set, config.eval_side, config.amp)
     if config.dataset == "imagenet" and config.report == "test":  # ReaL's labels; its name for it
         metrics["real_accuracy"] = metrics["top1_accuracy"]
     progress.history[-1]["mAP"] = metrics["mAP"]  # the last epoch is the one reported, always
 
-    _write_history(folder / "history.csv", progress.history)
+    write_history(folder, progress.history)
     with replacing(folder / "weights.safetensors") as temporary:
         save_weights(model, temporary)
     if method.bank is not None:
@@ -206,57 +194,6 @@ def build_model(
     return SpatialClassifier(features, num_features, num_classes, config.frozen), accuracy
 
 
-class Checkpoint:
-    """Saves and restores everything that a run needs to go on, in one atomic file."""
-
-    def __init__(
-        self,
-        path: Path,
-        config: RunConfig,
-        model: SpatialClassifier,
-        optimizer: torch.optim.Optimizer,
-        method: Method,
-        recorder: Recorder | None = None,
-    ) -> None:
-        self.path, self.config = path, config
-        self.parts = {"model": model, "optimizer": optimizer, "method": method}
-        if recorder is not None:
-            self.parts["snapshots"] = recorder
-        self.saved = time.monotonic()
-
-    def after_step(self, progress: Progress) -> None:
-        """Saves at the end of an epoch, and within one when enough time has passed."""
-        if progress.step == 0 or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
-            self.save(progress)
-
-    def save(self, progress: Progress) -> None:
-        """Writes the file; the one before stays until the new one is complete on disk."""
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {
-            "config": dataclasses.asdict(self.config),
-            "progress": dataclasses.asdict(progress),
-            "rng": torch.get_rng_state(),
-        }
-        with replacing(self.path) as temporary, open(temporary, "wb") as handle:
-            torch.save(state, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        self.saved = time.monotonic()
-
-    def load(self) -> Progress:
-        """Restores all parts and gives the progress; a fresh one if there is nothing to restore."""
-        if not self.path.exists():
-            return Progress()
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["config"] != dataclasses.asdict(self.config):
-            print(f"{self.path.parent.name}: the checkpoint is of another configuration; starting")
-            return Progress()
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["rng"])
-        return Progress(**state["progress"])
-
-
 def _mean_ap(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> float:
     return float(evaluate(model, data, config.eval_side, config.amp)["mAP"])
 
@@ -264,8 +201,10 @@ def _mean_ap(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> flo
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Holds the run's folder; a process that is being killed may hold it a moment longer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
+    with paths.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")
+    with handle:
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
@@ -277,80 +216,11 @@ def _only_one(folder: Path) -> Iterator[None]:
                         f"another process is training in '{folder}'; wait for it or stop it"
                     ) from None
                 time.sleep(0.2)
-        for left in folder.glob(".*.tmp"):  # of a process that was killed
-            left.unlink()
+        sweep(folder)
         yield
-
-
-def machine(device: torch.device) -> dict[str, object]:
-    """What the metrics depend on beside the configuration: versions, device, commit."""
-    return {
-        "spcl": __version__,
-        "commit": _git_commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": importlib.metadata.version("torchvision"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line for line in lines if line.startswith("model name"))
-        return f"{name.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(paths.project()), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def write_json(path: Path, value: object) -> None:
     """Writes JSON atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
-
-
-def _write_history(path: Path, history: list[dict[str, float]]) -> None:
-    with replacing(path) as temporary, open(temporary, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, ("epoch", "loss", "mAP"))
-        writer.writeheader()
-        writer.writerows(history)
-
-
-SUMMARY_COLUMNS = (
-    "dataset", "profile", "method", "seed", "mAP", "epochs", "train_seconds", "CF1", "OF1",
-    "report", "folder",
-)  # fmt: skip
-
-
-def write_summary() -> Path:
-    """Writes results/summary.csv anew: one row per finished run."""
-    path = paths.results() / "summary.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(".summary.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # runs that end together must not undo each other's row
-        rows = []
-        for file in sorted(paths.results().glob("*/*/metrics.json")):
-            try:
-                rows.append(_summary_row(file))
-            except (ValueError, KeyError, TypeError):
-                print(f"spcl: '{file}' is damaged and left out; run it again", file=sys.stderr)
-        with replacing(path) as temporary, open(temporary, "w", newline="") as handle:
-            writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-    return path
-
-
-def _summary_row(path: Path) -> dict[str, object]:
-    metrics = json.loads(path.read_text())
-    row = {name: metrics[name] for name in SUMMARY_COLUMNS[:7]}
-    row |= {name: metrics["at_0.5"][name] for name in ("CF1", "OF1")}
-    return row | {"report": metrics["config"]["report"], "folder": path.parent.name}

@@ -132,7 +132,8 @@ class Settings:
         distance: d, one of "bce", "l1", "l2".
         momentum: mu of the running averages.
         bank_size: W, cells along each side of a heatmap.
-        bank_dtype: "uint8", "float16" or "float32".
+        bank_dtype: "uint8", "float16" or "float32". uint8's noise is below 1/255 up to a momentum
+            of 0.9 and above it from 0.95 on; see HeatmapBank.
         expected_positives: k, positives per image that EN expects; the annotated one counts.
     """
 

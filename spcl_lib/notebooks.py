@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import glob
 import io
 import os
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from spcl_lib import paths
-from spcl_lib.data.cache import replacing
+from spcl_lib.data.cache import replacing, sweep
 from spcl_lib.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     Args:
         name: of the notebook, as in "01_train".
         parameters: what differs from the defaults of its parameters cell.
-        output: where the executed notebook is kept, also if it fails.
+        output: where the executed notebook is kept, also if it fails. While it runs it is beside
+            it, under a hidden name.
 
     Raises:
         UserError: an unknown notebook or parameter, or the notebook itself stopped with one.
@@ -83,8 +85,8 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     _make_paths_absolute()
     source, output = notebook_file(name), Path(output).resolve()
     stopped: papermill.PapermillExecutionError | None = None
-    with replacing(output) as temporary:
-        executed = temporary.with_suffix(".ipynb")  # papermill wants this ending
+    sweep(output.parent, f".{glob.escape(output.name)}.*.ipynb")
+    with replacing(output, ".ipynb") as executed:  # papermill wants this ending
         try:
             papermill.execute_notebook(
                 str(source), str(executed), dict(parameters), cwd=str(paths.notebooks()),
@@ -92,7 +94,6 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             stopped = error
-        executed.replace(temporary)
     if stopped is not None and stopped.ename == UserError.__name__:
         raise UserError(stopped.evalue) from None
     if stopped is not None:

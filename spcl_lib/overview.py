@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spcl_lib import plots
+from spcl_lib import pictures
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
 from spcl_lib.data import ImageSet, draw_labels, load_splits
@@ -35,7 +35,7 @@ def write_overview(config: RunConfig, path: Path) -> Path:
     given = int(observed[image].int().argmax())
     hidden = _most_present(data, observed, bank, image)
     target, _ = bank.read(index, view, 12)
-    figure = plots.overview(
+    figure = pictures.overview(
         data.images[image], view, view.crop(data.images[index], 64)[0],
         bank.heatmaps[image, [given, hidden]].float() / 255, target[0, hidden],
         data.classes[given], data.classes[hidden],

@@ -1,8 +1,15 @@
-"""Where results, caches and data are. No other module builds such a path."""
+"""Where results, caches and data are, and what to say where the system refuses to keep a file.
+
+No other module builds such a path.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from spcl_lib.errors import UserError
@@ -19,12 +26,16 @@ def project() -> Path:
 
 def results() -> Path:
     """Folder of all runs: `SPCL_RESULTS`, else `results/` in the project."""
-    return Path(os.environ.get("SPCL_RESULTS") or project() / "results").resolve()
+    return _folder("SPCL_RESULTS", project() / "results")
 
 
 def cache() -> Path:
     """Folder of what can be made again: `SPCL_CACHE`, else `data/cache` in the project."""
-    return Path(os.environ.get("SPCL_CACHE") or project() / "data" / "cache").resolve()
+    return _folder("SPCL_CACHE", project() / "data" / "cache")
+
+
+def _folder(variable: str, default: Path) -> Path:
+    return Path(os.environ.get(variable) or default).expanduser().resolve()
 
 
 def cache_limit() -> float:
@@ -81,3 +92,63 @@ def data_root(given: str | Path | None = None, needed_for: str = "this data set"
             "Give its folder with --data-root DIR or the environment variable SPCL_DATA"
         )
     return root.resolve()
+
+
+# --- where the system refuses ---------------------------------------------------------------------
+
+_FULL = "Free some space"
+_LOCKED = "Its permissions must be changed"
+_MIXED_UP = "There is a file where a folder is needed, or the other way round"
+_REFUSALS = {
+    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: "Files of this size must be allowed",
+    errno.EACCES: _LOCKED, errno.EPERM: _LOCKED, errno.EROFS: _LOCKED,
+    errno.ENOTDIR: _MIXED_UP, errno.EEXIST: _MIXED_UP, errno.EISDIR: _MIXED_UP,
+    errno.ENAMETOOLONG: "A shorter path is needed",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def explained(path: Path | None = None) -> Iterator[None]:
+    """Turns what the system refuses within the block (disk full, not allowed) into a UserError.
+
+    Args:
+        path: what was to be written; named where the system's error names nothing.
+
+    Raises:
+        UserError: what cannot be written, why, what to do, and which variable sets the folder.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number, named = _refusal(error)
+        if number not in _REFUSALS:
+            raise
+        raise UserError(_explanation(number, Path(named) if named else path)) from error
+
+
+def _refusal(error: BaseException | None) -> tuple[int | None, str | None]:
+    """The system's error number, and the path that it names.
+
+    torch raises an error of its own from the system's; safetensors quotes the number.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            return error.errno, error.filename if isinstance(error.filename, str) else None
+        if quoted := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(quoted[1]), None
+        error = error.__cause__ or error.__context__
+    return None, None
+
+
+def _explanation(number: int, path: Path | None) -> str:
+    what = f"'{path}'" if path else "the system refuses"
+    text = f"{what}: {os.strerror(number)}. {_REFUSALS[number]}"
+    for variable, name, folder in (
+        ("SPCL_RESULTS", "results", results()), ("SPCL_CACHE", "cache", cache()),
+    ):  # fmt: skip
+        # A folder that could not be made is named by the first of its parents that is missing.
+        if path and (path.is_relative_to(folder) or folder.is_relative_to(path)):
+            return f"{text}, or choose another folder for the {name}: {variable}=DIR ('{folder}')"
+    return text

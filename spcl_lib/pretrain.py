@@ -8,6 +8,7 @@ noise, and consistency with noise does harm.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,7 +31,38 @@ from spcl_lib.model import (
 from spcl_lib.train import batches_of_epoch, chance, learning_rate
 from spcl_lib.views import Views
 
-_BATCH, _RATE, _WARMUP, _HELD_OUT = 64, 3e-3, 0.2, 1000
+_HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to learn.
+
+    Attributes:
+        batch: images in a step.
+        rate: highest learning rate.
+        warmup: share of the steps over which the learning rate rises.
+        head_factor: the classifier learns so many times as fast as the backbone.
+        least_crop: least area of a crop.
+    """
+
+    batch: int
+    rate: float
+    warmup: float
+    head_factor: float
+    least_crop: float
+
+
+_LONG = Schedule(batch=64, rate=3e-3, warmup=0.2, head_factor=1.0, least_crop=0.5)
+# A few passes need many small steps, a classifier that is quick, and whole images. Measured on
+# 4,000 images x 4: 34 % of the held-out ones right against 8 %, in 1.6 times the time.
+_SHORT = Schedule(batch=16, rate=2e-3, warmup=0.3, head_factor=10.0, least_crop=1.0)
+_SHORT_BELOW = 40_000  # images shown in all
+
+
+def schedule_for(images: int, epochs: int) -> Schedule:
+    """The long schedule, or the short one where few images are shown."""
+    return _SHORT if images * epochs < _SHORT_BELOW else _LONG
 
 
 def pretrained_backbone(images: int, epochs: int, amp: str = "auto") -> tuple[Path, float]:
@@ -77,12 +109,20 @@ def _pretrain(images: int, epochs: int, amp: str) -> tuple[nn.Module, float]:
         torch.manual_seed(0)
         model = SpatialClassifier(small_resnet(), 128, len(scenes.PRETRAIN_GLYPHS))
     model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=1e-2)
-    batches = [b for epoch in range(epochs) for b in batches_of_epoch(images, _BATCH, 0, epoch)]
+    plan = schedule_for(images, epochs)
+    groups = [
+        {"params": list(model.features.parameters()), "factor": 1.0},
+        {"params": list(model.head.parameters()), "factor": plan.head_factor},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate, weight_decay=1e-2)
+    batches = [b for epoch in range(epochs) for b in batches_of_epoch(images, plan.batch, 0, epoch)]
     bar = tqdm(batches, desc="pretraining the scenes' backbone", mininterval=1)
     for step, indices in enumerate(bar):  # not bar.n: a hidden bar does not count
-        optimizer.param_groups[0]["lr"] = _RATE * learning_rate(step / len(batches), _WARMUP)
-        views = Views.sample(len(indices), (0.5, 1.0), generator=chance("glyphs", step))
+        rate = plan.rate * learning_rate(step / len(batches), plan.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        scale = (plan.least_crop, 1.0)
+        views = Views.sample(len(indices), scale, generator=chance("glyphs", step))
         with autocast(torch.device("cpu"), amp):
             maps = model(normalised(views.crop(x[indices], x.shape[-1])))
         loss = F.cross_entropy(pooled(maps.float()), y[indices])

@@ -8,6 +8,8 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,14 @@ from tqdm.auto import tqdm
 
 from spcl_lib import paths
 from spcl_lib.config import RunConfig, cost, make_config
+from spcl_lib.data.cache import sweep
 from spcl_lib.errors import UserError
-from spcl_lib.experiment import finished, prepare, run_folder, write_summary
+from spcl_lib.experiment import finished, prepare, run_folder
+from spcl_lib.history import Follower
 from spcl_lib.losses import METHODS
+from spcl_lib.summary import write_summary
+
+_SHOW_SECONDS = (60.0, 1.0)  # between two states of the bar: in a log, on a terminal
 
 
 @dataclass
@@ -28,6 +35,11 @@ class Job:
     config: RunConfig
     process: subprocess.Popen
     log: Path
+    history: Follower
+
+    def __str__(self) -> str:
+        """Its name and how far it is: "scl-seed0 5/24"."""
+        return f"{run_folder(self.config).name} {len(self.history.rows())}/{self.config.epochs}"
 
 
 def reproduce(
@@ -46,7 +58,8 @@ def reproduce(
         0 if every run has finished, else 1.
 
     Raises:
-        UserError: the data are missing or damaged: found before any run starts.
+        UserError: the data are missing or damaged, or results cannot be written: found before any
+            run starts.
     """
     if only_list:
         for config in configs:
@@ -73,6 +86,7 @@ def run_all(
     Returns:
         What failed.
     """
+    _clear_up(configs)
     waiting = [c for c in configs if force or finished(c) is None]
     if waiting:
         print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
@@ -85,6 +99,16 @@ def run_all(
     return failed
 
 
+def _clear_up(configs: list[RunConfig]) -> None:
+    """Sees that results can be written, and removes what killed processes left beside them."""
+    folder = paths.results()
+    with paths.explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    for place in [folder, *(run_folder(c) for c in configs if finished(c))]:
+        sweep(place)  # a run that is not finished does it itself, when nobody else is at it
+
+
 def _run_waiting(
     waiting: list[RunConfig], data_root: str | Path | None, jobs: int, force: bool
 ) -> list[Job]:
@@ -93,22 +117,21 @@ def _run_waiting(
     queue = list(waiting)
     threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(queue) or 1)))
     bar = tqdm(total=len(queue), desc="runs", unit="run", smoothing=0, disable=not queue)
-    every, shown = (1.0 if sys.stderr.isatty() else 60.0), time.monotonic()  # a log wants few lines
+    every, shown = _SHOW_SECONDS[sys.stderr.isatty()], time.monotonic()
     try:
         while queue or running:
             while queue and len(running) < jobs:
                 running.append(_start(queue.pop(0), data_root, threads, force))
-                names = ", ".join(run_folder(j.config).name for j in running)
-                bar.set_postfix_str(names, refresh=False)
             time.sleep(0.2)
             for job in [j for j in running if j.process.poll() is not None]:
                 running.remove(job)
                 if job.process.returncode != 0 or finished(job.config) is None:
                     failed.append(job)
-                    bar.write(f"FAILED {run_folder(job.config).name}: see {job.log}")
+                    name = run_folder(job.config).name
+                    bar.write(f"FAILED {name}: {_last_line(job.log)} (log: {job.log})")
                 bar.update()
             if time.monotonic() - shown >= every:
-                bar.refresh()
+                bar.set_postfix_str(", ".join(map(str, running)))
                 shown = time.monotonic()
     finally:  # also on Ctrl-C: nothing goes on in the background
         for job in running:
@@ -140,13 +163,33 @@ def _start(config: RunConfig, data_root: str | Path | None, threads: int, force:
         "OMP_NUM_THREADS": str(threads),
         "SPCL_PARENT": str(os.getpid()),  # the run ends if this process is killed
     }
-    log = folder / "log.txt"
+    log, history = folder / "log.txt", Follower(folder)
     with open(log, "w") as handle:
         process = subprocess.Popen(
             command, stdout=handle, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env=environment,
         )  # fmt: skip
-    return Job(config, process, log)
+    return Job(config, process, log, history)
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one named in SPCL_PARENT is gone, however it ended."""
+    parent = os.getppid()
+    if os.environ.get("SPCL_PARENT") != str(parent):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _last_line(log: Path) -> str:
+    """What a run said last, which is what stopped it."""
+    text = log.read_text(errors="replace").replace("\r", "\n").strip()
+    return text.rpartition("\n")[2] or "it said nothing"
 
 
 def _print_summary(configs: list[RunConfig], failed: list[Job], seconds: float) -> None:

@@ -122,22 +122,53 @@ def test_a_bank_of_one_cell_is_the_running_average_of_cl():
 # --- storage --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("momentum", [0.5, 0.8, 0.9])
-def test_uint8_stays_within_a_step_of_float32_over_200_updates(momentum):
+def apart_from_float32(momentum, dtype, updates=200):
+    """(updates, ...) how far a storage is from float32, in steps of 1/255, on drifting averages."""
     exact = HeatmapBank(8, 4, 8, momentum, torch.float32)
-    small = HeatmapBank(8, 4, 8, momentum, torch.uint8)
+    small = HeatmapBank(8, 4, 8, momentum, dtype)
     rng = np.random.default_rng(0)
     everything, whole = torch.arange(8), Views.whole(8)
     level = rng.random((8, 4, 8, 8))
     apart = []
-    for _ in range(200):
+    for _ in range(updates):
         level = np.clip(level + rng.normal(0, 0.02, level.shape), 0, 1)  # it drifts, as in training
         for bank in (exact, small):
             bank.update(everything, whole, torch.from_numpy(level).float())
-        apart.append(small.heatmaps.float() / 255 - exact.heatmaps)
-    apart = torch.stack(apart)
-    assert apart.abs().mean() < 1 / 255
-    assert apart.mean().abs() < 0.03 / 255  # neither up nor down
+        apart.append(255 * (small._load(everything) - exact.heatmaps))
+    return torch.stack(apart)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.8, 0.9])
+def test_uint8_stays_within_a_step_of_float32_over_200_updates(momentum):
+    apart = apart_from_float32(momentum, torch.uint8)
+    assert apart.abs().mean() < 1
+    assert apart.mean().abs() < 0.03  # neither up nor down
+
+
+def test_the_noise_of_uint8_is_what_its_documentation_says():
+    """Above a step from a momentum of 0.95 on: whoever chooses that must be able to know."""
+    said = " ".join(HeatmapBank.__doc__.split())
+    for momentum, steps in ((0.8, 0.55), (0.9, 0.75), (0.95, 1.0), (0.99, 2.2)):
+        assert f"{steps} steps at {momentum}" in said
+        noise = apart_from_float32(momentum, torch.uint8, 400)[200:].abs().mean()
+        assert noise == pytest.approx(steps, rel=0.1)
+        assert noise == pytest.approx(0.33 / (1 - momentum**2) ** 0.5, rel=0.12)
+    for momentum, steps in ((0.95, 0.06), (0.99, 0.15)):
+        noise = apart_from_float32(momentum, torch.float16, 400)[200:].abs().mean()
+        assert noise == pytest.approx(steps, abs=0.03)
+        assert f"{steps} steps at {momentum}" in said or f"{steps} at {momentum}" in said
+
+
+@pytest.mark.parametrize(("momentum", "steps"), [(0.95, 1.2), (0.99, 6)])
+def test_float16_comes_to_rest_where_its_documentation_says(momentum, steps):
+    short = {}
+    for dtype in (torch.float16, torch.float32):
+        bank = HeatmapBank(1, 1, 1, momentum, dtype)
+        for value in [0.7] + [0.75] * 1000:
+            bank.update(torch.tensor([0]), Views.whole(1), torch.full((1, 1, 1, 1), value))
+        short[dtype] = 255 * (0.75 - bank.heatmaps.item())
+    assert 0.8 * steps < short[torch.float16] < 1.1 * steps
+    assert abs(short[torch.float32]) < 0.02
 
 
 @pytest.mark.parametrize("momentum", [0.8, 0.9, 0.99])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import no_file_above
 
 from spcl_lib import UserError
 from spcl_lib.data import cache
@@ -61,6 +62,29 @@ def test_a_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_what_killed_processes_left_is_swept_away_and_what_is_in_use_is_not(tmp_path):
+    left = [".run.csv.99999.tmp", ".train.ipynb.99999.ipynb", ".tmpAbCdEf"]  # the last: safetensors
+    for name in [*left, ".lock", "train.ipynb", "log.txt"]:
+        (tmp_path / name).write_text("x")
+    with cache.replacing(tmp_path / "other.ipynb", ".ipynb") as used:
+        used.write_text("by papermill, which opens and closes it many times")
+        cache.sweep(tmp_path)
+        assert used.exists()
+    assert {f.name for f in tmp_path.iterdir()} == {
+        ".lock",
+        "train.ipynb",
+        "log.txt",
+        "other.ipynb",
+    }
+
+
+def test_only_what_was_named_is_swept_away(tmp_path):
+    for name in (".a.ipynb.1.ipynb", ".b.ipynb.1.ipynb"):
+        (tmp_path / name).touch()
+    cache.sweep(tmp_path, ".a.ipynb.*.ipynb")
+    assert [f.name for f in tmp_path.iterdir()] == [".b.ipynb.1.ipynb"]
+
+
 # --- once -----------------------------------------------------------------------------------------
 
 
@@ -79,6 +103,12 @@ def test_tensors_are_made_once_for_the_same_sources():
     for _ in range(3):
         assert cache.once("name", make, "a", 2)["x"].tolist() == [1.5] * 3
     assert len(calls) == 1
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(folder):
+    with no_file_above(50_000), pytest.raises(UserError, match="File too large.*SPCL_CACHE=DIR"):
+        cache.once("name", lambda: {"x": torch.zeros(100_000)}, 1)
+    assert kept(folder) == []
 
 
 @pytest.mark.parametrize("other", [("a", 3), ("b", 2), ("a", 2, None), ("a", "2")])

@@ -7,9 +7,11 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from refusals import full_disk_for, no_file_above
 
 from spcl_lib import experiment
 from spcl_lib.config import RunConfig
@@ -254,6 +256,70 @@ def test_a_mistake_does_not_cost_the_results_that_were_there(spcl, results, voc,
     outcome = spcl(*VOC, "--force", "--data-root", tmp_path / "nowhere", **UNTRAINED)
     assert outcome.status == 2
     assert {name: (results / name).read_bytes() for name in files_in(results)} == before
+
+
+# --- a system that refuses ------------------------------------------------------------------------
+
+
+def names_in(folder):
+    return {Path(name).name for name in files_in(folder)}
+
+
+def test_a_full_disk_in_the_middle_is_one_message_and_costs_no_more_than_a_checkpoint(
+    spcl, results, tiny
+):
+    with no_file_above(100_000):  # enough for all but the checkpoint, and then the weights
+        outcome = spcl(*RUN, "--method", "an", **tiny)
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert outcome.err.count("spcl: error: ") == 1
+    last = outcome.err.splitlines()[-1]
+    (folder,) = results.glob("scenes-smoke/*")
+    assert last.startswith(f"spcl: error: '{folder / 'checkpoint.pt'}': File too large. ")
+    assert f"SPCL_RESULTS=DIR ('{results}')" in last
+    assert names_in(results) == {".lock", "config.json", "history.csv"}
+    assert spcl(*RUN, "--method", "an", **tiny).status == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "summary.csv"])
+def test_a_disk_that_is_full_at_the_very_end_is_one_message_and_the_training_is_kept(
+    name, spcl, results, tiny, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        full_disk_for(patch, name)
+        outcome = spcl(*RUN, "--method", "an", **tiny)
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("spcl: error: '") and f"{name}': No space left on device. Free" in last
+    left = names_in(results)
+    assert name not in left and not any(file.endswith(".tmp") for file in left)
+    monkeypatch.setattr(experiment, "train", lambda *given: given[6])  # no step is needed
+    assert spcl(*RUN, "--method", "an", **tiny).status == 0
+    assert {"metrics.json", "summary.csv"} <= names_in(results)
+
+
+@pytest.mark.parametrize("variable", ["SPCL_RESULTS", "SPCL_CACHE"])
+@pytest.mark.parametrize("command", ["run", "reproduce"])
+def test_a_file_where_a_folder_is_needed_is_named_with_its_variable(
+    variable, command, spcl, tmp_path, tiny, monkeypatch
+):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
+    what = ("--method", "an") if command == "run" else ("--only", "an", "--seeds", "0")
+    outcome = spcl(command, "--profile", "smoke", *what, **tiny)
+    assert outcome.status == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("spcl: error: '") and f"{variable}=DIR" in line
+    assert "file where a folder is needed" in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
+def test_the_time_between_checkpoints_must_be_a_number(value, spcl, results, monkeypatch):
+    for module in ("spcl_lib.checkpoint", "spcl_lib.experiment"):
+        monkeypatch.delitem(sys.modules, module)  # it is read when the program starts
+    monkeypatch.setenv("SPCL_CHECKPOINT_SECONDS", value)
+    outcome = spcl(*RUN, "--method", "an")
+    assert_mistake(outcome, results, "SPCL_CHECKPOINT_SECONDS", f"got '{value}'")
 
 
 # --- other ends -----------------------------------------------------------------------------------

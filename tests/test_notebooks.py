@@ -2,7 +2,10 @@
 
 import ast
 import copy
+import importlib
+import inspect
 import json
+import os
 import subprocess
 import sys
 
@@ -75,6 +78,23 @@ def test_cells_are_short_and_hold_no_logic(notebook):
             assert not isinstance(node, ast.ClassDef), cell.source
             if isinstance(node, ast.FunctionDef):
                 assert node.lineno == node.end_lineno, "more than a one-line helper"
+
+
+def test_what_they_use_of_the_library_is_there(notebook):
+    """A name that has moved would be found by running them only."""
+    source = "\n".join(cell.source for cell in code_cells(notebook))
+    modules = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("spcl_lib"):
+            library = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                if not hasattr(library, name):
+                    importlib.import_module(f"{node.module}.{name}")
+                modules[name] = getattr(library, name)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name, owner = node.attr, modules.get(node.value.id)
+            assert not inspect.ismodule(owner) or hasattr(owner, name), f"{node.value.id}.{name}"
+    assert modules
 
 
 def test_every_code_cell_has_been_executed_in_order_and_without_noise(notebook):
@@ -171,6 +191,27 @@ def test_any_other_failure_of_a_notebook_is_raised(small, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
         notebooks.execute("small", {}, tmp_path / "out.ipynb")
     assert "so far" in (tmp_path / "out.ipynb").read_text()
+
+
+def test_what_a_killed_process_left_of_this_notebook_is_removed_at_the_next_start(
+    tmp_path, monkeypatch
+):
+    def run(source, executed, *arguments, **options):
+        seen.append({file.name for file in tmp_path.iterdir()})
+        with open(executed, "w") as handle:
+            handle.write("done")
+
+    for name in (".out.ipynb.99999.ipynb", ".other.ipynb.99999.ipynb"):
+        (tmp_path / name).write_text("half")
+    seen = []
+    monkeypatch.setattr(papermill, "execute_notebook", run)
+    notebooks.execute("01_train", {}, tmp_path / "out.ipynb")
+    # The one that is being written now is beside the one that is not ours to remove.
+    assert [names - {".other.ipynb.99999.ipynb"} for names in seen] == [
+        {f".out.ipynb.{os.getpid()}.ipynb"}
+    ]
+    assert {f.name for f in tmp_path.iterdir()} == {"out.ipynb", ".other.ipynb.99999.ipynb"}
+    assert (tmp_path / "out.ipynb").read_text() == "done"
 
 
 def test_refresh_keeps_outputs_and_counts_only(small):

@@ -10,7 +10,7 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from spcl_lib import Views, plots
+from spcl_lib import Views, pictures, plots, style
 from spcl_lib.data import scenes
 from spcl_lib.losses import METHODS
 
@@ -31,16 +31,16 @@ FIGURES = {
     "per_class_ap of voc": lambda x: plots.per_class_ap(fake_runs("voc2007")),
     "per_class_ap of an": lambda x: plots.per_class_ap(fake_runs(methods=("an",))),
     "per_class_ap without an": lambda x: plots.per_class_ap(fake_runs(methods=("scl",))),
-    "contact_sheet": lambda x: plots.contact_sheet(x, list("abcde"), columns=3),
-    "contact_sheet plain": lambda x: plots.contact_sheet(x[:1]),
-    "show_views": lambda x: plots.show_views(
+    "contact_sheet": lambda x: pictures.contact_sheet(x, list("abcde"), columns=3),
+    "contact_sheet plain": lambda x: pictures.contact_sheet(x[:1]),
+    "show_views": lambda x: pictures.show_views(
         x[0], Views.whole(2), x[:2].float(), ["the image, its label", "crop 1", "crop 2"]
     ),
-    "overlay": lambda x: plots.overlay(
+    "overlay": lambda x: pictures.overlay(
         x[0], torch.rand(3, 8, 8), ["a", "b", "c"], boxes=Views.whole(1).boxes
     ),
-    "overlay of zeros": lambda x: plots.overlay(x[:1], torch.zeros(1, 4, 4), ["a"], 0.5),
-    "targets": lambda x: plots.targets(
+    "overlay of zeros": lambda x: pictures.overlay(x[:1], torch.zeros(1, 4, 4), ["a"], 0.5),
+    "targets": lambda x: pictures.targets(
         {"AN": {"cloud": 1.0, "skull": 0.0}, "SCL": {"cloud": 0.2, "skull": 0.7}},
         present=["skull"],
         given="cloud",
@@ -80,7 +80,7 @@ def test_titles_of_panels_do_not_overlap(images):
 
 
 def test_every_method_has_its_own_colour_for_any_colour_vision():
-    colours = {name: to_rgb(plots.colour(name)) for name in METHODS}
+    colours = {name: to_rgb(style.colour(name)) for name in METHODS}
     assert len(set(colours.values())) == len(METHODS)
     # Apart in lightness or in blue against yellow, which all common colour vision keeps.
     for a in colours.values():
@@ -98,7 +98,7 @@ def test_the_core_does_not_import_what_only_figures_need():
     modules = ("matplotlib", "seaborn", "pandas", "papermill", "nbclient", "IPython")
     code = (
         "import sys, spcl_lib, spcl_lib.__main__, spcl_lib.experiment, spcl_lib.results; "
-        "import spcl_lib.report, spcl_lib.plots, spcl_lib.notebooks; "
+        "import spcl_lib.report, spcl_lib.plots, spcl_lib.pictures, spcl_lib.notebooks; "
         f"print([m for m in {modules} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spcl_lib import pretrain
+from spcl_lib.config import make_config
 from spcl_lib.model import build_backbone
 
 
@@ -35,3 +36,26 @@ def test_it_is_trained_once_and_again_for_other_settings(tmp_path, monkeypatch):
     paths = [pretrained_in(tmp_path, monkeypatch, images) for images in (64, 64, 80)]
     assert len(calls) == 2
     assert paths[0] == paths[1] != paths[2]
+
+
+def test_results_that_were_published_rest_on_the_long_schedule():
+    long = pretrain.Schedule(batch=64, rate=3e-3, warmup=0.2, head_factor=1.0, least_crop=0.5)
+    config = make_config("scenes", "an", profile="cpu")
+    assert pretrain.schedule_for(config.pretrain_images, config.pretrain_epochs) == long
+    assert pretrain.schedule_for(8000, 8) == long  # the tour
+
+
+def test_a_few_passes_have_the_short_schedule_with_many_more_steps(results, monkeypatch):
+    config = make_config("scenes", "an", profile="smoke")
+    plan = pretrain.schedule_for(config.pretrain_images, config.pretrain_epochs)
+    assert plan.batch * 4 <= pretrain.schedule_for(10_000, 12).batch
+    rates = []
+
+    def step(self):
+        rates.append([group["lr"] for group in self.param_groups])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    pretrain._pretrain(160, 1, "off")
+    assert len(rates) == 160 / plan.batch
+    assert all(head == pytest.approx(plan.head_factor * rate) for rate, head in rates)
+    assert max(rate for rate, _ in rates) <= plan.rate

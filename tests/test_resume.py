@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from spcl_lib import experiment, paths
+from spcl_lib import checkpoint, experiment, paths
 from spcl_lib.config import make_config
 from spcl_lib.losses import METHODS
 
@@ -66,7 +66,7 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     config = make_config("scenes", method, 0, "smoke", tiny | {"train_images": 40})
     expected = run_in(tmp_path / "whole", config, monkeypatch)  # 3 epochs of 5 steps
 
-    monkeypatch.setattr(experiment, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     save, reached = experiment.Checkpoint.save, []
 
     def save_and_die(self, progress):

@@ -35,22 +35,56 @@ _NAMED = 5  # damaged files that a message names
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; renames it to `path` on success, else removes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def replacing(path: Path, ending: str = ".tmp") -> Iterator[Path]:
+    """Gives a temporary file beside `path`; renames it to `path` on success, else removes it.
+
+    The temporary is held while it is in use: so `sweep` knows what killed processes have left.
+
+    Args:
+        path: file to write or to replace.
+        ending: of the temporary's name, for those who look at it.
+
+    Raises:
+        UserError: the system refuses (disk full, not allowed); `path` stays as it was.
+    """
+    with paths.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+        try:
+            with open(temporary, "wb") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                yield temporary
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+# Of `replacing`, of notebooks that were running, and of safetensors, which writes like `replacing`.
+_LEFT = (".*.tmp", ".*.ipynb", ".tmp*")
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Removes temporary files of processes that were killed: those that nobody holds.
+
+    What cannot be removed is left where it is.
+
+    Args:
+        folder: where to look; not below it.
+        patterns: of the files' names; all temporaries by default.
+    """
+    for file in [file for pattern in patterns or _LEFT for file in folder.glob(pattern)]:
+        with contextlib.suppress(OSError), open(file, "rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds an exclusive lock for `path`; the system frees it however the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as handle:
+    with paths.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path.with_name(f".{path.name}.lock"), "w")
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             left.unlink(missing_ok=True)  # of a process that was killed
@@ -69,8 +103,9 @@ def once(name: str, make: Callable[[], dict[str, Tensor]], *sources: object) -> 
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
     with locked(path):
         if not path.exists():
-            with replacing(path) as temporary:
-                torch.save(make(), temporary)
+            made = make()
+            with replacing(path) as temporary, open(temporary, "wb") as handle:
+                torch.save(made, handle)  # by its path, torch would not say that the disk is full
     return torch.load(path, weights_only=True, mmap=True)
 
 

@@ -1,0 +1,31 @@
+"""A system that refuses to write: real limits, which torch and safetensors meet too, or errors."""
+
+import contextlib
+import errno
+import os
+import resource
+
+from spcl_lib.data import cache
+
+
+@contextlib.contextmanager
+def no_file_above(size):
+    """Writing to any file fails beyond so many bytes, as on a disk with a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def full_disk_for(monkeypatch, name):
+    """Putting a file of this name in its place fails, once there is no space."""
+    replace = os.replace
+
+    def full(source, target):
+        if os.path.basename(target) == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(cache.os, "replace", full)
