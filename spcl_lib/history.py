@@ -48,10 +48,11 @@ class Follower:
 
     def rows(self) -> list[dict[str, str]]:
         """The finished epochs, those before an interruption included; none before it trains."""
-        if self._stamp() in (None, self._before):
-            return []
-        with open(self.path, newline="") as handle:
-            return list(csv.DictReader(handle))
+        with contextlib.suppress(FileNotFoundError):
+            if self._stamp() != self._before:
+                with open(self.path, newline="") as handle:
+                    return list(csv.DictReader(handle))
+        return []
 
     def _stamp(self) -> tuple[int, int] | None:
         with contextlib.suppress(OSError):

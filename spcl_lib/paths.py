@@ -96,12 +96,14 @@ def data_root(given: str | Path | None = None, needed_for: str = "this data set"
 
 # --- where the system refuses ---------------------------------------------------------------------
 
-_FULL = "Free some space"
-_LOCKED = "Its permissions must be changed"
+_FULL = {
+    errno.ENOSPC: "Free some space", errno.EDQUOT: "Free some space",
+    errno.EFBIG: "Files of this size must be allowed",
+}  # fmt: skip
+_CLOSED = "Its permissions must be changed"
 _MIXED_UP = "There is a file where a folder is needed, or the other way round"
-_REFUSALS = {
-    errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: "Files of this size must be allowed",
-    errno.EACCES: _LOCKED, errno.EPERM: _LOCKED, errno.EROFS: _LOCKED,
+_REFUSALS = _FULL | {
+    errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED,
     errno.ENOTDIR: _MIXED_UP, errno.EEXIST: _MIXED_UP, errno.EISDIR: _MIXED_UP,
     errno.ENAMETOOLONG: "A shorter path is needed",
 }  # fmt: skip
@@ -112,10 +114,10 @@ def explained(path: Path | None = None) -> Iterator[None]:
     """Turns what the system refuses within the block (disk full, not allowed) into a UserError.
 
     Args:
-        path: what was to be written; named where the system's error names nothing.
+        path: what was to be written; named where the system names nothing, or a temporary beside.
 
     Raises:
-        UserError: what cannot be written, why, what to do, and which variable sets the folder.
+        UserError: which path, why, what to do, and which variable sets its folder.
     """
     try:
         yield
@@ -125,19 +127,20 @@ def explained(path: Path | None = None) -> Iterator[None]:
         number, named = _refusal(error)
         if number not in _REFUSALS:
             raise
-        raise UserError(_explanation(number, Path(named) if named else path)) from error
+        if path is None or (named is not None and named.parent != path.parent):
+            path = named
+        raise UserError(_explanation(number, path)) from error
 
 
-def _refusal(error: BaseException | None) -> tuple[int | None, str | None]:
-    """The system's error number, and the path that it names.
-
-    torch raises an error of its own from the system's; safetensors quotes the number.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _REFUSALS:
-            return error.errno, error.filename if isinstance(error.filename, str) else None
-        if quoted := re.search(r"\(os error (\d+)\)", str(error)):
-            return int(quoted[1]), None
+def _refusal(error: BaseException | None) -> tuple[int | None, Path | None]:
+    """The system's error number, and the path that it names; None if it was not the system."""
+    if isinstance(error, OSError):
+        return error.errno, Path(os.fsdecode(error.filename)) if error.filename else None
+    while error is not None:  # torch raises errors of its own, and safetensors quotes the number
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else quoted and int(quoted[1])
+        if number in _FULL:
+            return number, None
         error = error.__cause__ or error.__context__
     return None, None
 

@@ -25,7 +25,8 @@ from spcl_lib.history import Follower
 from spcl_lib.losses import METHODS
 from spcl_lib.summary import write_summary
 
-_SHOW_SECONDS = (60.0, 1.0)  # between two states of the bar: in a log, on a terminal
+# Between two states of the bar; a log wants few lines.
+_LIVE_SECONDS, _LOG_SECONDS = 1.0, 60.0
 
 
 @dataclass
@@ -117,7 +118,8 @@ def _run_waiting(
     queue = list(waiting)
     threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(queue) or 1)))
     bar = tqdm(total=len(queue), desc="runs", unit="run", smoothing=0, disable=not queue)
-    every, shown = _SHOW_SECONDS[sys.stderr.isatty()], time.monotonic()
+    every = _LIVE_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
+    shown = time.monotonic()
     try:
         while queue or running:
             while queue and len(running) < jobs:

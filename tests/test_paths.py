@@ -53,6 +53,21 @@ def test_a_path_that_the_system_does_not_name_is_named():
     assert refused(errno.ENOSPC).startswith("the system refuses: No space left")
 
 
+def test_a_temporary_is_named_by_what_it_is_for():
+    file = paths.results() / "metrics.json"
+    message = refused(errno.EACCES, file, str(file.with_name(".metrics.json.7.tmp")))
+    assert message.startswith(f"'{file}': Permission denied")
+    assert refused(errno.EACCES, file, "/else/where").startswith("'/else/where': ")
+
+
+def test_what_only_happened_on_the_way_is_not_taken_for_the_reason():
+    with pytest.raises(RuntimeError, match="^the kernel died$"), paths.explained(paths.results()):
+        try:
+            raise FileExistsError(errno.EEXIST, "is there")
+        except FileExistsError:
+            raise RuntimeError("the kernel died")  # noqa: B904
+
+
 def test_it_names_the_variable_that_sets_the_folder(tmp_path):
     assert "the results: SPCL_RESULTS=DIR" in refused(errno.EACCES, paths.results() / "a" / "b")
     assert "the cache: SPCL_CACHE=DIR" in refused(errno.EACCES, paths.cache())

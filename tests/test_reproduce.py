@@ -53,7 +53,7 @@ def fake_starts(monkeypatch):
 
 
 def test_the_bar_shows_what_is_running_and_how_far_it_is(results, fake_starts, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "_SHOW_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(reproduce, "_LOG_SECONDS", 0.0)
     fake_starts(0, "")
     configs = [make_config("scenes", method, 1) for method in ("an", "scl")]
     reproduce._run_all(configs, None, 2, False)
