@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from spcl_lib.plots import _HEAT, _LABELLED, _UNLABELLED, _styled, as_picture
+from spcl_lib.pictures import as_picture
+from spcl_lib.style import COLOURS, HEAT, styled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,13 +66,13 @@ def verdict(table: pd.DataFrame) -> str:
     )
 
 
-@_styled
+@styled
 def appearance_curves(table: pd.DataFrame) -> Figure:
     """The table of `appearance` as curves."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.8, 3.3), layout="constrained")
-    colours, styles = (_LABELLED, _UNLABELLED, "#6b6b6b"), ("-", "--", ":")
+    colours, styles = (COLOURS["en_scl"], COLOURS["scl"], "#6b6b6b"), ("-", "--", ":")
     for group, colour, style in zip(GROUPS, colours, styles, strict=True):
         part = table[table.group == group]
         axes.plot(part.epoch, part["mean"], style, marker="o", ms=4, color=colour, label=group)
@@ -81,7 +82,7 @@ def appearance_curves(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def film_strip(
     trace: Trace, image: int, classes: Sequence[int] | None = None, frames: int = 8
 ) -> Figure:
@@ -115,12 +116,12 @@ def film_strip(
             axes.imshow(grey, cmap="gray", vmin=0, vmax=255, **within)
             seen = trace.seen[e, image].float().numpy()
             shown = axes.imshow(
-                heat[e, c].numpy(), cmap=_HEAT, vmin=0, vmax=top, alpha=0.7 * seen, **within
+                heat[e, c].numpy(), cmap=HEAT, vmin=0, vmax=top, alpha=0.7 * seen, **within
             )
             if row == 0:
                 axes.set_title(f"epoch {trace.epochs[e]}", fontsize="small")
     grid[0, 0].set_title("image", fontsize="small")
-    scale = plt.cm.ScalarMappable(shown.norm, _HEAT)
+    scale = plt.cm.ScalarMappable(shown.norm, HEAT)
     figure.colorbar(scale, ax=grid, label="probability", shrink=0.8, pad=0.01)
     return figure
 
@@ -159,4 +160,4 @@ def _show_object(axes: object, trace: Trace, image: int, c: int) -> None:
         centres = (torch.arange(side) + 0.5) / side
         mask = region[c].float().numpy()
         axes.contour(centres, centres, mask, [0.5], colors="white", linewidths=2.6)
-        axes.contour(centres, centres, mask, [0.5], colors=_LABELLED, linewidths=1.2)
+        axes.contour(centres, centres, mask, [0.5], colors=COLOURS["en_scl"], linewidths=1.2)

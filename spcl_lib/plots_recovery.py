@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spcl_lib.findings import Findings
-from spcl_lib.plots import _styled as styled
-from spcl_lib.plots import colour
 from spcl_lib.recovery import NOT_THERE
 from spcl_lib.recovery_tables import SOURCES, Rows, rows_of, sources_in, values
 from spcl_lib.results import label
+from spcl_lib.style import OTHER_METHOD, colour, styled
 from spcl_lib.visibility import LEAST, VISIBILITY
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _MARKERS = {"an": "s", "cl": "D", "scl_whole": "v", "scl": "o", "en_scl": "^", "
 
 
 def _colour(source: str) -> str:
-    return "#009e73" if source == "scl_whole" else colour(source)
+    return OTHER_METHOD if source == "scl_whole" else colour(source)
 
 
 def _stats(numbers: Sequence[float]) -> tuple[float, float]:

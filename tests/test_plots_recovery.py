@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from spcl_lib import plots_recovery
-from spcl_lib.plots import colour
+from spcl_lib.style import colour
 
 FIGURES = ("label_wrongness", "source_scores", "reliability_curves", "targets_by_visibility",
            "corrections", "map_over_scales", "localisation")  # fmt: skip
