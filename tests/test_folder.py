@@ -13,8 +13,9 @@ from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
 
 from spcl_lib import UserError, paths
 from spcl_lib.config import make_config
-from spcl_lib.data import folder, identified, load_splits
+from spcl_lib.data import folder, identified, load_splits, report_labels
 from spcl_lib.experiment import build_model
+from spcl_lib.model import small_resnet
 
 ALL = {"train_images": 0, "eval_images": 0, "image_side": 16}
 
@@ -202,6 +203,20 @@ def test_a_part_is_a_fixed_mixture_of_the_classes(root):
     assert train.ids == whole.ids[:24]
 
 
+def test_damaged_images_are_left_out_together_with_their_labels(root):
+    make_folder(root, cat=20, dog=20)
+    before = everything(*load(root))
+    for name in ("cat/cat 3.png", "dog/dog 7.png"):
+        (root / name).write_text("404: not found")
+    with pytest.raises(UserError, match="cat 3.png|dog 7.png"):
+        load(root)
+    left = load(root, damaged="skip")
+    expected = {n: c for n, c in before.items() if n not in ("cat/cat 3.png", "dog/dog 7.png")}
+    assert everything(*left) == expected
+    for data in left:
+        assert len(data.images) == len(data.labels) == len(data.ids)
+
+
 # --- what is wrong --------------------------------------------------------------------------------
 
 HEAD = "path,label"
@@ -353,6 +368,18 @@ def test_a_copy_of_the_folder_has_the_same_content_and_other_data_sets_have_none
     assert identified(scenes, None) is scenes
 
 
+def test_what_a_run_is_evaluated_against():
+    kinds = {
+        ("folder", "test"): "single", ("folder", "val"): "single", ("imagenet", "test"): "full",
+        ("imagenet", "val"): "single", ("voc2007", "val"): "full", ("scenes", "test"): "full",
+    }  # fmt: skip
+    for (dataset, report), kind in kinds.items():
+        config = make_config(dataset, "an", overrides={"report": report})
+        assert report_labels(config) == kind
+    assert report_labels(config_of(full_labels="full.csv")) == "full"
+    assert report_labels(config_of(full_labels="full.csv", report="val")) == "single"
+
+
 # --- weights --------------------------------------------------------------------------------------
 
 
@@ -427,7 +454,8 @@ def test_reproduce_leaves_out_full_and_says_why(spcl, root):
     arguments = ("reproduce", "--dataset", "folder", "--data-root", root, "--seeds", 0)
     outcome = spcl(*arguments, "--list")
     assert outcome.status == 0
-    first, *rows = outcome.out.splitlines()
+    first, *rows, cost = outcome.out.splitlines()
+    assert cost.startswith("one run: ")
     assert first == "without full: the training images of folder have one known label each"
     assert len(rows) == 6 and not any("full" in row for row in rows)
     assert spcl(*arguments, "--only", "full").status == 2
@@ -437,3 +465,22 @@ def test_a_relative_file_of_weights_is_made_absolute(spcl, results, root, tmp_pa
     monkeypatch.chdir(tmp_path)
     outcome = spcl(*FOLDER, "--data-root", make_folder(root), **(QUICK | {"weights": "w.pth"}))
     assert outcome.status == 2 and f"'{tmp_path / 'w.pth'}' does not exist" in outcome.err
+
+
+def test_reproduce_runs_in_notebooks_with_paths_from_here(
+    spcl, results, root, tmp_path, monkeypatch, own_kernels
+):
+    make_folder(root)
+    torch.save(small_resnet().state_dict(), tmp_path / "w.pth")
+    monkeypatch.chdir(tmp_path)
+    outcome = spcl(
+        "reproduce", "--dataset", "folder", "--profile", "smoke", "--data-root", root.name,
+        "--only", "an", "--seeds", 0, "--jobs", 1, **(QUICK | {"weights": "w.pth"}),
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err + outcome.out
+    (file,) = results.rglob("metrics.json")
+    assert (file.parent / "train.ipynb").is_file()
+    config = json.loads(file.read_text())["config"]
+    assert config["weights"] == str(tmp_path / "w.pth")
+    assert file.parent.parent.name == f"folder-smoke-{config['content']}"
+    assert "report: not written" in outcome.out
