@@ -56,14 +56,14 @@ def test_the_bar_shows_what_is_running_and_how_far_it_is(results, fake_starts, m
     monkeypatch.setattr(reproduce, "_LOG_SECONDS", 0.0)
     fake_starts(0, "")
     configs = [make_config("scenes", method, 1) for method in ("an", "scl")]
-    reproduce._run_all(configs, None, 2, False)
+    reproduce._run_waiting(configs, None, 2, False)
     assert "0/2" in (bar := capsys.readouterr().err) and "an-seed1 2/24, scl-seed1 2/24" in bar
 
 
 def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(results, fake_starts, capsys):
     fake_starts(2, "epoch 1\rspcl: error: '/x': No space left on device. Free some space\n\n")
     config = make_config("scenes", "an", 1)
-    (failed,) = reproduce._run_all([config], None, 1, False)
+    (failed,) = reproduce._run_waiting([config], None, 1, False)
     log = experiment.run_folder(config) / "log.txt"
     words = "spcl: error: '/x': No space left on device. Free some space"
     assert f"FAILED an-seed1: {words} (log: {log})" in capsys.readouterr().out
