@@ -21,7 +21,8 @@ from torch import Tensor
 from spcl_lib.data import ImageSet
 
 TOLERANCE = 0.03  # of the image's side
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))  # of the map's maximum
+# Of the map's maximum; up to 0.99, because sure maps are near their maximum far around the object.
+THRESHOLDS = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.97, 0.98, 0.99)
 _STEP = 64  # images at a time
 
 

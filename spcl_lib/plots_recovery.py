@@ -5,15 +5,20 @@ Methods keep their colours of plots.py; what is seen of an object has a sequenti
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spcl_lib.findings import Findings
 from spcl_lib.recovery import NOT_THERE
-from spcl_lib.recovery_tables import SOURCES, Rows, rows_of, sources_in, values
+from spcl_lib.recovery_tables import (
+    SOURCES,
+    Rows,
+    mean_and_std,
+    rows_of,
+    sources_in,
+    values,
+)
 from spcl_lib.results import label
 from spcl_lib.style import OTHER_METHOD, colour, styled
 from spcl_lib.visibility import LEAST, VISIBILITY
@@ -22,19 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_HATCH = {"network": "", "heatmaps": "///"}
+_GROUP_TITLES = {"labelled": "the labelled class", "unlabelled": "unlabelled classes"}
 _MARKERS = {"an": "s", "cl": "D", "scl_whole": "v", "scl": "o", "en_scl": "^", "full": "P"}
 
 
 def _colour(source: str) -> str:
     return OTHER_METHOD if source == "scl_whole" else colour(source)
-
-
-def _stats(numbers: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds (0 for one seed); NaN for none."""
-    if not numbers:
-        return math.nan, math.nan
-    return float(np.mean(numbers)), float(np.std(numbers, ddof=1)) if len(numbers) > 1 else 0.0
 
 
 @styled
@@ -49,11 +47,13 @@ def label_wrongness(found: Findings) -> Figure:
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     base = np.zeros(len(scales))
     for group, shade in zip(VISIBILITY, colours, strict=True):
-        share = [_stats(values(rows_of(found, "wrongness", scale_min=s), group))[0] for s in scales]
+        share = [
+            mean_and_std(values(rows_of(found, "wrongness", scale_min=s), group))[0] for s in scales
+        ]
         axes.bar(names, share, 0.75, base, color=shade, label=group, edgecolor="white")
         base += share
     for place, scale in enumerate(scales):
-        wrong = _stats(values(rows_of(found, "wrongness", scale_min=scale), "wrong"))[0]
+        wrong = mean_and_std(values(rows_of(found, "wrongness", scale_min=scale), "wrong"))[0]
         axes.annotate(f"{wrong:.0f} % wrong", (place, 100), (0, 3), textcoords="offset points",
                       ha="center", fontsize="small")  # fmt: skip
     axes.set(xlabel="least area of a crop, in % of the image", ylabel="views, in %", ylim=(0, 110))
@@ -84,12 +84,12 @@ def source_scores(found: Findings) -> Figure:
     for axes, (group, metric, unit, title) in zip(grid, cases, strict=True):
         for place, source in enumerate(sources):
             rows = rows_of(found, "sources", source=source, group=group, least=LEAST)
-            mean, spread = _stats(values(rows, metric))
+            mean, spread = mean_and_std(values(rows, metric))
             axes.bar(place, mean, 0.8, color=_colour(source), label=SOURCES[source])
             axes.errorbar(place, mean, spread, color="black", capsize=3, linewidth=1)
             axes.annotate(f"{mean:.0f}", (place, mean + spread), (0, 2), ha="center",
                           textcoords="offset points", fontsize="small")  # fmt: skip
-        chance = _stats(
+        chance = mean_and_std(
             values(rows_of(found, "sources", source="an", group=group, least=LEAST), metric)
         )
         axes.axhline(chance[0], color="black", linestyle=":", linewidth=1)
@@ -107,25 +107,22 @@ def reliability_curves(found: Findings) -> Figure:
     """How often a class is in the view where a source says p: on the diagonal it is calibrated."""
     import matplotlib.pyplot as plt
 
-    figure, grid = plt.subplots(1, 2, figsize=(8.6, 4.3), layout="constrained", sharey=True)
-    titles = {"labelled": "the labelled class", "unlabelled": "unlabelled classes"}
-    for axes, (group, title) in zip(grid, titles.items(), strict=True):
+    figure, grid = plt.subplots(1, 2, figsize=(8.2, 4.6), layout="constrained", sharey=True)
+    for axes, group in zip(grid, ("labelled", "unlabelled"), strict=True):
         axes.plot([0, 1], [0, 1], ":", color="black", linewidth=1)
-        for source in sources_in(found):
-            if source == "scl_whole":
-                continue
-            score, share, count = _pooled(rows_of(found, "reliability", source=source, group=group))
-            axes.plot(score, share, color=_colour(source), linewidth=1.2, label=SOURCES[source])
-            size = 12 + 150 * count / count.sum()
-            axes.scatter(score, share, size, color=_colour(source), marker=_MARKERS[source])
-        axes.set_title(title, fontsize="small")
-        axes.set(
-            xlabel="what the source says (probability)", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
-        )
-        axes.set_aspect("equal")
+        for source in (s for s in sources_in(found) if s != "scl_whole"):
+            rows = rows_of(found, "reliability", source=source, group=group)
+            score, share, count = _pooled(rows)
+            line = {"color": _colour(source), "marker": _MARKERS[source]}
+            axes.plot(score, share, linewidth=1.2, markersize=4, label=SOURCES[source], **line)
+            axes.scatter(score, share, 150 * count / count.sum(), **line)
+        axes.set_title(_GROUP_TITLES[group], fontsize="small")
+        axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+        axes.set_xlabel("what the source says (probability)")
     grid[0].set_ylabel("share of views that show the class")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
-                  frameon=False, title="dotted: calibrated; larger marks: more views")  # fmt: skip
+    legend = {"title": "dotted: calibrated; larger marks: more views", "ncols": 2}
+    handles = grid[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", frameon=False, **legend)
     return figure
 
 
@@ -141,37 +138,38 @@ def _pooled(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @styled
 def targets_by_visibility(found: Findings) -> Figure:
-    """What each source says, by how much of the class's objects the view shows."""
+    """The mean target of each source that has one, by what the view shows of the class's objects.
+
+    The raw label is left out: it is 1 or 0 for any view.
+    """
     import matplotlib.pyplot as plt
 
     figure, grid = plt.subplots(1, 2, figsize=(9.4, 3.9), layout="constrained", sharey=True)
     for axes, group in zip(grid, ("labelled", "unlabelled"), strict=True):
         names = [*([NOT_THERE] if group == "unlabelled" else []), *VISIBILITY]
-        for source in sources_in(found):
+        for source in sources_in(found)[1:]:
             rows = rows_of(found, "visibility", source=source, group=group)
             stats = [
-                _stats(values([r for r in rows if r["visibility"] == n], "target")) for n in names
+                mean_and_std(values([r for r in rows if r["visibility"] == name], "target"))
+                for name in names
             ]
             mean, spread = zip(*stats, strict=True)
             axes.errorbar(range(len(names)), mean, spread, marker=_MARKERS[source], capsize=2,
                           color=_colour(source), label=SOURCES[source], linewidth=1.3)  # fmt: skip
-        axes.set_title(f"{group} class{'es' if group == 'unlabelled' else ''}", fontsize="small")
-        axes.set(xticks=range(len(names)), xlabel="visible of the class's objects")
-        axes.set_xticklabels(
-            [
-                n.replace(" in the ", "\nin the ")
-                .replace("under ", "under\n")
-                .replace("above ", "above\n")
-                .replace("10 to ", "10 to\n")
-                for n in names
-            ],
-            fontsize="small",
-        )
-        axes.set_ylim(-0.03, 1.05)
+        axes.set_title(_GROUP_TITLES[group], fontsize="small")
+        axes.set(xticks=range(len(names)), xlabel="visible of the class's objects", ylim=(0, None))
+        axes.set_xticklabels([_in_two_lines(name) for name in names], fontsize="small")
     grid[0].set_ylabel("mean target (probability)")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
-                  frameon=False)  # fmt: skip
+    handles = grid[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _in_two_lines(text: str) -> str:
+    """A short text broken at the blank nearest to its middle."""
+    blanks = [i for i, c in enumerate(text) if c == " "]
+    middle = min(blanks, key=lambda i: abs(i - len(text) / 2))
+    return f"{text[:middle]}\n{text[middle + 1 :]}"
 
 
 @styled
@@ -199,7 +197,7 @@ def corrections(found: Findings) -> Figure:
 def _over_epochs(axes: Axes, rows: Rows) -> None:
     epochs = sorted({r["epoch"] for r in rows})
     for column, line in (("corrected", "-"), ("spoiled", "--")):
-        stats = [_stats(values([r for r in rows if r["epoch"] == e], column)) for e in epochs]
+        stats = [mean_and_std(values([r for r in rows if r["epoch"] == e], column)) for e in epochs]
         mean, spread = np.array(stats).reshape(-1, 2).T
         for method in {r["method"] for r in rows}:
             axes.plot(epochs, mean, line, marker=_MARKERS[method], markersize=4,
@@ -212,12 +210,12 @@ def _over_epochs(axes: Axes, rows: Rows) -> None:
 def _trade_off(axes: Axes, rows: Rows) -> None:
     """Corrected against spoiled, a mark for every share."""
     falls = sorted({r["fall"] for r in rows})
-    points = [[_stats(values([r for r in rows if r["fall"] == f], column))[0]
+    points = [[mean_and_std(values([r for r in rows if r["fall"] == f], column))[0]
                for column in ("spoiled", "corrected")] for f in falls]  # fmt: skip
     for method in {r["method"] for r in rows}:
         axes.plot(*np.array(points).T, marker=_MARKERS[method], markersize=4,
                   color=colour(method), label=label(method))  # fmt: skip
-        if method.endswith("scl"):
+        if method == "scl":  # the marks of one method tell for all
             for fall, point in zip(falls, points, strict=True):
                 axes.annotate(f"{fall:g}", point, (5, -9), textcoords="offset points",
                               fontsize="x-small", color=colour(method))  # fmt: skip
@@ -235,7 +233,7 @@ def map_over_scales(found: Findings) -> Figure:
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
         own = sorted({r["scale_min"] for r in mine})
-        stats = [_stats(values([r for r in mine if r["scale_min"] == s], "mAP")) for s in own]
+        stats = [mean_and_std(values([r for r in mine if r["scale_min"] == s], "mAP")) for s in own]
         mean, spread = zip(*stats, strict=True)
         axes.errorbar(own, mean, spread, marker=_MARKERS[method], color=colour(method), capsize=3,
                       label=label(method))  # fmt: skip
@@ -250,54 +248,3 @@ def map_over_scales(found: Findings) -> Figure:
     axes.legend([handles[m] for m in best], [label(m) for m in best], loc="center left",
                 bbox_to_anchor=(1.01, 0.5), frameon=False, title="mean ± std")  # fmt: skip
     return figure
-
-
-@styled
-def localisation(found: Findings) -> Figure:
-    """Do maps lie on the objects? Pointing game and IoU, on training and on new images."""
-    import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    cases = (("train", "unlabelled", "training images,\nclasses never labelled"),
-             ("train", "labelled", "training images,\nlabelled classes"),
-             ("report", "all", "new images,\nall classes"))  # fmt: skip
-    figure, grid = plt.subplots(2, 3, figsize=(10.2, 5.6), layout="constrained", sharey="row")
-    for row, (metric, chance, unit) in enumerate(
-        (
-            ("pointing", "pointing_chance", "pointing game, hits in %"),
-            ("iou", "iou_everywhere", "IoU in %"),
-        )  # fmt: skip
-    ):
-        for axes, (split, group, title) in zip(grid[row], cases, strict=True):
-            rows = rows_of(found, "localisation", split=split, group=group)
-            _bars(axes, rows, metric)
-            axes.axhline(_stats(values(rows, chance))[0], color="black", linestyle=":", linewidth=1)
-            if row == 0:
-                axes.set_title(title, fontsize="small")
-        grid[row, 0].set_ylabel(unit)
-    kinds = (("network", "the network's score maps"), ("heatmaps", "heatmaps kept in training"))
-    handles = [
-        Patch(facecolor="grey", edgecolor="white", hatch=_HATCH[k], label=t) for k, t in kinds
-    ]
-    handles.append(Line2D([], [], color="black", linestyle=":", linewidth=1, label="chance"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-def _bars(axes: Axes, rows: Rows, metric: str) -> None:
-    """A bar for every method and kind of maps."""
-    kinds = list(dict.fromkeys((r["method"], r["maps"]) for r in rows))
-    for place, (method, maps) in enumerate(kinds):
-        mean, spread = _stats(
-            values([r for r in rows if (r["method"], r["maps"]) == (method, maps)], metric)
-        )
-        axes.bar(place, mean, 0.8, color=colour(method), hatch=_HATCH[maps],
-                 edgecolor="white")  # fmt: skip
-        axes.errorbar(place, mean, spread, color="black", capsize=3, linewidth=1)
-        axes.annotate(f"{mean:.0f}", (place, mean + spread), (0, 2), ha="center",
-                      textcoords="offset points", fontsize="x-small")  # fmt: skip
-    axes.set_xticks(
-        range(len(kinds)), [label(m) for m, _ in kinds], rotation=30, ha="right", fontsize="small"
-    )
-    axes.grid(False, axis="x")

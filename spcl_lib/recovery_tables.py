@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,13 @@ def differences(rows: Rows, others: Rows, column: str) -> list[float]:
     first, second = ({r["seed"]: r[column] for r in part if r[column] is not None}
                      for part in (rows, others))  # fmt: skip
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+
+
+def mean_and_std(numbers: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation over seeds (0 for one seed); NaN for none."""
+    if not numbers:
+        return math.nan, math.nan
+    return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
 
 
 def mean_and_spread(numbers: Sequence[float], sign: str = "") -> str:

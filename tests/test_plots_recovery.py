@@ -7,17 +7,22 @@ from fake_findings import fake_findings
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from spcl_lib import plots_recovery
+from spcl_lib import plots_localisation, plots_recovery
 from spcl_lib.style import colour
 
 FIGURES = ("label_wrongness", "source_scores", "reliability_curves", "targets_by_visibility",
            "corrections", "map_over_scales", "localisation")  # fmt: skip
 
 
+def draw(name, found):
+    module = plots_localisation if name == "localisation" else plots_recovery
+    return getattr(module, name)(found)
+
+
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_nothing_leaves_the_figure_and_axes_have_names(name, seeds):
-    figure = getattr(plots_recovery, name)(fake_findings(seeds=seeds))
+    figure = draw(name, fake_findings(seeds=seeds))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # lays the figure out
     drawn, size = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
@@ -30,7 +35,7 @@ def test_nothing_leaves_the_figure_and_axes_have_names(name, seeds):
 def test_figures_of_part_of_the_methods(name):
     found = fake_findings(("an", "en_scl_whole", "en_scl"), ("an", "en_scl"), (0,))
     buffer = io.BytesIO()
-    getattr(plots_recovery, name)(found).savefig(buffer)
+    draw(name, found).savefig(buffer)
     picture = Image.open(buffer).convert("L")
     assert picture.getextrema()[0] < 100 < picture.getextrema()[1]
 
