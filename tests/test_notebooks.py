@@ -131,7 +131,8 @@ def test_nothing_of_the_machine_that_ran_it_is_left(notebook):
 
 def test_figures_are_png(notebook):
     kinds = {k for cell in code_cells(notebook) for o in cell.outputs for k in o.get("data", {})}
-    assert kinds <= {"text/plain", "text/html", "text/markdown", "image/png"}
+    widget = "application/vnd.jupyter.widget-view+json"  # shown where a kernel runs
+    assert kinds <= {"text/plain", "text/html", "text/markdown", "image/png", widget}
 
 
 # --- parameters and running -----------------------------------------------------------------------

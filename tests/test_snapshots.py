@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spcl_lib import HeatmapBank, experiment
+from spcl_lib import checkpoint, HeatmapBank, experiment
 from spcl_lib.config import make_config
 from spcl_lib.data import load_splits
 from spcl_lib.errors import UserError
@@ -99,7 +99,7 @@ def test_a_run_that_is_stopped_again_and_again_gives_the_same_file(
     expected = (run_folder(config) / FILE).read_bytes()
 
     monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "stopped"))
-    monkeypatch.setattr(experiment, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     save, count = experiment.Checkpoint.save, [0]
 
     def save_and_die(self, progress):
