@@ -356,4 +356,4 @@ def test_the_84_training_images_have_the_classes_of_their_folders(published):
 def test_without_the_validation_images_the_message_says_so(published):
     if (published / "val").exists():
         pytest.skip("they are here")
-    assert_named(published, published / "val", "--set report=val")
+    assert_named(published, (published / "val").resolve(), "--set report=val")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from spcl_lib import checkpoint, HeatmapBank, experiment
+from spcl_lib import HeatmapBank, checkpoint, experiment
 from spcl_lib.config import make_config
 from spcl_lib.data import load_splits
 from spcl_lib.errors import UserError
