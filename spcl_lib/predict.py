@@ -215,13 +215,10 @@ def _table(out: Path, classes: Sequence[str]) -> Iterator[Any]:
         raise UserError(f"'{out}' is a folder; give the name of a CSV file")
     # Names of files that are no text go in as they are.
     how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    try:
-        with replacing(out) as temporary, open(temporary, "w", **how) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns(classes))
-            yield writer
-    except OSError as error:
-        raise UserError(f"the predictions cannot be written: {error}") from error
+    with replacing(out) as temporary, open(temporary, "w", **how) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns(classes))
+        yield writer
 
 
 def _batches(

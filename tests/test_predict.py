@@ -186,7 +186,7 @@ def test_a_place_that_cannot_be_written_is_named(spcl, trained, tmp_path):
     assert_mistake(spcl(*arguments, "--out", tmp_path), tmp_path, "is a folder")
     (tmp_path / "file").touch()
     outcome = spcl(*arguments, "--out", tmp_path / "file" / "out.csv")
-    assert_mistake(outcome, "where a folder is needed", tmp_path / "file")
+    assert_mistake(outcome, tmp_path / "file", "where a folder is needed")
 
 
 def test_a_run_is_needed_that_has_finished(predict, trained, tmp_path):
