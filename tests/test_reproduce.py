@@ -141,12 +141,12 @@ def test_killed_as_a_whole_it_leaves_no_process_and_goes_on_to_the_same_bits(
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=paths.project(), start_new_session=True, **quiet) as top:
         try:
-            wait_until(lambda: any((f / "checkpoint.pt").exists() for f in folders), 300, top)
+            wait_until(lambda: any((f / "checkpoint.pt").exists() for f in folders), 900, top)
             time.sleep(random.Random(7).uniform(0, 0.5))
             assert len(processes_with(killed)) >= 3  # itself and its runs (with their kernels)
             assert not any((folder / "metrics.json").exists() for folder in folders)
             top.kill()  # nobody tells its children
-            wait_until(lambda: not processes_with(killed), 30)
+            wait_until(lambda: not processes_with(killed), 60)
         finally:
             for process in processes_with(killed):
                 os.kill(process, signal.SIGKILL)
