@@ -54,7 +54,8 @@ def real_part(real_data, tmp_path):
         pytest.skip(f"needs {source}")
     target = tmp_path / "part" / "VOCdevkit" / "VOC2007"
     shutil.copytree(source / "ImageSets" / "Main", target / "ImageSets" / "Main")
-    (target / "JPEGImages").symlink_to(source / "JPEGImages")
+    for name in ("JPEGImages", "Annotations"):
+        (target / name).symlink_to(source / name)
     (tmp_path / "part" / "weights").symlink_to(real_data / "weights")
     for split in ("train", "val"):
         file = target / "ImageSets" / "Main" / f"{split}.txt"

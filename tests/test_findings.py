@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_coco import write_coco
+from small_voc import voc_ids, write_annotations
 
 from spcl_lib import findings, measuring, paths, recovery, visibility
 from spcl_lib.ablation import crop_scale_configs
@@ -142,6 +144,57 @@ def test_boxes_do_where_there_are_no_masks_and_without_either_it_says_so(runs, m
     monkeypatch.setattr(measuring, "load_splits", lambda *_, **__: (bare, report))
     with pytest.raises(UserError, match="cannot be measured on scenes: .*neither masks nor boxes"):
         measuring.measure(configs)
+
+
+# The way of real data sets, with a network from random weights.
+UNTRAINED = {"backbone": "small_resnet", "weights": "none", "image_side": 16, "crop_side": 16,
+             "eval_side": 16, "epochs": 2, "frozen": 0, "bank_size": 4, "snapshots": 3}  # fmt: skip
+
+
+def measured_untrained(dataset, root):
+    """Findings of AN and SCL on a data set below `root`; of every table there are rows."""
+    methods = ["an", "scl"]
+    for config in crop_scale_configs(dataset, "smoke", [0], [0.1], methods, UNTRAINED):
+        run(config, root)
+    found = load_findings("auto", dataset, "smoke", [0], 0.1, UNTRAINED, root)
+    assert all(found[table] for table in ("wrongness", "crop_scale", *measuring.TABLES))
+    recovery_verdicts(found)
+    return found
+
+
+def test_voc_is_measured_by_its_boxes(voc, results):
+    for split, side in (("train", 8), ("val", 24)):
+        objects = {i: [("person", 0, 0, side, 18)] for i in voc_ids()[split]}
+        write_annotations(voc / "VOCdevkit" / "VOC2007", objects)
+    found = measured_untrained("voc2007", voc)
+    (train,) = [r for r in found["localisation"] if r["group"] == "all" and r["method"] == "an"
+                and r["split"] == "train"]  # fmt: skip
+    # The box covers the left third: the columns of 16 whose centres are left of it, 5 of 16.
+    assert train["iou_everywhere"] == pytest.approx(100 * 5 / 16)
+    assert train["pairs"] == 3  # of 6 images, the odd ones
+
+
+def test_coco_is_measured_by_its_masks(tmp_path, results):
+    for split in ("train", "val"):
+        write_coco(tmp_path, split)
+    found = measured_untrained("coco2017", tmp_path)
+    assert found["about"]["train_images"] == 4  # one of five has no object
+    assert [r["wrong"] for r in found["wrongness"] if r["scale_min"] == 1.0] == [0.0]
+
+
+def test_real_voc(real_part, results):
+    found = measured_untrained("voc2007", real_part)
+    assert found["about"]["train_images"] >= 20
+    small = [r["wrong"] for r in found["wrongness"] if r["scale_min"] == 0.05]
+    assert 0 < small[0] < 50
+
+
+def test_real_coco(real_data, results):
+    if not (real_data / "coco").is_dir():
+        pytest.skip(f"needs {real_data / 'coco'}")
+    found = measured_untrained("coco2017", real_data)
+    small = [r["wrong"] for r in found["wrongness"] if r["scale_min"] == 0.05]
+    assert 0 < small[0] < 60
 
 
 # --- keeping --------------------------------------------------------------------------------------
