@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Else every kernel tells the terminal that its sockets, on this machine only, are not encrypted.
 _KERNEL = ["--log-level=ERROR"]
-_LARGE_FIGURE = 80_000  # characters of base64; below it, a figure is kept as it is
+_LARGE_FIGURE = 30_000  # characters of base64; below it, a figure is kept as it is
 
 
 def notebook_file(name: str) -> Path:

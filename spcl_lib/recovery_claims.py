@@ -1,6 +1,6 @@
 """What the findings about crop recovery and localisation say, in words.
 
-No sentence is written in advance: each is computed from the numbers, by the rule of results.RULE.
+No sentence is written in advance: each is computed from the numbers, by RULE.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from spcl_lib.results import label, settled
 from spcl_lib.visibility import LEAST
 
 WIDE = 10.0  # percent points that we call a wide margin; ours
+RULE = (
+    "Differences are paired by seed; they stand with their mean and standard deviation. One counts "
+    "as settled if it is larger than two standard errors (2 x standard deviation / square root of "
+    f"the number of seeds): a rough rule, no test. A wide margin is {WIDE:g} points or more."
+)
 METRICS = {
     "AUROC": "AUROC", "AP": "AP", "AP_wrong": "AP of finding the wrong labels",
     "ECE": "calibration error, less is better",
