@@ -140,36 +140,9 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "voc2012": _photographs(1.5),
     "coco2014": _photographs(2.9),
     "coco2017": _photographs(2.9),
-    "imagenet": _photographs(1.2),  # ours: ReaL's validation labels have about 1.2 per image
+    "imagenet": _photographs(1.2),  # ours, a prior: ReaL counts 1.2 valid labels an image
     "folder": _photographs(1.5),  # ours
 }  # fmt: skip
-_NEVER = "estimated, never run by us"
-# (data set, profile) -> time and memory of one run. "Measured": on one core each of two, side by
-# side, bfloat16; estimates for a CPU are that, scaled by the number of images.
-COSTS: dict[tuple[str, str], str] = {
-    ("scenes", "cpu"): "30 s and 0.6 GB (measured), once 1 to 2 min of pretraining",
-    ("voc2007", "cpu"): "5 min and 1.4 GB (measured)",
-    ("voc2012", "cpu"): f"12 min and 1.5 GB ({_NEVER})",
-    ("coco2014", "cpu"): f"3 h and 4 GB, 14 GB of cache ({_NEVER})",
-    ("coco2017", "cpu"): f"4 h and 5 GB, 14 GB of cache ({_NEVER})",
-    ("imagenet", "cpu"): "two days for AN; heatmaps of all images would take 251 GB: "
-    f"--set train_images=20000 needs 8 GB and 40 min ({_NEVER})",
-    ("folder", "cpu"): "2 min for 1,000 images and 1.4 GB (as measured on voc2007)",
-    ("voc2007", "paper"): f"10 min and 8 GB of GPU memory ({_NEVER})",
-    ("voc2012", "paper"): f"15 min and 8 GB of GPU memory ({_NEVER})",
-    ("coco2014", "paper"): f"2 h and 8 GB of GPU memory, 5 GB of memory ({_NEVER})",
-    ("coco2017", "paper"): f"3 h and 8 GB of GPU memory, 6 GB of memory ({_NEVER})",
-    ("imagenet", "paper"): f"a day for AN; heatmaps of all images do not fit ({_NEVER})",
-    ("folder", "paper"): f"1 min for 1,000 images and 8 GB of GPU memory ({_NEVER})",
-}
-_SMOKE_COST = "seconds to a minute"  # of every data set
-
-
-def cost(dataset: str, profile: str) -> str:
-    """Expected time and memory of one run, for people."""
-    return COSTS.get((dataset, profile), _SMOKE_COST)
-
-
 # data set -> method -> what differs from the profile; each chosen on validation data
 METHOD_DEFAULTS: dict[str, dict[str, dict[str, object]]] = {}
 

@@ -3,115 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import ipywidgets as widgets
 import torch
 from IPython.display import Image
-from safetensors.torch import load_file
-from torch import Tensor
 
-from spcl_lib.bank import HeatmapBank
-from spcl_lib.config import RunConfig
-from spcl_lib.data import ImageSet, draw_labels, load_splits
-from spcl_lib.errors import UserError
-from spcl_lib.experiment import build_model, finished, run_folder
 from spcl_lib.losses import presence_in
-from spcl_lib.model import SpatialClassifier, normalised, pooled
-from spcl_lib.results import label as label_of
-from spcl_lib.snapshots import load_snapshots
+from spcl_lib.model import normalised, pooled
 from spcl_lib.stage import Row, Stage, as_png, draw
+from spcl_lib.trained import Trace
 from spcl_lib.views import Views
 from spcl_lib.visibility import visible_fraction
 
 _LEAST = 0.06  # least side of a crop, as a fraction of the image's
 _STEP = 0.02
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What a finished run left of a few training images.
-
-    Attributes:
-        name: of the run, for the list of runs.
-        data: the images, with full labels and, where known, regions (for the eye only: training
-            has never seen them).
-        observed: (n, C) bool, the single labels.
-        numbers: n numbers of the images in the training split.
-        epochs: E numbers of epochs done, ascending.
-        heatmaps: (E, n, C, W, W) uint8, the running averages after these epochs.
-        seen: (E, n, W, W) bool, the cells that had been seen.
-        model: the finished network.
-        crop_side: side of the crops that it was trained on, in pixels.
-    """
-
-    name: str
-    data: ImageSet
-    observed: Tensor
-    numbers: Sequence[int]
-    epochs: Sequence[int]
-    heatmaps: Tensor
-    seen: Tensor
-    model: SpatialClassifier
-    crop_side: int
-
-    def bank(self, epoch: int, image: int) -> HeatmapBank:
-        """The running averages of one image after `epochs[epoch]` epochs, as a bank of one."""
-        one = slice(image, image + 1)
-        return HeatmapBank.of(self.heatmaps[epoch, one], self.seen[epoch, one])
-
-    def region(self, image: int) -> Tensor | None:
-        """(C, S, S) bool, where each class is in an image; None where that is not known."""
-        try:
-            return self.data.regions(torch.tensor([image]))[0]
-        except ValueError:
-            return None
-
-    def hidden(self) -> Tensor:
-        """(n, C) bool: the classes that are there, but were never labelled."""
-        return self.data.labels & ~self.observed
-
-    def most_corrected(self) -> list[int]:
-        """The images, first those whose heatmaps found most of what nobody labelled."""
-        found = self.heatmaps[-1].flatten(2).amax(2).float() / 255  # (n, C)
-        return (found * self.hidden()).sum(1).argsort(descending=True, stable=True).tolist()
-
-
-def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
-    """The trace of a finished run that followed some images (`snapshots` above 0).
-
-    A method without heatmaps (AN, CL, EN, Full) shows the network's own score maps of the whole
-    images after every epoch instead: what its heatmaps would be made of.
-
-    Args:
-        config: of the run.
-        data_root: see `paths.data_root`.
-
-    Raises:
-        UserError: the run is not finished, or has no snapshots.
-    """
-    if finished(config) is None:
-        command = f"--dataset {config.dataset} --method {config.method} --seed {config.seed}"
-        raise UserError(
-            f"the run '{run_folder(config)}' is not finished; train it: python -m spcl_lib run "
-            f"{command} --profile {config.profile} --set snapshots={config.snapshots or 64}"
-        )
-    kept = load_snapshots(run_folder(config))
-    train_set, _ = load_splits(config, data_root, objects=True)
-    observed = draw_labels(train_set, config.draw, config.label_seed)
-    model, _ = build_model(config, len(train_set.classes), data_root)
-    model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
-    first = torch.arange(kept.maps.shape[1])
-    spatial = kept.heatmaps is not None and kept.heatmaps.shape[-1] > 1
-    heatmaps = kept.heatmaps if spatial else kept.maps
-    seen = kept.seen if spatial else torch.ones_like(kept.maps[:, :, 0], dtype=torch.bool)
-    return Trace(
-        f"{label_of(config.method)}, seed {config.seed}", train_set.subset(first),
-        observed[first], first.tolist(), range(1, len(kept) + 1), heatmaps, seen,
-        model.eval(), config.crop_side,
-    )  # fmt: skip
 
 
 def stage_of(trace: Trace, image: int, label: int, epoch: int, view: Views) -> Stage:

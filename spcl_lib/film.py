@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from spcl_lib.explore import Trace
+    from spcl_lib.trained import Trace
 
 GROUPS = ("the label", "there, not labelled", "not there")
 

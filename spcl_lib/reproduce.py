@@ -17,7 +17,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from spcl_lib import paths
-from spcl_lib.config import RunConfig, cost, make_config
+from spcl_lib.config import RunConfig, make_config
+from spcl_lib.costs import cost
 from spcl_lib.data.cache import sweep
 from spcl_lib.errors import UserError
 from spcl_lib.experiment import finished, prepare, run_folder

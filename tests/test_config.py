@@ -6,15 +6,14 @@ import pytest
 
 from spcl_lib import UserError
 from spcl_lib.config import (
-    COSTS,
     METHOD_DEFAULTS,
     PROFILES,
     RunConfig,
-    cost,
     make_config,
     methods_of,
     parse_overrides,
 )
+from spcl_lib.costs import COSTS, cost
 from spcl_lib.losses import METHODS, Settings
 
 

@@ -10,11 +10,12 @@ from PIL import Image
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.data import scenes
 from spcl_lib.data.draws import single_label_draw
-from spcl_lib.explore import HeatmapExplorer, Trace, sentence, stage_of
+from spcl_lib.explore import HeatmapExplorer, sentence, stage_of
 from spcl_lib.film import GROUPS, appearance, appearance_curves, film_strip, verdict
 from spcl_lib.losses import presence_in
 from spcl_lib.model import SpatialClassifier, build_backbone
 from spcl_lib.stage import SIDE, as_png, draw
+from spcl_lib.trained import Trace
 from spcl_lib.views import Views
 
 
@@ -30,10 +31,7 @@ def some_trace(name: str = "SCL, seed 0", epochs: int = 3, count: int = 6) -> Tr
     seen[0] = False
     seen[:, :, :2] = False  # the top rows have never been seen
     observed = single_label_draw(data.labels, 0)
-    numbers = range(count)
-    return Trace(
-        name, data, observed, numbers, range(1, epochs + 1), torch.stack(heat), seen, model, 48
-    )
+    return Trace(name, data, observed, range(1, epochs + 1), torch.stack(heat), seen, model, 48)
 
 
 @pytest.fixture(scope="module")
