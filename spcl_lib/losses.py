@@ -196,7 +196,7 @@ class Method:
             self.bank = HeatmapBank(
                 num_images, num_classes, size, self.settings.momentum, dtype, seed=seed
             )
-        self.threshold = torch.full((num_classes,), math.inf)  # EN: above it, a class is possible
+        self.threshold = torch.full((num_classes,), math.inf)  # EN: from it on, a class is possible
 
     @property
     def spatial(self) -> bool:
@@ -233,7 +233,7 @@ class Method:
             return assume_negative(logits, labels)
         target, seen = self._read(indices, views, maps.shape[-1])
         if self.spec.supervised == "en":
-            possible = presence_in(target, seen) > self.threshold.to(logits.device)
+            possible = presence_in(target, seen) >= self.threshold.to(logits.device)
             total = expected_negative(logits, labels, possible)
         else:
             total = assume_negative(logits, labels)
@@ -310,11 +310,12 @@ def presence_in(heatmaps: Tensor, seen: Tensor | None = None) -> Tensor:
 
 
 def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> Tensor:
-    """Presence above which an unknown label is taken as a possible positive (our rule for EN).
+    """Presence from which an unknown label is taken as a possible positive (our rule for EN).
 
     A class's presence is compared with its mean over the images that are annotated with it, since
     classes differ in how sure the network is of them (Elkan and Noto, 2008). The N * (k - 1)
     unknown labels that rank highest are possible positives: k per image with the annotated one.
+    Nothing can be said of a class that no image is annotated with: it stays negative.
 
     Args:
         presence: (N, C) running averages.
@@ -322,12 +323,17 @@ def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> T
         k: expected positives per image.
 
     Returns:
-        (C,) thresholds; infinite where nothing may be positive.
+        (C,) thresholds, the least presence that makes a class possible; infinite where nothing may
+        be positive.
     """
     labels = labels.bool()
-    scale = (presence * labels).sum(0) / labels.sum(0).clamp(min=1)
-    ratio = (presence / scale.clamp(min=1e-6)).masked_fill(labels, -math.inf)
-    count = min(round(len(labels) * (k - 1)), int((~labels).sum()))
+    annotated = labels.sum(0)
+    scale = (presence * labels).sum(0) / annotated.clamp(min=1)
+    certain = labels | (annotated == 0)
+    ratio = (presence / scale.clamp(min=1e-6)).masked_fill(certain, -math.inf)
+    count = min(round(len(labels) * (k - 1)), int((~certain).sum()))
     if count <= 0:
         return torch.full_like(scale, math.inf)
-    return ratio.flatten().topk(count).values[-1] * scale
+    # A hair lower: rounding must not lose the label that sets the threshold.
+    least = ratio.flatten().topk(count).values[-1] * scale * (1 - 1e-6)
+    return least.masked_fill(annotated == 0, math.inf)

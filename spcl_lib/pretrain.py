@@ -8,6 +8,8 @@ noise, and consistency with noise does harm.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,13 +84,28 @@ def pretrained_backbone(images: int, epochs: int, amp: str = "auto") -> tuple[Pa
     note = path.with_suffix(".accuracy")
     with locked(path):
         if not (path.exists() and note.exists()):
-            backbone, accuracy = _pretrain(images, epochs, amp)
+            with single_thread():
+                backbone, accuracy = _pretrain(images, epochs, amp)
             with replacing(note) as temporary:
                 temporary.write_text(f"{accuracy:.2f}\n")
             with replacing(path) as temporary:
                 save_weights(backbone, temporary)
     load_file(path)  # a damaged cache is noticed here
     return path, float(note.read_text())
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Runs its block with one thread: how many share a sum changes its last bits.
+
+    All runs on scenes begin with this backbone, so it must not depend on the machine's cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def glyph_data(images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

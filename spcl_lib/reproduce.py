@@ -117,7 +117,9 @@ def _run_waiting(
     running: list[Job] = []
     failed: list[Job] = []
     queue = list(waiting)
-    threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(queue) or 1)))
+    # The same for the last run as for the first: how many threads share a sum changes its last
+    # bits, and a result must not depend on how many runs had been finished before.
+    threads = max(1, (os.cpu_count() or 1) // jobs)
     bar = tqdm(total=len(queue), desc="runs", unit="run", smoothing=0, disable=not queue)
     every = _LIVE_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
     shown = time.monotonic()

@@ -154,9 +154,11 @@ def test_the_threshold_of_expected_negatives_by_hand():
     #   -, 0.5, 0.2;   -, 1.0, 0.4;   0.5, -, 0.8;   0.75, 0.25, -
     # k = 1.5 positives an image leave 4 * 0.5 = 2 possible ones: 1.0 and 0.8.
     scale = torch.tensor([0.6, 0.6, 0.5])
-    for k, ratio in ((1.25, 1.0), (1.5, 0.8), (1.75, 0.75), (3.0, 0.2), (100.0, 0.2)):
+    cases = ((1.25, 1.0, 1), (1.5, 0.8, 2), (1.75, 0.75, 3), (3.0, 0.2, 8), (100.0, 0.2, 8))
+    for k, ratio, count in cases:
         threshold = expected_negative_threshold(presence, labels, k)
         torch.testing.assert_close(threshold, ratio * scale)
+        assert ((presence >= threshold) & (labels == 0)).sum() == count  # the last one, too
     assert expected_negative_threshold(presence, labels, 1.0).isinf().all()
 
 
@@ -165,8 +167,17 @@ def test_about_k_positives_an_image_stay_possible(k):
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(np.eye(8, dtype=bool)[rng.integers(8, size=500)])
     presence = torch.from_numpy(rng.random((500, 8))).float()
-    above = presence > expected_negative_threshold(presence, labels, k)
-    assert (above & ~labels).sum() + 500 == pytest.approx(500 * k, abs=2)
+    possible = presence >= expected_negative_threshold(presence, labels, k)
+    assert (possible & ~labels).sum() + 500 == round(500 * k)
+
+
+def test_a_class_that_no_image_is_annotated_with_stays_negative():
+    labels = torch.tensor([[1, 0, 0], [0, 1, 0]])
+    presence = torch.tensor([[0.8, 0.3, 0.9], [0.2, 0.6, 0.9]])
+    threshold = expected_negative_threshold(presence, labels, 1.5)
+    assert threshold[2].isinf()
+    assert ((presence >= threshold) & (labels == 0)).tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert expected_negative_threshold(presence, labels, 100.0)[2].isinf()
 
 
 def test_presence_is_pooled_over_logits_as_the_model_pools():

@@ -59,3 +59,17 @@ def test_a_few_passes_have_the_short_schedule_with_many_more_steps(results, monk
     assert len(rates) == 160 / plan.batch
     assert all(head == pytest.approx(plan.head_factor * rate) for rate, head in rates)
     assert max(rate for rate, _ in rates) <= plan.rate
+
+
+def test_it_does_not_depend_on_the_number_of_threads(tmp_path, monkeypatch):
+    before = torch.get_num_threads()
+    weights = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            path, _ = pretrained_in(tmp_path / str(threads), monkeypatch, images=256)
+            weights.append(path.read_bytes())
+            assert torch.get_num_threads() == threads  # as it was
+    finally:
+        torch.set_num_threads(before)
+    assert weights[0] == weights[1]
