@@ -8,17 +8,15 @@ from __future__ import annotations
 import ast
 import base64
 import glob
-import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from spcl_lib import paths
 from spcl_lib.data.cache import replacing, sweep
 from spcl_lib.errors import UserError, unknown
+from spcl_lib.style import with_palette
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -169,16 +167,9 @@ def describe_figures(notebook: NotebookNode) -> None:
 
 
 def _smaller(encoded: str) -> str:
-    """A PNG in base64 with a palette of 256 colours, if that is smaller: a third, for pictures.
-
-    Colours are chosen for coverage, not frequency: else the colour scales would show bands.
-    """
-    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    buffer = io.BytesIO()
-    palette = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
-    image.quantize(256, **palette).save(buffer, "png", optimize=True)
-    smaller = base64.b64encode(buffer.getvalue()).decode()
-    return smaller if len(smaller) < len(encoded) else encoded
+    """A PNG in base64, with a palette if that is smaller."""
+    smaller = base64.b64encode(with_palette(base64.b64decode(encoded))).decode()
+    return min(encoded, smaller, key=len)
 
 
 def stderr_of(notebook: NotebookNode) -> list[str]:

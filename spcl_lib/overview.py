@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from spcl_lib.data import ImageSet, draw_labels, load_splits
 from spcl_lib.data.cache import replacing
 from spcl_lib.experiment import run_folder
 from spcl_lib.losses import presence_in
+from spcl_lib.style import with_palette
 from spcl_lib.train import chance
 from spcl_lib.views import Views
 
@@ -40,8 +42,10 @@ def write_overview(config: RunConfig, path: Path) -> Path:
         bank.heatmaps[image, [given, hidden]].float() / 255, target[0, hidden],
         data.classes[given], data.classes[hidden],
     )  # fmt: skip
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        temporary.write_bytes(with_palette(buffer.getvalue()))
     return path
 
 

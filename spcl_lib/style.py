@@ -7,8 +7,11 @@ Ito's palette), a sequential scale for probabilities and a diverging one for gai
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,3 +46,15 @@ def styled(function: F) -> F:
         return figure
 
     return draw  # type: ignore[return-value]
+
+
+def with_palette(png: bytes) -> bytes:
+    """A PNG of 256 colours in place of any number: a third of the size, for pictures.
+
+    Colours are chosen for coverage, not frequency: else the colour scales would show bands.
+    """
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    palette = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
+    buffer = io.BytesIO()
+    image.quantize(256, **palette).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
