@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 
 import ipywidgets as widgets
@@ -13,10 +14,11 @@ from spcl_lib.model import normalised, pooled
 from spcl_lib.stage import Row, Stage, as_png, draw
 from spcl_lib.trained import Trace
 from spcl_lib.views import Views
-from spcl_lib.visibility import visible_fraction
+from spcl_lib.visibility import in_view, visible_fraction
 
 _LEAST = 0.06  # least side of a crop, as a fraction of the image's
 _STEP = 0.02
+_TRIES = 200  # crops, to find one without the label
 
 
 def stage_of(trace: Trace, image: int, label: int, epoch: int, view: Views) -> Stage:
@@ -60,6 +62,31 @@ def sentence(stage: Stage) -> str:
     )
 
 
+def view_without_label(
+    trace: Trace, image: int, label: int, generator: torch.Generator
+) -> Views | None:
+    """A random crop that has lost the labelled class and shows as much of another as can be found.
+
+    Args:
+        trace: of a run.
+        image: number in the trace.
+        label: the class to show; if it is the labelled one, no other is looked for.
+        generator: of the chance.
+
+    Returns:
+        One view; None where none was found, or where it is not known where the objects are.
+    """
+    regions = trace.region(image)
+    if regions is None:
+        return None
+    given = int(trace.observed[image].int().argmax())
+    views = Views.sample(_TRIES, (0.1, 0.6), flip=0.0, generator=generator)
+    fraction = visible_fraction(regions[[given, label]].expand(_TRIES, -1, -1, -1), views)
+    lost, shown = ~in_view(fraction[:, 0]), fraction[:, 1].nan_to_num()
+    best = int(shown.masked_fill(~lost, -1).argmax())
+    return views[best : best + 1] if bool(lost[best]) else None
+
+
 class HeatmapExplorer(widgets.VBox):
     """Pick a run, an image, a class and an epoch; drag a crop; see label, target and prediction.
 
@@ -78,8 +105,8 @@ class HeatmapExplorer(widgets.VBox):
             raise ValueError("the explorer needs at least one trace")
         self._traces = {trace.name: trace for trace in traces}
         classes = traces[0].data.classes
-        wide, style = widgets.Layout(width="330px"), {"description_width": "56px"}
-        kind = {"layout": wide, "style": style}
+        style = {"description_width": "56px"}
+        kind = {"layout": widgets.Layout(width="auto"), "style": style}
         self.run = widgets.Dropdown(options=list(self._traces), description="run", **kind)
         choices = ["most corrected first", "in order", *[f"with {name}" for name in classes]]
         self.order = widgets.Dropdown(options=choices, description="images", **kind)
@@ -89,10 +116,11 @@ class HeatmapExplorer(widgets.VBox):
         across = {"min": 0.0, "max": 1.0, "step": _STEP, "readout_format": ".2f", **kind}
         self.x = widgets.FloatRangeSlider(value=(0.0, 1.0), description="x", **across)
         self.y = widgets.FloatRangeSlider(value=(0.0, 1.0), description="y", **across)
-        self.flip = widgets.Checkbox(value=False, description="flip", indent=False)
-        self.random = widgets.Button(description="random crop", icon="random")
-        self.whole = widgets.Button(description="whole image", icon="expand")
-        self.text = widgets.Label(layout=widgets.Layout(width="100%"))
+        self.flip = widgets.Checkbox(value=False, description="flip", **kind)
+        self.random = _button("random crop", "any crop of a tenth to half of the image")
+        self.whole = _button("whole image", "no crop, no flip")
+        self.lose = _button("lose the label", "a crop without the label that shows the class")
+        self.text = widgets.HTML()
         self.picture = widgets.Image(format="png")
         self.text.add_class("spcl-says")  # names for style sheets and for tests in a browser
         self.picture.add_class("spcl-picture")
@@ -100,13 +128,16 @@ class HeatmapExplorer(widgets.VBox):
         self._busy = False
         self._listen()
         self._new_run()
+        buttons = widgets.HBox([self.random, self.whole, self.lose], layout=_wrapping())
         columns = (
             [self.run, self.order, self.image],
-            [self.label, self.epoch, widgets.HBox([self.flip, self.random, self.whole])],
-            [self.x, self.y],
+            [self.label, self.epoch, self.flip],
+            [self.x, self.y, buttons],
         )
-        controls = widgets.HBox([widgets.VBox(column) for column in columns])
-        super().__init__([controls, self.text, self.picture])
+        # As wide as the page allows: side by side, or below each other where it is narrow.
+        beside = {"flex": "1 1 300px", "min_width": "290px", "max_width": "460px"}
+        boxes = [widgets.VBox(column, layout=widgets.Layout(**beside)) for column in columns]
+        super().__init__([widgets.HBox(boxes, layout=_wrapping()), self.text, self.picture])
 
     @property
     def trace(self) -> Trace:
@@ -136,6 +167,7 @@ class HeatmapExplorer(widgets.VBox):
             control.observe(lambda change: self._show(), "value")
         self.random.on_click(lambda button: self._random_view())
         self.whole.on_click(lambda button: self._set_view(0.0, 0.0, 1.0, 1.0, False))
+        self.lose.on_click(lambda button: self._lose_label())
 
     def _new_run(self) -> None:
         options = [(str(number), i) for i, number in enumerate(self.trace.epochs)]
@@ -186,6 +218,14 @@ class HeatmapExplorer(widgets.VBox):
         view = Views.sample(1, (0.1, 0.5), generator=self._generator)
         self._set_view(*view.boxes[0].tolist(), bool(view.flipped[0]))
 
+    def _lose_label(self) -> None:
+        image = self._images[self.image.value - 1]
+        view = view_without_label(self.trace, image, self.label.value, self._generator)
+        if view is None:
+            self.text.value = "No crop without the label was found in this image."
+        else:
+            self._set_view(*view.boxes[0].tolist(), False)
+
     def _set_view(self, x0: float, y0: float, x1: float, y1: float, flip: bool) -> None:
         self._busy = True
         self.x.value, self.y.value, self.flip.value = (x0, x1), (y0, y1), flip
@@ -196,8 +236,16 @@ class HeatmapExplorer(widgets.VBox):
         if self._busy:
             return
         stage = self.stage()
-        self.text.value = sentence(stage)
+        self.text.value = html.escape(sentence(stage))
         self.picture.value = as_png(draw(stage))
+
+
+def _button(name: str, tooltip: str) -> widgets.Button:
+    return widgets.Button(description=name, tooltip=tooltip, layout=widgets.Layout(width="auto"))
+
+
+def _wrapping() -> widgets.Layout:
+    return widgets.Layout(flex_flow="row wrap")
 
 
 def _opened(low: float, high: float) -> tuple[float, float]:

@@ -170,6 +170,18 @@ def test_a_random_crop_and_another_image(page):
     handle = control(page, "image").locator(".noUi-handle")
     handle.focus()
     changes(page, lambda: handle.press("ArrowRight"))
+    changes(page, lambda: page.get_by_role("button", name="lose the label").click())
+
+
+@pytest.mark.parametrize("width", [1500, 1000])
+def test_no_control_is_cut_off(page, width):
+    page.set_viewport_size({"width": width, "height": 1000})
+    script = """() => [...document.querySelectorAll('.widget-vbox .widget-inline-hbox')]
+        .filter(row => [...row.children].some(part => part.getBoundingClientRect().right
+            > row.closest('.widget-vbox').getBoundingClientRect().right + 1))
+        .map(row => row.innerText)"""
+    page.wait_for_function(f"() => ({script})().length === 0", timeout=10_000)
+    assert control(page, "x").is_visible()
 
 
 def test_the_console_has_no_error(page):

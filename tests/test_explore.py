@@ -2,6 +2,7 @@
 
 import io
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,31 @@ def test_every_control_changes_the_picture(trace):
     explorer.run.value = "another"
     changed()
     assert explorer.trace.name == "another" and len(explorer.epoch.options) == 2
+
+
+def test_a_crop_can_be_asked_for_that_has_lost_the_label_and_shows_the_class(trace):
+    explorer = HeatmapExplorer(trace)
+    found = 0
+    for number in range(1, len(trace.data) + 1):
+        explorer.whole.click()
+        explorer.image.value = number
+        explorer.lose.click()
+        if "No crop" in explorer.text.value:
+            assert explorer.x.value == (0, 1)  # nothing moved
+            continue
+        rows = explorer.stage().rows
+        labelled, chosen = (next(r for r in rows if getattr(r, k)) for k in ("labelled", "chosen"))
+        assert not labelled.visible or labelled.visible < 0.1
+        assert labelled is chosen or chosen.visible > 0
+        found += 1
+    assert found >= 3
+
+
+def test_without_known_regions_no_crop_is_promised(trace):
+    blind = replace(trace, data=replace(trace.data, class_map=None))
+    explorer = HeatmapExplorer(blind)
+    explorer.lose.click()
+    assert "No crop" in explorer.text.value
 
 
 def test_images_can_be_chosen_by_class(trace):
