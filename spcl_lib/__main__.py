@@ -100,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data_options(views)
     views.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    views.add_argument("--scale", type=float, help="the runs' least area of a crop (default: 0.1)")
+    views.add_argument(
+        "--scale", type=float,
+        help="the runs' least area of a crop (default: 0.1, or the profile's if there are none)",
+    )  # fmt: skip
     views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
     views.set_defaults(command=_recovery)
 
@@ -254,12 +257,11 @@ def _ablation(options: argparse.Namespace) -> int:
 
 def _recovery(options: argparse.Namespace) -> int:
     from spcl_lib import recovery_claims, recovery_tables
-    from spcl_lib.ablation import RECOVERY_SCALE
     from spcl_lib.findings import keep, load_findings
 
     found = load_findings(
         "results", options.dataset, options.profile, options.seeds,
-        options.scale or RECOVERY_SCALE, parse_overrides(_settings(options)), options.data_root,
+        options.scale, parse_overrides(_settings(options)), options.data_root,
     )  # fmt: skip
     print("\n".join(recovery_tables.provenance(found)))
     for sentences in (

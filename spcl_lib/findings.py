@@ -32,7 +32,7 @@ def load_findings(
     dataset: str,
     profile: str = "cpu",
     seeds: Sequence[int] = (0, 1, 2),
-    scale: float = RECOVERY_SCALE,
+    scale: float | None = None,
     overrides: dict[str, object] | None = None,
     data_root: str | Path | None = None,
 ) -> Findings:
@@ -41,11 +41,12 @@ def load_findings(
     Args:
         source: "reference": the file kept under version control; "results": this machine's
             finished runs, measured now unless they have been; "auto": the file if it is there and
-            about the same crops, and no setting is overridden, else the runs.
+            about the crops asked for, and no setting is overridden, else the runs.
         dataset: a key of config.PROFILES.
         profile: a key of config.PROFILES[dataset].
         seeds: of the runs.
-        scale: least area of the crops that the runs were trained with.
+        scale: least area of the crops that the runs were trained with; None: what there is,
+            the reference file's, else RECOVERY_SCALE's runs, else those of the main job.
         overrides: of the runs' other settings.
         data_root: see `paths.data_root`.
 
@@ -59,7 +60,7 @@ def load_findings(
     file = reference_file(dataset, profile)
     if source == "reference" or (source == "auto" and not overrides and file.is_file()):
         kept = _read(file)
-        if source == "reference" or kept["about"]["scale_min"] == scale:
+        if source == "reference" or scale in (None, kept["about"]["scale_min"]):
             return kept
     return _measured(dataset, profile, seeds, scale, overrides, data_root)
 
@@ -87,18 +88,22 @@ def _measured(
     dataset: str,
     profile: str,
     seeds: Sequence[int],
-    scale: float,
+    scale: float | None,
     overrides: dict[str, object] | None,
     data_root: str | Path | None,
 ) -> Findings:
     """Findings of this machine's runs; kept in results/ until a run or the code changes."""
-    wanted = crop_scale_configs(dataset, profile, seeds, [scale], overrides=overrides)
-    done = [c for c in wanted if finished(c) is not None]
-    if not any((run_folder(c) / "bank.safetensors").is_file() for c in done):
+    usual = make_config(dataset, "scl", 0, profile).scale_min
+    scales = (RECOVERY_SCALE, usual) if scale is None else (scale,)
+    plans = [crop_scale_configs(dataset, profile, seeds, [s], overrides=overrides) for s in scales]
+    wanted = next(filter(_has_averages, plans), None)
+    if wanted is None:
         raise UserError(
-            f"no finished run of {dataset} (profile {profile}, crops from {scale:g} of the image) "
-            f"with running averages in '{paths.results()}'; make them with: {command(wanted)}"
+            f"no finished run of {dataset} (profile {profile}, crops from {scales[0]:g} of the "
+            f"image) with running averages in '{paths.results()}'; make them with: "
+            f"{command(plans[0])}"
         )
+    done = [c for c in wanted if finished(c) is not None]
     every = crop_scale_configs(dataset, profile, seeds, overrides=overrides)
     scores = crop_scale_rows(list(dict.fromkeys([*every, *wanted])))
     about = _about(wanted, done)
@@ -110,6 +115,11 @@ def _measured(
     found = tables | {"about": about, "crop_scale": scores}
     _write(file, found)
     return _read(file)
+
+
+def _has_averages(configs: Sequence[RunConfig]) -> bool:
+    """Whether one of the runs is finished and keeps averages."""
+    return any(finished(c) and (run_folder(c) / "bank.safetensors").is_file() for c in configs)
 
 
 def keep(found: Findings) -> Path:

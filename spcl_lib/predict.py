@@ -118,8 +118,8 @@ def choose_threshold(model: nn.Module, images: Tensor, config: RunConfig) -> flo
     """The score that `expected_positives` labels of a training image reach, on average (ours).
 
     A network that was told one label per image gives low probabilities, so that few labels reach
-    0.5. On the README's runs (seed 0) this threshold raises OF1 of EN + SCL from 50 to 77 on scenes
-    and from 68 to 70 on VOC 2007, and that of AN from 18 to 67 and from 61 to 68. No label is used.
+    0.5. On the README's runs (seed 0) this threshold raises OF1 of EN + SCL from 49 to 76 on scenes
+    and from 68 to 70 on VOC 2007, and that of AN from 17 to 67 and from 61 to 68. No label is used.
 
     Args:
         model: trained.

@@ -226,7 +226,8 @@ RULE = (
     "deviation / square root of the number of seeds): a rough rule, no test."
 )
 _CLAIMS = (
-    ("cl", "an"), ("scl", "an"), ("scl", "cl"), ("en", "an"), ("en_scl", "en"), ("en_scl", "en_cl"),
+    ("cl", "an"), ("scl", "an"), ("scl", "cl"), ("en", "an"), ("en_cl", "en"), ("en_scl", "en"),
+    ("en_scl", "en_cl"),
 )  # fmt: skip
 
 

@@ -230,6 +230,9 @@ def test_the_reference_is_kept_small_and_read_again(runs, reference, monkeypatch
     assert load_findings("auto", "scenes", "smoke", scale=0.1) == found
     with pytest.raises(UserError, match="no finished run.*crops from 0.5"):
         load_findings("auto", "scenes", "smoke", scale=0.5)  # not what the file is about
+    about = found["about"] | {"scale_min": 0.25}
+    findings.keep(found | {"about": about})
+    assert load_findings("auto", "scenes", "smoke")["about"] == about  # whatever there is
 
 
 def test_what_is_missing_or_damaged_is_told_with_the_command(results, reference, tiny):
@@ -248,6 +251,15 @@ def test_what_is_missing_or_damaged_is_told_with_the_command(results, reference,
     run(make_config("scenes", "an", 0, "smoke", tiny | {"scale_min": 0.1, "snapshots": 64}))
     with pytest.raises(UserError, match="with running averages"):  # AN keeps none
         load_findings("results", "scenes", "smoke", [0], 0.1, tiny)
+
+
+def test_without_small_crops_the_main_jobs_runs_are_measured(results, reference, tiny, monkeypatch):
+    run(make_config("scenes", "scl", 0, "smoke", tiny))
+    monkeypatch.setattr(measuring, "measure", lambda done, root: {"sources": []})
+    found = load_findings("auto", "scenes", "smoke", [0], None, tiny)
+    assert found["about"]["scale_min"] == make_config("scenes", "scl", 0, "smoke").scale_min
+    with pytest.raises(UserError, match="crops from 0.1 of the image.*--scales 0.1"):
+        load_findings("auto", "scenes", "smoke", [1], None, tiny)
 
 
 def test_what_cannot_be_computed_is_null():

@@ -118,6 +118,7 @@ def test_all_verdicts():
         "SCL beats AN",
         "SCL beats CL",
         "EN beats AN",
+        "EN + CL beats EN:",
         "EN + SCL beats EN:",
         "EN + SCL beats EN + CL",
         "The best method with SCL is EN +",
