@@ -186,6 +186,10 @@ def corrections(found: Findings) -> Figure:
     over.set(xlabel="epoch", ylabel="labels, in % of each kind", ylim=(-3, 103))
     over.set_title(f"decided at {usual:g} (solid: corrected, dashed: spoiled)", fontsize="small")
     over.xaxis.get_major_locator().set_params(integer=True)
+    if not over.lines:
+        over.text(0.5, 0.5, "not recorded: these runs\nfollowed no image (snapshots = 0)",
+                  ha="center", va="center", transform=over.transAxes)  # fmt: skip
+        over.set(xticks=[])
     against.set(xlabel="right labels spoiled, in %", ylabel="wrong labels corrected, in %")
     against.set(xlim=(-2, None), ylim=(-3, 103))
     against.set_title("at the end, for other shares of the whole image's", fontsize="small")

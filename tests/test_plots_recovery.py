@@ -61,3 +61,11 @@ def test_reliability_weighs_seeds_by_their_views():
     score, share, count = plots_recovery._pooled(rows)
     assert score == pytest.approx([0.125, 0.9]) and share == pytest.approx([0.3, 1.0])
     assert count.tolist() == [40, 5]
+
+
+def test_what_no_run_recorded_is_said_in_the_figure():
+    found = fake_findings()
+    assert not plots_recovery.corrections(found).axes[0].texts
+    found["decisions"] = [r for r in found["decisions"] if r["images"] == "all"]
+    (text,) = plots_recovery.corrections(found).axes[0].texts
+    assert "snapshots = 0" in text.get_text()
