@@ -7,9 +7,8 @@ _NEVER = "estimated, never run by us"
 # on two cores, bfloat16. The estimates for a CPU are voc2007's, scaled by the number of images.
 COSTS: dict[tuple[str, str], str] = {
     ("scenes", "cpu"): "30 s and 0.8 GB (measured), once 1 to 2 min of pretraining",
-    ("voc2007", "cpu"): "7 min or more and 1.4 GB (measured while other work ran)",
-    ("voc2007", "long"): "15 min or more and 1.4 GB (measured while other work ran)",
-    ("voc2012", "cpu"): f"16 min and 1.5 GB ({_NEVER})",
+    ("voc2007", "cpu"): "6 min and 2.1 GB (measured)",
+    ("voc2012", "cpu"): f"14 min and 2.3 GB ({_NEVER})",
     ("coco2014", "cpu"): f"4 h and 4 GB, 14 GB of cache ({_NEVER})",
     ("coco2017", "cpu"): f"6 h and 5 GB, 14 GB of cache ({_NEVER})",
     ("imagenet", "cpu"): "60 h for AN; heatmaps of all images would take 251 GB: "
