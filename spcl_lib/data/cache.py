@@ -86,8 +86,7 @@ def locked(path: Path) -> Iterator[None]:
         handle = open(path.with_name(f".{path.name}.lock"), "w")
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            left.unlink(missing_ok=True)  # of a process that was killed
+        sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
         yield
 
 
