@@ -1,13 +1,15 @@
-"""spcl: spatial consistency loss for multi-label classifiers from single-label annotations."""
+"""spcl: spatial consistency loss for multi-label classifiers from single-label annotations.
 
-__version__ = "0.1.0"
+The method is in the modules beside this file; README.md, next to them, says in which order to read.
+"""
 
 from typing import Any
 
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.errors import UserError
 from spcl_lib.evaluate import mean_average_precision
 from spcl_lib.losses import spatial_consistency
+from spcl_lib.system import VERSION as __version__
+from spcl_lib.system.errors import UserError
 from spcl_lib.views import Views
 
 __all__ = [
@@ -22,9 +24,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `Predictor` when it is asked for: it needs all of the library."""
+    """Imports `Predictor` when somebody asks for it: it needs far more than the method."""
     if name != "Predictor":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from spcl_lib.predict import Predictor
+    from spcl_lib.runs.predict import Predictor
 
     return Predictor

@@ -1,19 +1,24 @@
-"""Command line: `python -m spcl_lib run | reproduce | ablation | ...`; see --help."""
+"""Command line: `python -m spcl_lib run | reproduce | predict | ...`; see --help."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
+import json
 import os
-import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from spcl_lib import paths
-from spcl_lib.config import PROFILES, RunConfig, make_config, methods_of, parse_overrides
-from spcl_lib.errors import UserError
-from spcl_lib.losses import METHODS
+from spcl_lib.methods import METHODS
+from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.runs.settings import make_config, methods_of, parse_overrides
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import explain_refusals
+from spcl_lib.system.processes import end_with_parent
+
+Options = argparse.Namespace
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 fine, 1 a run failed, 2 a user's mistake."""
     try:
         options = _parser().parse_args(arguments)
-        with paths.explained():
+        with explain_refusals():
             return options.command(options)
     except UserError as error:
         print(f"spcl: error: {error}", file=sys.stderr)
@@ -36,32 +41,34 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+# --- options --------------------------------------------------------------------------------------
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="spcl_lib", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
-    one = commands.add_parser("run", help="train and evaluate one method", allow_abbrev=False)
+    def add(name: str, command: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, allow_abbrev=False)
+        made.set_defaults(command=command)
+        return made
+
+    one = add("run", _run, "train and evaluate one method")
     _add_data_options(one)
-    one.add_argument("--method", required=True, help=", ".join(METHODS))
+    one.add_argument("--method", help=", ".join(METHODS))
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--force", action="store_true", help="run again even if it is finished")
-    one.add_argument("--notebook", metavar="FILE", help="run 01_train, and keep it as FILE")
-    one.set_defaults(command=_run)
+    one.add_argument("--config", metavar="FILE", help="config.json of a run, for all of the above")
+    one.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
 
-    every = commands.add_parser(
-        "reproduce", help="all methods and seeds, then the table and report", allow_abbrev=False
+    every = add("reproduce", _reproduce, "all methods and seeds, then all notebooks and the page")
+    _add_data_options(every, dataset=None)
+    every.add_argument(
+        "--all", action="store_true", help="every experiment of every data set that is there"
     )
-    _add_data_options(every)
-    every.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
-    every.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    every.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
-    every.add_argument("--force", action="store_true", help="run again what is finished")
-    every.add_argument("--list", action="store_true", help="show what would run, and stop")
-    every.set_defaults(command=_reproduce)
+    _add_schedule_options(every)
 
-    ahead = commands.add_parser(
-        "predict", help="scores and labels of images, by a finished run", allow_abbrev=False
-    )
+    ahead = add("predict", _predict, "scores and labels of images, by a finished run")
     ahead.add_argument(
         "--run", required=True, metavar="DIR",
         help="the run's folder, or a folder of runs: the one of them that finished last",
@@ -76,28 +83,19 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument(
         "--heatmaps", metavar="DIR", help="write a picture of every image's heatmaps"
     )
-    ahead.set_defaults(command=_predict)
 
-    varied = commands.add_parser(
-        "ablation", help="the same methods with one setting varied", allow_abbrev=False
-    )
+    varied = add("ablation", _ablation, "the same methods with one setting varied")
     varied.add_argument("name", choices=["crop_scale"], help="what is varied")
     _add_data_options(varied)
-    varied.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     varied.add_argument(
         "--scales", type=float, nargs="+", metavar="S", help="least areas of a crop, of the image's"
     )
-    varied.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
-    varied.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
-    varied.add_argument("--force", action="store_true", help="run again what is finished")
-    varied.add_argument("--list", action="store_true", help="show what would run, and stop")
-    varied.set_defaults(command=_ablation)
+    _add_schedule_options(varied)
 
-    views = commands.add_parser(
-        "recovery",
-        help="measure, on the runs of `ablation crop_scale`, who knows what a crop still shows",
-        allow_abbrev=False,
-    )
+    views = add(
+        "recovery", _recovery,
+        "measure, on the runs of `ablation crop_scale`, who knows what a crop still shows",
+    )  # fmt: skip
     _add_data_options(views)
     views.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     views.add_argument(
@@ -105,49 +103,46 @@ def _parser() -> argparse.ArgumentParser:
         help="the runs' least area of a crop (default: 0.1, or the profile's if there are none)",
     )  # fmt: skip
     views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
-    views.set_defaults(command=_recovery)
 
-    bench = commands.add_parser(
-        "bench", help="cost of every method's training step against AN's", allow_abbrev=False
-    )
+    bench = add("bench", _bench, "cost of every method's training step against AN's")
     _add_data_options(bench)
     bench.add_argument("--steps", type=int, default=40, help="timed steps per method")
     bench.add_argument(
         "--input", action="store_true", help="instead: how fast images are read, against the step"
     )
-    bench.set_defaults(command=_bench)
 
-    fetch = commands.add_parser(
-        "download", help="fetch Pascal VOC through torchvision", allow_abbrev=False
-    )
+    fetch = add("download", _download, "fetch Pascal VOC through torchvision")
     fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
     fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
-    fetch.set_defaults(command=_download)
 
-    keep = commands.add_parser(
-        "reference", help="keep finished runs as notebooks/reference, update the README's tables",
-        allow_abbrev=False,
+    keep = add(
+        "reference", _reference,
+        "keep finished runs as notebooks/reference, update the README's tables",
     )  # fmt: skip
-    keep.add_argument("--dataset", default="scenes", help=", ".join(PROFILES))
-    keep.add_argument("--profile", default="cpu")
-    keep.set_defaults(command=_reference)
+    _add_data_options(keep)
 
-    books = commands.add_parser(
-        "notebooks", help="run notebooks again in place, for the committed outputs",
-        allow_abbrev=False,
-    )  # fmt: skip
+    books = add("notebooks", _notebooks, "run notebooks again in place, for the committed outputs")
     books.add_argument("names", nargs="*", help="such as 00_tour (default: all)")
-    books.set_defaults(command=_notebooks)
+    books.add_argument("--out", metavar="FILE", help="instead: keep the one notebook as FILE")
+    books.add_argument("--parameters", default="{}", metavar="JSON", help="of that notebook")
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="scenes", help=", ".join(PROFILES))
+def _add_data_options(parser: argparse.ArgumentParser, dataset: str | None = "scenes") -> None:
+    parser.add_argument("--dataset", default=dataset, help=", ".join(PROFILES))
     parser.add_argument("--profile", default="cpu", help="cpu (default), smoke, ...")
     parser.add_argument("--data-root", help="folder of the real data (else SPCL_DATA, else data/)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
     )
+
+
+def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; with smoke: 0")
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
+    parser.add_argument("--force", action="store_true", help="run again what is finished")
+    parser.add_argument("--list", action="store_true", help="show what would run, and stop")
 
 
 def _threshold(text: str) -> float | None:
@@ -159,35 +154,51 @@ def _threshold(text: str) -> float | None:
     raise argparse.ArgumentTypeError(f"must be auto or in 0..1, not '{text}'")
 
 
-def _settings(options: argparse.Namespace) -> list[str]:
-    """What `--set` gave, with the weights' file as an absolute path.
-
-    A path from here means another place in a notebook, which runs in its own folder.
-    """
-    pairs = []
-    for pair in options.set:
-        key, _, value = pair.partition("=")
-        if key == "weights" and value not in ("auto", "none", "torchvision"):
-            pair = f"{key}={os.path.abspath(os.path.expanduser(value))}"
-        pairs.append(pair)
-    return pairs
+def _overrides(options: Options) -> dict[str, object]:
+    """What `--set` gave; the file of weights as an absolute path, for notebooks elsewhere."""
+    found = parse_overrides(options.set)
+    if found.get("weights", "auto") not in ("auto", "none", "torchvision"):
+        found["weights"] = os.path.abspath(os.path.expanduser(str(found["weights"])))
+    return found
 
 
-def _run(options: argparse.Namespace) -> int:
-    from spcl_lib.data import identified
-    from spcl_lib.experiment import finished, run, run_folder
-    from spcl_lib.history import told
-    from spcl_lib.reproduce import end_with_parent
+def _seeds(options: Options) -> list[int]:
+    """The seeds, each once; a smoke test needs one."""
+    usual = [0] if options.profile == "smoke" else [0, 1, 2]
+    return list(dict.fromkeys(options.seeds or usual))
+
+
+def _jobs(options: Options) -> int:
+    jobs = (os.cpu_count() or 1) if options.jobs is None else options.jobs
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1; got {jobs}")
+    return jobs
+
+
+# --- commands; each imports what it needs, so that the others start at once ---------------------
+
+
+def _run(options: Options) -> int:
+    from spcl_lib.runs.notebooks import execute
+    from spcl_lib.runs.progress import print_progress
+    from spcl_lib.runs.run import run
+    from spcl_lib.runs.splits import identify_data
+    from spcl_lib.runs.store import read_config, run_folder, write_config
 
     end_with_parent()
-    overrides = parse_overrides(_settings(options))
-    config = make_config(options.dataset, options.method, options.seed, options.profile, overrides)
-    config = identified(config, options.data_root)
-    with told(config, run_folder(config)):
-        if options.notebook:
-            _run_notebook(options)
-        metrics = finished(config) if options.notebook else None
-        metrics = metrics or run(config, options.data_root, options.force)
+    if bool(options.config) == bool(options.method):
+        raise UserError(f"give --method NAME ({', '.join(METHODS)}), or --config FILE")
+    if options.config:
+        config, root = read_config(Path(options.config))
+    else:
+        names = options.dataset, options.method, options.seed, options.profile
+        config, root = make_config(*names, _overrides(options)), options.data_root
+    config = identify_data(config, root)
+    with print_progress(config, run_folder(config)):
+        metrics = run(config, root, options.force)
+    if options.notebook:
+        file = str(write_config(config, root))
+        execute("01_train", {"config_file": file}, Path(options.notebook))
     more = " against single labels" if metrics.get("report_labels") == "single" else ""
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
@@ -198,84 +209,87 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_notebook(options: argparse.Namespace) -> None:
-    from spcl_lib.notebooks import execute
+def _reproduce(options: Options) -> int:
+    from spcl_lib.reproduce.plan import all_experiments, experiment_of, reproduce, show_plan
 
-    # A path from here means another place in the notebook, which runs in its own folder.
-    root = options.data_root
-    data_root = os.path.abspath(os.path.expanduser(root)) if root else ""
-    parameters = {
-        "dataset": options.dataset, "method": options.method, "seed": options.seed,
-        "profile": options.profile, "data_root": data_root,
-        "overrides": shlex.join(_settings(options)), "force": options.force,
-    }  # fmt: skip
-    execute("01_train", parameters, Path(options.notebook))
-
-
-def _reproduce(options: argparse.Namespace) -> int:
-    from spcl_lib.reproduce import reproduce
-
-    methods = options.only or methods_of(options.dataset)
-    if not options.only and "full" not in methods:
-        print(f"without full: the training images of {options.dataset} have one known label each")
-    overrides = parse_overrides(_settings(options))
-    configs = [
-        make_config(options.dataset, method, seed, options.profile, overrides)
-        for method in methods
-        for seed in options.seeds
-    ]
-    configs = _identified(configs, options)
-    return reproduce(configs, options.data_root, _jobs(options), options.force, options.list)
+    if options.all:
+        if options.only or options.set or options.profile != "cpu":
+            raise UserError("--all runs everything; --only, --set and --profile do not go with it")
+        experiments = all_experiments(options.dataset, _seeds(options), options.data_root)
+    else:
+        dataset = options.dataset or "scenes"
+        experiments = [
+            experiment_of(
+                dataset, options.profile, options.only or (), _seeds(options),
+                _overrides(options), options.data_root,
+            )
+        ]  # fmt: skip
+        if not options.only and "full" not in methods_of(dataset):
+            print(f"without full: the training images of {dataset} have one known label each")
+    if options.list:
+        show_plan(experiments, _jobs(options))
+        return 0
+    return reproduce(experiments, _jobs(options), options.force)
 
 
-def _identified(configs: list[RunConfig], options: argparse.Namespace) -> list[RunConfig]:
-    """All configurations with the content of the one folder that they are for, if any."""
-    from spcl_lib.data import identified
-
-    content = identified(configs[0], options.data_root).content
-    return [dataclasses.replace(config, content=content) for config in configs]
-
-
-def _jobs(options: argparse.Namespace) -> int:
-    jobs = (os.cpu_count() or 1) if options.jobs is None else options.jobs
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1; got {jobs}")
-    return jobs
-
-
-def _ablation(options: argparse.Namespace) -> int:
-    from spcl_lib.ablation import CROP_METHODS, CROP_SCALES, crop_scale_configs, run_crop_scale
+def _ablation(options: Options) -> int:
+    from spcl_lib.analysis.measurement_tables import crop_scale_texts
+    from spcl_lib.runs.ablation import (
+        CROP_METHODS,
+        CROP_SCALES,
+        crop_scale_configs,
+        crop_scale_rows,
+    )
+    from spcl_lib.runs.schedule import run_all
+    from spcl_lib.runs.splits import identify_all
+    from spcl_lib.runs.store import load_metrics
 
     configs = crop_scale_configs(
-        options.dataset, options.profile, options.seeds, options.scales or CROP_SCALES,
-        options.only or CROP_METHODS, parse_overrides(_settings(options)),
+        options.dataset, options.profile, _seeds(options), options.scales or CROP_SCALES,
+        options.only or CROP_METHODS, _overrides(options),
     )  # fmt: skip
-    configs = _identified(configs, options)
-    jobs = _jobs(options)
-    return run_crop_scale(configs, options.data_root, jobs, options.force, options.list)
+    configs, jobs = identify_all(configs, options.data_root), _jobs(options)
+    if options.list:
+        runs = [load_metrics(c) for c in configs]
+        for config, done in zip(configs, runs, strict=True):
+            state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
+            print(f"{config.method:7} scale_min {config.scale_min:<5g} seed {config.seed}  {state}")
+        print(f"{runs.count(None)} of {len(configs)} runs to do")
+        return 0
+    failed = run_all(configs, options.data_root, jobs, options.force)
+    print("\nmAP in % by the least area of the crops (mean ± standard deviation over seeds)")
+    for line in crop_scale_texts(crop_scale_rows(configs)):
+        print(f"{line[0]:9}" + "".join(f"{cell:>13}" for cell in line[1:]))
+    print(f"\n{len(configs) - len(failed)} of {len(configs)} runs finished", flush=True)
+    for task in failed:
+        print(f"failed: {task.name}, log: {task.log}")
+    return 1 if failed else 0
 
 
-def _recovery(options: argparse.Namespace) -> int:
-    from spcl_lib import recovery_claims, recovery_tables
-    from spcl_lib.findings import keep, load_findings
+def _recovery(options: Options) -> int:
+    from spcl_lib.analysis import measurement_sentences as sentences
+    from spcl_lib.analysis.measurement_files import keep_as_reference, load_measurements
+    from spcl_lib.analysis.measurement_tables import provenance
+    from spcl_lib.analysis.statistics import bullets
 
-    found = load_findings(
+    found = load_measurements(
         "results", options.dataset, options.profile, options.seeds,
-        options.scale, parse_overrides(_settings(options)), options.data_root,
+        options.scale, _overrides(options), options.data_root,
     )  # fmt: skip
-    print("\n".join(recovery_tables.provenance(found)))
-    for sentences in (
-        recovery_claims.recovery_verdicts(found), recovery_claims.crop_scale_verdicts(found),
-        recovery_claims.localisation_verdicts(found),
+    print("\n".join(provenance(found)))
+    for part in (
+        sentences.recovery_sentences(found), sentences.crop_scale_sentences(found),
+        sentences.localisation_sentences(found),
     ):  # fmt: skip
-        print(f"\n{recovery_claims.bullets(sentences)}")
+        print(f"\n{bullets(part)}")
     if options.keep:
-        print(f"\n{keep(found)}")
+        print(f"\n{keep_as_reference(found)}")
     return 0
 
 
-def _predict(options: argparse.Namespace) -> int:
-    from spcl_lib.predict import Predictor, find_run, predict_files
+def _predict(options: Options) -> int:
+    from spcl_lib.runs.predict import Predictor, find_run, predict_files
+    from spcl_lib.viewer.overlays import OverlayFolder
 
     run = find_run(Path(options.run))
     predictor = Predictor.load(run)
@@ -284,9 +298,9 @@ def _predict(options: argparse.Namespace) -> int:
     threshold = predictor.threshold if options.threshold is None else options.threshold
     if threshold is None:
         raise UserError(f"the run '{run}' has no threshold of its own; give one: --threshold 0.5")
-    heatmaps = Path(options.heatmaps).expanduser() if options.heatmaps else None
+    folder = options.heatmaps and OverlayFolder(Path(options.heatmaps).expanduser())
     images, out = Path(options.images).expanduser(), Path(options.out).expanduser()
-    done, skipped = predict_files(predictor, images, out, threshold, heatmaps)
+    done, skipped = predict_files(predictor, images, out, threshold, folder or None)
     if skipped:
         names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
         print(f"spcl: left out {len(skipped)} that cannot be read: {names}", file=sys.stderr)
@@ -294,46 +308,53 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(options: argparse.Namespace) -> int:
-    from spcl_lib.bench import bench
-    from spcl_lib.bench_input import bench_input
+def _bench(options: Options) -> int:
+    from spcl_lib.runs.bench import bench, bench_input
 
     if options.steps < 1:
         raise UserError(f"--steps must be at least 1; got {options.steps}")
-    config = make_config(
-        options.dataset, "an", 0, options.profile, parse_overrides(_settings(options))
-    )
+    config = make_config(options.dataset, "an", 0, options.profile, _overrides(options))
     measure = bench_input if options.input else bench
     return measure(config, options.data_root, options.steps)
 
 
-def _download(options: argparse.Namespace) -> int:
-    from spcl_lib import paths
+def _download(options: Options) -> int:
     from spcl_lib.data.download import download
 
     print(download(options.dataset, paths.data_root(options.data_root, options.dataset)))
     return 0
 
 
-def _reference(options: argparse.Namespace) -> int:
-    from spcl_lib.experiment import finished
-    from spcl_lib.overview import write_overview
-    from spcl_lib.report import update_readme
-    from spcl_lib.results import save_reference
+def _reference(options: Options) -> int:
+    from spcl_lib.analysis.report import update_readme
+    from spcl_lib.analysis.results import save_reference
+    from spcl_lib.runs.store import load_metrics
+    from spcl_lib.viewer.overview import write_overview
 
-    print(save_reference(options.dataset, options.profile))
+    print(save_reference(options.dataset, options.profile, options.data_root))
     scl = make_config(options.dataset, "scl", 0, options.profile)
-    if options.dataset == "scenes" and finished(scl):
+    if options.dataset == "scenes" and load_metrics(scl):
         print(write_overview(scl, paths.reference() / "overview.png"))
     update_readme()
     return 0
 
 
-def _notebooks(options: argparse.Namespace) -> int:
-    from spcl_lib.notebooks import refresh
+def _notebooks(options: Options) -> int:
+    from spcl_lib.reproduce.pages import write_notebook_page
+    from spcl_lib.runs.notebooks import execute, refresh
 
-    for file in refresh(options.names):
-        print(file)
+    if options.out is None:
+        for file in refresh(options.names):
+            print(file)
+        return 0
+    end_with_parent()
+    if len(options.names) != 1:
+        raise UserError("--out keeps one notebook; name one, such as 02_results")
+    try:
+        parameters = json.loads(options.parameters)
+    except ValueError as error:
+        raise UserError(f"--parameters is no JSON ({error}); write '{{\"seed\": 1}}'") from error
+    print(write_notebook_page(execute(options.names[0], parameters, Path(options.out))))
     return 0
 
 

@@ -8,14 +8,12 @@ image-level running average P of the consistency loss (CL).
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spcl_lib.errors import UserError
-from spcl_lib.room import available_disk, available_memory
+from spcl_lib.system.memory import require_memory_for_averages
 from spcl_lib.views import Views
 
 _STORED = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}
@@ -76,25 +74,27 @@ class HeatmapBank:
             raise ValueError(f"momentum must be in [0, 1); got {momentum}")
         if dtype not in _STORED:
             raise ValueError(f"dtype must be one of {[str(d) for d in _STORED]}; got {dtype}")
-        require_room(num_images, num_classes, size, dtype, path)
-        self.num_images, self.num_classes, self.size = num_images, num_classes, size
-        self.momentum = momentum
-        self.heatmaps = _allocate((num_images, num_classes, size, size), dtype, path)
-        self.seen = torch.zeros((num_images, size, size), dtype=torch.bool)
-        self._rounding = torch.Generator().manual_seed(seed)
+        require_memory_for_averages(num_images, num_classes, size, dtype, path)
+        heatmaps = _allocate((num_images, num_classes, size, size), dtype, path)
+        seen = torch.zeros((num_images, size, size), dtype=torch.bool)
+        self._hold(heatmaps, seen, momentum, seed)
 
     @classmethod
     def of(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
-        """A bank with these contents, to read from: of a finished run, or of a snapshot.
+        """A bank with these contents (no copies), to read from: of a run, or of a snapshot.
 
         Args:
             heatmaps: (N, C, W, W) in a type that a bank stores.
             seen: (N, W, W) bool.
         """
-        bank = cls(*heatmaps.shape[:3], dtype=heatmaps.dtype)
-        bank.heatmaps.copy_(heatmaps)
-        bank.seen.copy_(seen)
+        bank = cls.__new__(cls)  # nothing to allocate, so nothing to check for room
+        bank._hold(heatmaps, seen, momentum=0.0, seed=0)
         return bank
+
+    def _hold(self, heatmaps: Tensor, seen: Tensor, momentum: float, seed: int) -> None:
+        self.num_images, self.num_classes, self.size = heatmaps.shape[:3]
+        self.heatmaps, self.seen, self.momentum = heatmaps, seen, momentum
+        self._rounding = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
@@ -188,48 +188,6 @@ class HeatmapBank:
             )
         if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < self.num_images):
             raise ValueError(f"indices must be in 0..{self.num_images - 1}")
-
-
-def require_room(
-    num_images: int,
-    num_classes: int,
-    size: int,
-    dtype: torch.dtype,
-    path: str | Path | None = None,
-    per_label: int = 0,
-    copies: int = 1,
-) -> None:
-    """Refuses a bank that does not fit: memory is taken page by page, and would end hours later.
-
-    Args:
-        num_images: see HeatmapBank, as for all that are not named here.
-        num_classes: C.
-        size: W.
-        dtype: of the heatmaps.
-        path: the file, which is then what has to fit; None for memory.
-        per_label: bytes that are needed beside, for every image and class.
-        copies: how often the bank is held at a time.
-
-    Raises:
-        UserError: it does not fit; the message says how much is needed and what would fit.
-    """
-    cell = num_classes * torch.empty((), dtype=dtype).element_size() + 1  # 1: whether it was seen
-    beside = num_classes * per_label  # bytes of an image, as copies * cell * size**2 are
-    needed = num_images * (copies * cell * size**2 + beside)
-    left = available_memory() if path is None else available_disk(Path(path))
-    if needed <= left:
-        return
-    fitting = math.isqrt(max(0, left // num_images - beside) // (copies * cell))
-    ways = [f"train on at most {num_images * left // needed:,} images (setting train_images)"]
-    ways += [f"keep heatmaps of at most {fitting} cells a side (bank_size)"] * (1 < fitting < size)
-    ways += ["keep them in a file (HeatmapBank's path)"] * (path is None and copies == 1)
-    place = "memory" if path is None else f"disk at '{path}'"
-    place += " (with the copy of a checkpoint)" if copies > 1 else ""
-    raise UserError(
-        f"running averages of {num_images:,} images x {num_classes:,} classes x {size} x {size} "
-        f"cells need {needed / 1e9:,.1f} GB of {place}, and "
-        f"{left / 1e9:,.1f} GB are left; {', or '.join(ways)}"
-    )
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, path: str | Path | None) -> Tensor:

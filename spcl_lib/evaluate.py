@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spcl_lib.data.common import ImageSet
-from spcl_lib.data.images import Images
-from spcl_lib.model import autocast, normalised, pooled
+from spcl_lib.model import Images, autocast, normalise, pool
 
 
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -182,17 +181,24 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto")
                 batch.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
             )
         with autocast(device, amp):
-            out.append(model(normalised(batch)).float().cpu())
+            out.append(model(normalise(batch)).float().cpu())
     model.train(was_training)
     return torch.cat(out)
 
 
-def evaluate(model: nn.Module, data: ImageSet, side: int, amp: str = "auto") -> dict[str, object]:
+class LabelledImages(Protocol):
+    """What a model is evaluated on, such as `data.image_set.ImageSet`."""
+
+    images: Images
+    labels: Tensor  # (N, C) bool
+    classes: tuple[str, ...]
+    ignored: Tensor | None  # (N, C) bool
+
+
+def evaluate(
+    model: nn.Module, data: LabelledImages, side: int, amp: str = "auto"
+) -> dict[str, object]:
     """All metrics of a model on a split; see `evaluate_scores`."""
-    scores = torch.cat(
-        [
-            torch.sigmoid(pooled(predict_maps(model, data.images[part], side, amp)))
-            for part in _batches(len(data))
-        ]
-    )
+    parts = (predict_maps(model, data.images[p], side, amp) for p in _batches(len(data.images)))
+    scores = torch.cat([torch.sigmoid(pool(maps)) for maps in parts])
     return evaluate_scores(scores, data.labels, data.classes, data.ignored)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from http.client import HTTPException
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file as load_safetensors
-from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
-from spcl_lib.errors import UserError, unknown
+from spcl_lib.system.errors import unknown_name
+from spcl_lib.system.weights import load_backbone
+
+
+class Images(Protocol):
+    """Whole images (N, 3, S, S) uint8: a tensor, or what gives tensors when it is indexed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: Tensor) -> Tensor: ...
 
 
 class SpatialClassifier(nn.Module):
@@ -49,7 +56,7 @@ class SpatialClassifier(nn.Module):
         return self.head(self.features(images))
 
 
-def pooled(maps: Tensor) -> Tensor:
+def pool(maps: Tensor) -> Tensor:
     """Image logits s (B, C): the mean of score-map logits (B, C, G, G) over the cells."""
     return maps.mean((2, 3))
 
@@ -99,17 +106,17 @@ def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Sequential
         UserError: an unknown name, or weights that are missing or do not fit.
     """
     if name not in BACKBONES:
-        raise unknown("backbone", name, BACKBONES)
+        raise unknown_name("backbone", name, BACKBONES)
     if name == "small_resnet":
         model = small_resnet()
         if weights is not None:
-            _load(model, weights, name)
+            load_backbone(model, weights, name)
         return model, 128
     from torchvision import models  # here, because it takes seconds that the scenes need not spend
 
     model = getattr(models, name)(weights=None)
     if weights is not None:
-        _load(model, weights, name)
+        load_backbone(model, weights, name)
     if name == "mobilenet_v2":
         return model.features, model.last_channel
     num_features = model.fc.in_features
@@ -117,75 +124,10 @@ def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Sequential
 
 
 BACKBONES = ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
-
-
-def _load(model: nn.Module, weights: str | Path, name: str) -> None:
-    if weights == "torchvision":
-        if name == "small_resnet":
-            raise UserError("torchvision has no weights for small_resnet; pretrain it or use none")
-        from torchvision.models import get_model_weights
-
-        try:
-            url = get_model_weights(name)["DEFAULT"].url
-            state = torch.hub.load_state_dict_from_url(url, progress=True)
-        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a damaged download
-            raise UserError(
-                f"torchvision's weights of {name} could not be downloaded ({error}); "
-                "give a local file: --set weights=FILE, or start from random ones: "
-                "--set weights=none"
-            ) from error
-        _fill(model, state, weights, name)
-    else:
-        load_weights(model, Path(weights), name)
-
-
-def load_weights(model: nn.Module, file: Path, name: str) -> None:
-    """Reads a state dict, also one of float16, into a model.
-
-    Args:
-        model: its weights are replaced.
-        file: .safetensors, or what `torch.save` wrote.
-        name: of the model, for people.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another model.
-    """
-    _fill(model, _read_weights(file), file, name)
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], source: str | Path, name: str) -> None:
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()
-        detail = reason[1].strip()[:120] if len(reason) > 1 else reason[0][:120]
-        raise UserError(f"weights '{source}' do not fit {name}: {detail}") from error
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UserError(f"weights file '{file}' does not exist; give one with --set weights=FILE")
-    try:
-        if file.suffix == ".safetensors":
-            return load_safetensors(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise UserError(f"weights file '{file}' cannot be read ({type(error).__name__})") from error
-    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
-        raise UserError(f"weights file '{file}' is no state dict: names with a tensor each")
-    return state
-
-
-def save_weights(model: nn.Module, file: Path) -> None:
-    """Writes a state dict as safetensors, which wants plain memory order."""
-    save_safetensors({k: v.contiguous() for k, v in model.state_dict().items()}, file)
-
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     """Network input of images (B, 3, H, W) in 0..255: ImageNet's normalisation, channels last."""
     mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (MEAN, STD))
     scaled = (images.float() / 255 - mean) / std
@@ -212,3 +154,24 @@ def _cpu_has_bfloat16() -> bool:
         getattr(torch.cpu, f"_is_{name}_supported", lambda: False)()
         for name in ("avx512_bf16", "amx_tile")
     )
+
+
+_EPSILON = 1 / 512  # keeps probabilities away from 0 and 1 before a logit: half a step of uint8
+
+
+def presence_in(heatmaps: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Presence of every class that heatmaps imply: pooled as the model pools, over logits.
+
+    Args:
+        heatmaps: (B, C, G, G) in [0, 1].
+        seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all.
+
+    Returns:
+        (B, C) in [0, 1]; 0 where no cell has been seen.
+    """
+    logits = torch.logit(heatmaps, eps=_EPSILON)
+    if seen is None:
+        return torch.sigmoid(pool(logits))
+    cells = seen.sum((2, 3))  # (B, 1)
+    presence = torch.sigmoid((logits * seen).sum((2, 3)) / cells.clamp(min=1))
+    return presence.where(cells > 0, 0)

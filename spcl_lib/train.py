@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.images import Images, expect
-from spcl_lib.errors import UserError
-from spcl_lib.losses import Method
-from spcl_lib.model import autocast, normalised
+from spcl_lib.methods import Method
+from spcl_lib.model import Images, autocast, normalise
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.views import Views
 
 
@@ -40,15 +39,9 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def chance(*key: object) -> torch.Generator:
-    """A random generator of its own for every key, so that any step can be reached directly."""
-    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
 def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
     """A random order of all images, cut into batches of nearly equal size (none is left out)."""
-    order = torch.randperm(num_images, generator=chance("order", seed, epoch))
+    order = torch.randperm(num_images, generator=keyed_generator("order", seed, epoch))
     return order.tensor_split(math.ceil(num_images / batch))
 
 
@@ -62,13 +55,37 @@ def learning_rate(done: float, warmup: float) -> float:
     return (1 + math.cos(math.pi * (done - warmup) / max(1 - warmup, 1e-9))) / 2
 
 
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """AdamW; the new 1x1 convolution learns `head_lr_factor` times as fast as the backbone."""
+def make_optimizer(
+    model: nn.Module, lr: float, head_factor: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW; the 1x1 convolution learns `head_factor` times as fast as the backbone."""
     groups = [
         {"params": [p for p in model.features.parameters() if p.requires_grad], "factor": 1.0},
-        {"params": list(model.head.parameters()), "factor": config.head_lr_factor},
+        {"params": list(model.head.parameters()), "factor": head_factor},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, lr: float, done: float, warmup: float
+) -> None:
+    """Sets the rate of every group when the share `done` of all steps is done; lr: the highest."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"] * learning_rate(done, warmup)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """Changes the weights by one step down the gradient of a loss; gives the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def sample_views(count: int, config: RunConfig, generator: torch.Generator) -> Views:
+    """`count` random views with the crops and flips of a configuration."""
+    scale, ratio = (config.scale_min, config.scale_max), (1 / config.ratio_max, config.ratio_max)
+    return Views.sample(count, scale, ratio, config.flip, generator)
 
 
 def train_step(
@@ -88,22 +105,14 @@ def train_step(
         UserError: the loss is not finite.
     """
     device = next(model.parameters()).device
-    for group in optimizer.param_groups:
-        factor = learning_rate(epochs_done / config.epochs, config.warmup)
-        group["lr"] = config.lr * group["factor"] * factor
-
-    scale, ratio = (config.scale_min, config.scale_max), (1 / config.ratio_max, config.ratio_max)
-    views = Views.sample(len(indices), scale, ratio, config.flip, generator).to(device)
+    set_learning_rates(optimizer, config.lr, epochs_done / config.epochs, config.warmup)
+    views = sample_views(len(indices), config, generator).to(device)
     crops = views.crop(images[indices].to(device), config.crop_side)
     with autocast(device, config.amp):
-        maps = model(normalised(crops))  # (B, C, G, G)
+        maps = model(normalise(crops))  # (B, C, G, G)
     maps = maps.float()
     loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
-
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    value = loss.item()
+    value = descend(optimizer, loss)
     if not math.isfinite(value):  # before the averages take it in
         raise UserError(
             f"the loss became {value} in epoch {int(epochs_done) + 1}; "
@@ -152,10 +161,10 @@ def train(
             initial=progress.step, total=len(batches), leave=False, mininterval=1,
         )  # fmt: skip
         for indices, following in zip_longest(bar, batches[progress.step + 1 :]):
-            expect(images, following)
+            read_ahead(images, following)
             clock = time.perf_counter()
             epochs_done = progress.epoch + progress.step / len(batches)
-            generator = chance("views", config.seed, progress.epoch, progress.step)
+            generator = keyed_generator("views", config.seed, progress.epoch, progress.step)
             loss = train_step(
                 model, optimizer, method, images, labels, indices, config, epochs_done, generator
             )
@@ -176,3 +185,9 @@ def _finish_epoch(
     row = {"epoch": progress.epoch, "loss": progress.loss_sum / steps}
     progress.step, progress.loss_sum = 0, 0.0
     progress.history.append(row | after_epoch(progress))
+
+
+def read_ahead(images: Images, indices: Tensor | None) -> None:
+    """Names the images after the next ones: those that lie in files are read in the background."""
+    if indices is not None and hasattr(images, "expect"):
+        images.expect(indices)

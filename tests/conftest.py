@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from small_voc import voc_ids, write_lists
 
-from spcl_lib import paths
 from spcl_lib.__main__ import main
+from spcl_lib.system import paths
 
 torch.set_num_threads(1)  # the models are tiny, and bit-identical results need a fixed number
 

@@ -1,8 +1,8 @@
 """Findings made up for tests of what is said and drawn of them."""
 
-from spcl_lib.ablation import CROP_SCALES
-from spcl_lib.recovery import FALL, GROUPS, NOT_THERE
-from spcl_lib.visibility import LIMITS, VISIBILITY
+from spcl_lib.analysis.recovery import FALL, NOT_THERE, QUESTION_GROUPS
+from spcl_lib.analysis.visibility import LIMITS, VISIBILITY
+from spcl_lib.runs.ablation import CROP_SCALES
 
 AUROC = {"an": 50.0, "cl": 52.0, "scl_whole": 55.0, "scl": 90.0, "en_scl_whole": 54.0,
          "en_scl": 92.0}  # fmt: skip
@@ -20,17 +20,17 @@ def fake_findings(sources=tuple(AUROC), methods=tuple(GAINS), seeds=(0, 1, 2), *
              "AP": auroc[s] - 20 + 0.2 * seed, "AP_wrong": auroc[s] - 30 + 0.2 * seed,
              "AUROC": auroc[s] + 0.1 * seed,
              "chance": 20.0, "ECE": 30.0 - auroc[s] / 10 + 0.1 * seed}
-            for s in sources for seed in seeds for g in GROUPS for least in LIMITS
+            for s in sources for seed in seeds for g in QUESTION_GROUPS for least in LIMITS
         ],
         "reliability": [
             {"source": s, "seed": seed, "group": g, "score": [0.05, 0.5, None], "share":
              [0.1, 0.7, None], "count": [30, 10, 0]}
-            for s in sources for seed in seeds for g in GROUPS
+            for s in sources for seed in seeds for g in QUESTION_GROUPS
         ],
         "visibility": [
             {"source": s, "seed": seed, "group": g, "visibility": v, "target": 0.1 + 0.1 * i,
              "count": 9}
-            for s in sources for seed in seeds for g in GROUPS[:2]
+            for s in sources for seed in seeds for g in QUESTION_GROUPS[:2]
             for i, v in enumerate((NOT_THERE, *VISIBILITY))
             if (g, v) != ("labelled", NOT_THERE)
         ],

@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 
-from spcl_lib import paths
-from spcl_lib.config import make_config
 from spcl_lib.data import scenes, voc
-from spcl_lib.experiment import run_folder
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.store import run_folder
+from spcl_lib.system import paths
 
 CLASSES = {"scenes": scenes.CLASSES, "voc2007": voc.CLASSES}
 # Roughly what a prototype gave; far enough apart that every verdict is settled.

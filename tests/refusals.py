@@ -5,8 +5,6 @@ import errno
 import os
 import resource
 
-from spcl_lib.data import cache
-
 
 @contextlib.contextmanager
 def no_file_above(size):

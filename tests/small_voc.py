@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from spcl_lib.data.voc import CLASSES
+from spcl_lib.data.image_set import decode_image_set
+from spcl_lib.data.voc import CLASSES, list_voc
 
 
 def voc_ids():
@@ -41,3 +42,8 @@ def write_annotations(folder, objects, width=24, height=18):
             box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(names, corners, strict=True))
             text += f"<object><name>{label}</name><bndbox>{box}</bndbox></object>"
         (folder / "Annotations" / f"{name}.xml").write_text(text + "</annotation>")
+
+
+def load_voc(root, split, side, damaged="stop", **options):
+    """A split of VOC2007, listed and decoded."""
+    return decode_image_set(list_voc(root, split, 2007, **options), side, f"voc-{split}", damaged)

@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from spcl_lib import paths
+from spcl_lib.system import paths
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -13,12 +13,12 @@ import pytest
 import torch
 from refusals import full_disk_for, no_file_above
 
-from spcl_lib import experiment
 from spcl_lib.config import RunConfig
-from spcl_lib.data import load_splits
 from spcl_lib.evaluate import evaluate
-from spcl_lib.experiment import build_model
-from spcl_lib.model import _read_weights
+from spcl_lib.runs import run, store
+from spcl_lib.runs.network import build_network
+from spcl_lib.runs.splits import load_splits
+from spcl_lib.system.weights import _read_weights
 
 RUN = ("run", "--dataset", "scenes", "--profile", "smoke")
 # The tiny VOC with a network from random weights: only the way of the data matters.
@@ -37,7 +37,7 @@ def metrics_in(results):
 
 
 def assert_mistake(outcome, results, *said):
-    """Status 2, one line on stderr that says all of `said`, and no results."""
+    """Status 2, one line on stderr that says all of `presence_in_views`, and no results."""
     assert outcome.status == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith("spcl: error: ")
@@ -91,7 +91,7 @@ def test_the_weights_that_are_kept_are_the_ones_that_were_measured(spcl, results
     spcl(*RUN, "--method", "scl", **tiny)
     metrics = metrics_in(results)
     config = RunConfig(**metrics["config"])
-    model, _ = build_model(config, 12)
+    model, _ = build_network(config, 12)
     (file,) = results.rglob("weights.safetensors")
     model.load_state_dict(_read_weights(file))
     _, report = load_splits(config, None)
@@ -121,7 +121,7 @@ def test_another_configuration_is_another_run(spcl, results, tiny):
 
 
 def test_the_profile_itself_has_the_plain_name_of_a_folder():
-    plain = experiment.run_folder(experiment.make_config("scenes", "scl", 2, "smoke"))
+    plain = store.run_folder(experiment.make_config("scenes", "scl", 2, "smoke"))
     assert (plain.parent.name, plain.name) == ("scenes-smoke", "scl-seed2")
 
 
@@ -292,7 +292,7 @@ def test_a_disk_that_is_full_at_the_very_end_is_one_message_and_the_training_is_
     assert last.startswith("spcl: error: '") and f"{name}': No space left on device. Free" in last
     left = names_in(results)
     assert name not in left and not any(file.endswith(".tmp") for file in left)
-    monkeypatch.setattr(experiment, "train", lambda *given: given[6])  # no step is needed
+    monkeypatch.setattr(run, "train", lambda *given: given[6])  # no step is needed
     assert spcl(*RUN, "--method", "an", **tiny).status == 0
     assert {"metrics.json", "summary.csv"} <= names_in(results)
 
@@ -334,7 +334,7 @@ def test_a_training_that_diverges_says_so_without_a_traceback(spcl, results, tin
 
 
 def test_a_run_that_another_process_holds_is_left_alone(spcl, results, tiny, monkeypatch):
-    monkeypatch.setattr(experiment, "_LOCK_SECONDS", 0.3)
+    monkeypatch.setattr(run, "_LOCK_SECONDS", 0.3)
     spcl(*RUN, "--method", "an", **tiny)
     (folder,) = results.glob("scenes-smoke/*")
     with open(folder / ".lock", "w") as handle:
@@ -350,7 +350,7 @@ def test_ctrl_c_says_how_to_go_on(spcl, tiny, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "train", interrupted)
+    monkeypatch.setattr(run, "train", interrupted)
     outcome = spcl(*RUN, "--method", "an", **tiny)
     assert outcome.status == 130
     assert outcome.err.splitlines()[-1].startswith("spcl: stopped")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spcl_lib import mean_average_precision
-from spcl_lib.data.common import ImageSet
+from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.images import LazyImages
 from spcl_lib.evaluate import (
     average_precisions,

@@ -8,19 +8,11 @@ import slow_reference as slow
 import torch
 
 from spcl_lib import UserError, Views
-from spcl_lib.losses import (
-    DISTANCES,
-    METHODS,
-    Method,
-    Settings,
-    assume_negative,
-    consistency,
-    distance,
-    expected_negative,
-    expected_negative_threshold,
-    presence_in,
-    spatial_consistency,
-)
+from spcl_lib.losses.assume_negative import assume_negative
+from spcl_lib.losses.consistency import DISTANCES, consistency, distance, spatial_consistency
+from spcl_lib.losses.expected_negative import expected_negative, expected_negative_threshold
+from spcl_lib.methods import METHODS, Method, MethodSettings
+from spcl_lib.model import presence_in
 
 B, C, G, N = 4, 3, 3, 6
 
@@ -202,7 +194,7 @@ def test_presence_counts_seen_cells_only():
 def trained_method(name, kind="bce", **settings):
     """A method that has seen random maps of N images through random views, before its start."""
     defaults = dict(start=1, ramp=2.0, bank_size=5, bank_dtype="float32", distance=kind, weight=0.7)
-    method = Method(name, N, C, Settings(**(defaults | settings)))
+    method = Method(name, N, C, MethodSettings(**(defaults | settings)))
     for step in range(2):
         views = Views.sample(N, (0.3, 0.9), generator=torch.Generator().manual_seed(step))
         epoch = method.settings.start - 0.5
@@ -288,7 +280,7 @@ def test_the_weight_of_consistency_grows_linearly_over_the_ramp(name):
 
 @pytest.mark.parametrize("name", ["cl", "scl", "en", "en_cl", "en_scl"])
 def test_images_that_are_new_are_not_pulled_towards_zero(name):
-    method, data = Method(name, N, C, Settings(start=0, ramp=0.0)), batch()
+    method, data = Method(name, N, C, MethodSettings(start=0, ramp=0.0)), batch()
     assert method.loss(*data, 0.5) == pytest.approx(
         assume_negative(data[0].mean((2, 3)), data[1]).item(), abs=1e-6
     )
@@ -326,7 +318,7 @@ def test_an_update_keeps_no_gradient_and_only_updates_change_the_averages(name):
 
 @pytest.mark.parametrize("name", ["cl", "scl", "en", "en_cl", "en_scl"])
 def test_the_averages_begin_one_epoch_before_they_are_used(name):
-    method = Method(name, N, C, Settings(start=3, bank_size=5))
+    method = Method(name, N, C, MethodSettings(start=3, bank_size=5))
     maps, _, indices, views = batch()
     method.update(maps, indices, views, 1.99)
     assert not method.bank.seen.any()
@@ -346,7 +338,7 @@ def test_a_restored_method_gives_the_same_loss(name):
                        ("scl", 5), ("en_scl", 5)]
 )  # fmt: skip
 def test_methods_keep_the_averages_that_they_need(name, side):
-    bank = Method(name, N, C, Settings(bank_size=5)).bank
+    bank = Method(name, N, C, MethodSettings(bank_size=5)).bank
     assert (bank.size if bank else None) == side
 
 

@@ -12,11 +12,11 @@ from spcl_lib.model import (
     SpatialClassifier,
     autocast,
     build_backbone,
-    normalised,
-    pooled,
-    save_weights,
+    normalise,
+    pool,
     small_resnet,
 )
+from spcl_lib.system.weights import save_weights
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_mean_of_the_maps_is_a_linear_layer_after_global_average_pooling():
     with torch.no_grad():
         features = model.features(images).mean((2, 3))
         linear = features @ model.head.weight.flatten(1).T + model.head.bias
-        torch.testing.assert_close(pooled(model(images)), linear, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(pool(model(images)), linear, atol=1e-5, rtol=1e-4)
 
 
 def test_a_torchvision_backbone_is_the_model_without_its_classifier():
@@ -72,8 +72,8 @@ def test_frozen_blocks_get_no_gradient_and_keep_their_batch_statistics(frozen):
 def test_images_are_normalised_as_torchvision_does():
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    torch.testing.assert_close(normalised(images), expected)
-    assert normalised(images).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(normalise(images), expected)
+    assert normalise(images).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("off", torch.float32), ("bfloat16", torch.bfloat16)])

@@ -7,8 +7,8 @@ import subprocess
 
 from small_folder import QUICK, make_folder
 
-from spcl_lib import paths
 from spcl_lib.__main__ import main
+from spcl_lib.system import paths
 
 
 def commands():

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from torchvision.transforms import v2
 
-from spcl_lib import HeatmapBank, Views, paths
+from spcl_lib import HeatmapBank, Views
+from spcl_lib.system import paths
 
 README = (paths.project() / "README.md").read_text()
 SECTION = re.search(r"^## In your own training loop$(.*?)^## ", README, re.M | re.S)[1]

@@ -9,19 +9,13 @@ from PIL import Image
 from torch import nn
 
 from spcl_lib import UserError, Views
-from spcl_lib.config import make_config
 from spcl_lib.data import scenes
 from spcl_lib.data.images import ImageFiles, LazyImages
-from spcl_lib.losses import METHODS, Method
+from spcl_lib.methods import METHODS, Method
 from spcl_lib.model import SpatialClassifier, small_resnet
-from spcl_lib.train import (
-    Progress,
-    batches_of_epoch,
-    chance,
-    learning_rate,
-    make_optimizer,
-    train,
-)
+from spcl_lib.runs.settings import make_config
+from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.train import Progress, batches_of_epoch, learning_rate, make_optimizer, train
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +61,9 @@ def test_the_order_is_random_and_depends_on_seed_and_epoch_alone():
 
 def test_chance_is_another_stream_for_every_key():
     keys = [("views", 0, 1), ("views", 0, 2), ("views", 1, 0), ("order", 0, 1), ("views", 1, 1)]
-    first = [torch.rand(4, generator=chance(*key)).tolist() for key in keys]
+    first = [torch.rand(4, generator=keyed_generator(*key)).tolist() for key in keys]
     assert all(a != b for i, a in enumerate(first) for b in first[:i])
-    assert torch.rand(4, generator=chance(*keys[0])).tolist() == first[0]
+    assert torch.rand(4, generator=keyed_generator(*keys[0])).tolist() == first[0]
 
 
 @pytest.mark.parametrize("warmup", [0.2, 0.5, 1.0])

@@ -1,12 +1,9 @@
-"""Things that are made once: decoded images and drawn scenes, kept in files that cannot be torn."""
+"""Things that are made once: decoded images, drawn scenes, parsed annotations."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -15,108 +12,58 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spcl_lib import paths
+from spcl_lib.data import images as image_files
 from spcl_lib.data.images import (
     ImageFiles,
     Images,
     LazyImages,
-    in_order,
+    map_in_threads,
+    silence_pillow,
     try_image,
-    without_warnings,
 )
-from spcl_lib.errors import UserError
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write, is_disk_full, lock_file
+from spcl_lib.system.fingerprints import fingerprint
 
-_FORMAT = 2  # of the decoded images; another number makes all caches anew
 _NAMED = 5  # damaged files that a message names
 
 
-@contextlib.contextmanager
-def replacing(path: Path, ending: str = ".tmp") -> Iterator[Path]:
-    """Gives a temporary file beside `path`; renames it to `path` on success, else removes it.
-
-    The temporary is held while it is in use: so `sweep` knows what killed processes have left.
-
-    Args:
-        path: file to write or to replace.
-        ending: of the temporary's name, for those who look at it.
-
-    Raises:
-        UserError: the system refuses (disk full, not allowed); `path` stays as it was.
-    """
-    with paths.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
-        try:
-            with open(temporary, "wb") as held:
-                fcntl.flock(held, fcntl.LOCK_EX)
-                yield temporary
-                os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-# Of `replacing`, of notebooks that were running, and of safetensors, which writes like `replacing`.
-_LEFT = (".*.tmp", ".*.ipynb", ".tmp*")
-
-
-def sweep(folder: Path, *patterns: str) -> None:
-    """Removes temporary files of processes that were killed: those that nobody holds.
-
-    What cannot be removed is left where it is.
-
-    Args:
-        folder: where to look; not below it.
-        patterns: of the files' names; all temporaries by default.
-    """
-    for file in [file for pattern in patterns or _LEFT for file in folder.glob(pattern)]:
-        with contextlib.suppress(OSError), open(file, "rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink()
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock for `path`; the system frees it however the process ends."""
-    with paths.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path.with_name(f".{path.name}.lock"), "w")
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
-        yield
-
-
-def once(name: str, make: Callable[[], dict[str, Tensor]], *sources: object) -> dict[str, Tensor]:
+def make_once(
+    name: str, make: Callable[[], dict[str, Tensor]], *sources: object
+) -> dict[str, Tensor]:
     """Tensors that `make` gives, from the cache if they are there.
 
     Args:
         name: start of the file's name, for people.
         make: called once; other processes wait for it.
-        sources: all that the result depends on; a change makes it anew. A module stands for
-            its source text.
+        sources: all that the result depends on, see `fingerprints.fingerprint`; a change makes it
+            anew.
     """
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
-    with locked(path):
+    with lock_file(path):
         if not path.exists():
             made = make()
-            with replacing(path) as temporary, open(temporary, "wb") as handle:
+            with atomic_write(path) as temporary, open(temporary, "wb") as handle:
                 torch.save(made, handle)  # by its path, torch would not say that the disk is full
     return torch.load(path, weights_only=True, mmap=True)
 
 
-def decoded(
+def decode_images(
     files: Sequence[Path], side: int, name: str, damaged: str = "stop"
 ) -> tuple[Images, Tensor]:
     """The images of a split as squares, see `images.try_image`, decoded once.
 
-    They are kept in one file in the cache folder and read through a memory map. If that file would
-    be larger than `paths.cache_limit`, they are tried once and then read from their files, batch by
-    batch. Either way, what is damaged is found here, once, and remembered; a change of the names,
-    sizes or dates of the files makes all of it anew and removes what was made before.
+    One file in the cache folder holds them; it is read through a memory map. If that file would be
+    larger than `paths.cache_limit`, every image is tried once and then read from its own file,
+    batch by batch. In both cases damaged images are found here, once, and remembered. A change of
+    the names, sizes or dates of the files makes all of it anew and removes what was made before;
+    so does a change of the code that decodes.
 
     Args:
         files: N image files.
@@ -142,14 +89,14 @@ def decoded(
             f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}; they are read from their files, "
             "batch by batch"
         )
-    with locked(prefix):
+    with lock_file(prefix):
         if not record.exists() or (cached and not path.exists()):
             for old in prefix.parent.glob(f"{glob.escape(prefix.name)}.*"):
                 old.unlink()
-            with _room(prefix.parent, needed if cached else 0, name):
-                _make(files, side, name, record, path if cached else None)
+            with _explain_full_disk(prefix.parent, needed if cached else 0, name):
+                _decode_or_check(files, side, name, record, path if cached else None)
         flaws = {int(i): flaw for i, flaw in json.loads(record.read_text()).items()}
-        _settle(flaws, files, name, damaged)
+        _report_damage(flaws, files, name, damaged)
         kept = torch.tensor([i for i in range(len(files)) if i not in flaws])
         if cached:
             return torch.from_numpy(np.load(path, mmap_mode="c")), kept
@@ -163,25 +110,28 @@ def _version(files: Sequence[Path], side: int, name: str) -> tuple[Path, Path]:
         try:
             status = file.stat()
             stamp = (status.st_size, status.st_mtime_ns, os.access(file, os.R_OK))
-        except OSError:  # missing, for one; if it comes, all is made anew
+        except OSError:  # it is missing, perhaps; when it comes, all is made anew
             stamp = None
         stamps.append((str(file), stamp))
     place = fingerprint([os.path.commonpath({file.parent for file in files})])
     prefix = paths.cache() / f"{name}-{side}px-{place}"
-    return prefix, prefix.with_name(f"{prefix.name}.{fingerprint([_FORMAT, *stamps])}.npy")
+    version = fingerprint([image_files, PIL.__version__, *stamps])
+    return prefix, prefix.with_name(f"{prefix.name}.{version}.npy")
 
 
-def _make(files: Sequence[Path], side: int, name: str, record: Path, path: Path | None) -> None:
+def _decode_or_check(
+    files: Sequence[Path], side: int, name: str, record: Path, path: Path | None
+) -> None:
     """Tries all images; writes those that can be read to `path`, and to `record` what is damaged.
 
     The record comes last: where it is, the images are complete.
     """
-    with replacing(record) as new_record:
+    with atomic_write(record) as new_record:
         if path is None:
             flaws = _try_all(files, side, f"checking {name}", lambda image: None)
             new_record.write_text(json.dumps(flaws))
         else:
-            with replacing(path) as new_path:
+            with atomic_write(path) as new_path:
                 flaws = write_squares(files, side, name, new_path)
                 new_record.write_text(json.dumps(flaws))
 
@@ -212,11 +162,11 @@ def _write_header(handle: BinaryIO, count: int, side: int) -> None:
 def _try_all(
     files: Sequence[Path], side: int, title: str, keep: Callable[[np.ndarray], object]
 ) -> dict[int, str]:
-    """Calls `keep` with every image in turn; gives what is wrong with those that cannot be read."""
+    """Calls `keep` with every image in turn; says what is wrong with those that cannot be read."""
     flaws = {}
-    results = in_order(lambda file: try_image(file, side), files)
+    results = map_in_threads(lambda file: try_image(file, side), files)
     bar = tqdm(results, desc=title, total=len(files), unit="image", mininterval=1)
-    with without_warnings():
+    with silence_pillow():
         for i, result in enumerate(bar):
             if isinstance(result, str):
                 flaws[i] = result
@@ -225,7 +175,7 @@ def _try_all(
     return flaws
 
 
-def _settle(flaws: dict[int, str], files: Sequence[Path], name: str, damaged: str) -> None:
+def _report_damage(flaws: dict[int, str], files: Sequence[Path], name: str, damaged: str) -> None:
     """Says which images are damaged, and stops unless they are to be left out.
 
     Args:
@@ -251,7 +201,7 @@ def _settle(flaws: dict[int, str], files: Sequence[Path], name: str, damaged: st
 
 
 @contextlib.contextmanager
-def _room(folder: Path, needed: int, name: str) -> Iterator[None]:
+def _explain_full_disk(folder: Path, needed: int, name: str) -> Iterator[None]:
     """Turns a full disk, before or while `needed` bytes are written, into a clear message."""
     free = shutil.disk_usage(folder).free
 
@@ -268,7 +218,7 @@ def _room(folder: Path, needed: int, name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         raise full(error.strerror) from error
 
@@ -279,12 +229,3 @@ def _size(count: int) -> str:
 
 def _say(text: str) -> None:
     print(f"spcl: {text}", flush=True)
-
-
-def fingerprint(sources: Sequence[object]) -> str:
-    """Twelve characters that change with any source; a module stands for its source text."""
-    digest = hashlib.sha256()
-    for source in sources:
-        file = getattr(source, "__file__", None)
-        digest.update(Path(file).read_bytes() if file else repr(source).encode())
-    return digest.hexdigest()[:12]

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from spcl_lib.data import instances
-from spcl_lib.data.cache import once
-from spcl_lib.data.common import Boxes, ImageSet, Masks, listed, with_images
-from spcl_lib.data.instances import as_texts, parse_instances
-from spcl_lib.errors import UserError
-
-
-def load_coco(
-    root: Path, split: str, side: int, year: int = 2017, damaged: str = "stop", **options: Any
-) -> ImageSet:
-    """A split of COCO with its images, see `with_images`; the rest is as in `list_coco`."""
-    data = list_coco(root, split, year, **options)
-    return with_images(data, side, f"coco{year}-{split}", damaged)
+from spcl_lib.data import coco_instances
+from spcl_lib.data.cache import make_once
+from spcl_lib.data.coco_instances import as_texts, parse_instances
+from spcl_lib.data.image_set import ImageSet, list_image_files
+from spcl_lib.data.objects import Boxes, Masks
+from spcl_lib.system.errors import UserError
 
 
 def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> ImageSet:
@@ -53,7 +46,7 @@ def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> I
         )
     parts = read_instances(file)
     labels = _labels(parts)
-    data = listed(
+    data = list_image_files(
         [root / "coco" / name / file_name for file_name in as_texts(parts["file_names"])],
         labels=labels,
         classes=tuple(as_texts(parts["classes"])),
@@ -61,7 +54,8 @@ def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> I
         boxes=Boxes(parts["box_image"], parts["box_label"], parts["box"]),
         masks=_masks(parts),
     )
-    return data.subset(_kept(labels, unannotated, file))
+    kept, note = _choose_images(labels, unannotated, file)
+    return replace(data.subset(kept), notes=(note,) if note else ())
 
 
 def read_instances(file: Path) -> dict[str, Tensor]:
@@ -71,8 +65,8 @@ def read_instances(file: Path) -> dict[str, Tensor]:
     """
     status = file.stat()
     stamp = str(file), status.st_size, status.st_mtime_ns
-    content = once(f"{file.stem}-sha256", lambda: {"sha256": _sha256(file)}, *stamp)["sha256"]
-    return once(file.stem, lambda: parse_instances(file), content.tolist(), instances)
+    content = make_once(f"{file.stem}-sha256", lambda: {"sha256": _sha256(file)}, *stamp)["sha256"]
+    return make_once(file.stem, lambda: parse_instances(file), content.tolist(), coco_instances)
 
 
 def _sha256(file: Path) -> Tensor:
@@ -87,20 +81,22 @@ def _labels(parts: dict[str, Tensor]) -> Tensor:
     return labels
 
 
-def _kept(labels: Tensor, unannotated: str, file: Path) -> Tensor:
-    """Numbers of the images that are used; says in a line what happens to the others."""
+def _choose_images(labels: Tensor, unannotated: str, file: Path) -> tuple[Tensor, str]:
+    """Numbers of the images that are used, and a line about those without annotation."""
     annotated = labels.any(1)
     empty = len(labels) - int(annotated.sum())
     if empty == len(labels):
         raise UserError(f"'{file}' has no annotation; unpack COCO's annotations there again")
     if not empty:
-        return torch.arange(len(labels))
+        return torch.arange(len(labels)), ""
     done = "left out" if unannotated == "drop" else "kept as all-negative"
-    print(
+    note = (
         f"{file.stem}: images without any annotation: {empty:,} of {len(labels):,}, {done} "
-        f"(unannotated={unannotated})", flush=True,
-    )  # fmt: skip
-    return annotated.nonzero().flatten() if unannotated == "drop" else torch.arange(len(labels))
+        f"(unannotated={unannotated})"
+    )
+    if unannotated == "drop":
+        return annotated.nonzero().flatten(), note
+    return torch.arange(len(labels)), note
 
 
 def _masks(parts: dict[str, Tensor]) -> Masks:

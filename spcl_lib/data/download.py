@@ -7,9 +7,9 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from spcl_lib.data.cache import locked
 from spcl_lib.data.voc import voc_folder
-from spcl_lib.errors import UserError, unknown
+from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.files import lock_file
 
 YEARS = {"voc2007": 2007, "voc2012": 2012}
 
@@ -31,9 +31,9 @@ def download(dataset: str, root: Path) -> Path:
         UserError: another data set, or the download failed; nothing of it is left then.
     """
     if dataset not in YEARS:
-        raise unknown("data set to download", dataset, YEARS)
+        raise unknown_name("data set to download", dataset, YEARS)
     folder, year = voc_folder(root, YEARS[dataset]), str(YEARS[dataset])
-    with locked(root / dataset):
+    with lock_file(root / dataset):
         if not folder.is_dir():
             _fetch(year, folder, root / f".{dataset}.download")
     return folder

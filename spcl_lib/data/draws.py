@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spcl_lib.data.common import Boxes, ImageSet, boxes_of_map
-from spcl_lib.errors import UserError, unknown
+from spcl_lib.data.image_set import ImageSet, boxes_of_map
+from spcl_lib.data.objects import Boxes
+from spcl_lib.system.errors import UserError, unknown_name
 
 DRAWS = ("uniform", "cole", "size", "location")
 NEED_BOXES = ("size", "location")  # the draws that a data set's loader must read the objects for
-
 COLE_SEED = 1200  # of Cole et al.'s experiments
 _NEAREST = 1e-6  # least distance from the image's centre, as a fraction of the image's side
 
@@ -46,7 +46,7 @@ def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
         return cole_draw(data.labels, data.ids, seed)
     if draw in NEED_BOXES:
         return _biased_draw(data, draw, seed)
-    raise unknown("draw", draw, DRAWS)
+    raise unknown_name("draw", draw, DRAWS)
 
 
 def single_label_draw(labels: Tensor, seed: int) -> Tensor:

@@ -7,24 +7,18 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from spcl_lib.data.cache import fingerprint
-from spcl_lib.data.common import ImageSet, image_set
-from spcl_lib.data.label_files import Row, composed, read_label_file
-from spcl_lib.errors import UserError
-
-if TYPE_CHECKING:
-    from spcl_lib.config import RunConfig
+from spcl_lib.data.image_set import ImageSet, list_image_files
+from spcl_lib.data.label_files import LabelRow, compose_accents, read_label_file
+from spcl_lib.system.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
 HELD_OUT = 0.2  # share of every class that is kept from training, to evaluate on
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
-
 Labels = dict[str, frozenset[str]]  # path of an image below the folder -> its labels
 
 
@@ -90,7 +84,7 @@ def list_folder(root: Path, labels: str = "", full_labels: str = "") -> Listing:
     return Listing(classes, single, {path: row.labels for path, row in full.items()}, unlabelled)
 
 
-def _class_folders(root: Path, full: Mapping[str, Row]) -> tuple[Labels, int]:
+def _class_folders(root: Path, full: Mapping[str, LabelRow]) -> tuple[Labels, int]:
     """Training images by the folder they are in, and how many are in none.
 
     A folder whose images are all in `full` is no class: it holds the images of the evaluation.
@@ -108,14 +102,16 @@ def _class_folders(root: Path, full: Mapping[str, Row]) -> tuple[Labels, int]:
             f"'{root}' holds the folders {', '.join(sorted(found))}, which look like splits, not "
             f"classes; point --data-root at one of them"
         )
-    evaluated = {composed(path) for path in full}
-    left = [path for path in below if composed(path) not in evaluated]
-    inside = {path: frozenset({composed(path.split("/")[0])}) for path in left if "/" in path}
+    evaluated = {compose_accents(path) for path in full}
+    left = [path for path in below if compose_accents(path) not in evaluated]
+    inside = {
+        path: frozenset({compose_accents(path.split("/")[0])}) for path in left if "/" in path
+    }
     return inside, len(left) - len(inside)
 
 
 def _refuse_shared(
-    single: Mapping[str, Row], full: Mapping[str, Row], file: Path, full_file: Path
+    single: Mapping[str, LabelRow], full: Mapping[str, LabelRow], file: Path, full_file: Path
 ) -> None:
     for path in sorted(single.keys() & full.keys()):
         raise UserError(
@@ -136,7 +132,7 @@ def _check_classes(classes: tuple[str, ...], where: Path) -> None:
             raise UserError(f"class '{name}' in '{where}': '|' separates labels; rename it")
 
 
-def _check_known(full: Mapping[str, Row], classes: tuple[str, ...], file: Path) -> None:
+def _check_known(full: Mapping[str, LabelRow], classes: tuple[str, ...], file: Path) -> None:
     for row in full.values():
         for name in sorted(row.labels - set(classes)):
             close = difflib.get_close_matches(name, classes, n=1)
@@ -149,52 +145,37 @@ def _check_known(full: Mapping[str, Row], classes: tuple[str, ...], file: Path) 
         raise UserError(f"'{file}' gives no image a label; there is nothing to evaluate on")
 
 
-def content(config: RunConfig, root: Path) -> str:
-    """Eight characters that change with any file or label that a run depends on.
+def list_folder_splits(
+    root: Path, labels: str = "", full_labels: str = "", report: str = "test"
+) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, with their single labels, and those to report on; none is read yet.
 
-    Without them a run on another folder, or on more images, would count as finished.
-    """
-    listing = list_folder(root, config.labels, config.full_labels)
-    parts = [
-        [(path, sorted(labels), _stamp(root / path)) for path, labels in sorted(part.items())]
-        for part in (listing.single, listing.full)
-    ]
-    return fingerprint(parts)[:8]
+    Images with full labels are reported on. Without such, a fixed fifth of every class is kept
+    from training and evaluated against its single labels. Labels that nobody gave then count as
+    wrong, so the true metrics are higher.
 
+    Args:
+        root: the folder.
+        labels: see `list_folder`.
+        full_labels: see `list_folder`.
+        report: "val": a fifth of the training images takes the place of the report images, which
+            are not touched.
 
-def _stamp(file: Path) -> tuple[int, int] | None:
-    """Size and date of a file; None for a broken link, which the decoding will find damaged."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def load_folder(config: RunConfig, root: Path) -> tuple[ImageSet, ImageSet]:
-    """The images to train on, with their single labels, and those to report on.
-
-    Reported on are the images with full labels. Without such, a fixed fifth of every class is kept
-    from training and evaluated against its single labels: labels that nobody gave then count as
-    wrong, so the true metrics are higher. With `report="val"` a fifth of the training images takes
-    the place of the report images, which are not touched.
+    Returns:
+        Both in a fixed random order, which mixes the classes.
 
     Raises:
-        UserError: the folder, a label file or an image cannot be used.
+        UserError: the folder or a label file cannot be used.
     """
-    listing = list_folder(root, config.labels, config.full_labels)
-    if listing.unlabelled:
-        print(
-            f"folder: {listing.unlabelled} images directly in '{root}' are in no class folder, "
-            "and are left out",
-            flush=True,
-        )
-    train, report = _splits(listing, root, config.report)
-    name = "folder" if config.report == "test" else "folder-val"
-    return (
-        _decode(root, train, config.train_images, listing.classes, config, f"{name}-train"),
-        _decode(root, report, config.eval_images, listing.classes, config, f"{name}-report"),
+    listing = list_folder(root, labels, full_labels)
+    train, evaluation = (_image_set(root, part, listing) for part in _splits(listing, root, report))
+    if not listing.unlabelled:
+        return train, evaluation
+    note = (
+        f"folder: {listing.unlabelled} images directly in '{root}' are in no class folder, "
+        "and are left out"
     )
+    return replace(train, notes=(note,)), evaluation
 
 
 def _splits(listing: Listing, root: Path, report: str) -> tuple[Labels, Labels]:
@@ -230,17 +211,11 @@ def _lot(key: str, path: str) -> bytes:
     return hashlib.sha256(os.fsencode(f"{key}/{path}")).digest()
 
 
-def _decode(
-    root: Path, part: Labels, count: int, classes: tuple[str, ...], config: RunConfig, name: str
-) -> ImageSet:
-    """The first `count` images (0: all) in a fixed random order, which mixes the classes."""
-    paths = sorted(part, key=lambda path: _lot("order", path))[: count or None]
-    number = {name: c for c, name in enumerate(classes)}
-    labels = torch.zeros((len(paths), len(classes)), dtype=torch.bool)
+def _image_set(root: Path, part: Labels, listing: Listing) -> ImageSet:
+    paths = sorted(part, key=lambda path: _lot("order", path))
+    number = {name: c for c, name in enumerate(listing.classes)}
+    labels = torch.zeros((len(paths), len(listing.classes)), dtype=torch.bool)
     for i, path in enumerate(paths):
         labels[i, [number[label] for label in part[path]]] = True
     files = [root / path for path in paths]
-    return image_set(
-        files, config.image_side, f"{name}-{len(files)}", config.damaged,
-        labels=labels, classes=classes, ids=tuple(paths),
-    )  # fmt: skip
+    return list_image_files(files, labels=labels, classes=listing.classes, ids=tuple(paths))

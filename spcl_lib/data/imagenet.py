@@ -11,19 +11,14 @@ import json
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
-from spcl_lib.data.common import ImageSet, hold_out, image_set
-from spcl_lib.errors import UserError
-from spcl_lib.losses import check_room
-
-if TYPE_CHECKING:
-    from spcl_lib.config import RunConfig
+from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files
+from spcl_lib.system.errors import UserError
 
 CLASSES = 1000
 VALIDATION_IMAGES = 50_000
@@ -35,69 +30,71 @@ _SHAPE = "train/<wnid>/*.JPEG, val/*.JPEG, real.json and imagenet_class_index.js
 
 
 @dataclass(frozen=True)
-class Listed:
+class Listing:
     """Images that are listed and not read yet.
 
     Attributes:
         ids: names for people.
         files: one per image.
         labels: the class numbers of every image, at least one.
+        notes: see `ImageSet`.
     """
 
     ids: list[str]
     files: list[Path]
     labels: list[tuple[int, ...]]
+    notes: tuple[str, ...] = ()
 
-    def pick(self, indices: torch.Tensor) -> Listed:
+    def pick(self, indices: torch.Tensor) -> Listing:
         """The images at `indices` (M,) int64, in that order."""
         parts = (self.ids, self.files, self.labels)
-        return Listed(*([part[i] for i in indices.tolist()] for part in parts))
+        return Listing(*([part[i] for i in indices.tolist()] for part in parts), self.notes)
 
-    def sample(self, count: int) -> Listed:
+    def sample(self, count: int) -> Listing:
         """A fixed random choice of `count` images (0 = all): the first ones are of one class."""
         if count == 0 or count >= len(self.files):
             return self
         generator = torch.Generator().manual_seed(_SAMPLE_SEED)
         return self.pick(torch.randperm(len(self.files), generator=generator)[:count].sort().values)
 
-    def load(self, split: str, config: RunConfig, classes: tuple[str, ...]) -> ImageSet:
-        """Decodes the images into squares, or says which are damaged."""
+    def image_set(self, classes: tuple[str, ...]) -> ImageSet:
+        """The same images with a table of labels."""
         rows = [n for n, own in enumerate(self.labels) for _ in own]
         labels = torch.zeros((len(self.files), len(classes)), dtype=torch.bool)
         labels[rows, [c for own in self.labels for c in own]] = True
-        name = f"imagenet-{split}-{len(self.files)}"  # samples of all sizes are cached side by side
-        return image_set(
-            self.files, config.image_side, name, config.damaged,
-            labels=labels, classes=classes, ids=tuple(self.ids),
-        )  # fmt: skip
+        return list_image_files(
+            self.files, labels=labels, classes=classes, ids=tuple(self.ids), notes=self.notes
+        )
 
 
-def load_imagenet(root: Path, config: RunConfig) -> tuple[ImageSet, ImageSet]:
+def list_imagenet(
+    root: Path, report: str = "test", train_images: int = 0, eval_images: int = 0
+) -> tuple[ImageSet, ImageSet]:
     """The images to train on, and those to report on: validation images with ReaL's labels.
 
-    With `report="val"` both come from the training images, all with the one label they have.
+    The images are not read yet.
 
     Args:
         root: data root; holds the folder imagenet.
-        config: says which images, how many, and how large.
+        report: "val": both come from the training images, all with the one label they have.
+        train_images: how many to train on, a fixed random choice; 0 = all.
+        eval_images: how many to report on; 0 = all.
 
     Raises:
-        UserError: something is missing or damaged, or the method's averages do not fit.
+        UserError: something is missing or damaged.
     """
     folder = root / "imagenet"
     if not folder.is_dir():
         raise UserError(f"ImageNet is not at '{folder}'; put there {_SHAPE}")
     wnids, classes = read_class_index(folder / "imagenet_class_index.json")
     train = list_training(folder / "train", wnids)
-    if config.report == "val":
+    if report == "val":
         stay, held = hold_out(len(train.files))
-        train, evaluation, split = train.pick(stay), train.pick(held), "held-out"
+        train, evaluation = train.pick(stay), replace(train.pick(held), notes=())
     else:
-        evaluation, split = list_validation(folder / "val", folder / "real.json"), "val"
-    train, evaluation = train.sample(config.train_images), evaluation.sample(config.eval_images)
-    # Now, and not after hours of decoding.
-    check_room(config.method, len(train.files), CLASSES, config.method_settings())
-    return train.load("train", config, classes), evaluation.load(split, config, classes)
+        evaluation = list_validation(folder / "val", folder / "real.json")
+    parts = train.sample(train_images), evaluation.sample(eval_images)
+    return parts[0].image_set(classes), parts[1].image_set(classes)
 
 
 def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -145,8 +142,8 @@ def read_real(path: Path) -> list[tuple[int, ...]]:
     return [tuple(own) for own in lists]
 
 
-def list_training(folder: Path, wnids: tuple[str, ...]) -> Listed:
-    """All training images, by class and name. Part of the classes is enough; it is said how many.
+def list_training(folder: Path, wnids: tuple[str, ...]) -> Listing:
+    """All training images, by class and name. Part of the classes is enough; a note counts them.
 
     Raises:
         UserError: there is none, or a folder is named after no class.
@@ -161,39 +158,36 @@ def list_training(folder: Path, wnids: tuple[str, ...]) -> Listed:
             f"'{unknown}' is named after no class of imagenet_class_index.json; folders of "
             f"training images are named by wnid, such as '{wnids[0]}'"
         )
-    listed = Listed([], [], [])
+    listing = Listing([], [], [])
     bar = tqdm(folders, desc="listing imagenet/train", unit="class", mininterval=1, delay=2)
     for entry in bar:
-        stray += _add_class(listed, entry, number[entry.name])
-    if not listed.files:
+        stray += _add_class(listing, entry, number[entry.name])
+    if not listing.files:
         raise UserError(f"'{folder}' holds no training image; expected <wnid>/*.JPEG in it")
-    _say_left_out("train", stray, "no image in the folder of a class")
-    present = len(set(listed.labels))
-    print(
-        f"imagenet/train: {len(listed.files):,} images of {present:,} of the {CLASSES:,} classes",
-        flush=True,
-    )
-    return listed
+    notes = _note_left_out("train", stray, "no image in the folder of a class")
+    present = len(set(listing.labels))
+    count = f"{len(listing.files):,} images of {present:,} of the {CLASSES:,} classes"
+    return replace(listing, notes=(*notes, f"imagenet/train: {count}"))
 
 
-def _add_class(listed: Listed, folder: os.DirEntry[str], number: int) -> list[str]:
+def _add_class(listing: Listing, folder: os.DirEntry[str], number: int) -> list[str]:
     """Adds the images of one class; gives the paths of what is no image."""
     stray, label = [], (number,)  # one tuple for all, for there are many
     for entry in _entries(folder.path):
         if not _IMAGE.fullmatch(entry.name) or not entry.is_file():
             stray.append(entry.path)
             continue
-        listed.ids.append(f"{folder.name}/{entry.name.rpartition('.')[0]}")
-        listed.files.append(Path(entry.path))
-        listed.labels.append(label)
+        listing.ids.append(f"{folder.name}/{entry.name.rpartition('.')[0]}")
+        listing.files.append(Path(entry.path))
+        listing.labels.append(label)
     return stray
 
 
-def list_validation(folder: Path, real: Path) -> Listed:
+def list_validation(folder: Path, real: Path) -> Listing:
     """The validation images with ReaL's labels, paired by the number in the name of the file.
 
-    The files lie in the folder itself or in folders below it. Part of them is enough; it is said
-    how many, and how many are left out because ReaL gives them no label.
+    The files lie in the folder itself or in folders below it. Part of them is enough; a note counts
+    them, and those that are left out because ReaL gives them no label.
 
     Raises:
         UserError: there is none, a number occurs twice, or real.json is not what it should be.
@@ -207,17 +201,17 @@ def list_validation(folder: Path, real: Path) -> Listed:
             "them and evaluate on held-out training images: --set report=val"
         )
     labels = read_real(real)
-    _say_left_out("val", stray, "not named as ILSVRC2012_val_00000001.JPEG")
+    notes = _note_left_out("val", stray, "not named as ILSVRC2012_val_00000001.JPEG")
     kept = [number for number in sorted(files) if labels[number - 1]]
     if not kept:
         raise UserError(f"'{real}' gives none of the images in '{folder}' a label; add others")
-    print(
+    count = (
         f"imagenet/val: {len(files):,} of {VALIDATION_IMAGES:,} images, "
-        f"{len(files) - len(kept):,} of them left out because ReaL gives them no label",
-        flush=True,
+        f"{len(files) - len(kept):,} of them left out because ReaL gives them no label"
     )
     ids = [f"ILSVRC2012_val_{number:08d}" for number in kept]
-    return Listed(ids, [files[n] for n in kept], [labels[n - 1] for n in kept])
+    own = [labels[n - 1] for n in kept]
+    return Listing(ids, [files[n] for n in kept], own, (*notes, count))
 
 
 def _validation_files(folder: Path) -> tuple[dict[int, Path], list[str]]:
@@ -244,9 +238,10 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _say_left_out(split: str, stray: list[str], why: str) -> None:
-    if stray:
-        print(f"imagenet/{split}: {len(stray):,} entries left out, {why}; first: '{stray[0]}'")
+def _note_left_out(split: str, stray: list[str], why: str) -> list[str]:
+    if not stray:
+        return []
+    return [f"imagenet/{split}: {len(stray):,} entries left out, {why}; first: '{stray[0]}'"]
 
 
 def _read_json(path: Path, source: str) -> object:

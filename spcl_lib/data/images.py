@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from spcl_lib.errors import UserError
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.machine import count_cores
 
 _COPIED = 2**30  # bytes; larger selections of images stay where they are
 _DRAFT = 4  # JPEGs of more than this times the side, twice over, are decoded at a lower resolution
@@ -82,18 +82,18 @@ def _cause(file: Path, error: Exception) -> str:
     return " ".join(text.split())  # one line
 
 
-def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Gives `work(item)` for all items in their order, computed by one thread per core.
 
     Pillow decodes and resizes without holding Python's lock, so threads do. Only a few results
     wait at any time, so memory does not grow with the number of items.
     """
-    pool = ThreadPoolExecutor(workers())
+    pool = ThreadPoolExecutor(count_cores())
     waiting: deque[Future] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > 4 * workers():
+            if len(waiting) > 4 * count_cores():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -101,14 +101,8 @@ def in_order(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         pool.shutdown(cancel_futures=True)
 
 
-def workers() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
+def silence_pillow() -> Iterator[None]:
     """Silences Pillow: its warnings name no file, and what it cannot read it raises."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -126,7 +120,7 @@ class ImageFiles:
     def __init__(self, files: Sequence[Path], side: int) -> None:
         self.files, self.side = files, side
         self.shape = torch.Size((len(files), 3, side, side))
-        self._pool = ThreadPoolExecutor(workers())
+        self._pool = ThreadPoolExecutor(count_cores())
         self._next: list[int] = []
         self._ready: dict[int, Future] = {}
 
@@ -136,7 +130,7 @@ class ImageFiles:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         ready, self._ready = self._ready, {}
-        with without_warnings():
+        with silence_pillow():
             futures = [ready.pop(row, None) or self._submit(row) for row in rows.tolist()]
             for unused in ready.values():
                 unused.cancel()
@@ -187,15 +181,9 @@ class LazyImages:
 Images = Tensor | LazyImages  # what a data set's images are: indexing gives tensors
 
 
-def selected(images: Images, indices: Tensor) -> Images:
+def select_images(images: Images, indices: Tensor) -> Images:
     """The images at `indices` (N,) int64: a copy if they are few, else still where they are."""
     if isinstance(images, LazyImages):
         return LazyImages(images.source, images.rows[indices])
     few = len(indices) * math.prod(images.shape[1:]) <= _COPIED
     return images[indices] if few else LazyImages(images, indices)
-
-
-def expect(images: Images, indices: Tensor | None) -> None:
-    """Tells which images come after the next ones, so that those of files are read meanwhile."""
-    if indices is not None and isinstance(images, LazyImages):
-        images.expect(indices)

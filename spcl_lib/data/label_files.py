@@ -9,18 +9,18 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from spcl_lib.errors import UserError
+from spcl_lib.system.errors import UserError
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelRow:
     """Labels of one image, and the line of the file that says so."""
 
     labels: frozenset[str]
     line: int
 
 
-def read_label_file(root: Path, name: str, column: str) -> dict[str, Row]:
+def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
     """Rows of a CSV file by the path of their image, in the order of the file.
 
     UTF-8, with or without a byte order mark; lines end in any way; fields with commas are quoted.
@@ -35,14 +35,17 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, Row]:
         UserError: the file is missing or malformed, or names an image that is not in the folder.
     """
     file = root / name
-    rows: dict[str, Row] = {}
+    rows: dict[str, LabelRow] = {}
     for line, fields in _records(file, column):
         where = f"'{file}', line {line}"
         if len(fields) != 2:
             raise UserError(
                 f"{where}: {len(fields)} fields; expected path,{column} (quote what has a comma)"
             )
-        path, row = _existing(root, fields[0], where), Row(_labels(fields[1], column, where), line)
+        path, row = (
+            _existing(root, fields[0], where),
+            LabelRow(_labels(fields[1], column, where), line),
+        )
         if path in rows and rows[path].labels != row.labels:
             raise UserError(
                 f"{where}: '{path}' has other labels in line {rows[path].line}; give every image "
@@ -54,7 +57,7 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, Row]:
     return rows
 
 
-def composed(text: str) -> str:
+def compose_accents(text: str) -> str:
     """A name with its accents in one form: file systems and editors differ in it."""
     return unicodedata.normalize("NFC", text)
 
@@ -94,7 +97,7 @@ def _check_header(file: Path, fields: list[str], column: str) -> None:
 
 def _labels(text: str, column: str, where: str) -> frozenset[str]:
     names = text.split("|") if column == "labels" and text.strip() else [text]
-    labels = frozenset(composed(name.strip()) for name in names)
+    labels = frozenset(compose_accents(name.strip()) for name in names)
     if column == "labels" and not text.strip():
         return frozenset()  # the image shows none of the classes
     if "" in labels:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from spcl_lib.data.common import ImageSet
-from spcl_lib.errors import UserError, unknown
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.system.errors import UserError, unknown_name
 
 GLYPHS: dict[str, str] = {
     "aeroplane": "✈", "anchor": "⚓", "cloud": "☁", "envelope": "✉", "gear": "⚙", "knight": "♞",
@@ -25,7 +25,6 @@ GLYPHS: dict[str, str] = {
     "umbrella": "☂",
 }  # fmt: skip
 CLASSES = tuple(GLYPHS)
-
 # A class belongs to several themes: a cloud hints at a storm or a journey, and settles neither.
 THEMES: tuple[tuple[str, ...], ...] = (
     ("cloud", "lightning", "umbrella", "snowflake"),
@@ -39,7 +38,6 @@ FROM_THEME = 0.8  # share of the objects that come from the scene's theme; the r
 OBJECTS_PER_SCENE = (0.15, 0.25, 0.25, 0.2, 0.15)  # probability of 1, 2, 3, 4, 5 objects
 OBJECT_SIDE = (0.2, 0.42)  # longest side of an object, as a fraction of the image
 SPLIT_SEEDS = {"train": 101, "val": 102, "test": 103}
-
 # Pretraining glyphs: no class of the task is among them.
 PRETRAIN_GLYPHS = (
     "☀★☮☯☢☣☘☚☹☻☽♁♂♃♄♆♈♉♋♎♐♒♔♖♗♜♝♟♠♣♥♦♨♪♫♻⚀⚄⚑⚒⚔⚕⚖⚗⚘⚛⚜⚠⚰⚱✂✆✇✌✍✎✒✔✘✚✠✡✪✱✴✿❀❂❉❏❖❣❦➊➌➔➘➤➳↺⌂⌘▦◐◢"
@@ -58,7 +56,7 @@ def make_scenes(count: int, split: str = "train", side: int = 64) -> ImageSet:
         The images with full labels and, in `class_map`, the class that is visible at every pixel.
     """
     if split not in SPLIT_SEEDS:
-        raise unknown("split", split, SPLIT_SEEDS)
+        raise unknown_name("split", split, SPLIT_SEEDS)
     if count < 1 or side < 16:
         raise UserError(f"scenes need count >= 1 and side >= 16; got count={count}, side={side}")
     images = torch.empty((count, 3, side, side), dtype=torch.uint8)

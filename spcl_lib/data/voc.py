@@ -9,16 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spcl_lib.data.cache import once
-from spcl_lib.data.common import Boxes, ImageSet, listed, with_images
-from spcl_lib.errors import UserError, unknown
+from spcl_lib.data.cache import make_once
+from spcl_lib.data.image_set import ImageSet, list_image_files
+from spcl_lib.data.objects import Boxes
+from spcl_lib.system.errors import UserError, unknown_name
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -30,14 +30,6 @@ CLASSES = (
 def voc_folder(root: Path, year: int) -> Path:
     """Where a year of Pascal VOC is below the data root."""
     return root / "VOCdevkit" / f"VOC{year}"
-
-
-def load_voc(
-    root: Path, split: str, side: int, year: int = 2007, damaged: str = "stop", **options: Any
-) -> ImageSet:
-    """A split of Pascal VOC with its images, see `with_images`; the rest is as in `list_voc`."""
-    data = list_voc(root, split, year, **options)
-    return with_images(data, side, f"voc{year}-{split}", damaged)
 
 
 def list_voc(
@@ -65,7 +57,7 @@ def list_voc(
             f"fetch it: python -m spcl_lib download --dataset voc{year} --data-root {root}"
         )
     ids, flags = read_flags(folder, split)
-    return listed(
+    return list_image_files(
         [folder / "JPEGImages" / f"{i}.jpg" for i in ids],
         labels=flags >= 0 if difficult == "positive" else flags == 1,
         classes=CLASSES,
@@ -120,7 +112,7 @@ def read_boxes(folder: Path, ids: list[str]) -> Boxes:
     """
     files = [folder / "Annotations" / f"{i}.xml" for i in ids]
     name, this = f"{folder.name.lower()}-boxes", sys.modules[__name__]
-    return Boxes(**once(name, lambda: _parse(files), [_stamp(file) for file in files], this))
+    return Boxes(**make_once(name, lambda: _parse(files), [_stamp(file) for file in files], this))
 
 
 def _stamp(file: Path) -> tuple[str, int, int]:
@@ -156,7 +148,7 @@ def _objects(file: Path) -> Iterator[tuple[int, list[float]]]:
     for number, item in enumerate(root.iterfind("object"), start=1):  # not the parts of objects
         name = (item.findtext("name") or "").strip()
         if name not in CLASSES:
-            raise unknown(f"class of object {number} in '{file}':", name, CLASSES)
+            raise unknown_name(f"class of object {number} in '{file}':", name, CLASSES)
         corners = _numbers(file, item, "bndbox", ("xmin", "ymin", "xmax", "ymax"))
         limits = (width, height, width, height)
         x0, y0, x1, y1 = (_inside(v, limit) for v, limit in zip(corners, limits, strict=True))

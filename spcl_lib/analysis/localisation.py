@@ -1,0 +1,156 @@
+"""Localisation: do score maps and heatmaps lie where the objects are?
+
+The pointing game asks whether the highest cell of a class's map is on an object of the class; the
+IoU (intersection over union) asks whether the map, cut at a threshold, has the object's shape. The
+regions are never resized, so that small objects stay: maps are brought to the regions' pixels.
+
+Ours: the tolerance (that of the pointing game's authors, 15 pixels of about 500, as a share of the
+image's side: Zhang et al., 2016), maps divided by their own maximum, and how the threshold is
+chosen: on every second image, for the others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spcl_lib.data.image_set import ImageSet
+
+TOLERANCE = 0.03  # of the image's side
+# Of the map's maximum; up to 0.99, because sure maps are near their maximum far around the object.
+THRESHOLDS = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.97, 0.98, 0.99)
+_STEP = 64  # images at a time
+
+
+@dataclass(frozen=True)
+class Found:
+    """How well the maps of M pairs of image and present class find the objects.
+
+    Attributes:
+        image: (M,) int64, number of the image.
+        label: (M,) int64, number of the class.
+        hit: (M,) in [0, 1]: whether the highest cell points at the object; ties share.
+        hit_by_chance: (M,) in [0, 1]: share of all cells that would.
+        iou: (M, len(THRESHOLDS)) at every threshold.
+        area: (M,) share of the image that the object covers: the IoU of saying "everywhere".
+    """
+
+    image: Tensor
+    label: Tensor
+    hit: Tensor
+    hit_by_chance: Tensor
+    iou: Tensor
+    area: Tensor
+
+
+def localise(maps: Tensor, data: ImageSet) -> Found:
+    """Compares maps with the regions of the classes that are in the images.
+
+    Args:
+        maps: (N, C, G, G) in [0, 1], probabilities on the whole images, in any floating type or
+            uint8 (255 for 1).
+        data: the N images, with known regions.
+
+    Returns:
+        One entry for every class with a pixel in an image, in the order of the images.
+    """
+    parts = []
+    for indices in torch.arange(len(data)).split(_STEP):
+        regions = data.regions(indices)  # (B, C, S, S)
+        image, label = regions.flatten(2).any(2).nonzero(as_tuple=True)
+        chosen = maps[indices][image, label].float()  # (M, G, G)
+        objects = regions[image, label]  # (M, S, S)
+        hit, chance = pointing(chosen, objects)
+        area = objects.float().mean((1, 2))
+        parts.append((indices[image], label, hit, chance, overlaps(chosen, objects), area))
+    return Found(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def pointing(maps: Tensor, objects: Tensor, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
+    """The pointing game: is the centre of the highest cell on the object, or next to it?
+
+    Args:
+        maps: (M, G, G).
+        objects: (M, S, S) bool.
+        tolerance: distance from a pixel of the object, in shares of the side. (A pixel counts as
+            the circle around it: a point at its corner is on it.)
+
+    Returns:
+        (M,) 1 for a hit, 0 for a miss; where several cells are highest, the share that hits; and
+        (M,) the share of all cells that would hit: chance.
+    """
+    side = objects.shape[-1]
+    circle = math.sqrt(0.5) / side
+    near = _distances(maps.shape[-1], side) <= tolerance + circle + 1e-6  # (G * G, S * S)
+    hits = (objects.flatten(1).float() @ near.T.float()) > 0  # (M, G * G)
+    cells = maps.flatten(1)
+    highest = cells == cells.amax(1, keepdim=True)
+    return (hits & highest).sum(1) / highest.sum(1), hits.float().mean(1)
+
+
+def _distances(grid: int, side: int) -> Tensor:
+    """(G * G, S * S) from centre to centre, in shares of the side."""
+
+    def centres(count: int) -> Tensor:
+        line = (torch.arange(count) + 0.5) / count
+        return torch.cartesian_prod(line, line)  # (count * count, 2) y, x
+
+    return torch.cdist(centres(grid), centres(side))
+
+
+def overlaps(maps: Tensor, objects: Tensor) -> Tensor:
+    """IoU of the object and of where the map reaches a share of its maximum, for all THRESHOLDS.
+
+    Args:
+        maps: (M, G, G), not negative; brought to (M, S, S) by bilinear interpolation.
+        objects: (M, S, S) bool.
+
+    Returns:
+        (M, len(THRESHOLDS)); 0 for a map that is 0 everywhere.
+    """
+    size = objects.shape[1:]
+    large = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False).flatten(1)
+    large = large / large.amax(1, keepdim=True).clamp(min=1e-9)
+    inside, found = objects.flatten(1), []
+    for threshold in THRESHOLDS:
+        chosen = large >= threshold
+        union = (chosen | inside).sum(1).clamp(min=1)
+        found.append((chosen & inside).sum(1) / union)
+    return torch.stack(found, 1)
+
+
+def summary(found: Found, observed: Tensor | None = None) -> list[dict[str, object]]:
+    """Means over pairs of image and class, in percent.
+
+    Args:
+        found: what `localise` gives.
+        observed: (N, C) bool single labels, to tell apart the classes that were never labelled.
+
+    Returns:
+        A row for "all" and, with `observed`, for "labelled" and "unlabelled": pointing, its chance
+        level, iou at the threshold, the IoU of "everywhere", threshold, pairs. The threshold is
+        the best for the images with even numbers; pointing and IoU are those of the odd ones.
+    """
+    even = found.image % 2 == 0
+    best = int(found.iou[even].mean(0).argmax()) if bool(even.any()) else len(THRESHOLDS) // 2
+    asked = {"all": ~even}
+    if observed is not None:
+        labelled = observed[found.image, found.label]
+        asked |= {"labelled": ~even & labelled, "unlabelled": ~even & ~labelled}
+    return [
+        {
+            "group": name, "pointing": _percent(found.hit[w]),
+            "pointing_chance": _percent(found.hit_by_chance[w]),
+            "iou": _percent(found.iou[w, best]), "iou_everywhere": _percent(found.area[w]),
+            "threshold": THRESHOLDS[best], "pairs": int(w.sum()),
+        }
+        for name, w in asked.items()
+    ]  # fmt: skip
+
+
+def _percent(values: Tensor) -> float:
+    return 100 * float(values.double().mean())

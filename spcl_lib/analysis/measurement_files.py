@@ -1,0 +1,189 @@
+"""What was measured of crop recovery and localisation: kept in one file per data set.
+
+The files are small enough for version control
+(notebooks/reference/crop-recovery-<dataset>-<profile>.json), so that they can be read and drawn
+without training. `measurement_tables` makes tables of them, `measurement_sentences` sentences.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spcl_lib.analysis import measurements, recovery, visibility
+from spcl_lib.config import RunConfig
+from spcl_lib.runs.ablation import RECOVERY_SCALE, command_of, crop_scale_configs, crop_scale_rows
+from spcl_lib.runs.settings import changes, make_config
+from spcl_lib.runs.splits import identify_all
+from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.files import atomic_write, lock_file
+from spcl_lib.system.fingerprints import fingerprint
+
+Measurements = dict[str, Any]  # "about", and tables: lists of rows
+
+MEASUREMENT_SOURCES = ("auto", "reference", "results")
+_VARIED = ("method", "seed", "scale_min", "snapshots")  # these differ between the runs measured
+
+
+def load_measurements(
+    source: str,
+    dataset: str,
+    profile: str = "cpu",
+    seeds: Sequence[int] = (0, 1, 2),
+    scale: float | None = None,
+    overrides: Mapping[str, object] | None = None,
+    data_root: str | Path | None = None,
+) -> Measurements:
+    """What was measured, from the reference file or from this machine's runs.
+
+    Args:
+        source: "reference": the file kept under version control. "results": this machine's
+            finished runs, measured now unless that is done. "auto": the file if it is there and
+            about the crops asked for, and no setting is overridden, else the runs.
+        dataset: a key of PROFILES.
+        profile: a key of PROFILES[dataset].
+        seeds: of the runs.
+        scale: least area of the crops that the runs were trained with. None: the reference file's,
+            else that of RECOVERY_SCALE's runs, else that of the main job.
+        overrides: of the runs' other settings.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: there is no such file and no run to measure; the message says how to make them.
+    """
+    if source not in MEASUREMENT_SOURCES:
+        raise unknown_name("source", source, MEASUREMENT_SOURCES)
+    make_config(dataset, "scl", 0, profile)  # checks the names
+    file = reference_file(dataset, profile)
+    if source == "reference" or (source == "auto" and not overrides and file.is_file()):
+        kept = _read(file)
+        if source == "reference" or scale in (None, kept["about"]["scale_min"]):
+            return kept
+    return _measure_runs(dataset, profile, seeds, scale, overrides, data_root)
+
+
+def reference_file(dataset: str, profile: str) -> Path:
+    """Where the measurements of a data set are kept under version control."""
+    return paths.reference() / f"crop-recovery-{dataset}-{profile}.json"
+
+
+def _read(file: Path) -> Measurements:
+    try:
+        found = json.loads(file.read_text())
+        found["about"]["scale_min"]
+        return found
+    except FileNotFoundError:
+        raise UserError(
+            f"there are no reference measurements '{file.name}'; measure this machine's runs with "
+            "source=results, or keep them with: python -m spcl_lib recovery --keep"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"file '{file}' is damaged ({error}); make it anew") from error
+
+
+def _measure_runs(
+    dataset: str,
+    profile: str,
+    seeds: Sequence[int],
+    scale: float | None,
+    overrides: Mapping[str, object] | None,
+    data_root: str | Path | None,
+) -> Measurements:
+    """Measures this machine's runs; kept in results/ until a run, the data or the code change."""
+    usual = make_config(dataset, "scl", 0, profile).scale_min
+    scales = (RECOVERY_SCALE, usual) if scale is None else (scale,)
+    plans = [
+        identify_all(
+            crop_scale_configs(dataset, profile, seeds, [s], overrides=overrides), data_root
+        )
+        for s in scales
+    ]
+    wanted = next(filter(_has_averages, plans), None)
+    if wanted is None:
+        raise UserError(
+            f"no finished run of {dataset} (profile {profile}, crops from {scales[0]:g} of the "
+            f"image) with running averages in '{paths.results()}'; make them with: "
+            f"{command_of(plans[0])}"
+        )
+    done = [c for c in wanted if load_metrics(c) is not None]
+    every = crop_scale_configs(dataset, profile, seeds, overrides=overrides)
+    every = list(dict.fromkeys([*identify_all(every, data_root), *wanted]))
+    files = [(run_folder(c) / "metrics.json").read_bytes() for c in done]
+    key = fingerprint((measurements, *files))
+    file = paths.results() / f"crop-recovery-{dataset}-{profile}-{key}.json"
+    with lock_file(file):
+        tables = _read(file) if file.is_file() else measurements.measure(done, data_root)
+        about = _about(wanted, done)
+        _write(file, tables | {"about": about} | _effect_of_scale(every, dataset, profile))
+        return _read(file)
+
+
+def _effect_of_scale(every: Sequence[RunConfig], dataset: str, profile: str) -> Measurements:
+    """Scores by crop scale: of this machine's runs, or the reference's where one scale is there."""
+    own, file = crop_scale_rows(every), reference_file(dataset, profile)
+    if len({row["scale_min"] for row in own}) > 1 or not file.is_file():
+        return {"crop_scale": own, "crop_scale_source": "results"}
+    return {"crop_scale": _read(file)["crop_scale"], "crop_scale_source": "reference"}
+
+
+def _has_averages(configs: Sequence[RunConfig]) -> bool:
+    """Whether one of the runs is finished and keeps averages."""
+    return any(load_metrics(c) and (run_folder(c) / "bank.safetensors").is_file() for c in configs)
+
+
+def keep_as_reference(found: Measurements) -> Path:
+    """Writes measurements as the reference of their data set; returns the file."""
+    file = reference_file(found["about"]["dataset"], found["about"]["profile"])
+    _write(file, found)
+    return file
+
+
+def _about(wanted: Sequence[RunConfig], done: Sequence[RunConfig]) -> dict[str, Any]:
+    """What was measured, for people."""
+    first, runs = done[0], [load_metrics(c) for c in done]
+    machine = runs[0]["machine"]
+    return {
+        "dataset": first.dataset, "profile": first.profile, "scale_min": first.scale_min,
+        "settings": {k: v for k, v in changes(first).items() if k not in _VARIED},
+        "methods": list(dict.fromkeys(c.method for c in done)),
+        "seeds": sorted({c.seed for c in done}),
+        "missing": [f"{c.method} seed {c.seed}" for c in wanted if c not in done],
+        "command": command_of(wanted), "epochs": first.epochs, "followed": first.snapshots,
+        "train_images": runs[0]["train_images"], "report_images": runs[0]["report_images"],
+        "views": measurements.VIEWS, "least": visibility.LEAST, "fall": recovery.FALL,
+        "device": machine["device"], "torch": machine["torch"],
+        "commits": sorted({str(r["machine"]["commit"]) for r in runs}),
+        "finished": sorted({r["finished"] for r in runs}),
+    }  # fmt: skip
+
+
+def _write(file: Path, found: Measurements) -> None:
+    """One row a line, numbers rounded, NaN as null: JSON knows none."""
+    parts = []
+    for name, value in found.items():
+        if isinstance(value, list):
+            lines = ",\n".join(_json(row) for row in value)
+            parts.append(f'"{name}": [\n{lines}\n]')
+        else:
+            parts.append(f'"{name}": {_json(value)}')
+    with atomic_write(file) as temporary:
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _json(value: object) -> str:
+    return json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,299 @@
+"""From finished runs to the table and to sentences about the paper's claims.
+
+A run is the content of its metrics.json. Runs come from results/ on this machine, or from the
+small reference files that are kept under version control (notebooks/reference/).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spcl_lib.analysis.statistics import deviation, mean, mean_and_spread, sign_of_difference
+from spcl_lib.config import RunConfig
+from spcl_lib.methods import METHODS, title_of
+from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.splits import identify_data
+from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.files import atomic_write
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Run = dict[str, Any]  # content of a metrics.json
+Runs = list[Run]
+
+RUN_SOURCES = ("reference", "results")
+
+
+# --- reading and keeping --------------------------------------------------------------------------
+
+
+def load_runs(
+    source: str,
+    dataset: str,
+    profile: str,
+    overrides: Mapping[str, object] | None = None,
+    data_root: str | Path | None = None,
+) -> Runs:
+    """Finished runs of a data set, ordered by method and seed.
+
+    Args:
+        source: "results": runs on this machine with the profile's settings; "reference": the runs
+            kept under version control.
+        dataset: a key of PROFILES.
+        profile: a key of PROFILES[dataset].
+        overrides: other settings of the runs on this machine.
+        data_root: the data of the runs on this machine, see `paths.data_root`. It matters only
+            where there are runs on more than one copy of the data.
+
+    Raises:
+        UserError: an unknown name, or no run; the message names the command that makes them.
+    """
+    if source not in RUN_SOURCES:
+        raise unknown_name("source", source, RUN_SOURCES)
+    if dataset not in PROFILES:
+        raise unknown_name("data set", dataset, PROFILES)
+    if profile not in PROFILES[dataset]:
+        raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
+    if source == "reference":
+        return _sort_runs(_read_reference(dataset, profile))
+    return _sort_runs(_read_results(dataset, profile, overrides or {}, data_root))
+
+
+def _read_results(
+    dataset: str, profile: str, overrides: Mapping[str, object], data_root: str | Path | None
+) -> Runs:
+    first = make_config(dataset, "an", 0, profile, overrides)
+    content = _content_of_results(first, data_root)
+    runs = []
+    for folder in run_folder(replace(first, content=content)).parent.glob("*-seed*"):
+        match = re.fullmatch(r"(\w+)-seed(\d+)(-\w{8})?", folder.name)
+        if match and match[1] in METHODS:
+            config = make_config(dataset, match[1], int(match[2]), profile, overrides)
+            config = replace(config, content=content)
+            run = load_metrics(config) if run_folder(config) == folder else None
+            runs += [] if run is None else [run]  # None: made with other defaults than today's
+    if not runs:
+        raise UserError(
+            f"no finished run of {dataset} (profile {profile}) in '{paths.results()}'; "
+            f"make them with: ./reproduce.sh --dataset {dataset} --profile {profile}"
+        )
+    return runs
+
+
+def _content_of_results(config: RunConfig, data_root: str | Path | None) -> str:
+    """`content` of the runs to read: that of the data root, or the only one that has runs."""
+    if config.dataset == "scenes":
+        return ""
+    start = f"{config.dataset}-{config.profile}-"
+    found = [folder.name.removeprefix(start) for folder in paths.results().glob(f"{start}*")]
+    found = [content for content in found if re.fullmatch("[0-9a-f]{8}", content)]
+    if data_root is None and len(found) == 1:
+        return found[0]
+    return identify_data(config, data_root).content
+
+
+def _reference_file(dataset: str, profile: str) -> Path:
+    return paths.reference() / f"{dataset}-{profile}.json"
+
+
+def _read_reference(dataset: str, profile: str) -> Runs:
+    file = _reference_file(dataset, profile)
+    try:
+        return json.loads(file.read_text())["runs"]
+    except FileNotFoundError:
+        raise UserError(
+            f"there are no reference results '{file.name}'; make the runs with "
+            f"./reproduce.sh --dataset {dataset} --profile {profile} and read them with "
+            "source=results, or keep them with: "
+            f"python -m spcl_lib reference --dataset {dataset} --profile {profile}"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"reference file '{file}' is damaged ({error}); make it anew") from error
+
+
+def references() -> list[tuple[str, str]]:
+    """(data set, profile) of every reference file that is there."""
+    names = sorted(f.stem for f in paths.reference().glob("*.json"))
+    pairs = [(d, p) for d in PROFILES for p in PROFILES[d]]
+    return [(d, p) for d, p in pairs if f"{d}-{p}" in names]
+
+
+def save_reference(dataset: str, profile: str, data_root: str | Path | None = None) -> Path:
+    """Keeps this machine's finished runs as the reference results: one run a line, rounded.
+
+    Arguments as of `load_runs`.
+
+    Returns:
+        The file, notebooks/reference/<dataset>-<profile>.json.
+
+    Raises:
+        UserError: no run has finished.
+    """
+    runs = load_runs("results", dataset, profile, None, data_root)
+    file = _reference_file(dataset, profile)
+    lines = [json.dumps(_round_floats(run), separators=(",", ":"), sort_keys=True) for run in runs]
+    with atomic_write(file) as temporary:
+        temporary.write_text('{"runs": [\n' + ",\n".join(lines) + "\n]}\n")
+    return file
+
+
+def _round_floats(value: Any) -> Any:
+    """Floats to 4 decimals, settings apart: 1e-5 is a rate, and must stay one."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, list):
+        return [_round_floats(v) for v in value]
+    if isinstance(value, dict):
+        return {k: v if k == "config" else _round_floats(v) for k, v in value.items()}
+    return value
+
+
+def _sort_runs(runs: Runs) -> Runs:
+    rank = {name: i for i, name in enumerate(METHODS)}
+    return sorted(runs, key=lambda r: (rank.get(r["method"], len(rank)), r["method"], r["seed"]))
+
+
+def by_method(runs: Runs) -> dict[str, Runs]:
+    """Runs grouped by method, methods in the order of the table and runs by seed."""
+    groups: dict[str, Runs] = {}
+    for run in _sort_runs(runs):
+        groups.setdefault(run["method"], []).append(run)
+    return groups
+
+
+def paired_gains(runs: Runs, method: str, other: str) -> list[float]:
+    """Gains in mAP of `method` over `other`, one for every seed that both have."""
+    scores = {name: {r["seed"]: r["mAP"] for r in runs if r["method"] == name}
+              for name in (method, other)}  # fmt: skip
+    seeds = sorted(scores[method].keys() & scores[other].keys())
+    return [scores[method][seed] - scores[other][seed] for seed in seeds]
+
+
+def table(runs: Runs) -> pd.DataFrame:
+    """One row per method, in the order of METHODS.
+
+    Returns:
+        Columns: mAP, its standard deviation over seeds (ddof = 1; NaN for one seed), seeds, gain
+        over AN paired by seed and its standard deviation, gap_closed in percent, OF1 and CF1 at
+        probability 0.5, train_seconds. Scores are means in percent. What cannot be computed,
+        because AN or Full is missing, is NaN.
+    """
+    import pandas as pd
+
+    groups = by_method(runs)
+    means = {name: mean([r["mAP"] for r in members]) for name, members in groups.items()}
+    rows = []
+    for name, members in groups.items():
+        gains = paired_gains(runs, name, "an")
+        rows.append({
+            "method": name, "mAP": means[name], "std": deviation([r["mAP"] for r in members]),
+            "seeds": len(members), "gain": mean(gains), "gain_std": deviation(gains),
+            "gap_closed": _gap_closed(means, name),
+            "OF1": mean([r["at_0.5"]["OF1"] for r in members]),
+            "CF1": mean([r["at_0.5"]["CF1"] for r in members]),
+            "train_seconds": mean([r["train_seconds"] for r in members]),
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("method")
+
+
+def _gap_closed(means: dict[str, float], method: str) -> float:
+    """(mAP - mAP_AN) / (mAP_Full - mAP_AN) in percent; NaN without a gap to close."""
+    gap = means.get("full", math.nan) - means.get("an", math.nan)
+    return 100 * (means[method] - means["an"]) / gap if gap > 0 else math.nan
+
+
+def per_class(runs: Runs) -> pd.DataFrame:
+    """Mean AP over seeds in percent: classes (rows) by methods (columns)."""
+    import pandas as pd
+
+    rows = [{"method": r["method"], **r["AP"]} for r in runs]
+    means = pd.DataFrame(rows).groupby("method").mean().astype(float)
+    return means.loc[list(by_method(runs))].T.rename_axis("class")
+
+
+def histories(runs: Runs) -> pd.DataFrame:
+    """Learning curves: columns method, seed, epoch, mAP; evaluated epochs only."""
+    import pandas as pd
+
+    rows = [
+        {"method": r["method"], "seed": r["seed"], "epoch": h["epoch"], "mAP": h["mAP"]}
+        for r in runs
+        for h in r["history"]
+        if h.get("mAP") is not None
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "epoch", "mAP"])
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+_CLAIMS = (
+    ("cl", "an"), ("scl", "an"), ("scl", "cl"), ("en", "an"), ("en_cl", "en"), ("en_scl", "en"),
+    ("en_scl", "en_cl"),
+)  # fmt: skip
+
+
+def claim_sentences(runs: Runs) -> list[str]:
+    """What the runs say about the paper's claims, a computed sentence each (DIFFERENCE_RULE)."""
+    sentences = [_worth_solving(runs)]
+    sentences += [compare_methods(runs, method, other) for method, other in _CLAIMS]
+    return [*sentences, _best_spatial(runs)]
+
+
+def compare_methods(runs: Runs, method: str, other: str) -> str:
+    """A sentence: does `method` beat `other`, does it not, or is it not settled?"""
+    a, b = title_of(method), title_of(other)
+    present = by_method(runs)
+    missing = [title_of(name) for name in (method, other) if name not in present]
+    if missing:
+        return f"No verdict on {a} against {b}: no run of {' and '.join(missing)}."
+    differences = paired_gains(runs, method, other)
+    if not differences:
+        return f"No verdict on {a} against {b}: they have no seed in common."
+    amount, count = f"{mean_and_spread(differences, '+')} mAP", len(differences)
+    if count == 1:
+        return f"Not settled: {a} against {b}, {amount} for one seed; spread needs two."
+    sign = sign_of_difference(differences)
+    if sign == 0:
+        return f"Not settled by {count} seeds: {a} against {b}, {amount}."
+    if sign > 0:
+        return f"{a} beats {b}: {amount} over {count} seeds."
+    return f"{a} does not beat {b} here: {amount} over {count} seeds."
+
+
+def _worth_solving(runs: Runs) -> str:
+    sentence = compare_methods(runs, "full", "an")
+    if " beats " in sentence:
+        return f"{sentence} This is the gap that single labels leave open."
+    if "does not beat" in sentence:
+        return f"{sentence} So there is no gap to close, and the task is not worth solving."
+    return sentence
+
+
+def _best_spatial(runs: Runs) -> str:
+    spatial = [n for n in by_method(runs) if n in METHODS and METHODS[n].consistency == "scl"]
+    if not spatial:
+        return "No verdict on the best method with SCL: no run of one."
+    rows = table(runs)
+    best = rows.loc[spatial, "mAP"].idxmax()
+    score, gain, closed = (float(rows.loc[best, c]) for c in ("mAP", "gain", "gap_closed"))
+    sentence = f"The best method with SCL is {title_of(best)}: {score:.1f} mAP"
+    if not math.isnan(gain):
+        sentence += f", {gain:+.1f} against AN"
+    if math.isnan(closed):
+        return f"{sentence}. How much of the gap it closes needs runs of AN and of Full, above AN."
+    sentence += f"; it closes {closed:.0f} % of the gap between AN and Full."
+    overall = rows["mAP"].drop("full").idxmax()
+    if overall != best:
+        sentence += f" {title_of(overall)} is better ({rows.loc[overall, 'mAP']:.1f})."
+    return sentence

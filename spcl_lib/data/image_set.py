@@ -1,0 +1,193 @@
+"""What every data set gives: images with their full labels and, where known, their objects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spcl_lib.data.cache import decode_images
+from spcl_lib.data.images import Images, select_images
+from spcl_lib.data.objects import Boxes, Masks
+
+_HELD_OUT = 0.4  # share of a real training split that choices are made on
+_HELD_OUT_SEED = 1200
+_SAMPLED = 50_000  # of more files than this, only the sizes identify the content
+_SAMPLE_BYTES = 4096
+
+
+def hold_out(count: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the training images that stay, and of those held out to make choices on.
+
+    Args:
+        count: training images there are.
+
+    Returns:
+        Two ascending int64 tensors, 60 % and 40 % of 0..count-1; always the same ones.
+    """
+    generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
+    order = torch.randperm(count, generator=generator)
+    held = round(_HELD_OUT * count)
+    return order[held:].sort().values, order[:held].sort().values
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split of a data set.
+
+    Attributes:
+        images: (N, 3, S, S) uint8; whole images, resized to squares. A tensor, or `LazyImages`,
+            which give tensors when they are indexed. (N, 0) before they are decoded.
+        labels: (N, C) bool; the full labels. Training on a single label never sees them.
+        classes: C names.
+        ids: N names, for people and for predictions.
+        class_map: (N, S, S) uint8 or None; class number + 1 that is visible at a pixel, 0 = none.
+        boxes: the annotated objects, or None where a data set has none or they were not asked for.
+        masks: exact masks, or None where a data set has none.
+        ignored: (N, C) bool or None; labels that count neither way in the evaluation. They are
+            False in `labels`.
+        files: N files that the images come from, or None where they are drawn.
+        notes: what a person should know of the selection: lines such as "3 images left out".
+
+    Raises:
+        ValueError: images, labels and ids are not equally many.
+    """
+
+    images: Images
+    labels: Tensor
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    class_map: Tensor | None = None
+    boxes: Boxes | None = None
+    masks: Masks | None = None
+    ignored: Tensor | None = None
+    files: tuple[Path, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = len(self.images), len(self.labels), len(self.ids)
+        if len(set(counts)) > 1:  # else images would get the labels of others
+            raise ValueError(f"images, labels and ids must be equally many; got {counts}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """The images at `indices` (M,) int64, in that order; see `images.select_images`."""
+        return replace(
+            self,
+            images=select_images(self.images, indices),
+            labels=self.labels[indices],
+            ids=tuple(self.ids[i] for i in indices.tolist()),
+            class_map=None if self.class_map is None else self.class_map[indices],
+            boxes=None if self.boxes is None else self.boxes.subset(indices),
+            masks=None if self.masks is None else self.masks.subset(indices),
+            ignored=None if self.ignored is None else self.ignored[indices],
+            files=None if self.files is None else tuple(self.files[i] for i in indices.tolist()),
+        )
+
+    def regions(self, indices: Tensor) -> Tensor:
+        """Where the objects of every class are: from exact masks, else from boxes.
+
+        Args:
+            indices: (B,) int64 image numbers; they may repeat.
+
+        Returns:
+            (B, C, S, S) bool; True where an object of the class covers the centre of the pixel.
+
+        Raises:
+            ValueError: the data set knows neither masks nor boxes.
+        """
+        if self.class_map is not None:
+            values = torch.arange(1, len(self.classes) + 1, dtype=torch.uint8)
+            return self.class_map[indices][:, None] == values[:, None, None]
+        objects = self.masks or self.boxes
+        if objects is None:
+            raise ValueError("this data set has neither masks nor boxes of its objects")
+        return objects.regions(indices, len(self.classes), self.images.shape[-1])
+
+    def content(self) -> str:
+        """Eight characters that change with any image file or label, wherever the files lie.
+
+        Of a file the size counts, and 4 kB from its middle (for up to 50,000 files).
+        """
+        digest = hashlib.sha256()
+        for part in (self.labels, self.ignored):
+            digest.update(b"" if part is None else part.contiguous().numpy())
+        digest.update(json.dumps([self.classes, self.ids]).encode("utf-8", "surrogatepass"))
+        sampled = len(self.files or ()) <= _SAMPLED
+        for file in self.files or ():
+            digest.update(_identify_file(file, sampled))
+        return digest.hexdigest()[:8]
+
+
+def _identify_file(file: Path, sampled: bool) -> bytes:
+    """Size and sample of a file; nothing for a broken link: decoding will find it damaged."""
+    try:
+        size = file.stat().st_size
+        if not sampled:
+            return str(size).encode()
+        with open(file, "rb") as handle:
+            handle.seek(max(0, (size - _SAMPLE_BYTES) // 2))
+            return str(size).encode() + handle.read(_SAMPLE_BYTES)
+    except OSError:
+        return b""
+
+
+def list_image_files(files: Sequence[Path], **known: Any) -> ImageSet:
+    """A data set whose images are still in their files, to choose from before they are decoded.
+
+    Args:
+        files: N image files.
+        known: everything else that `ImageSet` takes, for all N images: labels, classes, ids, ...
+    """
+    return ImageSet(torch.empty((len(files), 0), dtype=torch.uint8), files=tuple(files), **known)
+
+
+def decode_image_set(data: ImageSet, side: int, name: str, damaged: str) -> ImageSet:
+    """A listed data set with its images; an image that is left out takes its labels along.
+
+    Args:
+        data: see `list_image_files`.
+        side: as in `cache.decode_images`, and so are the others.
+        name: of this selection of images.
+        damaged: "stop" or "skip".
+
+    Raises:
+        UserError: see `cache.decode_images`.
+    """
+    images, kept = decode_images(data.files, side, name, damaged)
+    return replace(data if len(kept) == len(data) else data.subset(kept), images=images)
+
+
+def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
+    """The smallest box around the visible pixels of every class of an image.
+
+    Objects of one class in one image share a box: a class map does not tell them apart.
+
+    Args:
+        class_map: (N, S, S) uint8; class number + 1, 0 = none.
+        num_classes: C.
+    """
+    parts = []
+    for c in range(num_classes):
+        mask = class_map == c + 1  # (N, S, S)
+        columns, rows = mask.any(1), mask.any(2)  # (N, S) each
+        image = columns.any(1).nonzero().flatten()
+        (x0, x1), (y0, y1) = _extent(columns[image]), _extent(rows[image])
+        box = torch.stack((x0, y0, x1, y1), 1) / class_map.shape[-1]
+        parts.append((image, torch.full_like(image, c), box))
+    image, label, box = (torch.cat(p) for p in zip(*parts, strict=True))
+    order = image.argsort(stable=True)
+    return Boxes(image[order], label[order], box[order])
+
+
+def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """First True of every row of (M, S), and one past the last."""
+    return lines.int().argmax(1), lines.shape[1] - lines.flip(1).int().argmax(1)

@@ -1,0 +1,59 @@
+"""CL and SCL, the consistency terms: a prediction must agree with its running average.
+
+Both are the paper's. The distance is ours; second-hand sources say that the paper's is L1.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spcl_lib.system.errors import unknown_name
+
+DISTANCES = ("bce", "l1", "l2")
+
+
+def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Elementwise distance d between sigmoid(logits) and a probability, same shapes.
+
+    "bce" is the soft binary cross-entropy minus its smallest value (the target's entropy): a
+    Kullback-Leibler divergence. "l1" and "l2" compare probabilities.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    if kind == "bce":
+        # CUDA's autocast refuses F.binary_cross_entropy(target, target).
+        entropy = torch.special.entr(target) + torch.special.entr(1 - target)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
+    difference = torch.sigmoid(logits) - target
+    if kind == "l1":
+        return difference.abs()
+    if kind == "l2":
+        return difference.square()
+    raise unknown_name("distance", kind, DISTANCES)
+
+
+def consistency(logits: Tensor, average: Tensor, kind: str = "bce") -> Tensor:
+    """CL: mean over B * C of d(p, P).
+
+    Args:
+        logits: s (B, C).
+        average: P (B, C), the running average of p for each image.
+        kind: the distance, one of DISTANCES.
+    """
+    return distance(logits, average, kind).mean()
+
+
+def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = "bce") -> Tensor:
+    """SCL: mean over seen cells of d(m, T_v(H)).
+
+    Args:
+        maps: f (B, C, G, G) logits.
+        target: T_v(H) (B, C, G, G) in [0, 1].
+        seen: (B, 1, G, G) in {0, 1}.
+        kind: the distance, one of DISTANCES.
+    """
+    total = (distance(maps, target, kind) * seen).sum()
+    return total / (seen.sum() * maps.shape[1]).clamp(min=1)

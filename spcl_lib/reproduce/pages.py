@@ -1,0 +1,138 @@
+"""Pages that need nothing from elsewhere: every notebook as HTML, and results/index.html."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spcl_lib.analysis.report import provenance, readable_table
+from spcl_lib.analysis.results import Runs
+from spcl_lib.runs.notebooks import describe_figures
+from spcl_lib.runs.profiles import duration
+from spcl_lib.system import paths
+from spcl_lib.system.files import atomic_write, lock_file
+from spcl_lib.viewer.result_figures import learning_curves, map_by_method
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_notebook_page(notebook: Path, show_code: bool = True) -> Path:
+    """Writes an executed notebook as HTML beside it; figures and style are inside.
+
+    Args:
+        notebook: the .ipynb file.
+        show_code: whether the code cells are shown.
+
+    Returns:
+        The .html file.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    content = nbformat.read(notebook, as_version=4)
+    describe_figures(content)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=not show_code, exclude_input_prompt=True,
+        exclude_output_prompt=True, exclude_anchor_links=True,
+    )  # fmt: skip
+    body, _ = exporter.from_notebook_node(content)
+    page = notebook.with_suffix(".html")
+    link = '<p><a href="../index.html">All results</a></p>\n'
+    with lock_file(page), atomic_write(page) as temporary:
+        temporary.write_text(_page(f"spcl: {notebook.stem}", link + body), encoding="utf-8")
+    return page
+
+
+def write_index(manifest: Mapping[str, Any], runs: Mapping[str, Runs]) -> Path:
+    """Writes results/index.html: tables, figures, and links to all notebooks.
+
+    Args:
+        manifest: content of results/manifest.json, see `plan`.
+        runs: finished runs of every experiment in the manifest that has some.
+
+    Returns:
+        The file.
+    """
+    experiments = [name for name in manifest["experiments"] if name in runs]
+    body = ["<h1>spcl: results of this machine</h1>", _notebook_list(manifest["notebooks"])]
+    body += [_section(name, manifest["experiments"][name], runs[name]) for name in experiments]
+    path = paths.results() / "index.html"
+    with lock_file(path), atomic_write(path) as temporary:
+        temporary.write_text(_page("spcl: results", "\n".join(body)), encoding="utf-8")
+    return path
+
+
+def _notebook_list(notebooks: Mapping[str, Any]) -> str:
+    lines = []
+    for name, entry in sorted(notebooks.items()):
+        if entry.get("skipped"):
+            lines.append(f"<li>{html.escape(name)}: {html.escape(entry['skipped'])}</li>")
+            continue
+        state = "" if entry["finished"] else " <strong>stopped with an error</strong>"
+        lines.append(
+            f'<li><a href="notebooks/{name}.html">{html.escape(entry["title"])}</a> '
+            f'(<a href="notebooks/{name}.ipynb">{name}.ipynb</a>, '
+            f"{duration(entry['seconds'])}){state}</li>"
+        )
+    return "<h2>Notebooks, executed on this machine</h2>\n<ul>\n" + "\n".join(lines) + "\n</ul>"
+
+
+def _section(name: str, entry: Mapping[str, Any], runs: Runs) -> str:
+    parts = [f"<h2>{html.escape(name)}</h2>"]
+    if entry["profile"] == "smoke":
+        parts.append("<p><strong>A smoke test: these numbers mean nothing.</strong></p>")
+    table = readable_table(runs).to_html(border=0, escape=True)
+    parts.append(f'<div class="wide">{table}</div>')
+    parts += [_image(map_by_method(runs), f"mAP of every method on {name}"),
+              _image(learning_curves(runs), f"Learning curves on {name}")]  # fmt: skip
+    facts = [*provenance(runs), *(f"{key}: {value}" for key, value in entry["facts"].items())]
+    parts.append("<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts) + "</ul>")
+    return "\n".join(parts)
+
+
+def _image(figure: Figure, text: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f'<p><img src="data:image/png;base64,{encoded}" alt="{html.escape(text)}"></p>'
+
+
+def _page(title: str, body: str) -> str:
+    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+_STYLE = """
+body { margin: 0; background: #fff; color: #1c1c1c; font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .6rem; }
+img { max-width: 100%; height: auto; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; color: #444; }
+.highlight pre, .input pre { background: #f6f6f6; padding: .6rem .8rem; border-radius: 4px; }
+.wide, .jp-RenderedHTMLCommon, .output { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: left; border: 0; border-bottom: 1px solid #ddd; }
+.dataframe { border: 0; }
+.dataframe td, .dataframe thead th { text-align: right; }
+code { font-size: .9em; background: #f3f3f3; padding: .1em .3em; border-radius: 3px; }
+li { margin: .3rem 0; overflow-wrap: anywhere; }
+"""

@@ -1,0 +1,217 @@
+"""What things cost: a training step of every method, and the way of an image to the network."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision import transforms
+from torchvision.datasets.folder import default_loader
+
+from spcl_lib.config import RunConfig
+from spcl_lib.data.cache import write_squares
+from spcl_lib.data.draws import draw_labels, single_label_draw
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.data.images import ImageFiles, Images, LazyImages
+from spcl_lib.methods import Method
+from spcl_lib.model import MEAN, STD, normalise
+from spcl_lib.runs.network import build_network
+from spcl_lib.runs.settings import methods_of
+from spcl_lib.runs.splits import load_splits
+from spcl_lib.system import paths
+from spcl_lib.system.machine import choose_device, count_cores
+from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.train import (
+    batches_of_epoch,
+    make_optimizer,
+    read_ahead,
+    sample_views,
+    train_step,
+)
+
+
+def step_seconds(
+    config: RunConfig, data_root: str | Path | None, steps: int, warm_up: int = 5
+) -> dict[str, list[float]]:
+    """Seconds of every training step, for every method.
+
+    The methods take turns, so that a machine that slows down slows all of them. Consistency is
+    active in all timed steps, and the batches are the same for all.
+
+    Args:
+        config: data set, network and batch size; its method does not matter.
+        data_root: see `paths.data_root`.
+        steps: timed steps per method.
+        warm_up: untimed steps before.
+    """
+    data, _ = load_splits(config, data_root)
+    labels = draw_labels(data, config.draw, config.label_seed)
+    parts = {}
+    for name in methods_of(config.dataset):
+        model, _ = build_network(config, len(data.classes), data_root)
+        model = model.to(choose_device(), memory_format=torch.channels_last).train()
+        method = Method(name, len(data), len(data.classes), config.settings)
+        parts[name] = (model, _optimizer(model, config), method)
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for step in range(warm_up + steps):
+        order = torch.randperm(len(data), generator=keyed_generator("bench", step))
+        indices = order[: config.batch]
+        for name, (model, optimizer, method) in parts.items():
+            clock = time.perf_counter()
+            train_step(
+                model, optimizer, method, data.images, labels, indices, config,
+                float(config.epochs - 1), keyed_generator("bench views", step),
+            )  # fmt: skip
+            if step >= warm_up:
+                seconds[name].append(time.perf_counter() - clock)
+    return seconds
+
+
+def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    return make_optimizer(model, config.lr, config.head_lr_factor, config.weight_decay)
+
+
+def bench(config: RunConfig, data_root: str | Path | None, steps: int) -> int:
+    """Prints the median step of every method and its ratio to AN's, step by step."""
+    seconds = step_seconds(config, data_root, steps)
+    print(
+        f"{config.dataset}, profile {config.profile}: batch {config.batch}, crops of "
+        f"{config.crop_side} px, {torch.get_num_threads()} thread(s), {steps} steps in turn"
+    )
+    print(f"{'method':8} {'ms/step':>8} {'x AN':>6}")
+    for name, times in seconds.items():
+        ratio = statistics.median(t / a for t, a in zip(times, seconds["an"], strict=True))
+        print(f"{name:8} {1000 * statistics.median(times):8.1f} {ratio:6.2f}")
+    return 0
+
+
+_MOST = 1000  # images that are read; enough for a rate
+_EPOCHS = 10  # over the cache, which is fast
+
+
+def bench_input(config: RunConfig, data_root: str | Path | None, steps: int) -> int:
+    """Prints the images/s of every way from a file to the network, and of the training step.
+
+    Files that were read before come from the system's memory, for all ways alike.
+
+    Args:
+        config: data set, crops, network and batch size.
+        data_root: see `paths.data_root`.
+        steps: training steps to time.
+    """
+    if config.dataset == "scenes":
+        print("scenes are drawn, not read: there are no files to measure")
+        return 0
+    data, _ = load_splits(config, data_root)
+    data = data.subset(torch.arange(min(len(data), _MOST)))
+    rates = input_rates(data.files, config)
+    need = step_rate(data, config, data_root, steps)
+    print(
+        f"{config.dataset}, profile {config.profile}: {len(data):,} images, squares of "
+        f"{config.image_side} px, batches of {config.batch} crops of {config.crop_side} px, "
+        f"{count_cores()} core(s), {torch.get_num_threads()} thread(s)"
+    )
+    print(f"{'':42} images/s  x AN's step")
+    for name, rate in (rates | {"AN's training step": need}).items():
+        print(f"{name:42} {rate:8.1f} {rate / need:12.2f}")
+    return 0
+
+
+def input_rates(files: Sequence[Path], config: RunConfig) -> dict[str, float]:
+    """Images/s of the ways from a file to a batch of normalised crops on the device."""
+    batches = batches_of_epoch(len(files), config.batch, 0, 0)
+    rates = {"torchvision Dataset + DataLoader": torchvision_rate(files, config)}
+    plain = LazyImages(ImageFiles(files, config.image_side), torch.arange(len(files)))
+    rates["files, batch by batch, without a cache"] = _rate(_crops(plain, batches, config))
+    paths.cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=paths.cache(), prefix="bench-") as folder:
+        path = Path(folder) / "images.npy"
+        clock = time.perf_counter()
+        write_squares(files, config.image_side, "into the cache", path)
+        rates["files into the cache, the first time"] = len(files) / (time.perf_counter() - clock)
+        cached = torch.from_numpy(np.load(path, mmap_mode="c"))
+        rates["cache, batch by batch"] = _rate(_crops(cached, batches * _EPOCHS, config))
+    return rates
+
+
+def _crops(images: Images, batches: Sequence[Tensor], config: RunConfig) -> Iterator[Tensor]:
+    """Batches as `train_step` makes them."""
+    device = choose_device()
+    for step, indices in enumerate(batches):
+        read_ahead(images, batches[step + 1] if step + 1 < len(batches) else None)
+        views = sample_views(len(indices), config, keyed_generator("bench", step))
+        crops = views.to(device).crop(images[indices].to(device), config.crop_side)
+        yield normalise(crops)
+
+
+def torchvision_rate(files: Sequence[Path], config: RunConfig) -> float:
+    """Images/s of a plain Dataset and DataLoader with the same transforms, one worker per core.
+
+    Its second epoch is timed, when the workers have started.
+    """
+    ratio = (1 / config.ratio_max, config.ratio_max)
+    transform = transforms.Compose([
+        transforms.RandomResizedCrop(config.crop_side, (config.scale_min, config.scale_max), ratio),
+        transforms.RandomHorizontalFlip(config.flip),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ])  # fmt: skip
+    loader = torch.utils.data.DataLoader(
+        _PlainFiles(files, transform), config.batch, shuffle=True,
+        num_workers=count_cores(), persistent_workers=True,
+    )  # fmt: skip
+    device = choose_device()
+    with warnings.catch_warnings():  # Python 3.12 warns of workers that are forked beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _rate(loader)
+        return _rate(batch.to(device) for batch in loader)
+
+
+class _PlainFiles(torch.utils.data.Dataset):
+    """What torchvision's ImageFolder does, for any files and without labels."""
+
+    def __init__(self, files: Sequence[Path], transform: transforms.Compose) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(default_loader(self.files[index]))
+
+
+def step_rate(data: ImageSet, config: RunConfig, data_root: str | Path | None, steps: int) -> float:
+    """Images/s of AN's training step on one batch that is at hand."""
+    count, classes = min(config.batch, len(data)), len(data.classes)
+    device = choose_device()
+    model, _ = build_network(config, classes, data_root)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    optimizer = _optimizer(model, config)
+    method = Method("an", count, classes, config.settings)
+    images, indices = data.images[:count], torch.arange(count)
+    labels = single_label_draw(data.labels[:count], config.label_seed)
+
+    def taken(number: int) -> Iterator[Tensor]:
+        for step in range(number):
+            chance = keyed_generator("an", step)
+            train_step(model, optimizer, method, images, labels, indices, config, 0.5, chance)
+            yield images
+
+    _rate(taken(2))  # to warm up
+    return _rate(taken(steps))
+
+
+def _rate(batches: Iterable[Tensor]) -> float:
+    clock, count = time.perf_counter(), 0
+    for batch in batches:
+        count += len(batch)
+    if choose_device().type == "cuda":
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - clock)

@@ -1,0 +1,85 @@
+"""The checkpoint of a run: a run that was stopped goes on from it to the same result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from spcl_lib.config import RunConfig
+from spcl_lib.methods import Method
+from spcl_lib.model import SpatialClassifier
+from spcl_lib.runs.snapshots import Recorder
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write
+from spcl_lib.train import Progress
+
+
+def _seconds(variable: str, default: float) -> float:
+    text = os.environ.get(variable) or str(default)
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < math.inf:
+            return float(text)
+    raise UserError(
+        f"the environment variable {variable} must be a number of seconds, 0 or more; got '{text}'"
+    )
+
+
+# At most this much work is lost, and at most one epoch. A wrong value is found at import.
+CHECKPOINT_SECONDS = _seconds("SPCL_CHECKPOINT_SECONDS", 30.0)
+
+
+class Checkpoint:
+    """Saves and restores everything that a run needs to go on, in one atomic file."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: RunConfig,
+        model: SpatialClassifier,
+        optimizer: torch.optim.Optimizer,
+        method: Method,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.path, self.config = path, config
+        self.parts = {"model": model, "optimizer": optimizer, "method": method}
+        if recorder is not None:
+            self.parts["snapshots"] = recorder
+        self.saved = time.monotonic()
+
+    def after_step(self, progress: Progress) -> None:
+        """Saves at the end of an epoch, and within one when enough time has passed."""
+        if progress.step == 0 or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+            self.save(progress)
+
+    def save(self, progress: Progress) -> None:
+        """Writes the file; the one before stays until the new one is complete on disk."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {
+            "config": self.config.flat(),
+            "progress": dataclasses.asdict(progress),
+            "rng": torch.get_rng_state(),
+        }
+        with atomic_write(self.path) as temporary, open(temporary, "wb") as handle:
+            torch.save(state, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        self.saved = time.monotonic()
+
+    def load(self) -> Progress:
+        """Restores all parts and gives the progress; a fresh one if there is nothing to restore."""
+        if not self.path.exists():
+            return Progress()
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["config"] != self.config.flat():
+            print(f"{self.path.parent.name}: the checkpoint is of another configuration; starting")
+            return Progress()
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["rng"])
+        return Progress(**state["progress"])

@@ -1,0 +1,48 @@
+"""The network of a run: at its start, and after its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from spcl_lib.config import RunConfig
+from spcl_lib.model import SpatialClassifier, build_backbone
+from spcl_lib.runs.pretraining import pretrained_backbone
+from spcl_lib.system import paths
+from spcl_lib.system.weights import load_weights
+
+
+def build_network(
+    config: RunConfig, num_classes: int, data_root: str | Path | None = None
+) -> tuple[SpatialClassifier, float | None]:
+    """The network at the start of a run, and the pretraining accuracy where we pretrained it.
+
+    `weights="auto"` means: for small_resnet, our pretraining on glyphs; else the file that
+    `paths.weights` finds, or torchvision's weights.
+    """
+    weights: str | Path | None = config.weights
+    accuracy = None
+    if weights == "none":
+        weights = None
+    elif weights == "auto" and config.backbone == "small_resnet":
+        weights, accuracy = pretrained_backbone(
+            config.pretrain_images, config.pretrain_epochs, config.amp
+        )
+    elif weights == "auto":
+        weights = paths.weights(config.backbone, data_root) or "torchvision"
+    torch.manual_seed(config.seed)
+    features, num_features = build_backbone(config.backbone, weights)
+    return SpatialClassifier(features, num_features, num_classes, config.frozen), accuracy
+
+
+def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialClassifier:
+    """The trained network of the run in `folder`, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: its weights are missing, damaged, or of another network.
+    """
+    features, num_features = build_backbone(config.backbone, None)
+    model = SpatialClassifier(features, num_features, num_classes)
+    load_weights(model, folder / "weights.safetensors", f"the run's {config.backbone}")
+    return model.eval()

@@ -1,0 +1,207 @@
+"""Running notebooks: with checked parameters, and again in place for the committed outputs.
+
+Jupyter's packages are imported where they are used: the library works without them.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.files import atomic_write, lock_file
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+
+# Else every kernel warns that its sockets, which only this machine sees, are not encrypted.
+_KERNEL = ["--log-level=ERROR"]
+_LARGE_FIGURE = 30_000  # characters of base64; below it, a figure is kept as it is
+
+
+def notebook_names() -> list[str]:
+    """The notebooks of the project, in their order."""
+    return sorted(f.stem for f in paths.notebooks().glob("*.ipynb"))
+
+
+def notebook_file(name: str) -> Path:
+    """File of a notebook of the project.
+
+    Args:
+        name: as in "01_train".
+
+    Raises:
+        UserError: there is no such notebook.
+    """
+    names = notebook_names()
+    if name not in names:
+        raise unknown_name("notebook", name, names)
+    return paths.notebooks() / f"{name}.ipynb"
+
+
+def title_of_notebook(name: str) -> str:
+    """The heading of a notebook."""
+    cells = json.loads(notebook_file(name).read_text())["cells"]
+    first = "".join(cells[0]["source"]).partition("\n")[0]
+    return first.strip("# ")
+
+
+def check_parameters(name: str, parameters: Mapping[str, object]) -> None:
+    """Stops at a parameter that the notebook does not have; papermill would only warn.
+
+    Args:
+        name: of the notebook.
+        parameters: names and values.
+
+    Raises:
+        UserError: an unknown parameter, or a value of another type than the default's.
+    """
+    import papermill
+
+    known = papermill.inspect_notebook(str(notebook_file(name)))
+    for key, value in parameters.items():
+        if key not in known:
+            raise unknown_name(f"parameter of {name}", key, known)
+        kind = type(ast.literal_eval(known[key]["default"]))
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(
+                f"parameter '{key}' of {name} must be of type {kind.__name__}; got {value!r}"
+            )
+
+
+def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
+    """Runs a notebook in a kernel of its own, in the folder of the notebooks.
+
+    Args:
+        name: of the notebook, as in "01_train".
+        parameters: what differs from the defaults of its parameters cell.
+        output: where the executed notebook is kept, also if it fails. While it runs it is beside
+            it, under a hidden name.
+
+    Raises:
+        UserError: an unknown notebook or parameter, or the notebook itself stopped with one.
+        papermill.PapermillExecutionError: a cell failed.
+    """
+    import papermill
+
+    check_parameters(name, parameters)
+    _make_paths_absolute()
+    source, output = notebook_file(name), Path(output).resolve()
+    stopped: papermill.PapermillExecutionError | None = None
+    with lock_file(output), atomic_write(output, ".ipynb") as executed:  # papermill wants .ipynb
+        try:
+            papermill.execute_notebook(
+                str(source), str(executed), dict(parameters), cwd=str(paths.notebooks()),
+                progress_bar=False, extra_arguments=_KERNEL,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            stopped = error
+    if stopped is not None and stopped.ename == UserError.__name__:
+        raise UserError(stopped.evalue) from None
+    if stopped is not None:
+        raise stopped
+    return output
+
+
+def _make_paths_absolute() -> None:
+    """A path from here means another place in the kernel, which works in the notebooks' folder."""
+    for name in ("SPCL_DATA", "SPCL_RESULTS", "SPCL_CACHE"):
+        if os.environ.get(name) and not os.environ[name].startswith("~"):
+            os.environ[name] = os.path.abspath(os.environ[name])
+
+
+def refresh(names: Iterable[str] = ()) -> list[Path]:
+    """Runs notebooks again in place, with their default parameters, and cleans them.
+
+    Args:
+        names: of the notebooks; all by default.
+
+    Returns:
+        Their files.
+
+    Raises:
+        UserError: an unknown notebook, or one wrote to stderr: that must not be committed.
+        nbclient.exceptions.CellExecutionError: a cell failed; the notebook stays as it was.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    _make_paths_absolute()
+    names = list(names) or notebook_names()
+    done = []
+    for file in [notebook_file(name) for name in names]:
+        notebook = nbformat.read(file, as_version=4)
+        where = {"metadata": {"path": str(paths.notebooks())}}
+        client = NotebookClient(
+            notebook, timeout=None, record_timing=False, resources=where, extra_arguments=_KERNEL
+        )
+        client.execute()
+        clean(notebook)
+        noise = stderr_of(notebook)
+        if noise:
+            raise UserError(f"notebook {file.stem} wrote to stderr, it stays as it was: {noise[0]}")
+        with atomic_write(file) as temporary:
+            nbformat.write(notebook, str(temporary))
+        done.append(file)
+    return done
+
+
+def clean(notebook: NotebookNode) -> None:
+    """Removes what changes from run to run and machine to machine; keeps outputs and counts."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        for out in cell.get("outputs", []):
+            if "metadata" in out:
+                out.metadata = {}
+            if len(out.get("data", {}).get("image/png", "")) > _LARGE_FIGURE:
+                out.data["image/png"] = _smaller(out.data["image/png"])
+    describe_figures(notebook)
+
+
+def describe_figures(notebook: NotebookNode) -> None:
+    """Gives every figure the heading above it as its text, for those who cannot see it."""
+    heading = ""
+    for cell in notebook.cells:
+        lines = cell.source.splitlines() if cell.cell_type == "markdown" else []
+        heading = next((line.strip("# ") for line in lines if line.startswith("#")), heading)
+        for out in cell.get("outputs", []):
+            if "image/png" in out.get("data", {}):
+                out.metadata["image/png"] = {"alt": f"Figure: {heading}"}
+
+
+def _smaller(encoded: str) -> str:
+    """A PNG in base64, with a palette if that is smaller."""
+    smaller = base64.b64encode(reduce_colours(base64.b64decode(encoded))).decode()
+    return min(encoded, smaller, key=len)
+
+
+def stderr_of(notebook: NotebookNode) -> list[str]:
+    """Texts that cells wrote to stderr."""
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    return [out["text"] for out in outputs if out.get("name") == "stderr"]
+
+
+def reduce_colours(png: bytes) -> bytes:
+    """A PNG of 256 colours in place of any number: a third of the size, for pictures.
+
+    Colours are chosen for coverage, not frequency: else the colour scales would show bands.
+    """
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    palette = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
+    buffer = io.BytesIO()
+    image.quantize(256, **palette).save(buffer, "png", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,234 @@
+"""Predictions of a finished run: of tensors in Python, of image files into a CSV file."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from spcl_lib.config import RunConfig
+from spcl_lib.data.folder import SUFFIXES, images_below
+from spcl_lib.data.images import map_in_threads, silence_pillow, try_image
+from spcl_lib.evaluate import predict_maps
+from spcl_lib.model import pool
+from spcl_lib.runs.network import load_network
+from spcl_lib.runs.store import find_run, read_metrics
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write
+from spcl_lib.system.machine import choose_device
+from spcl_lib.system.randomness import keyed_generator
+
+_BATCH = 64
+_THRESHOLD_IMAGES = 2000  # enough for one number
+
+
+class Predictor:
+    """A trained classifier, ready for images.
+
+    Attributes:
+        classes: C names.
+        threshold: score from which a label is taken as present, see `choose_threshold`; None for
+            a run that was trained before there were thresholds.
+
+    Example:
+        >>> predictor = Predictor.load("results/folder-cpu-1a2b3c4d/en_scl-seed0")
+        >>> scores = predictor(images)  # (B, 3, H, W) uint8 -> (B, C) in [0, 1]
+        >>> labels = scores >= predictor.threshold
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        classes: Sequence[str],
+        threshold: float | None = None,
+    ) -> None:
+        self.model, self.config = model, config
+        self.classes, self.threshold = tuple(classes), threshold
+
+    @classmethod
+    def load(cls, run: str | Path) -> Predictor:
+        """The network of a finished run, on the GPU if there is one.
+
+        Args:
+            run: its folder; metrics.json and weights.safetensors are what is needed of it.
+
+        Raises:
+            UserError: the run has not finished, or a file of it is missing or damaged.
+        """
+        run = find_run(Path(run))
+        config, metrics = read_metrics(run)
+        model = load_network(run, config, len(metrics["classes"]))
+        model.to(choose_device(), memory_format=torch.channels_last)
+        return cls(model, config, metrics["classes"], metrics.get("threshold"))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Scores (B, C) in [0, 1], on the CPU, of whole images (B, 3, H, W) uint8."""
+        return torch.sigmoid(pool(self.score_maps(images)))
+
+    def score_maps(self, images: Tensor) -> Tensor:
+        """Score-map logits f (B, C, G, G), on the CPU, of whole images (B, 3, H, W) uint8.
+
+        Raises:
+            ValueError: the images have another shape or type.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"images must be (B, 3, H, W) uint8; got {tuple(images.shape)} {images.dtype}"
+            )
+        return predict_maps(self.model, images, self.config.eval_side, self.config.amp)
+
+
+def choose_threshold(model: nn.Module, images: Tensor, config: RunConfig) -> float:
+    """The score that `expected_positives` labels of a training image reach, on average (ours).
+
+    A network that was told one label per image gives low probabilities, so that few labels reach
+    0.5. On the README's runs (seed 0) this threshold raises OF1 of EN + SCL from 49 to 76 on scenes
+    and from 68 to 70 on VOC 2007, and that of AN from 17 to 67 and from 61 to 68. No label is used.
+
+    Args:
+        model: trained.
+        images: (N, 3, S, S) uint8 training images; a part of them, if they are many.
+        config: of the run.
+    """
+    order = torch.randperm(len(images), generator=keyed_generator("threshold", config.seed))
+    parts = order[:_THRESHOLD_IMAGES].sort().values.split(_BATCH)
+    predictor = Predictor(model, config, ())
+    scores = torch.cat([predictor(images[part]) for part in parts])  # (M, C)
+    count = min(round(len(scores) * config.settings.expected_positives), scores.numel())
+    return float(scores.flatten().topk(count).values[-1])
+
+
+class Overlays(Protocol):
+    """What draws heatmaps over images, such as `viewer.overlays.OverlayFolder`."""
+
+    folder: Path
+
+    def draw(
+        self,
+        image: Path,
+        file: Path,
+        classes: Sequence[str],
+        maps: Tensor,
+        scores: Tensor,
+        threshold: float,
+    ) -> None:
+        """Writes the picture `file` of one image; maps (C, G, G) and scores (C,) in [0, 1]."""
+
+
+def predict_files(
+    predictor: Predictor,
+    images: Path,
+    out: Path,
+    threshold: float,
+    overlays: Overlays | None = None,
+) -> tuple[int, list[str]]:
+    """Writes a CSV file with a row for every image: its path, a score per class, its labels.
+
+    The columns are those of `columns`; labels have "|" between them, and an image without any has
+    an empty field. Images are prepared as those of the evaluation were.
+
+    Args:
+        predictor: of a finished run.
+        images: a folder, whose images are taken at any depth, sorted by path; or one file.
+        out: the CSV file; one that is there is replaced when all is done.
+        threshold: score from which a label is taken as present.
+        overlays: draws a picture of every image's heatmaps; none by default.
+
+    Returns:
+        How many images have a row, and the paths of those that could not be read and have none.
+
+    Raises:
+        UserError: there is no image, none can be read, or a file cannot be written.
+    """
+    root, names = _find_images(images, overlays)
+    skipped: list[str] = []
+    with silence_pillow(), _table(out, predictor.classes) as writer:
+        for batch in _batches(root, names, predictor.config.image_side, skipped):
+            maps = predictor.score_maps(torch.stack(list(batch.values())))  # (B, C, G, G)
+            scores = torch.sigmoid(pool(maps))  # (B, C)
+            for name, own_maps, own_scores in zip(batch, torch.sigmoid(maps), scores, strict=True):
+                writer.writerow(_row(name, own_scores, predictor.classes, threshold))
+                if overlays is not None:
+                    file = overlays.folder / f"{name}.png"
+                    overlays.draw(
+                        root / name, file, predictor.classes, own_maps, own_scores, threshold
+                    )
+        if len(skipped) == len(names):
+            raise UserError(f"none of the {len(names)} images of '{images}' can be read")
+    return len(names) - len(skipped), skipped
+
+
+def columns(classes: Sequence[str]) -> list[str]:
+    """Header of the predictions: path, the classes, labels.
+
+    A name that is taken, by "path", by "labels" or by another class, gets a number: "path (2)".
+    """
+    names = ["path"]
+    for name in classes:
+        column, number = name, 2
+        while column in (*names, "labels"):
+            column, number = f"{name} ({number})", number + 1
+        names.append(column)
+    return [*names, "labels"]
+
+
+def _find_images(images: Path, overlays: Overlays | None) -> tuple[Path, list[str]]:
+    """A folder, and the paths of the images below it."""
+    if images.is_file():
+        return images.parent, [images.name]
+    if not images.is_dir():
+        raise UserError(f"'{images}' does not exist; give a folder of images or an image")
+    if overlays is not None and overlays.folder.resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            f"the heatmaps' folder '{overlays.folder}' is inside '{images}', where the next "
+            "prediction would take them for images; give a folder outside"
+        )
+    names = images_below(images)
+    if not names:
+        raise UserError(f"'{images}' holds no image ({', '.join(SUFFIXES)})")
+    return images, names
+
+
+@contextlib.contextmanager
+def _table(out: Path, classes: Sequence[str]) -> Iterator[Any]:
+    """Gives a CSV writer; the file appears when all rows are written."""
+    if out.is_dir():
+        raise UserError(f"'{out}' is a folder; give the name of a CSV file")
+    # Names of files that are no text go in as they are.
+    how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with atomic_write(out) as temporary, open(temporary, "w", **how) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns(classes))
+        yield writer
+
+
+def _batches(
+    root: Path, names: Sequence[str], side: int, skipped: list[str]
+) -> Iterator[dict[str, Tensor]]:
+    """Images (3, side, side) by their names; names of unreadable ones are added to `skipped`."""
+    batch: dict[str, Tensor] = {}
+    images = map_in_threads(lambda name: try_image(root / name, side), names)
+    bar = tqdm(images, total=len(names), desc="predicting", unit="image", mininterval=1)
+    for name, image in zip(names, bar, strict=True):
+        if isinstance(image, str):  # what is wrong with it
+            skipped.append(name)
+        else:
+            batch[name] = torch.from_numpy(image)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = {}
+    if batch:
+        yield batch
+
+
+def _row(name: str, scores: Tensor, classes: Sequence[str], threshold: float) -> list[str]:
+    values = scores.tolist()
+    labels = [c for c, value in zip(classes, values, strict=True) if value >= threshold]
+    return [name, *(f"{value:.4f}" for value in values), "|".join(labels)]

@@ -1,0 +1,96 @@
+"""history.csv of a run: a row for every finished epoch, and how others follow it.
+
+The file is written anew after every epoch. So anyone can see how far a run is: the command that
+runs it, `reproduce` with its progress bar, and people. Nothing is printed by the run itself, whose
+output may be a notebook's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from spcl_lib.config import RunConfig
+from spcl_lib.system.files import atomic_write
+
+_COLUMNS = ("epoch", "loss", "mAP")  # mAP: in the epochs that were evaluated
+_LOOK_SECONDS = 0.5
+
+
+def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Writes history.csv of a run's folder anew."""
+    with (
+        atomic_write(folder / "history.csv") as temporary,
+        open(temporary, "w", newline="") as handle,
+    ):
+        writer = csv.DictWriter(handle, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+class Follower:
+    """Reads the history of a run that is about to start; what was there before does not count.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "history.csv"
+        self._before = self._stamp()
+
+    def rows(self) -> list[dict[str, str]]:
+        """The finished epochs, those before an interruption included; none before it trains."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._stamp() != self._before:
+                with open(self.path, newline="") as handle:
+                    return list(csv.DictReader(handle))
+        return []
+
+    def _stamp(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            status = self.path.stat()
+            return status.st_ino, status.st_mtime_ns
+        return None
+
+
+@contextlib.contextmanager
+def print_progress(config: RunConfig, folder: Path) -> Iterator[None]:
+    """Writes a line to stderr for every epoch that the run in `folder` finishes meanwhile."""
+    follower, done = Follower(folder), threading.Event()
+    lines = 0
+
+    def tell() -> None:
+        nonlocal lines
+        rows = follower.rows()
+        for row in rows[lines:]:
+            tqdm.write(f"{time.strftime('%H:%M:%S')} {_line(config, row)}", file=sys.stderr)
+        lines = len(rows)
+
+    def watch() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            tell()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        tell()
+
+
+def _line(config: RunConfig, row: Mapping[str, str]) -> str:
+    score = f", mAP {float(row['mAP']):.1f} %" if row["mAP"] else ""
+    return (
+        f"{config.method} seed {config.seed}: epoch {row['epoch']} of {config.epochs}, "
+        f"loss {float(row['loss']):.4f}{score}"
+    )

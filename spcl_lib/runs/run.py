@@ -1,0 +1,137 @@
+"""One run, from configuration to metrics.json, that can be stopped at any moment and resumed."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from spcl_lib.config import RunConfig
+from spcl_lib.data.draws import draw_labels
+from spcl_lib.evaluate import evaluate
+from spcl_lib.methods import Method
+from spcl_lib.runs.checkpoint import Checkpoint
+from spcl_lib.runs.network import build_network
+from spcl_lib.runs.predict import choose_threshold
+from spcl_lib.runs.progress import write_history
+from spcl_lib.runs.snapshots import Recorder
+from spcl_lib.runs.splits import identify_data, load_splits, report_labels
+from spcl_lib.runs.store import Metrics, load_metrics, run_folder, write_config, write_summary
+from spcl_lib.system.files import atomic_write, lock_folder, write_json
+from spcl_lib.system.machine import choose_device, describe_machine
+from spcl_lib.system.weights import save_weights
+from spcl_lib.train import Progress, make_optimizer, train
+
+_LOCK_SECONDS = 20.0  # how long to wait for a process that still holds a run's folder
+
+
+def run(config: RunConfig, data_root: str | Path | None = None, force: bool = False) -> Metrics:
+    """Trains and evaluates one configuration, unless that is done already.
+
+    The run's folder holds config.json, history.csv (which grows with every epoch),
+    weights.safetensors, bank.safetensors (the running averages, for methods that have them),
+    snapshots.safetensors (if asked for) and, written last, metrics.json. While it runs,
+    checkpoint.pt holds all that is needed to go on.
+
+    Args:
+        config: what to run.
+        data_root: see `paths.data_root`.
+        force: start again even if it is finished.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        UserError: the data or weights are missing or damaged, or another process is at this run.
+    """
+    config = identify_data(config, data_root)
+    folder = run_folder(config)
+    with lock_folder(folder, _LOCK_SECONDS, "training in"):
+        metrics = None if force else load_metrics(config)
+        if metrics is None:
+            metrics = _train_and_evaluate(config, data_root, folder, force)
+        # A run may have been stopped after its metrics and before this line; so this is done for
+        # runs that were finished before, too.
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    write_summary()
+    return metrics
+
+
+def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
+    """Makes what runs share (decoded images, pretrained backbone) and finds missing data early."""
+    train_set, _ = load_splits(config, data_root)
+    _, accuracy = build_network(config, len(train_set.classes), data_root)
+    if accuracy is not None:
+        print(f"pretrained backbone: {accuracy:.1f} % of held-out glyphs right", flush=True)
+
+
+def _train_and_evaluate(
+    config: RunConfig, data_root: str | Path | None, folder: Path, force: bool
+) -> Metrics:
+    began = time.perf_counter()
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    train_set, report_set = load_splits(config, data_root)
+    single = draw_labels(train_set, config.draw, config.label_seed)
+    observed = train_set.labels if config.method == "full" else single
+
+    device = choose_device()
+    model, pretraining = build_network(config, len(train_set.classes), data_root)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config.lr, config.head_lr_factor, config.weight_decay)
+    method = Method(
+        config.method, len(train_set), len(train_set.classes), config.settings, config.seed
+    )
+    # Data, weights and memory are there: the old results can go.
+    for old in ("metrics.json", *(["checkpoint.pt"] if force else [])):
+        (folder / old).unlink(missing_ok=True)
+    write_config(config, data_root)
+    recorder = Recorder(train_set.images, config) if config.snapshots else None
+    checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method, recorder)
+    progress = checkpoint.load()
+    write_history(folder, progress.history)  # from here on the file is this run's
+
+    def after_epoch(progress: Progress) -> dict[str, float]:
+        if recorder is not None:
+            recorder.record(model, method)
+        due = progress.epoch % config.eval_every == 0 and progress.epoch < config.epochs
+        return {"mAP": evaluate(model, report_set, config.eval_side, config.amp)["mAP"]} if due else {}
+
+    def after_step(progress: Progress) -> None:
+        checkpoint.after_step(progress)
+        if progress.step == 0:  # after the checkpoint: the history must not run ahead of it
+            write_history(folder, progress.history)
+
+    progress = train(
+        model, optimizer, method, train_set.images, observed, config,
+        progress, after_step, after_epoch,
+    )  # fmt: skip
+    metrics = evaluate(model, report_set, config.eval_side, config.amp)
+    if config.dataset == "imagenet" and config.report == "test":  # ReaL's name for it
+        metrics["real_accuracy"] = metrics["top1_accuracy"]
+    progress.history[-1]["mAP"] = metrics["mAP"]  # always the last epoch, never the best one
+
+    write_history(folder, progress.history)
+    with atomic_write(folder / "weights.safetensors") as temporary:
+        save_weights(model, temporary)
+    if method.bank is not None:
+        with atomic_write(folder / "bank.safetensors") as temporary:
+            save_file({"heatmaps": method.bank.heatmaps, "seen": method.bank.seen}, temporary)
+    if recorder is not None:
+        recorder.save(folder)
+    metrics |= {
+        "dataset": config.dataset, "profile": config.profile, "method": config.method,
+        "seed": config.seed, "epochs": config.epochs,
+        "train_seconds": round(progress.seconds, 2),
+        "wall_seconds": round(time.perf_counter() - began, 2),
+        "train_images": len(train_set), "report_images": len(report_set),
+        "report_labels": report_labels(config),
+        "threshold": choose_threshold(model, train_set.images, config),
+        "classes": list(train_set.classes), "history": progress.history,
+        "pretraining_accuracy": pretraining, "config": config.flat(),
+        "machine": describe_machine(device), "finished": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    write_json(folder / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,153 @@
+"""The scheduler: runs and notebooks in processes of their own, some side by side."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from spcl_lib.config import RunConfig
+from spcl_lib.methods import METHODS
+from spcl_lib.runs.profiles import cost
+from spcl_lib.runs.progress import Follower
+from spcl_lib.runs.run import prepare
+from spcl_lib.runs.store import load_metrics, run_folder, write_config, write_summary
+from spcl_lib.system import paths
+from spcl_lib.system.files import explain_refusals
+
+# Between two states of the bar; a log wants few lines.
+_LIVE_SECONDS, _LOG_SECONDS = 1.0, 60.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that one process does.
+
+    Attributes:
+        name: for people.
+        arguments: of `python -m spcl_lib`.
+        log: file for its output.
+        is_done: whether its result is there.
+        progress: how far it is, as text; asked for while it runs.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    log: Path
+    is_done: Callable[[], bool]
+    progress: Callable[[], str] = str
+
+
+def run_all(
+    configs: Sequence[RunConfig], data_root: str | Path | None, jobs: int, force: bool
+) -> list[Task]:
+    """Runs what is not finished, at most `jobs` at a time, and writes the summary anew.
+
+    Args:
+        configs: what to run, on one data set.
+        data_root: see `paths.data_root`.
+        jobs: runs side by side; they share the cores.
+        force: run again what is finished.
+
+    Returns:
+        What failed.
+
+    Raises:
+        UserError: the data are missing or damaged, or results cannot be written: found before any
+            run starts.
+    """
+    _check_results_folder()
+    waiting = [c for c in configs if force or load_metrics(c) is None]
+    if waiting:
+        print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
+        print(f"one run: {cost(waiting[0].dataset, waiting[0].profile)}", flush=True)
+        # If some runs keep heatmaps, prepare one of those: it finds whether they fit into memory.
+        spatial = [c for c in waiting if METHODS[c.method].consistency == "scl"]
+        prepare((spatial or waiting)[0], data_root)
+    failed = run_tasks([_task_of(c, data_root, force) for c in waiting], jobs, "runs")
+    write_summary()
+    return failed
+
+
+def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
+    """Runs tasks, at most `jobs` at a time, with a bar that shows which are at work.
+
+    Returns:
+        What failed.
+    """
+    running: dict[subprocess.Popen, Task] = {}
+    failed: list[Task] = []
+    queue = list(tasks)
+    # The last task gets as many threads as the first: the number of threads that share a sum
+    # changes its last bits, and a result must not depend on what had been finished before.
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    bar = tqdm(total=len(queue), desc=title, unit="run", smoothing=0, disable=not queue)
+    every = _LIVE_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
+    shown = time.monotonic()
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                task = queue.pop(0)
+                running[_start(task, threads)] = task
+            time.sleep(0.2)
+            for process in [p for p in running if p.poll() is not None]:
+                task = running.pop(process)
+                if process.returncode != 0 or not task.is_done():
+                    failed.append(task)
+                    bar.write(f"FAILED {task.name}: {_last_line(task.log)} (log: {task.log})")
+                bar.update()
+            if time.monotonic() - shown >= every:
+                states = (f"{t.name} {t.progress()}".strip() for t in running.values())
+                bar.set_postfix_str(", ".join(states))
+                shown = time.monotonic()
+    finally:  # also on Ctrl-C: nothing goes on in the background
+        for process in running:
+            process.terminate()
+        bar.close()
+    return failed
+
+
+def _check_results_folder() -> None:
+    """Finds out now, and not after the first run, whether results can be written."""
+    folder = paths.results()
+    with explain_refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def _task_of(config: RunConfig, data_root: str | Path | None, force: bool) -> Task:
+    folder, follower = run_folder(config), Follower(run_folder(config))
+    file = write_config(config, data_root)
+    return Task(
+        folder.name, ["run", "--config", str(file), *(["--force"] if force else [])],
+        folder / "log.txt", lambda: load_metrics(config) is not None,
+        lambda: f"{len(follower.rows())}/{config.epochs}",
+    )  # fmt: skip
+
+
+def _start(task: Task, threads: int) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TQDM_DISABLE": "1",  # a log wants lines, not bars
+        "SPCL_PARENT": str(os.getpid()),  # the task ends if this process is killed
+    }
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(task.log, "w") as handle:
+        return subprocess.Popen(
+            [sys.executable, "-m", "spcl_lib", *task.arguments],
+            stdout=handle, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+
+
+def _last_line(log: Path) -> str:
+    """What a task said last, which is what stopped it."""
+    text = log.read_text(errors="replace").replace("\r", "\n").strip()
+    return text.rpartition("\n")[2] or "it said nothing"

@@ -1,0 +1,151 @@
+"""From names and `--set key=value` to a checked RunConfig, and back to what a person has set."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Mapping
+
+from spcl_lib.config import RunConfig
+from spcl_lib.data.draws import DRAWS
+from spcl_lib.losses import DISTANCES
+from spcl_lib.methods import METHODS, MethodSettings
+from spcl_lib.model import BACKBONES
+from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.system.errors import UserError, unknown_name
+
+# Training images of these have no full labels: there is no upper bound.
+SINGLE_LABEL = frozenset({"imagenet", "folder"})
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "report": ("test", "val"),
+    "draw": DRAWS,
+    "difficult": ("negative", "positive", "ignored"),
+    "unannotated": ("drop", "keep"),
+    "damaged": ("stop", "skip"),
+    "backbone": BACKBONES,
+    "amp": ("auto", "bfloat16", "off"),
+    "distance": DISTANCES,
+    "bank_dtype": ("uint8", "float16", "float32"),
+}
+_POSITIVE = (
+    "pretrain_images", "pretrain_epochs", "image_side", "crop_side", "eval_side", "epochs",
+    "batch", "lr", "eval_every",
+)  # fmt: skip
+
+
+def methods_of(dataset: str) -> list[str]:
+    """The methods that a data set allows: "full" needs the full labels of its training images."""
+    full = dataset not in SINGLE_LABEL
+    return [name for name, spec in METHODS.items() if full or spec.term != "full"]
+
+
+def make_config(
+    dataset: str,
+    method: str,
+    seed: int = 0,
+    profile: str = "cpu",
+    overrides: Mapping[str, object] | None = None,
+) -> RunConfig:
+    """A checked configuration: defaults, then profile, then overrides.
+
+    Args:
+        dataset: a key of PROFILES.
+        method: a key of METHODS.
+        seed: seed of the training.
+        profile: a key of PROFILES[dataset].
+        overrides: names and values; texts are parsed by the type of the default.
+
+    Raises:
+        UserError: an unknown name, a method that the data set does not allow, or a value of the
+            wrong type or outside its range.
+    """
+    if dataset not in PROFILES:
+        raise unknown_name("data set", dataset, PROFILES)
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if method not in methods_of(dataset):
+        raise UserError(
+            f"method '{method}' needs all labels of the training images; those of {dataset} have "
+            f"one known label each. Valid: {', '.join(methods_of(dataset))}"
+        )
+    if profile not in PROFILES[dataset]:
+        raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
+    values = dict(PROFILES[dataset][profile])
+    for key, value in (overrides or {}).items():
+        values[key] = _parse_value(key, value)
+    values.update(dataset=dataset, method=method, seed=int(seed), profile=profile)
+    config = RunConfig.from_flat(values)
+    _check(config.flat())
+    return config
+
+
+def changes(config: RunConfig) -> dict[str, object]:
+    """What differs from the profile: the settings that a person has given, by name."""
+    profile = make_config(config.dataset, config.method, config.seed, config.profile).flat()
+    return {k: v for k, v in config.flat().items() if v != profile[k] and k != "content"}
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
+    """`key=value` texts of the command line as a dictionary, checked.
+
+    Raises:
+        UserError: a text without "=", an unknown key, or a value of the wrong type.
+    """
+    overrides = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise UserError(f"'--set {pair}' has no value; write --set key=value")
+        overrides[key] = _parse_value(key, value)
+    return overrides
+
+
+# These have options of their own, are filled in, or are not one value.
+_NOT_SET = ("dataset", "method", "seed", "profile", "content", "settings")
+_TYPES = {
+    name: kind
+    for owner in (RunConfig, MethodSettings)
+    for name, kind in typing.get_type_hints(owner).items()
+    if name not in _NOT_SET
+}
+
+
+def _parse_value(key: str, value: object) -> object:
+    if key not in _TYPES:
+        raise unknown_name("setting", key, _TYPES)
+    kind = _TYPES[key]
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is kind:
+        return value
+    try:
+        if isinstance(value, str):
+            return kind(value)
+    except ValueError:
+        pass
+    raise UserError(f"setting '{key}' must be of type {kind.__name__}; got '{value}'")
+
+
+def _check(values: Mapping[str, object]) -> None:
+    for name, valid in _CHOICES.items():
+        if values[name] not in valid:
+            raise unknown_name(f"value of '{name}'", values[name], valid)
+    for name in _POSITIVE:
+        if not 0 < values[name] < float("inf"):
+            raise UserError(f"setting '{name}' must be above 0; got {values[name]}")
+    if not 0 < values["scale_min"] <= values["scale_max"] <= 1:
+        raise UserError(
+            "settings must satisfy 0 < scale_min <= scale_max <= 1; "
+            f"got {values['scale_min']} and {values['scale_max']}"
+        )
+    limits = {
+        "ratio_max": (1, 10), "flip": (0, 1), "warmup": (0, 1), "momentum": (0, 0.9999),
+        "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6),
+        "bank_size": (1, 1024), "frozen": (0, 1000),
+        "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
+        "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
+        "label_seed": (0, 2**31), "snapshots": (0, 10**9),
+    }  # fmt: skip
+    for name, (low, high) in limits.items():
+        if not low <= values[name] <= high:
+            raise UserError(f"setting '{name}' must be in {low}..{high}; got {values[name]}")

@@ -1,0 +1,199 @@
+"""Snapshots: what a run knew about a few training images after every epoch.
+
+They show supervision appear where no label was, and measure how a crop's target changes while the
+network learns. With `RunConfig.snapshots` = K, the first K training images are followed. Recorded
+after every epoch, as uint8 (a probability p is round(255 * p)):
+
+    maps      (E, K, C, G, G)  the network's own score maps of the whole images, every method
+    heatmaps  (E, K, C, W, W)  the running averages, for methods that keep them; W = 1 for CL and EN
+    seen      (E, K, W, W)     which cells of them have been seen
+
+Size: E * K * (C * (G * G + W * W) + W * W) bytes; on scenes (24 epochs, 64 images, 12 classes,
+G = 8, W = 16) 6.3 MB, and 2.5 % of the time of a training step on one core. Nothing here takes part
+in the training: no chance is drawn, and the metrics are the same bits with and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spcl_lib.bank import HeatmapBank
+from spcl_lib.config import RunConfig
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.evaluate import predict_maps
+from spcl_lib.methods import Method, title_of
+from spcl_lib.model import SpatialClassifier
+from spcl_lib.runs.splits import load_splits
+from spcl_lib.runs.store import load_run, read_tensors
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write
+
+FILE = "snapshots.safetensors"
+
+
+class Recorder:
+    """Takes the snapshots of a run; its state is part of the checkpoint.
+
+    Args:
+        images: (N, 3, S, S) uint8, the training images.
+        config: the run's configuration; `snapshots` says how many images are followed.
+    """
+
+    def __init__(self, images: Tensor, config: RunConfig) -> None:
+        self.images, self.config = images[: config.snapshots], config
+        self.taken: dict[str, list[Tensor]] = {}
+
+    def record(self, model: nn.Module, method: Method) -> None:
+        """Adds one snapshot, at the end of an epoch."""
+        maps = predict_maps(model, self.images, self.config.eval_side, self.config.amp)
+        found = {"maps": as_bytes(torch.sigmoid(maps))}
+        if method.bank is not None:
+            first = slice(len(self.images))
+            found["heatmaps"] = as_bytes(method.bank.heatmaps[first])
+            found["seen"] = method.bank.seen[first].clone()
+        for name, tensor in found.items():
+            self.taken.setdefault(name, []).append(tensor)
+
+    def save(self, folder: Path) -> None:
+        """Writes the file of a finished run."""
+        with atomic_write(folder / FILE) as temporary:
+            save_file({name: torch.stack(parts) for name, parts in self.taken.items()}, temporary)
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """All snapshots so far."""
+        return {name: list(parts) for name, parts in self.taken.items()}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Restores what `state_dict` gave."""
+        self.taken = {name: list(parts) for name, parts in state.items()}
+
+
+def as_bytes(values: Tensor) -> Tensor:
+    """Probabilities as uint8, 255 for 1; what is uint8 already is copied."""
+    if values.dtype == torch.uint8:
+        return values.clone()
+    return (values.float() * 255).round().to(torch.uint8).contiguous()
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The snapshots of a finished run; shapes as above.
+
+    Attributes:
+        maps: (E, K, C, G, G) uint8.
+        heatmaps: (E, K, C, W, W) uint8, or None for a method without running averages.
+        seen: (E, K, W, W) bool, or None.
+    """
+
+    maps: Tensor
+    heatmaps: Tensor | None
+    seen: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def bank(self, epoch: int) -> HeatmapBank:
+        """The running averages of the K images as they were after `epoch` epochs (1 to E).
+
+        Raises:
+            ValueError: there is no such epoch, or the method keeps no running averages.
+        """
+        if self.heatmaps is None:
+            raise ValueError("this method keeps no running averages")
+        if not 1 <= epoch <= len(self):
+            raise ValueError(f"epoch must be in 1..{len(self)}; got {epoch}")
+        return HeatmapBank.of(self.heatmaps[epoch - 1], self.seen[epoch - 1])
+
+
+def load_snapshots(folder: Path) -> Snapshots:
+    """Reads the snapshots from a finished run's folder.
+
+    Raises:
+        UserError: the run has none, or the file cannot be read.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise UserError(
+            f"'{folder}' has no snapshots; train with --set snapshots=64 (images to follow)"
+        )
+    stored = read_tensors(file)
+    return Snapshots(stored["maps"], stored.get("heatmaps"), stored.get("seen"))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a finished run left of a few training images.
+
+    Attributes:
+        name: of the run, for the list of runs.
+        data: the images, with full labels and, where known, regions (for the eye only: training
+            has never seen them).
+        observed: (n, C) bool, the single labels.
+        epochs: E numbers of epochs done, ascending.
+        heatmaps: (E, n, C, W, W) uint8, the running averages after these epochs.
+        seen: (E, n, W, W) bool, the cells that had been seen.
+        model: the finished network.
+        crop_side: side of the crops that it was trained on, in pixels.
+    """
+
+    name: str
+    data: ImageSet
+    observed: Tensor
+    epochs: Sequence[int]
+    heatmaps: Tensor
+    seen: Tensor
+    model: SpatialClassifier
+    crop_side: int
+
+    def bank(self, epoch: int, image: int) -> HeatmapBank:
+        """The running averages of one image after `epochs[epoch]` epochs, as a bank of one."""
+        one = slice(image, image + 1)
+        return HeatmapBank.of(self.heatmaps[epoch, one], self.seen[epoch, one])
+
+    def region(self, image: int) -> Tensor | None:
+        """(C, S, S) bool, where each class is in an image; None where that is not known."""
+        try:
+            return self.data.regions(torch.tensor([image]))[0]
+        except ValueError:
+            return None
+
+    def hidden(self) -> Tensor:
+        """(n, C) bool: the classes that are there, but were never labelled."""
+        return self.data.labels & ~self.observed
+
+    def most_corrected(self) -> list[int]:
+        """The images, first those whose heatmaps found most of what nobody labelled."""
+        found = self.heatmaps[-1].flatten(2).amax(2).float() / 255  # (n, C)
+        return (found * self.hidden()).sum(1).argsort(descending=True, stable=True).tolist()
+
+
+def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
+    """The trace of a finished run that followed some images (`snapshots` above 0).
+
+    A method without heatmaps (AN, CL, EN, Full) shows the network's own score maps of the whole
+    images after every epoch instead: what its heatmaps would be made of.
+
+    Args:
+        config: of the run.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: the run is not finished, or has no snapshots.
+    """
+    run = load_run(config, data_root, load_splits(config, data_root, objects=True))
+    kept = load_snapshots(run.folder)
+    first = torch.arange(kept.maps.shape[1])
+    spatial = kept.heatmaps is not None and kept.heatmaps.shape[-1] > 1
+    heatmaps = kept.heatmaps if spatial else kept.maps
+    seen = kept.seen if spatial else torch.ones_like(kept.maps[:, :, 0], dtype=torch.bool)
+    return Trace(
+        f"{title_of(config.method)}, seed {config.seed}", run.train.subset(first),
+        run.observed[first], range(1, len(kept) + 1), heatmaps, seen, run.model,
+        config.crop_side,
+    )  # fmt: skip

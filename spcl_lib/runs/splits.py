@@ -1,0 +1,161 @@
+"""The splits of a run: the images to train on and those to report on, as its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import PIL
+import torch
+
+from spcl_lib.config import RunConfig
+from spcl_lib.data import scenes
+from spcl_lib.data.cache import make_once
+from spcl_lib.data.coco import list_coco
+from spcl_lib.data.draws import NEED_BOXES
+from spcl_lib.data.folder import list_folder_splits
+from spcl_lib.data.image_set import ImageSet, decode_image_set, hold_out
+from spcl_lib.data.imagenet import list_imagenet
+from spcl_lib.data.voc import list_voc
+from spcl_lib.methods import require_memory
+from spcl_lib.runs.settings import SINGLE_LABEL
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.fingerprints import fingerprint
+
+SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
+
+Splits = tuple[ImageSet, ImageSet]  # to train on, to report on
+
+
+def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool = False) -> Splits:
+    """The images to train on, and the images to report on, with full labels.
+
+    With `report="val"` neither touches the data of the final report. Scenes are then evaluated on
+    `val`; a real data set's `train` is split into 60 % for training and 40 % for evaluation; for a
+    folder, see `folder.list_folder_splits`.
+
+    Args:
+        config: the run's configuration.
+        data_root: see `paths.data_root`.
+        objects: also read where the objects are, for data sets where that costs time (VOC).
+
+    Raises:
+        UserError: the data are missing or damaged, or the method's averages of so many images do
+            not fit into memory: that is found before hours of decoding.
+    """
+    train, evaluation = _list_splits(config, data_root, objects)
+    for note in (*train.notes, *evaluation.notes):
+        print(note, flush=True)
+    if train.classes != evaluation.classes:
+        raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
+    train = _first(_keep_labelled(train, config.dataset), config.train_images)
+    evaluation = _first(evaluation, config.eval_images)
+    require_memory(config.method, len(train), len(train.classes), config.settings)
+    names = ("train", "val") if config.report == "test" else ("remaining", "held-out")
+    return _decode(train, names[0], config), _decode(evaluation, names[1], config)
+
+
+def identify_data(config: RunConfig, data_root: str | Path | None) -> RunConfig:
+    """The configuration with `content`, which tells the data of a run from any other data.
+
+    Without it a run on another copy, or on more images, would count as finished. Scenes stay as
+    they are: code draws them.
+
+    Raises:
+        UserError: the data are missing, or the configuration is of other data.
+    """
+    if config.dataset == "scenes":
+        return config
+    content = fingerprint([part.content() for part in _list_splits(config, data_root)])[:8]
+    if config.content not in ("", content):
+        raise UserError(
+            f"the data at '{_root(config, data_root)}' are not those of this run (fingerprint "
+            f"{content}, expected {config.content}); give their folder with --data-root DIR"
+        )
+    return replace(config, content=content)
+
+
+def identify_all(configs: Sequence[RunConfig], data_root: str | Path | None) -> list[RunConfig]:
+    """Configurations on the same data, all with `content`; see `identify_data`."""
+    content = identify_data(configs[0], data_root).content
+    return [replace(config, content=content) for config in configs]
+
+
+def report_labels(config: RunConfig) -> str:
+    """What a run is evaluated against: "full" labels, or "single" ones where no more is known."""
+    if config.dataset == "folder" and not config.full_labels:
+        return "single"
+    return "single" if config.dataset in SINGLE_LABEL and config.report == "val" else "full"
+
+
+def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool = False) -> Splits:
+    """Both splits; photographs are not decoded yet."""
+    if config.dataset == "scenes":
+        return _scenes("train", config), _scenes(config.report, config)
+    root = _root(config, data_root)
+    if config.dataset == "folder":
+        return list_folder_splits(root, config.labels, config.full_labels, config.report)
+    if config.dataset == "imagenet":
+        return list_imagenet(root, config.report, config.train_images, config.eval_images)
+    objects = objects or config.draw in NEED_BOXES
+    load = partial(_LISTS[config.dataset], config, root, objects=objects)
+    train = load("train")
+    if config.report == "test":
+        return train, load("val")
+    stay, held = hold_out(len(train))
+    return train.subset(stay), replace(train.subset(held), notes=())
+
+
+def _voc(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
+    return list_voc(root, split, int(config.dataset[-4:]), config.difficult, objects)
+
+
+def _coco(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
+    return list_coco(root, split, int(config.dataset[-4:]), config.unannotated)
+
+
+# Each lists a split, "train" or "val".
+_LISTS = {"voc2007": _voc, "voc2012": _voc, "coco2014": _coco, "coco2017": _coco}
+
+
+def _root(config: RunConfig, data_root: str | Path | None) -> Path:
+    if config.dataset == "folder" and not data_root:  # the common place holds other data sets
+        raise UserError("the data set 'folder' needs --data-root DIR: the folder of your images")
+    return paths.data_root(data_root, f"the data set '{config.dataset}'")
+
+
+def _scenes(split: str, config: RunConfig) -> ImageSet:
+    count, side = SCENES_SPLITS[split], config.image_side
+
+    def make() -> dict[str, torch.Tensor]:
+        made = scenes.make_scenes(count, split, side)
+        return {"images": made.images, "labels": made.labels, "class_map": made.class_map}
+
+    parts = make_once(f"scenes-{split}", make, scenes, PIL.__version__, count, side)
+    ids = tuple(f"{split}-{i:05d}" for i in range(count))
+    return ImageSet(classes=scenes.CLASSES, ids=ids, **parts)
+
+
+def _keep_labelled(train: ImageSet, dataset: str) -> ImageSet:
+    """Leaves out the images that have no label to train on (VOC: all difficult); says how many."""
+    labelled = train.labels.any(1)
+    count = len(train) - int(labelled.sum())
+    if not count:
+        return train
+    print(f"{dataset}: training images without a positive label: {count:,} of {len(train):,}, "
+          "left out", flush=True)  # fmt: skip
+    return train.subset(labelled.nonzero().flatten())
+
+
+def _first(data: ImageSet, count: int) -> ImageSet:
+    return data if count == 0 else data.subset(torch.arange(min(count, len(data))))
+
+
+def _decode(data: ImageSet, part: str, config: RunConfig) -> ImageSet:
+    if data.files is None:
+        return data
+    name = f"{config.dataset}-{part}-{len(data)}"  # selections are cached side by side
+    return decode_image_set(data, config.image_side, name, config.damaged)

@@ -1,0 +1,237 @@
+"""The store of runs: the folder of each, what is in it, and results/summary.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spcl_lib.bank import HeatmapBank
+from spcl_lib.config import RunConfig
+from spcl_lib.data.draws import draw_labels
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.evaluate import predict_maps
+from spcl_lib.model import SpatialClassifier
+from spcl_lib.runs.network import load_network
+from spcl_lib.runs.settings import changes
+from spcl_lib.runs.splits import Splits, load_splits
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write, lock_file, write_json
+
+Metrics = dict[str, Any]  # content of a run's metrics.json
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Folder of a run; a configuration that differs from its profile has a folder of its own.
+
+    So have the runs on other data: `config.content` is part of the name.
+    """
+    suffix = f"-{config.digest()}" if changes(config) else ""
+    group = "-".join(filter(None, (config.dataset, config.profile, config.content)))
+    return paths.results() / group / f"{config.method}-seed{config.seed}{suffix}"
+
+
+def find_run(place: Path) -> Path:
+    """Folder of a finished run: `place` itself, or of those below it the one that finished last.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = place.expanduser()
+    place = place.parent if place.name == "metrics.json" else place
+    if (place / "metrics.json").is_file():
+        return place
+    runs = sorted(place.rglob("metrics.json"), key=lambda file: file.stat().st_mtime_ns)
+    if not runs:
+        state = "has not finished" if (place / "config.json").is_file() else "is no run"
+        raise UserError(
+            f"'{place}' {state}: it has no metrics.json. Give the folder that "
+            "`python -m spcl_lib run` names when it ends"
+        )
+    return runs[-1].parent
+
+
+# --- what to run ----------------------------------------------------------------------------------
+
+
+def write_config(config: RunConfig, data_root: str | Path | None) -> Path:
+    """Writes config.json into the run's folder: all that starting this run takes."""
+    file = run_folder(config) / "config.json"
+    root = None if data_root is None else str(Path(data_root).expanduser().resolve())
+    write_json(file, {"config": config.flat(), "data_root": root})
+    return file
+
+
+def read_config(file: Path) -> tuple[RunConfig, str | None]:
+    """The configuration and the data root that `write_config` wrote.
+
+    Args:
+        file: config.json, or the folder that holds it.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        content = json.loads(file.read_text())
+        return RunConfig.from_flat(content["config"]), content["data_root"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{file}' is no configuration of a run ({type(error).__name__}: {error}); give the "
+            "config.json of a run's folder"
+        ) from error
+
+
+# --- finished runs --------------------------------------------------------------------------------
+
+_DEFAULTS = RunConfig().flat()
+
+
+def load_metrics(config: RunConfig) -> Metrics | None:
+    """The metrics of a finished run with exactly this configuration, else None.
+
+    A setting that is newer than the run counts as having had its default value: every new
+    setting's default keeps what was done before it.
+    """
+    try:
+        metrics = json.loads((run_folder(config) / "metrics.json").read_text())
+        return metrics if _DEFAULTS | metrics["config"] == config.flat() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
+    """The configuration and the metrics of the finished run in `folder`.
+
+    Raises:
+        UserError: metrics.json is missing, damaged, or of another version of spcl.
+    """
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        return RunConfig.from_flat(metrics["config"]), metrics
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{folder / 'metrics.json'}' is damaged or of another version of spcl "
+            f"({type(error).__name__}: {error}); train again, with --force"
+        ) from error
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished run, loaded.
+
+    Attributes:
+        config: what was run.
+        metrics: content of its metrics.json.
+        model: the trained network, in evaluation mode.
+        train: the images it was trained on.
+        report: the images it was evaluated on.
+        observed: (N, C) bool, the single labels of `train` (also for the method "full").
+        bank: the running averages at the end of training; None for methods without.
+    """
+
+    config: RunConfig
+    metrics: Metrics
+    model: SpatialClassifier
+    train: ImageSet
+    report: ImageSet
+    observed: Tensor
+    bank: HeatmapBank | None
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return run_folder(self.config)
+
+    @cached_property
+    def grid(self) -> int:
+        """G, cells along each side of the score maps of a training crop."""
+        side = self.config.crop_side
+        crop = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+        return predict_maps(self.model, crop, side, self.config.amp).shape[-1]
+
+
+def load_run(
+    config: RunConfig, data_root: str | Path | None = None, splits: Splits | None = None
+) -> FinishedRun:
+    """Loads a finished run.
+
+    Args:
+        config: of the run.
+        data_root: see `paths.data_root`.
+        splits: what `load_splits` gives for this configuration, if it has been loaded already.
+
+    Raises:
+        UserError: the run is not finished, its files are damaged, or the data are missing.
+    """
+    metrics = load_metrics(config)
+    folder = run_folder(config)
+    if metrics is None:
+        options = f"--dataset {config.dataset} --method {config.method} --seed {config.seed}"
+        raise UserError(
+            f"the run '{folder}' is not finished; train it first: python -m spcl_lib "
+            f"run {options} --profile {config.profile}, with the same --set as here"
+        )
+    train, report = splits or load_splits(config, data_root)
+    model = load_network(folder, config, len(train.classes))
+    observed = draw_labels(train, config.draw, config.label_seed)
+    stored = folder / "bank.safetensors"
+    bank = HeatmapBank.of(**read_tensors(stored)) if stored.is_file() else None
+    return FinishedRun(config, metrics, model, train, report, observed, bank)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of a run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors raises many kinds for a damaged file
+        raise UserError(f"'{file}' cannot be read ({error}); run it again with --force") from error
+
+
+# --- summary.csv ----------------------------------------------------------------------------------
+
+SUMMARY_COLUMNS = (
+    "dataset", "profile", "method", "seed", "mAP", "epochs", "train_seconds", "CF1", "OF1",
+    "report", "folder",
+)  # fmt: skip
+
+
+def write_summary() -> Path:
+    """Writes results/summary.csv anew: one row per finished run."""
+    path = paths.results() / "summary.csv"
+    with lock_file(path):  # runs that end together must not undo each other's row
+        rows = []
+        for file in sorted(paths.results().glob("*/*/metrics.json")):
+            try:
+                rows.append(_summary_row(file))
+            except (ValueError, KeyError, TypeError):
+                print(f"spcl: '{file}' is damaged and left out; run it again", file=sys.stderr)
+        with atomic_write(path) as temporary, open(temporary, "w", newline="") as handle:
+            writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def _summary_row(path: Path) -> Mapping[str, object]:
+    metrics = json.loads(path.read_text())
+    row = {name: metrics[name] for name in SUMMARY_COLUMNS[:7]}
+    row |= {name: metrics["at_0.5"][name] for name in ("CF1", "OF1")}
+    return row | {"report": metrics["config"]["report"], "folder": path.parent.name}

@@ -1,0 +1,26 @@
+"""The one exception that means: the user can put this right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input; its message says what, where, and what would be right.
+
+    The command line prints it as one line without a traceback and exits with status 2; a notebook
+    shows the line in place of a traceback, and stops.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows."""
+        return [f"UserError: {self}"]
+
+
+def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
+    """Error for an unknown name, with the valid ones and the closest match."""
+    valid = list(valid)
+    close = difflib.get_close_matches(str(name), valid, n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return UserError(f"unknown {kind} '{name}'.{hint} Valid: {', '.join(valid)}")

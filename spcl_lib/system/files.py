@@ -1,0 +1,165 @@
+"""Files that cannot be torn: written whole or not at all, one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.paths import cache, results
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
+    """Gives a temporary file beside `path`; renames it to `path` on success, else removes it.
+
+    Args:
+        path: file to write or to replace.
+        ending: of the temporary's name, for libraries that look at it.
+
+    Raises:
+        UserError: the system refuses (disk full, not allowed); `path` stays as it was.
+    """
+    with explain_refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock for writing `path`, and waits for it.
+
+    The system frees the lock however the process ends. So the holder is the only writer, and
+    removes what killed writers of this file have left.
+    """
+    with explain_refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    try:
+        _remove(path.parent, f".{glob.escape(path.name)}.[0-9]*")
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
+    """Holds an exclusive lock for a folder, and removes what killed writers have left in it.
+
+    Args:
+        folder: it is made if it is missing.
+        seconds: how long to wait: a process that is being killed may hold the lock a moment longer.
+        what: what the holder does, for the message: "training in".
+
+    Raises:
+        UserError: another process holds it, or the system refuses.
+    """
+    with explain_refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            raise UserError(
+                f"another process is {what} '{folder}'; wait for it or stop it"
+            ) from None
+    try:
+        _remove(folder, ".*.tmp", ".tmp*")  # ours, and those of safetensors
+        yield
+    finally:
+        lock.release()
+
+
+def _remove(folder: Path, *patterns: str) -> None:
+    """Removes the files with these names; what cannot be removed stays."""
+    for file in [file for pattern in patterns for file in folder.glob(pattern)]:
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+# --- where the system refuses ---------------------------------------------------------------------
+
+_FULL = {
+    errno.ENOSPC: "Free some space", errno.EFBIG: "Files of this size must be allowed",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "Free some space",  # Windows has no quotas
+}  # fmt: skip
+_CLOSED = "Its permissions must be changed"
+_MIXED_UP = "There is a file where a folder is needed, or the other way round"
+_REFUSALS = _FULL | {
+    errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED,
+    errno.ENOTDIR: _MIXED_UP, errno.EEXIST: _MIXED_UP, errno.EISDIR: _MIXED_UP,
+    errno.ENAMETOOLONG: "A shorter path is needed",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def explain_refusals(path: Path | None = None) -> Iterator[None]:
+    """Turns what the system refuses within the block (disk full, not allowed) into a UserError.
+
+    Args:
+        path: the file that the block writes; the message names it unless the system names another.
+
+    Raises:
+        UserError: which path, why, what to do, and which variable sets its folder.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number, named = _refusal(error)
+        if number not in _REFUSALS:
+            raise
+        if path is None or (named is not None and named.parent != path.parent):
+            path = named
+        raise UserError(_explanation(number, path)) from error
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the system refused because no space is left."""
+    return error.errno in _FULL and error.errno != errno.EFBIG
+
+
+def _refusal(error: BaseException | None) -> tuple[int | None, Path | None]:
+    """The system's error number and the path that it names; None if it was not the system."""
+    if isinstance(error, OSError):
+        return error.errno, Path(os.fsdecode(error.filename)) if error.filename else None
+    while error is not None:  # torch raises errors of its own, and safetensors quotes the number
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else quoted and int(quoted[1])
+        if number in _FULL:
+            return number, None
+        error = error.__cause__ or error.__context__
+    return None, None
+
+
+def _explanation(number: int, path: Path | None) -> str:
+    what = f"'{path}'" if path else "the system refuses"
+    text = f"{what}: {os.strerror(number)}. {_REFUSALS[number]}"
+    for variable, name, folder in (
+        ("SPCL_RESULTS", "results", results()), ("SPCL_CACHE", "cache", cache()),
+    ):  # fmt: skip
+        # The system names the first of a folder's parents that is missing.
+        if path and (path.is_relative_to(folder) or folder.is_relative_to(path)):
+            return f"{text}, or choose another folder for the {name}: {variable}=DIR ('{folder}')"
+    return text

@@ -1,0 +1,106 @@
+"""How much memory and disk is left: what cannot fit is refused before it begins."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from spcl_lib.system.errors import UserError
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that this process can still use: of the machine, or of its container if that is less.
+
+    Pages of cached files count as available: they are given up when memory is needed. Where the
+    system does not tell what is available (not Linux), it is all of the machine's memory.
+    """
+    return min([_of_machine(), *_of_containers()])
+
+
+def available_disk(path: Path) -> int:
+    """Bytes that a file at `path` can take, whether the file is there already or not."""
+    there = next(p for p in (path.parent, *path.parent.parents) if p.exists())
+    held = path.stat().st_blocks * 512 if path.is_file() else 0
+    return shutil.disk_usage(there).free + held
+
+
+def _of_machine() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_containers() -> list[int]:
+    """What is left below the limits of the control groups (version 2) around this process."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    folder, left = _CGROUPS / own.strip("/"), []
+    while folder.is_relative_to(_CGROUPS):
+        left += _left_below(folder)
+        folder = folder.parent
+    return left
+
+
+def _left_below(group: Path) -> list[int]:
+    """Limit less what is held, files apart; empty where there is no limit."""
+    try:
+        limit = int((group / "memory.max").read_text())
+        rows = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
+        return [limit - next(int(value) for name, value in rows if name == "anon")]
+    except (OSError, ValueError, StopIteration):  # "max" is no number: no limit
+        return []
+
+
+def require_memory_for_averages(
+    num_images: int,
+    num_classes: int,
+    size: int,
+    dtype: torch.dtype,
+    path: str | Path | None = None,
+    per_label: int = 0,
+    copies: int = 1,
+) -> None:
+    """Refuses a bank that does not fit: memory is taken page by page, and would end hours later.
+
+    Args:
+        num_images: see HeatmapBank, as for all that are not named here.
+        num_classes: C.
+        size: W.
+        dtype: of the heatmaps.
+        path: the file, which is then what has to fit; None for memory.
+        per_label: bytes that are needed beside, for every image and class.
+        copies: how often the bank is held at a time.
+
+    Raises:
+        UserError: it does not fit; the message says how much is needed and what would fit.
+    """
+    cell = num_classes * torch.empty((), dtype=dtype).element_size() + 1  # 1: whether it was seen
+    beside = num_classes * per_label  # bytes of an image, as copies * cell * size**2 are
+    needed = num_images * (copies * cell * size**2 + beside)
+    left = available_memory() if path is None else available_disk(Path(path))
+    if needed <= left:
+        return
+    fitting = math.isqrt(max(0, left // num_images - beside) // (copies * cell))
+    ways = [f"train on at most {num_images * left // needed:,} images (setting train_images)"]
+    ways += [f"keep heatmaps of at most {fitting} cells a side (bank_size)"] * (1 < fitting < size)
+    ways += ["keep them in a file (HeatmapBank's path)"] * (path is None and copies == 1)
+    place = "memory" if path is None else f"disk at '{path}'"
+    place += " (with the copy of a checkpoint)" if copies > 1 else ""
+    raise UserError(
+        f"running averages of {num_images:,} images x {num_classes:,} classes x {size} x {size} "
+        f"cells need {needed / 1e9:,.1f} GB of {place}, and "
+        f"{left / 1e9:,.1f} GB are left; {', or '.join(ways)}"
+    )

@@ -1,0 +1,86 @@
+"""Files of weights: state dicts that are read safely, or refused with a reason."""
+
+from __future__ import annotations
+
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file as save_safetensors
+from torch import Tensor, nn
+
+from spcl_lib.system.errors import UserError
+
+
+def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
+    """Fills a backbone with weights.
+
+    Args:
+        model: its weights are replaced.
+        weights: "torchvision" for torchvision's ImageNet weights, else a file.
+        name: of the backbone.
+
+    Raises:
+        UserError: the weights are missing, damaged, or of another model.
+    """
+    if weights == "torchvision":
+        if name == "small_resnet":
+            raise UserError("torchvision has no weights for small_resnet; pretrain it or use none")
+        from torchvision.models import get_model_weights
+
+        try:
+            url = get_model_weights(name)["DEFAULT"].url
+            state = torch.hub.load_state_dict_from_url(url, progress=True)
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a damaged download
+            raise UserError(
+                f"torchvision's weights of {name} could not be downloaded ({error}); "
+                "give a local file: --set weights=FILE, or start from random ones: "
+                "--set weights=none"
+            ) from error
+        _fill(model, state, weights, name)
+    else:
+        load_weights(model, Path(weights), name)
+
+
+def load_weights(model: nn.Module, file: Path, name: str) -> None:
+    """Reads a state dict, also one of float16, into a model.
+
+    Args:
+        model: its weights are replaced.
+        file: .safetensors, or what `torch.save` wrote.
+        name: of the model, for people.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another model.
+    """
+    _fill(model, _read_weights(file), file, name)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], source: str | Path, name: str) -> None:
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()
+        detail = reason[1].strip()[:120] if len(reason) > 1 else reason[0][:120]
+        raise UserError(f"weights '{source}' do not fit {name}: {detail}") from error
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise UserError(f"weights file '{file}' does not exist; give one with --set weights=FILE")
+    try:
+        if file.suffix == ".safetensors":
+            return load_safetensors(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise UserError(f"weights file '{file}' cannot be read ({type(error).__name__})") from error
+    if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
+        raise UserError(f"weights file '{file}' is no state dict: names with a tensor each")
+    return state
+
+
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Writes a state dict as safetensors, which wants plain memory order."""
+    save_safetensors({k: v.contiguous() for k, v in model.state_dict().items()}, file)

@@ -1,0 +1,59 @@
+"""A heatmap over its image: the one way that every figure, page and picture draws it.
+
+Drawn with Pillow: a matplotlib figure takes ten times as long, and the explorer redraws at every
+movement. Figures show the picture that this module gives.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from spcl_lib.viewer.style import HEAT
+
+_FAINT, _STRONG = 0.3, 0.75  # opacity of the colour where the probability is 0, and where it is 1
+
+
+def draw_heat(
+    image: Image.Image, heat: Tensor, seen: Tensor | None = None, highest: float = 1.0
+) -> Image.Image:
+    """A heatmap over its image in grey; the object stays in sight.
+
+    Args:
+        image: RGB.
+        heat: (W, W) probabilities.
+        seen: (W, W) bool; cells that nobody has seen show the grey image alone. None: all are seen.
+        highest: the probability that has the last colour of the scale.
+    """
+    values = (heat.detach().float().cpu() / highest).clamp(0, 1)
+    opacity = _FAINT + (_STRONG - _FAINT) * values
+    if seen is not None:
+        opacity = opacity * seen.cpu()
+    colours = Image.fromarray(heat_colours(values.numpy()))
+    large = np.asarray(colours.resize(image.size, Image.Resampling.NEAREST), np.float32)
+    share = Image.fromarray(opacity.numpy()).resize(image.size, Image.Resampling.NEAREST)
+    share = np.asarray(share)[..., None]
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    return Image.fromarray(((1 - share) * grey + share * large).round().astype(np.uint8))
+
+
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 colours of probabilities (...) in [0, 1]."""
+    return _palette()[(values * 255).round().astype(np.uint8)]
+
+
+def picture_of(image: Tensor, side: int) -> Image.Image:
+    """An image (3, S, S) in 0..255 as a picture of `side` pixels."""
+    array = image.permute(1, 2, 0).round().clamp(0, 255).byte().cpu().numpy()
+    return Image.fromarray(array).resize((side, side), Image.Resampling.BICUBIC)
+
+
+@functools.cache
+def _palette() -> np.ndarray:
+    """(256, 3) uint8."""
+    import matplotlib
+
+    return (matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(np.uint8)

@@ -1,0 +1,57 @@
+"""How all figures look: colours, fonts, and that a figure is handed back instead of shown.
+
+Colours can be told apart with any colour vision: one fixed colour for every method (Okabe and
+Ito's palette), a sequential scale for probabilities and a diverging one for gains.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+COLOURS = {
+    "an": "#6b6b6b", "cl": "#56b4e9", "scl": "#0072b2", "en": "#e69f00", "en_cl": "#cc79a7",
+    "en_scl": "#d55e00", "full": "#000000",
+}  # fmt: skip
+OTHER_METHOD = "#009e73"
+HEAT = "viridis"
+F = TypeVar("F", bound=Callable[..., "Figure"])
+
+
+def colour(method: str) -> str:
+    """The colour of a method in every figure."""
+    return COLOURS.get(method, OTHER_METHOD)
+
+
+def house_style(function: F) -> F:
+    """Draws in seaborn's style, without changing it for others, and without pyplot showing it."""
+
+    @functools.wraps(function)
+    def draw(*args: Any, **kwargs: Any) -> Figure:
+        import matplotlib.pyplot as plt
+        import seaborn as sns
+
+        style = sns.axes_style("whitegrid") | {"font.family": "DejaVu Sans", "figure.dpi": 90}
+        with plt.rc_context(sns.plotting_context("notebook", font_scale=0.9) | style):
+            figure = function(*args, **kwargs)
+        plt.close(figure)  # else a notebook would show it twice
+        return figure
+
+    return draw  # type: ignore[return-value]
+
+
+@functools.cache
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font that ships inside matplotlib, for pictures; size in pixels."""
+    import matplotlib
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)

@@ -1,0 +1,121 @@
+"""Pointing game and IoU on made-up maps, against counts cell by cell and pixel by pixel."""
+
+import math
+
+import pytest
+import torch
+
+from spcl_lib.analysis.localisation import THRESHOLDS, Found, localise, overlaps, pointing, summary
+from spcl_lib.data.image_set import ImageSet
+
+
+def test_pointing_by_hand():
+    objects = torch.zeros(3, 8, 8, dtype=torch.bool)
+    objects[:, :4, :4] = True  # the upper left quarter
+    maps = torch.zeros(3, 4, 4)
+    maps[0, 1, 1] = 0.7  # centre at 3 / 8: on the object
+    maps[1, 3, 0] = 0.7  # far below
+    maps[2] = torch.tensor([1.0, 0, 0, 1]).repeat(4, 1)  # ties: columns 0 and 3; rows 0, 1 hit
+    hit, by_chance = pointing(maps, objects)
+    assert hit.tolist() == [1, 0, 0.25]
+    assert by_chance.tolist() == [0.25] * 3  # 4 of the 16 cells
+
+
+@pytest.mark.parametrize("grid", [3, 4, 7])
+@pytest.mark.parametrize("tolerance", [0.0, 0.03, 0.15])
+def test_pointing_against_a_search_of_all_pixels(grid, tolerance):
+    rng = torch.Generator().manual_seed(grid)
+    maps = torch.randint(0, 4, (20, grid, grid), generator=rng).float()  # with ties
+    objects = torch.rand(20, 12, 12, generator=rng) < 0.05
+    objects[0] = False
+    hit, by_chance = pointing(maps, objects, tolerance)
+    for m in range(20):
+        cells = {}
+        for y in range(grid):
+            for x in range(grid):
+                point = (y + 0.5) / grid, (x + 0.5) / grid
+                near = [
+                    math.dist(point, ((py + 0.5) / 12, (px + 0.5) / 12)) - 0.5**0.5 / 12
+                    <= tolerance + 1e-6
+                    for py, px in objects[m].nonzero().tolist()
+                ]
+                cells[y, x] = any(near)
+        ties = [yx for yx in cells if maps[m][yx] == maps[m].max()]
+        assert hit[m] == pytest.approx(sum(cells[yx] for yx in ties) / len(ties))
+        assert by_chance[m] == pytest.approx(sum(cells.values()) / grid**2)
+
+
+def test_a_map_of_the_objects_shape_overlaps_fully_whatever_its_height():
+    objects = torch.zeros(2, 8, 8, dtype=torch.bool)
+    objects[0, 2:5, 1:7] = True
+    objects[1, :, :4] = True
+    maps = objects.float() * torch.tensor([0.9, 0.004])[:, None, None]
+    assert (overlaps(maps, objects) == 1).all()
+    everywhere = overlaps(torch.full((2, 3, 3), 0.2), objects)
+    assert everywhere[0].tolist() == pytest.approx([18 / 64] * len(THRESHOLDS))
+    assert (overlaps(torch.zeros(2, 4, 4), objects) == 0).all()
+    assert (overlaps(1 - maps.ceil(), objects) == 0).all()  # just beside the object
+
+
+def test_overlaps_against_sets_of_pixels():
+    rng = torch.Generator().manual_seed(0)
+    maps, objects = torch.rand(15, 6, 6, generator=rng), torch.rand(15, 6, 6, generator=rng) < 0.3
+    found = overlaps(maps, objects)
+    for m in range(15):
+        inside = {tuple(p) for p in objects[m].nonzero().tolist()}
+        for t, threshold in enumerate(THRESHOLDS):
+            said = {tuple(p) for p in (maps[m] / maps[m].max() >= threshold).nonzero().tolist()}
+            assert found[m, t] == pytest.approx(len(said & inside) / len(said | inside))
+
+
+def test_maps_are_enlarged_between_the_centres_of_their_cells():
+    """A map of 2 x 2 with one high cell: bilinear, the value 0.5 lies at the image's middle."""
+    maps = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    objects = torch.zeros(1, 64, 64, dtype=torch.bool)
+    objects[:, :, :32] = True
+    found = overlaps(maps, objects)[0]
+    assert found[THRESHOLDS.index(0.5)] == 1
+    assert found[0] < found[THRESHOLDS.index(0.5)] > found[-1]
+
+
+@pytest.fixture
+def data():
+    """Three images of 8 x 8: class 0 on the left and 1 on the right; 0 only; 1 and 2."""
+    class_map = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    class_map[0, :, :4], class_map[0, :, 4:] = 1, 2
+    class_map[1, :4] = 1
+    class_map[2, 0, 0], class_map[2, 4:] = 3, 2
+    labels = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 1]]).bool()
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    return ImageSet(images, labels, ("a", "b", "c"), ("0", "1", "2"), class_map=class_map)
+
+
+@pytest.mark.parametrize("stored", [torch.uint8, torch.float32])
+def test_every_present_class_is_looked_for_once(data, stored):
+    maps = data.regions(torch.arange(3)).to(stored) * 200
+    found = localise(maps, data)
+    assert found.image.tolist() == [0, 0, 1, 2, 2] and found.label.tolist() == [0, 1, 0, 1, 2]
+    assert found.hit.tolist() == [1] * 5
+    assert (found.iou == 1).all()
+    assert found.area.tolist() == [0.5, 0.5, 0.5, 0.5, 1 / 64]
+    swapped = localise(maps.roll(1, 1), data)  # the maps of other classes
+    assert swapped.hit[0] < 1 and swapped.iou[0].max() < 1
+
+
+def test_the_threshold_is_chosen_on_other_images_than_it_is_judged_on():
+    iou = torch.zeros(4, len(THRESHOLDS))
+    iou[0, 3], iou[2, 3] = 0.9, 0.9  # images 0 and 2: the fourth threshold is best
+    iou[1, 3], iou[3, 3] = 0.2, 0.4
+    iou[1, 8], iou[3, 8] = 0.9, 0.9  # better for the others, and not to be chosen
+    ones = torch.ones(4)
+    hit = torch.tensor([0.0, 1, 0, 0])
+    found = Found(torch.arange(4), torch.zeros(4).long(), hit, ones / 4, iou, ones / 2)
+    (row,) = summary(found)
+    assert row == {
+        "group": "all", "pointing": 50, "pointing_chance": 25, "iou": pytest.approx(30),
+        "iou_everywhere": 50, "threshold": THRESHOLDS[3], "pairs": 2,
+    }  # fmt: skip
+    observed = torch.tensor([[True], [True], [True], [False]])
+    rows = {row["group"]: row for row in summary(found, observed)}
+    assert rows["labelled"]["iou"] == pytest.approx(20) and rows["labelled"]["pointing"] == 100
+    assert rows["unlabelled"]["iou"] == pytest.approx(40) and rows["unlabelled"]["pairs"] == 1

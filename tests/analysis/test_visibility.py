@@ -1,0 +1,148 @@
+"""What a view shows, against a count of pixels one by one."""
+
+import math
+
+import pytest
+import torch
+
+from spcl_lib import Views
+from spcl_lib.analysis.visibility import (
+    VISIBILITY,
+    in_view,
+    label_visibility,
+    visibility,
+    visible_fraction,
+    visible_fractions,
+)
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.data.objects import Boxes
+from spcl_lib.data.scenes import make_scenes
+from spcl_lib.runs.settings import make_config
+from spcl_lib.train import training_views
+
+
+def counted(regions, views):
+    """The definition: pixel by pixel, is the centre in the box? The flip changes nothing."""
+    out = torch.full(regions.shape[:2], math.nan)
+    side = regions.shape[-1]
+    for b, (x0, y0, x1, y1) in enumerate(views.boxes.tolist()):
+        for c, region in enumerate(regions[b]):
+            pixels = region.nonzero().tolist()
+            inside = [
+                x0 <= (x + 0.5) / side <= x1 and y0 <= (y + 0.5) / side <= y1 for y, x in pixels
+            ]
+            if pixels:
+                out[b, c] = sum(inside) / len(pixels)
+    return out
+
+
+def views_of(*boxes, flipped=False):
+    return Views(torch.tensor(boxes), torch.full((len(boxes),), flipped))
+
+
+def random_regions(batch, classes, side, seed, density=0.3):
+    rng = torch.Generator().manual_seed(seed)
+    regions = torch.rand(batch, classes, side, side, generator=rng) < density
+    regions[0, 0] = False  # a class that is not in the image
+    return regions
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("scale", [(0.002, 0.01), (0.1, 1.0), (1.0, 1.0)])
+def test_random_views_against_a_count_of_pixels(seed, scale):
+    regions = random_regions(12, 3, 16, seed)
+    views = Views.sample(12, scale, (0.5, 2), 0.5, torch.Generator().manual_seed(seed))
+    found = visible_fraction(regions, views)
+    assert_same(found, counted(regions, views))
+    assert found[0, 0].isnan()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0.0, 0.0, 1.0, 1.0),
+        (0.0, 0.0, 0.5, 0.5),  # edges between pixels
+        (0.125, 0.25, 0.375, 0.75),
+        (0.0625, 0.0625, 0.1875, 0.1875),  # edges through the centres of pixels: both count
+        (0.9375, 0.9375, 1.0, 1.0),  # one centre
+        (0.51, 0.51, 0.52, 0.52),  # smaller than a pixel, between centres: shows none
+        (0.55, 0.0, 0.57, 1.0),  # a strip around one column of centres
+    ],
+)
+@pytest.mark.parametrize("flipped", [False, True])
+def test_special_boxes_against_a_count_of_pixels(box, flipped):
+    regions = random_regions(1, 4, 8, 0, density=0.5)
+    views = views_of(box, flipped=flipped)
+    assert_same(visible_fraction(regions, views), counted(regions, views))
+
+
+def test_it_agrees_with_what_views_call_visible():
+    regions = random_regions(50, 2, 24, 7)
+    views = Views.sample(50, (0.05, 1.0), generator=torch.Generator().manual_seed(1))
+    shown = (regions & views.visible(24)).sum((2, 3)) / regions.sum((2, 3))
+    assert_same(visible_fraction(regions, views), shown)
+
+
+def test_all_and_nothing():
+    regions = torch.zeros(3, 2, 8, 8, dtype=torch.bool)
+    regions[:, 0, 1, 6] = True  # one pixel, centre at (6.5 / 8, 1.5 / 8)
+    boxes = [(0.0, 0.0, 1.0, 1.0), (0.75, 0.125, 0.875, 0.25), (0.0, 0.0, 0.75, 1.0)]
+    found = visible_fraction(regions, views_of(*boxes))
+    assert found[:, 0].tolist() == [1, 1, 0]
+    assert found[:, 1].isnan().all()
+
+
+def test_regions_of_another_shape_are_told():
+    with pytest.raises(ValueError, match=r"regions must be \(1, C, S, S\); got \(2, 3, 4, 4\)"):
+        visible_fraction(torch.ones(2, 3, 4, 4, dtype=torch.bool), Views.whole(1))
+
+
+def test_scenes_and_boxes_in_many_views():
+    scenes = make_scenes(7, "train", 32)
+    views = [training_views(7, make_config("scenes", "an"), "test", v) for v in range(3)]
+    found = visible_fractions(scenes, views, step=3)  # 7 is no multiple of the step
+    assert found.shape == (3, 7, 12)
+    for v in range(3):
+        assert_same(found[v], counted(scenes.regions(torch.arange(7)), views[v]))
+    corners = torch.tensor([[0.1, 0.2, 0.6, 0.9], [0, 0, 0.3, 0.3], [0.2, 0.2, 1, 0.5]])
+    boxes = Boxes(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0]), corners)
+    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    labels = torch.eye(2, dtype=torch.bool).flip(0)
+    data = ImageSet(images, labels, ("a", "b"), ("0", "1"), boxes=boxes)
+    views = Views.sample(2, (0.1, 0.5), generator=torch.Generator().manual_seed(0))
+    assert_same(visible_fractions(data, [views])[0], counted(data.regions(torch.arange(2)), views))
+
+
+def test_training_views_are_those_of_the_settings_and_repeatable():
+    config = make_config("scenes", "an", overrides={"scale_min": 0.2, "scale_max": 0.3})
+    views = training_views(500, config, 0, "a")
+    area = (views.boxes[:, 2:] - views.boxes[:, :2]).prod(1)
+    assert 0.2 - 1e-5 <= area.min() < 0.21 and 0.29 < area.max() <= 0.3 + 1e-5
+    assert torch.equal(views.boxes, training_views(500, config, 0, "a").boxes)
+    assert not torch.equal(views.boxes, training_views(500, config, 1, "a").boxes)
+
+
+def test_in_view_and_groups_at_their_limits():
+    fraction = torch.tensor([math.nan, 0.0, 1e-4, 0.0999, 0.1, 0.5, 0.5001, 1.0])
+    assert in_view(fraction).tolist() == [False] * 4 + [True] * 4
+    assert in_view(fraction, 0.0).tolist() == [False] * 2 + [True] * 6  # any pixel
+    assert in_view(fraction, 0.5).tolist() == [False] * 5 + [True] * 3
+    assert visibility(fraction).tolist() == [-1, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_label_visibility_by_hand():
+    observed = torch.tensor([[True, False], [False, True]])
+    fraction = torch.tensor([[[0.0, 1.0], [1.0, 0.05]], [[0.3, 0.0], [0.0, math.nan]]])  # 2 views
+    # of the labels: 0, 0.05, 0.3 and one without a region
+    shares = label_visibility(fraction, observed)
+    third = pytest.approx(100 / 3)
+    assert [shares[name] for name in VISIBILITY] == [third, third, third, 0]
+    assert shares["wrong"] == pytest.approx(200 / 3)
+    whole = torch.ones(1, 2, 2)
+    assert label_visibility(whole, observed) == dict.fromkeys(VISIBILITY, 0) | {
+        VISIBILITY[3]: 100, "wrong": 0,
+    }  # fmt: skip

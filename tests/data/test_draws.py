@@ -1,0 +1,249 @@
+"""The draws: one positive per image, from their own seed, with the stated probabilities."""
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from spcl_lib import UserError
+from spcl_lib.data import scenes
+from spcl_lib.data.draws import DRAWS, cole_draw, draw_labels, label_weights, single_label_draw
+from spcl_lib.data.image_set import ImageSet, boxes_of_map
+from spcl_lib.data.objects import Boxes
+from spcl_lib.data.voc import CLASSES
+
+
+def some_labels(n=400, c=6):
+    labels = torch.rand(n, c, generator=torch.Generator().manual_seed(0)) < 0.4
+    labels[torch.arange(n), torch.arange(n) % c] = True
+    return labels
+
+
+def image_set(labels, boxes=None, ids=None):
+    """Full labels and boxes of images that nothing looks at."""
+    n, c = labels.shape
+    images = torch.zeros((n, 3, 2, 2), dtype=torch.uint8)
+    ids = ids or tuple(f"{i:04d}" for i in range(n))
+    return ImageSet(images, labels, tuple(f"class {i}" for i in range(c)), ids, boxes=boxes)
+
+
+def one_box_per_label(labels):
+    """A box somewhere for every positive label."""
+    image, label = labels.nonzero(as_tuple=True)
+    corner = torch.rand(len(image), 4, generator=torch.Generator().manual_seed(1))
+    low = corner[:, :2] * 0.9
+    return Boxes(image, label, torch.cat((low, low + 0.01 + corner[:, 2:] * (0.99 - low)), 1))
+
+
+# --- all draws ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_one_label_an_image_is_kept_and_it_is_one_of_its_own(draw):
+    labels = some_labels()
+    single = draw_labels(image_set(labels, one_box_per_label(labels)), draw, 0)
+    assert single.shape == labels.shape and single.dtype == torch.bool
+    assert (single.sum(1) == 1).all()
+    assert not (single & ~labels).any()
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_the_draw_depends_on_its_seed_alone(draw):
+    labels = some_labels()
+    data = image_set(labels, one_box_per_label(labels))
+    drawn = []
+    for elsewhere in (1, 2):
+        torch.manual_seed(elsewhere), np.random.seed(elsewhere), random.seed(elsewhere)
+        drawn.append(draw_labels(data, draw, 7))
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0], draw_labels(data, draw, 8))
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_an_image_without_a_label_is_named(draw):
+    labels = some_labels()
+    labels[[5, 9]] = False
+    with pytest.raises(UserError, match="2 of 400 .*number 5"):
+        draw_labels(image_set(labels, one_box_per_label(labels)), draw, 0)
+
+
+def test_an_unknown_draw_is_named_with_the_valid_ones():
+    with pytest.raises(UserError, match="sise.*uniform, cole, size, location"):
+        draw_labels(image_set(some_labels()), "sise", 0)
+
+
+# --- uniform --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", ["uniform", "cole"])
+def test_each_label_of_an_image_is_as_likely(draw):
+    labels = torch.tensor([[1, 0, 1, 1, 0]] * 6000, dtype=torch.bool)
+    share = draw_labels(image_set(labels), draw, 0).float().mean(0)
+    # four standard deviations of a share of 1/3 among 6,000
+    torch.testing.assert_close(share, torch.tensor([1, 0, 1, 1, 0]) / 3, atol=0.025, rtol=0)
+
+
+def test_the_uniform_draw_stays_what_finished_runs_saw():
+    labels = torch.rand(12, 6, generator=torch.Generator().manual_seed(5)) < 0.5
+    labels[:, 0] = True
+    expected = [1, 0, 0, 4, 1, 1, 5, 0, 1, 3, 0, 5]
+    assert single_label_draw(labels, 3).int().argmax(1).tolist() == expected
+    assert torch.equal(draw_labels(image_set(labels), "uniform", 3), single_label_draw(labels, 3))
+
+
+# --- Cole et al. ----------------------------------------------------------------------------------
+
+# The first 32-bit words of the generator (MT19937, seed 1200). A shuffle of n numbers goes through
+# i = n - 1, ..., 1: it takes words, each cut to as many low bits as i has, until one is at most i,
+# and exchanges the numbers at i and at that place.
+WORDS = [
+    2413572691, 1534083769, 4133338855, 2016223744, 2893357746, 2952048149, 3674583885,
+    2588550952, 335247265, 2073831642, 1513975358,
+]  # fmt: skip
+
+
+def test_the_draw_of_cole_et_al_worked_out_by_hand():
+    assert np.random.RandomState(1200).randint(2**32, size=11, dtype=np.uint32).tolist() == WORDS
+    labels = torch.tensor(
+        [[1, 1, 0, 1, 1], [0, 1, 0, 0, 1], [1, 0, 1, 1, 0], [0, 1, 1, 0, 1]], dtype=torch.bool
+    )
+    ids = ("9", "901", "1000", "57")  # as texts: 1000, 57, 9, 901
+    # 1000: positives 0 2 3. i=2: ...691 gives 3, too high; ...769 gives 1: 0 3 2. i=1: ...855 gives
+    #       1: stays. 0 is kept. Negatives 1 4. i=1: ...744 gives 0.
+    # 57:   positives 1 2 4. i=2: ...746 gives 2: stays. i=1: ...149 gives 1: stays. 1 is kept.
+    #       Negatives 0 3. i=1: ...885 gives 1.
+    # 9:    positives 0 1 3 4. i=3: ...952 gives 0: 4 1 3 0. i=2: ...265 gives 1: 4 3 1 0. i=1:
+    #       ...642 gives 0: 3 4 1 0. 3 is kept. One negative: nothing to shuffle.
+    # 901:  positives 1 4. i=1: ...358 gives 0: 4 1. 4 is kept.
+    assert cole_draw(labels, ids).int().argmax(1).tolist() == [3, 4, 0, 1]
+
+
+def shuffled(numbers, words):
+    """The shuffle in words above, number by number."""
+    for i in reversed(range(1, len(numbers))):
+        place = i + 1
+        while place > i:
+            place = next(words) & (2 ** i.bit_length() - 1)
+        numbers[i], numbers[place] = numbers[place], numbers[i]
+    return numbers
+
+
+def cole_slowly(rows, seed=1200):
+    """The class kept for each of `rows` (lists of 0 and 1), in plain Python."""
+    raw = np.random.RandomState(seed).randint(2**32, size=40 * len(rows), dtype=np.uint32)
+    words, kept = iter(raw.tolist()), []
+    for row in rows:
+        kept.append(shuffled([c for c, y in enumerate(row) if y], words)[0])
+        shuffled([c for c, y in enumerate(row) if not y], words)
+    return kept
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_draw_of_cole_et_al_equals_a_slow_one(seed):
+    labels, ids = some_labels(100, 9), [f"2008_{i:06d}" for i in range(100)]
+    labels[[3, 60]] = True  # no negative to shuffle
+    labels[7] = labels[8] = torch.arange(9) == 4  # one positive
+    expected = cole_slowly(labels.tolist(), 1200 + seed)
+    drawn = draw_labels(image_set(labels, ids=ids), "cole", seed)
+    assert drawn.int().argmax(1).tolist() == expected
+    turned = image_set(labels.flip(0), ids=ids[::-1])  # the ids decide, not the order they come in
+    assert torch.equal(draw_labels(turned, "cole", seed).flip(0), drawn)
+
+
+# Labels of each class that the draw of seed 1200 keeps on VOC2007's `train` (2,500 images: one of
+# the official 2,501 is not in the copy).
+VOC2007_COUNTS = [
+    100, 59, 172, 68, 77, 74, 282, 150, 114, 54, 48, 156, 67, 78, 623, 84, 43, 61, 109, 81,
+]  # fmt: skip
+
+
+def test_the_draw_of_cole_et_al_on_voc2007(real_data):
+    lists = real_data / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    if not lists.is_dir():
+        pytest.skip(f"needs {lists}")
+    rows = {i: [] for i in sorted((lists / "train.txt").read_text().split())}
+    for name in CLASSES:
+        flags = dict(map(str.split, (lists / f"{name}_train.txt").read_text().splitlines()))
+        for i, row in rows.items():
+            row.append(int(flags[i] == "1"))
+    labels = torch.tensor(list(rows.values()), dtype=torch.bool)
+    drawn = draw_labels(image_set(labels, ids=tuple(rows)), "cole", 0)
+    assert drawn.int().argmax(1).tolist() == cole_slowly(rows.values())
+    assert drawn.sum(0).tolist() == VOC2007_COUNTS
+
+
+# --- size and location ----------------------------------------------------------------------------
+
+# One image: class 0 has two boxes, 1 one in the centre, 2 none, 3 a box but is not positive.
+BOXES = torch.tensor([[0, 0, 0.2, 0.5], [0.5, 0, 1, 0.2], [0.1, 0.2, 0.9, 0.7], [0, 0, 1, 1]])
+LABELS = torch.tensor([[1, 1, 1, 0, 0]], dtype=torch.bool)
+STATED = {
+    # areas 0.1 + 0.1 and 0.4; the class without a box weighs their mean, 0.3
+    "size": [0.2, 0.4, 0.3, 0, 0],
+    # centres (0.1, 0.25) and (0.75, 0.1) are sqrt(0.2225) away, (0.5, 0.45) is 0.05 away
+    "location": [2 / 0.2225**0.5, 20, (2 / 0.2225**0.5 + 20) / 2, 0, 0],
+}
+
+
+def biased(n):
+    """`n` images, each with the objects above."""
+    image = torch.arange(n).repeat_interleave(4)
+    boxes = Boxes(image, torch.tensor([0, 0, 1, 3]).repeat(n), BOXES.repeat(n, 1))
+    return image_set(LABELS.repeat(n, 1), boxes)
+
+
+@pytest.mark.parametrize("draw", STATED)
+def test_weights_are_the_stated_ones(draw):
+    data = biased(2)
+    expected = torch.tensor([STATED[draw]] * 2)
+    torch.testing.assert_close(label_weights(data.labels, data.boxes, draw), expected)
+
+
+@pytest.mark.parametrize("draw", STATED)
+def test_labels_are_drawn_in_proportion_to_their_weights(draw):
+    weights = torch.tensor(STATED[draw])
+    share = draw_labels(biased(6000), draw, 0).float().mean(0)
+    # four standard deviations of a share of 1/2, the widest there is, among 6,000
+    torch.testing.assert_close(share, weights / weights.sum(), atol=0.026, rtol=0)
+
+
+@pytest.mark.parametrize("draw", STATED)
+def test_labels_without_any_box_are_drawn_uniformly(draw):
+    data = biased(6000)
+    data = replace(data, boxes=biased(1).boxes)  # image 0 only
+    share = draw_labels(data, draw, 0)[1:].float().mean(0)
+    torch.testing.assert_close(share, torch.tensor([1, 1, 1, 0, 0]) / 3, atol=0.025, rtol=0)
+
+
+def test_an_object_in_the_very_centre_has_a_finite_weight():
+    boxes = Boxes(torch.tensor([0]), torch.tensor([0]), torch.tensor([[0.25, 0.25, 0.75, 0.75]]))
+    assert label_weights(LABELS, boxes, "location")[0].tolist() == pytest.approx([1e6] * 3 + [0, 0])
+
+
+@pytest.mark.parametrize("draw", STATED)
+def test_scenes_are_drawn_by_the_boxes_of_their_class_maps(draw):
+    data = scenes.make_scenes(400, "val", 32)
+    boxes = boxes_of_map(data.class_map, len(data.classes))
+    x0, y0, x1, y1 = boxes.box.unbind(1)
+    away = torch.hypot((x0 + x1) / 2 - 0.5, (y0 + y1) / 2 - 0.5)
+    value = (x1 - x0) * (y1 - y0) if draw == "size" else -away
+    kept, uniform = (draw_labels(data, d, 0)[boxes.image, boxes.label] for d in (draw, "uniform"))
+    assert value[kept].mean() > value[uniform].mean() + 0.01  # a third of what is seen
+
+
+def test_a_data_set_without_boxes_says_which_draws_it_can_do():
+    with pytest.raises(UserError, match="'size' needs the boxes.*draw=uniform"):
+        draw_labels(image_set(some_labels()), "size", 0)
+
+
+def test_a_run_trains_on_the_draw_of_its_configuration(spcl, tiny, results):
+    losses = set()
+    for draw in ("uniform", "size"):
+        outcome = spcl("run", "--method", "an", draw=draw, **tiny | {"epochs": 1})
+        assert outcome.status == 0, outcome.err
+    for file in results.glob("*/*/metrics.json"):
+        losses.add(json.loads(file.read_text())["history"][0]["loss"])
+    assert len(losses) == 2

@@ -1,0 +1,127 @@
+"""The ablation of crop sizes: which runs, which command makes them, their table."""
+
+import pytest
+from spcl_lib.analysis.plan import crop_scale_table
+
+from spcl_lib.__main__ import main
+from spcl_lib.runs import ablation
+from spcl_lib.runs.ablation import CROP_SCALES, command, crop_scale_configs, crop_scale_rows
+from spcl_lib.runs.run import run
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.store import run_folder
+from spcl_lib.system.errors import UserError
+
+
+def test_every_method_scale_and_seed_once():
+    configs = crop_scale_configs("scenes")
+    assert len(set(configs)) == len(configs) == 5 * 5 * 3
+    assert len({run_folder(c) for c in configs}) == len(configs)
+    assert {c.scale_min for c in configs} == set(CROP_SCALES) == {1.0, 0.5, 0.25, 0.1, 0.05}
+    assert all((c.snapshots > 0) == (c.scale_min == ablation.RECOVERY_SCALE) for c in configs)
+
+
+def test_the_profiles_own_scale_gives_the_profiles_own_runs():
+    (own,) = crop_scale_configs("scenes", seeds=[2], scales=[0.25], methods=["scl"])
+    assert own == make_config("scenes", "scl", 2)
+    assert run_folder(own).name == "scl-seed2"
+
+
+def test_other_settings_apply_to_all_and_the_varied_one_cannot_be_set():
+    configs = crop_scale_configs("scenes", overrides={"epochs": 3, "snapshots": 5})
+    assert {(c.epochs, c.snapshots) for c in configs} == {(3, 5)}
+    with pytest.raises(UserError, match="scale_min is what this ablation varies.*--scales"):
+        crop_scale_configs("scenes", overrides={"scale_min": 0.3})
+    with pytest.raises(UserError, match="0 < scale_min <= scale_max <= 1; got 2.0"):
+        crop_scale_configs("scenes", scales=[2.0])
+    with pytest.raises(UserError, match="unknown method 'sclx'"):
+        crop_scale_configs("scenes", methods=["sclx"])
+
+
+def test_the_command_makes_these_very_runs(monkeypatch, capsys, results):
+
+    asked = []
+    monkeypatch.setattr(ablation, "run_crop_scale", lambda configs, *rest: asked.append(configs))
+    for scales, overrides in (
+        ([0.1], {"epochs": 2}), ([0.1, 0.5], {}), ([0.1], {"snapshots": 7}),
+        ([0.25], {"lr": 1e-5, "distance": "l2"}),
+    ):  # fmt: skip
+        configs = crop_scale_configs("scenes", "smoke", [0, 4], scales, overrides=overrides)
+        main(command(configs).split()[3:])
+        assert asked.pop() == configs
+
+
+def rows(**scores):
+    return [
+        {"method": m, "scale_min": s, "seed": i, "mAP": v}
+        for m, by_scale in scores.items()
+        for s, values in by_scale.items()
+        for i, v in enumerate(values)
+    ]
+
+
+def test_table_by_hand():
+    made = rows(scl={0.1: [70.0, 72.0, 74.0]}, an={0.1: [60.0], 1.0: [65.0, 66.0]})
+    assert crop_scale_table(made) == [
+        ["method", "1", "0.1"],
+        ["an", "65.5 ± 0.7", "60.0"],
+        ["scl", "-", "72.0 ± 2.0"],
+    ]
+    assert crop_scale_table([]) == [["method"]]
+
+
+def test_only_finished_runs_are_collected(results, tiny):
+    configs = crop_scale_configs("scenes", "smoke", [0], [0.5, 0.1], ["an"], tiny)
+    metrics = run(configs[1])
+    assert crop_scale_rows(configs) == [
+        {"method": "an", "scale_min": 0.1, "seed": 0, "mAP": metrics["mAP"]}
+    ]
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+FEW = ("ablation", "crop_scale", "--profile", "smoke", "--seeds", "0", "--only", "an", "scl",
+       "--scales", "0.5", "0.1")  # fmt: skip
+
+
+def test_list_shows_the_plan_and_runs_nothing(spcl, results, tiny):
+    outcome = spcl(*FEW, "--list", **tiny)
+    assert outcome.status == 0
+    assert "scl     scale_min 0.1   seed 0  to run" in outcome.out
+    assert outcome.out.endswith("4 of 4 runs to do\n")
+    assert not results.exists()
+
+
+def test_it_runs_what_is_not_finished_and_ends_with_the_table(
+    spcl, results, tiny, monkeypatch, own_kernels
+):
+    done = crop_scale_configs("scenes", "smoke", [0], [0.1], ["an"], tiny)
+    run(done[0])
+    finished = (run_folder(done[0]) / "metrics.json").stat().st_mtime_ns
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # quicker without notebooks
+    outcome = spcl(*FEW, "--jobs", "2", **tiny)
+    assert outcome.status == 0, outcome.out
+    assert "3 of 4 runs to do, 2 side by side" in outcome.out
+    assert (run_folder(done[0]) / "metrics.json").stat().st_mtime_ns == finished
+    lines = outcome.out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("method"))
+    assert lines[head].split() == ["method", "0.5", "0.1"]
+    table = {line.split()[0]: line.split()[1:] for line in lines[head + 1 : head + 3]}
+    assert set(table) == {"an", "scl"} and all(len(v) == 2 for v in table.values())
+    assert f"{crop_scale_rows(done)[0]['mAP']:.1f}" == table["an"][1]
+    again = spcl(*FEW, "--list", **tiny)
+    assert "0 of 4 runs to do" in again.out and "finished, mAP" in again.out
+    assert (results / "summary.csv").read_text().count("scenes,smoke") == 4
+
+
+def test_mistakes_are_one_line(spcl, results):
+    for arguments, said in (
+        (("ablation", "crop_scle"), "invalid choice: 'crop_scle'"),
+        (("ablation", "crop_scale", "--only", "sclx"), "unknown method 'sclx'. Did you mean"),
+        (("ablation", "crop_scale", "--scales", "0"), "0 < scale_min"),
+        (("ablation", "crop_scale", "--jobs", "0"), "--jobs must be at least 1"),
+        (("recovery", "--dataset", "scene"), "unknown data set 'scene'. Did you mean 'scenes'"),
+        (("recovery", "--scale", "0.3"), "make them with: python -m spcl_lib ablation crop_scale"),
+    ):
+        outcome = spcl(*arguments)
+        (line,) = outcome.err.splitlines()
+        assert outcome.status == 2 and line.startswith("spcl: error: ") and said in line, line

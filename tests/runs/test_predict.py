@@ -1,0 +1,372 @@
+"""Predictions of a finished run: the numbers of its evaluation, in the files that are wanted."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
+
+import spcl_lib
+from spcl_lib import Predictor, UserError, mean_average_precision
+from spcl_lib.__main__ import main
+from spcl_lib.runs.predict import choose_threshold, columns
+from spcl_lib.runs.splits import load_splits
+from spcl_lib.runs.store import find_run
+from spcl_lib.viewer.overlays import overlays
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run on a folder with full labels, and that folder."""
+    base = tmp_path_factory.mktemp("trained")
+    root = make_folder(base / "images", cat=12, dog=12, **{"große Eule": 12})
+    rows = [f"{c}/{c} {i}.png,{c}|dog" for c in ("cat", "große Eule") for i in range(5)]
+    full = write_csv(root / "full.csv", "path,labels", *rows, "dog/dog 1.png,dog")
+    settings = QUICK | {"full_labels": full, "epochs": 3, "train_images": 0}
+    pairs = [text for k, v in settings.items() for text in ("--set", f"{k}={v}")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPCL_RESULTS", str(base / "results"))
+        patch.setenv("SPCL_CACHE", str(base / "cache"))
+        assert main([*FOLDER, "--data-root", str(root), *pairs]) == 0
+    (file,) = (base / "results").rglob("metrics.json")
+    return file.parent, root
+
+
+@pytest.fixture
+def predict(spcl, trained, tmp_path):
+    """Calls the command with the run; gives the outcome and the rows of the file, if there is one.
+
+    A row is a dictionary.
+    """
+    out = tmp_path / "out.csv"
+
+    def call(images, *arguments, run=trained[0]):
+        outcome = spcl("predict", "--run", run, "--images", images, "--out", out, *arguments)
+        if not out.is_file():
+            return outcome, None
+        with open(out, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return outcome, list(csv.DictReader(file))
+
+    return call
+
+
+def assert_mistake(outcome, *said):
+    assert outcome.status == 2
+    last = outcome.err.replace("\r", "\n").splitlines()[-1]
+    assert last.startswith("spcl: error: ") and "Traceback" not in outcome.err
+    for text in said:
+        assert str(text) in last
+
+
+def run_metrics(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_the_evaluation(predict, trained):
+    run, root = trained
+    outcome, rows = predict(root)
+    assert outcome.status == 0 and outcome.out.startswith(f"run: {run} (folder, an, 3 classes)")
+    metrics = run_metrics(run)
+    assert list(rows[0]) == ["path", "cat", "dog", "große Eule", "labels"]
+    config = Predictor.load(run).config
+    _, report = load_splits(config, root)
+    by_path = {row["path"]: row for row in rows}
+    scores = [[float(by_path[name][c]) for c in report.classes] for name in report.ids]
+    score = mean_average_precision(torch.tensor(scores), report.labels)
+    assert score == pytest.approx(metrics["mAP"], abs=1e-6)
+
+
+def test_rows_are_sorted_and_labels_are_the_scores_from_the_threshold(predict, trained):
+    run, root = trained
+    outcome, rows = predict(root)
+    assert len(rows) == 36 and [r["path"] for r in rows] == sorted(r["path"] for r in rows)
+    threshold = run_metrics(run)["threshold"]
+    assert f"36 images, labels from a score of {threshold:.3f}: " in outcome.out
+    some = 0
+    for row in rows:
+        values = {name: row[name] for name in ("cat", "dog", "große Eule")}
+        assert all(len(text) == 6 and 0 <= float(text) <= 1 for text in values.values())
+        surely = {n for n, text in values.items() if float(text) > threshold + 1e-4}
+        perhaps = {n for n, text in values.items() if float(text) >= threshold - 1e-4}
+        labels = set(filter(None, row["labels"].split("|")))
+        assert surely <= labels <= perhaps
+        some += len(labels)
+    assert some > 0
+
+
+@pytest.mark.parametrize(("given", "labels"), [("0", "cat|dog|große Eule"), ("1", "")])
+def test_the_threshold_can_be_given(predict, trained, given, labels):
+    _, rows = predict(trained[1] / "dog", "--threshold", given)
+    assert len(rows) == 12 and all(row["labels"] == labels for row in rows)
+
+
+def test_one_image_is_enough(predict, trained):
+    outcome, rows = predict(trained[1] / "dog" / "dog 3.png", "--threshold", "auto")
+    assert [row["path"] for row in rows] == ["dog 3.png"] and "1 images" in outcome.out
+
+
+def test_more_images_than_a_batch(predict, tmp_path, monkeypatch):
+    monkeypatch.setattr("spcl_lib.predict._BATCH", 4)
+    make_folder(tmp_path / "new", x=11)
+    save_noise(tmp_path / "new" / ".hidden.png")
+    _, rows = predict(tmp_path / "new")
+    assert len(rows) == 11
+    monkeypatch.undo()
+
+
+def test_what_cannot_be_read_is_left_out_counted_and_named(predict, tmp_path):
+    new = make_folder(tmp_path / "new", x=3)
+    (new / "x" / "torn é.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    (new / "text.png").write_text("404: not found")
+    outcome, rows = predict(new)
+    assert outcome.status == 0
+    assert [row["path"] for row in rows] == [f"x/x {i}.png" for i in range(3)]
+    assert "spcl: left out 2 that cannot be read: text.png, x/torn é.jpg" in outcome.err
+    assert "3 images" in outcome.out
+
+
+def test_if_none_can_be_read_it_is_a_mistake_and_what_was_there_stays(predict, tmp_path, trained):
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "text.png").write_text("404: not found")
+    outcome, rows = predict(new)
+    assert rows is None
+    assert_mistake(outcome, "none of the 1 images", new)
+    predict(trained[1] / "cat")
+    before = (tmp_path / "out.csv").read_bytes()
+    assert_mistake(predict(new)[0], "none of the 1 images")
+    assert (tmp_path / "out.csv").read_bytes() == before
+    assert not list(tmp_path.glob(".out.csv*"))
+
+
+def test_columns_of_classes_whose_name_is_taken():
+    assert columns(("cat", "dog")) == ["path", "cat", "dog", "labels"]
+    classes = ("path", "labels", "crane", "crane", "path (2)")
+    expected = ["path", "path (2)", "labels (2)", "crane", "crane (2)", "path (2) (2)", "labels"]
+    assert columns(classes) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names must be text there")
+def test_a_file_name_that_is_no_text_goes_in_as_it_is(predict, tmp_path):
+    new = make_folder(tmp_path / "new", x=1)
+    os.rename(new / "x" / "x 0.png", os.fsencode(new / "x") + b"/\xe9.png")
+    outcome, rows = predict(new)
+    assert outcome.status == 0 and os.fsencode(rows[0]["path"]) == b"x/\xe9.png"
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+def test_mistakes_about_the_images_are_one_line(predict, tmp_path):
+    assert_mistake(predict(tmp_path / "nowhere")[0], tmp_path / "nowhere", "does not exist")
+    (tmp_path / "empty").mkdir()
+    assert_mistake(predict(tmp_path / "empty")[0], tmp_path / "empty", "holds no image", ".jpeg")
+    new = make_folder(tmp_path / "new", x=1)
+    outcome, rows = predict(new, "--heatmaps", new / "heat")
+    assert_mistake(outcome, "inside", new)
+    assert rows is None and not (new / "heat").exists()
+
+
+@pytest.mark.parametrize("threshold", ["1.5", "-0.1", "nan", "high"])
+def test_a_wrong_threshold_is_named(predict, trained, threshold):
+    assert_mistake(predict(trained[1], f"--threshold={threshold}")[0], threshold, "auto or in 0..1")
+
+
+def test_a_place_that_cannot_be_written_is_named(spcl, trained, tmp_path):
+    arguments = ("predict", "--run", trained[0], "--images", trained[1] / "dog")
+    assert_mistake(spcl(*arguments, "--out", tmp_path), tmp_path, "is a folder")
+    (tmp_path / "file").touch()
+    outcome = spcl(*arguments, "--out", tmp_path / "file" / "out.csv")
+    assert_mistake(outcome, tmp_path / "file", "where a folder is needed")
+
+
+def test_a_run_is_needed_that_has_finished(predict, trained, tmp_path):
+    images = trained[1] / "dog"
+    assert_mistake(predict(images, run=tmp_path)[0], tmp_path, "is no run")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(trained[0] / "config.json", begun)
+    assert_mistake(predict(images, run=begun)[0], begun, "has not finished")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run, m: (run / "weights.safetensors").unlink(), "weights.safetensors' does not ex"),
+        (lambda run, m: (run / "weights.safetensors").write_text("x"), "cannot be read"),
+        (lambda run, m: m.update(classes=["cat", "dog"]), "do not fit"),
+        (lambda run, m: m.pop("classes"), "another version of spcl"),
+        (lambda run, m: m["config"].update(novelty=1), "another version of spcl"),
+        (lambda run, m: m.clear(), "another version of spcl"),
+    ],
+)
+def test_a_damaged_run_is_named(predict, trained, tmp_path, change, said):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    metrics = run_metrics(run)
+    change(run, metrics)
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    outcome, rows = predict(trained[1] / "dog", run=run)
+    assert_mistake(outcome, said, run)
+    assert rows is None
+
+
+def test_a_run_without_a_threshold_needs_one(predict, trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    metrics = run_metrics(run)
+    del metrics["threshold"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert_mistake(predict(trained[1] / "dog", run=run)[0], run, "--threshold 0.5")
+    assert predict(trained[1] / "dog", "--threshold", "0.5", run=run)[0].status == 0
+
+
+# --- which run ------------------------------------------------------------------------------------
+
+
+def test_a_run_may_be_named_by_its_metrics_or_found_as_the_last_one_below(trained, tmp_path):
+    run = trained[0]
+    assert find_run(run) == find_run(run / "metrics.json") == run
+    for i, name in enumerate(("old/b", "new/a", "old/c")):
+        copy = shutil.copytree(run, tmp_path / "results" / name)
+        os.utime(copy / "metrics.json", ns=(0, 10**18 + (5 if name == "new/a" else i)))
+    assert find_run(tmp_path / "results") == tmp_path / "results" / "new" / "a"
+    assert find_run(tmp_path / "results" / "old") == tmp_path / "results" / "old" / "c"
+
+
+def test_a_run_on_any_data_set_predicts(spcl, results, tiny, tmp_path):
+    tiny |= {"train_images": 16, "eval_images": 16, "epochs": 1}
+    scenes = ("run", "--dataset", "scenes", "--profile", "smoke", "--method", "an")
+    assert spcl(*scenes, **tiny).status == 0
+    new = make_folder(tmp_path / "new", x=2)
+    out = tmp_path / "predictions.csv"
+    outcome = spcl("predict", "--run", results, "--images", new, "--out", out)
+    assert outcome.status == 0, outcome.err
+    header, *rows = out.read_text().splitlines()
+    assert header.startswith("path,aeroplane,anchor,") and header.endswith(",umbrella,labels")
+    assert len(rows) == 2
+
+
+# --- heatmaps -------------------------------------------------------------------------------------
+
+
+def test_every_image_gets_a_picture_of_its_heatmaps(predict, trained, tmp_path):
+    new = make_folder(tmp_path / "new", x=2)
+    shutil.copy(new / "x" / "x 0.png", new / "x" / "x 0.bmp.png")
+    outcome, _ = predict(new, "--heatmaps", tmp_path / "heat", "--threshold", "0")
+    assert outcome.status == 0
+    files = sorted(
+        p.relative_to(tmp_path / "heat").as_posix() for p in (tmp_path / "heat").rglob("*.png")
+    )
+    assert files == ["x/x 0.bmp.png.png", "x/x 0.png.png", "x/x 1.png.png"]
+    with Image.open(tmp_path / "heat" / "x" / "x 0.png.png") as wide:
+        assert wide.format == "PNG"
+    predict(new, "--heatmaps", tmp_path / "heat", "--threshold", "1")
+    with Image.open(tmp_path / "heat" / "x" / "x 0.png.png") as narrow:
+        assert narrow.height == wide.height
+        assert wide.width - narrow.width == 2 * (240 + 10)  # three labels; the highest class only
+    assert not list((tmp_path / "heat").rglob("*.tmp"))
+
+
+def test_an_overlay_is_coloured_where_the_map_is_high():
+    image = Image.new("RGB", (300, 200), (128, 128, 128))
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 3] = 0.5  # the top right corner
+    picture = np.asarray(overlays(image, maps, ["title", "a", "a name that is far too long" * 9]))
+    first, second, third = (10 + 310 * i for i in range(3))
+    top = picture.shape[0] - 10 - 200
+    corner = (slice(top + 5, top + 45), slice(second + 230, second + 295))
+    red, green, blue = picture[corner].reshape(-1, 3).mean(0)
+    assert red > 200 and green > 180 and blue < 90  # viridis' yellow
+    cold = picture[top + 60 : top + 195, second + 5 : second + 295].reshape(-1, 3)
+    assert cold.std(0).max() < 1 and abs(cold.mean() - 128) < 15
+    assert (picture[top : top + 200, first : first + 300] == 128).all()  # the image as it is
+    title = picture[top - 22 : top, third:]
+    assert (title < 128).any() and (picture[:, -1] == 255).all()  # written, and cut off in time
+
+
+# --- from Python ----------------------------------------------------------------------------------
+
+
+def test_a_predictor_takes_images_of_any_shape(trained):
+    predictor = Predictor.load(trained[0])
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    scores = predictor(images)
+    assert scores.shape == (5, 3) and bool(((scores > 0) & (scores < 1)).all())
+    assert not scores.requires_grad
+    torch.testing.assert_close(predictor(images[:2]), scores[:2], atol=1e-4, rtol=1e-3)
+    large = images.repeat_interleave(4, 2).repeat_interleave(2, 3)  # (5, 3, 64, 32)
+    torch.testing.assert_close(predictor(large), scores, atol=0.05, rtol=0)
+    tall = images.repeat_interleave(3, 2)  # its width is what the network expects
+    assert predictor.score_maps(tall).shape == predictor.score_maps(images).shape
+    maps = predictor.score_maps(images)
+    torch.testing.assert_close(torch.sigmoid(maps.mean((2, 3))), scores)
+    assert predictor.classes == ("cat", "dog", "große Eule") and predictor.threshold > 0
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8),
+               torch.zeros(1, 1, 8, 8, dtype=torch.uint8)],
+)  # fmt: skip
+def test_other_tensors_are_refused(trained, images):
+    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\) uint8; got"):
+        Predictor.load(trained[0])(images)
+
+
+def test_weights_that_could_run_code_are_refused(trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    torch.save(torch.nn.Linear(2, 2), run / "weights.safetensors")
+    with pytest.raises(UserError, match="weights.safetensors' cannot be read"):
+        Predictor.load(run)
+
+
+def test_it_is_imported_when_it_is_asked_for():
+    code = (
+        "import sys, spcl_lib; assert 'spcl_lib.predict' not in sys.modules; "
+        "from spcl_lib import Predictor; assert 'spcl_lib.predict' in sys.modules; "
+        "assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=spcl_lib.paths.project())
+    with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
+        spcl_lib.Predicter  # noqa: B018
+
+
+# --- the threshold --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1.0, 1.5, 3.0])
+def test_the_threshold_gives_the_expected_number_of_labels_on_training_images(trained, k):
+    predictor = Predictor.load(trained[0])
+    train, _ = load_splits(predictor.config, trained[1])
+    config = predictor.config.__class__(**vars(predictor.config) | {"expected_positives": k})
+    threshold = choose_threshold(predictor.model, train.images, config)
+    labels = predictor(train.images) >= threshold
+    assert labels.sum() == pytest.approx(k * len(train), abs=2)
+    if k == 1.5:  # the profile's
+        assert threshold == pytest.approx(run_metrics(trained[0])["threshold"], abs=1e-4)
+
+
+def test_the_threshold_is_chosen_on_a_part_of_many_images(trained, monkeypatch):
+    predictor = Predictor.load(trained[0])
+    train, _ = load_splits(predictor.config, trained[1])
+    monkeypatch.setattr("spcl_lib.predict._THRESHOLD_IMAGES", 4)
+    seen = []
+
+    class Images:
+        def __len__(self):
+            return len(train)
+
+        def __getitem__(self, which):
+            seen.extend(which.tolist())
+            return train.images[which]
+
+    assert 0 < choose_threshold(predictor.model, Images(), predictor.config) < 1
+    assert len(set(seen)) == 4

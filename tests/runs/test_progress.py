@@ -1,0 +1,85 @@
+"""How far a run is can be seen while it runs, and does not end up in a notebook."""
+
+import csv
+import re
+
+import pytest
+
+from spcl_lib.runs import progress, run, store
+from spcl_lib.runs.settings import make_config
+
+ROWS = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "mAP": 41.26}]
+
+
+def test_what_was_there_before_a_run_started_does_not_count(tmp_path):
+    assert progress.Follower(tmp_path).rows() == []
+    progress.write_history(tmp_path, ROWS)
+    follower = progress.Follower(tmp_path)
+    assert follower.rows() == []  # of the run before
+    progress.write_history(tmp_path, ROWS[:1])
+    assert [row["epoch"] for row in follower.rows()] == ["1"]
+    progress.write_history(tmp_path, ROWS)
+    assert [row["epoch"] for row in follower.rows()] == ["1", "2"]
+
+
+def test_every_epoch_is_told_once_also_if_the_run_fails(tmp_path, capsys):
+    config = make_config("scenes", "scl", 3)
+    with pytest.raises(KeyError), progress.print_progress(config, tmp_path):
+        progress.write_history(tmp_path, ROWS[:1])
+        progress.write_history(tmp_path, ROWS)
+        raise KeyError
+    captured = capsys.readouterr()
+    first, second = captured.err.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d scl seed 3: epoch 1 of 24, loss 0\.5000", first)
+    assert second.endswith(" scl seed 3: epoch 2 of 24, loss 0.2500, mAP 41.3 %")
+    assert captured.out == ""
+
+
+def test_epochs_are_told_while_the_run_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.01)
+    said = ""
+    with progress.print_progress(make_config("scenes", "an"), tmp_path):
+        progress.write_history(tmp_path, ROWS[:1])
+        while "epoch 1 of 24" not in said:  # without the end of the block
+            said += capsys.readouterr().err
+    assert capsys.readouterr().err == ""
+
+
+class Stopped(BaseException):
+    """As sudden as a signal."""
+
+
+def test_a_run_keeps_its_history_after_every_epoch(results, tiny, monkeypatch, capsys):
+    config = make_config("scenes", "an", 0, "smoke", tiny | {"epochs": 4})
+    file = store.run_folder(config) / "history.csv"
+    seen, evaluate = [], experiment.evaluate
+
+    def rows():
+        with open(file, newline="") as handle:
+            return [row["epoch"] for row in csv.DictReader(handle)]
+
+    def look(*arguments):
+        seen.append(rows())
+        if len(seen) == 3:
+            raise Stopped
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(run, "evaluate", look)
+    with pytest.raises(Stopped):
+        run.run(config)
+    assert seen == [[], ["1"], ["1", "2"]]
+    follower = progress.Follower(file.parent)
+    run.run(config)  # it goes on
+    assert seen[3:] == [["1", "2"], ["1", "2", "3", "4"]] and len(follower.rows()) == 4
+    assert capsys.readouterr().out == ""  # in a notebook it would stay in the page
+
+
+def test_the_command_tells_its_epochs_on_stderr(spcl, tiny):
+    outcome = spcl("run", "--profile", "smoke", "--method", "an", "--seed", 2, **tiny)
+    said = outcome.err.replace("\r", "\n")  # among progress bars
+    line = r"^\d\d:\d\d:\d\d an seed 2: epoch (\d) of 3, loss \d\.\d{4}"
+    epochs = re.findall(line, said, re.MULTILINE)
+    assert epochs == ["1", "2", "3"]
+    assert "epoch" not in outcome.out
+    again = spcl("run", "--profile", "smoke", "--method", "an", "--seed", 2, **tiny)
+    assert again.err == ""  # nothing was done

@@ -1,0 +1,252 @@
+"""Stopped at any moment, the same command goes on to the metrics of the uninterrupted run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from spcl_lib.methods import METHODS
+from spcl_lib.runs import checkpoint, run, store
+from spcl_lib.runs.settings import make_config
+from spcl_lib.system import paths
+
+TIMES = {"train_seconds", "wall_seconds", "finished", "machine"}
+
+
+def what_counts(folder):
+    """Everything a run leaves that must not depend on interruptions: metrics and files."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    files = {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name not in (".lock", "metrics.json", "log.txt")
+    }
+    return {k: v for k, v in metrics.items() if k not in TIMES}, files
+
+
+def run_in(folder, config, monkeypatch, **options):
+    """A run in this process, with `folder` for its results; returns what counts of it."""
+    monkeypatch.setenv("SPCL_RESULTS", str(folder))
+    run.run(config, **options)
+    return what_counts(store.run_folder(config))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bits_twice(method, results, tmp_path, tiny, monkeypatch):
+    config = make_config("scenes", method, 5, "smoke", tiny)
+    one = run_in(tmp_path / "one", config, monkeypatch)
+    torch.rand(7)  # what happened before in the process does not matter
+    assert run_in(tmp_path / "two", config, monkeypatch) == one
+    assert ("bank.safetensors" in one[1]) == (method not in ("an", "full"))
+
+
+def test_another_seed_gives_another_result(results, tmp_path, tiny, monkeypatch):
+    one, other = (
+        run_in(tmp_path / "r", make_config("scenes", "an", seed, "smoke", tiny), monkeypatch)
+        for seed in (0, 1)
+    )
+    assert one[1]["weights.safetensors"] != other[1]["weights.safetensors"]
+    assert one[0]["mAP"] != other[0]["mAP"]
+
+
+class Stopped(BaseException):
+    """As sudden as a signal: nothing in the library catches it."""
+
+
+@pytest.mark.parametrize("method", ["cl", "scl", "en", "en_scl"])
+def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
+    method, results, tmp_path, tiny, monkeypatch
+):
+    """Checkpoints after every step; every process makes two steps and then dies, until the end."""
+    config = make_config("scenes", method, 0, "smoke", tiny | {"train_images": 40})
+    expected = run_in(tmp_path / "whole", config, monkeypatch)  # 3 epochs of 5 steps
+
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    save, reached = run_module.Checkpoint.save, []
+
+    def save_and_die(self, progress):
+        save(self, progress)
+        reached.append((progress.epoch, progress.step))
+        if len(reached) % 2 == 0:
+            raise Stopped
+
+    monkeypatch.setattr(run_module.Checkpoint, "save", save_and_die)
+    got, starts = None, 0
+    while got is None and starts < 20:
+        starts += 1
+        try:
+            got = run_in(tmp_path / "stopped", config, monkeypatch)
+        except Stopped:
+            assert not list((tmp_path / "stopped").rglob("metrics.json"))
+    every_step = [divmod(i, 5) for i in range(1, 16)]
+    assert reached == every_step  # no step was done twice, none was left out
+    assert starts == 8
+    assert got == expected
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    results, tmp_path, tiny, monkeypatch
+):
+    config = make_config("scenes", "scl", 0, "smoke", tiny)
+    expected = run_in(tmp_path / "whole", config, monkeypatch)
+    with monkeypatch.context() as patch:
+
+        def die(*arguments):
+            raise Stopped
+
+        patch.setattr(run_module.Checkpoint, "save", die)
+        with pytest.raises(Stopped):
+            run_in(tmp_path / "stopped", config, monkeypatch)
+    assert run_in(tmp_path / "stopped", config, monkeypatch) == expected
+
+
+@pytest.mark.parametrize("last", ["write_json", "save_weights"])
+def test_a_run_killed_while_it_writes_its_results_has_none_and_writes_them_again(
+    last, results, tmp_path, tiny, monkeypatch
+):
+    config = make_config("scenes", "scl", 0, "smoke", tiny)
+    expected = run_in(tmp_path / "whole", config, monkeypatch)
+    with monkeypatch.context() as patch:
+        write = getattr(run, last)
+
+        def half(*arguments):
+            if "config.json" in str(arguments):  # written at the start, by the same function
+                return write(*arguments)
+            raise Stopped
+
+        patch.setattr(run, last, half)
+        with pytest.raises(Stopped):
+            run_in(tmp_path / "stopped", config, monkeypatch)
+    assert store.load_metrics(config) is None
+    trained = []
+    monkeypatch.setattr(
+        run_module.Checkpoint, "after_step", lambda self, progress: trained.append(progress)
+    )
+    assert run_in(tmp_path / "stopped", config, monkeypatch) == expected
+    assert trained == []  # the training itself was not lost
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(results, tmp_path, tiny, monkeypatch):
+    config = make_config("scenes", "an", 0, "smoke", tiny)
+    expected = run_in(tmp_path / "whole", config, monkeypatch)
+    other = run_in(tmp_path / "x", make_config("scenes", "an", 0, "smoke", tiny | {"lr": 1e-4}),
+                   monkeypatch)  # fmt: skip
+    assert other[1]["weights.safetensors"] != expected[1]["weights.safetensors"]
+    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "mixed"))
+    folder = store.run_folder(config)
+    folder.mkdir(parents=True)
+    state = {"config": {"lr": 1e-4}, "progress": {"epoch": 2}}
+    torch.save(state, folder / "checkpoint.pt")
+    assert run_in(tmp_path / "mixed", config, monkeypatch) == expected
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(
+    results, tmp_path, tiny, monkeypatch
+):
+    config = make_config("scenes", "an", 0, "smoke", tiny)
+    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "r"))
+    folder = store.run_folder(config)
+    folder.mkdir(parents=True)
+    (folder / ".checkpoint.pt.99999.tmp").write_bytes(b"half")
+    run.run(config)
+    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
+
+
+# --- kill -9 --------------------------------------------------------------------------------------
+
+# Importing torch takes seconds, so one process does it once and forks a process for every command.
+FORKS = """
+import os, sys
+import torch
+import spcl_lib.experiment
+from spcl_lib.__main__ import main
+torch.set_num_threads(1)
+for line in sys.stdin:
+    results, *arguments = line.split()
+    os.environ["SPCL_RESULTS"] = results
+    child = os.fork()
+    if child == 0:
+        os._exit(main(arguments))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def environment(results=None):
+    """A checkpoint after every step, and the folders of this test."""
+    changes = {"SPCL_CHECKPOINT_SECONDS": "0", "OMP_NUM_THREADS": "1"}
+    return os.environ | changes | ({"SPCL_RESULTS": str(results)} if results else {})
+
+
+@pytest.fixture(scope="module")
+def forks(shared_cache):
+    """Starts the command in a process of its own: `forks(results, arguments)` gives its id."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS], env=environment() | {"SPCL_CACHE": str(shared_cache)},
+        cwd=paths.project(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with process:
+        yield process
+        process.stdin.close()
+
+
+def kill_after(forks, results, arguments, checkpoint, changes, extra):
+    """SIGKILL once the checkpoint has changed so many times, and `extra` seconds later."""
+    seen, last, deadline = 0, stamp(checkpoint), time.monotonic() + 60
+    print(results, *arguments, file=forks.stdin, flush=True)
+    child = int(forks.stdout.readline())
+    while seen < changes and time.monotonic() < deadline:
+        now = stamp(checkpoint)
+        seen, last = seen + (now != last), now
+        time.sleep(0.002)
+    time.sleep(extra)
+    os.kill(child, signal.SIGKILL)
+    assert int(forks.stdout.readline()) == -signal.SIGKILL
+    assert seen == changes
+
+
+def stamp(path):
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+@pytest.mark.parametrize("method", ["scl", "en_scl"])
+def test_killed_three_times_it_goes_on_to_the_same_bits(
+    method, forks, results, tmp_path, tiny, monkeypatch
+):
+    settings = tiny | {"train_images": 96, "epochs": 5, "eval_every": 2}  # 60 steps
+    config = make_config("scenes", method, 1, "smoke", settings)
+    expected = run_in(tmp_path / "whole", config, monkeypatch)
+
+    killed = tmp_path / "killed"
+    monkeypatch.setenv("SPCL_RESULTS", str(killed))
+    folder = store.run_folder(config)
+    arguments = ["run", "--dataset", "scenes", "--method", method, "--seed", "1",
+                 "--profile", "smoke"]  # fmt: skip
+    for name, value in settings.items():
+        arguments += ["--set", f"{name}={value}"]
+    rng, done = random.Random(method), [0]
+    for _ in range(3):
+        moment = rng.randint(2, 9), rng.uniform(0, 0.03)
+        kill_after(forks, killed, arguments, folder / "checkpoint.pt", *moment)
+        progress = torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]
+        done.append(progress["epoch"] * 12 + progress["step"])
+        assert done[-2] < done[-1] < 60  # it went on, and had more to do
+        assert not (folder / "metrics.json").exists()
+    command = [sys.executable, "-m", "spcl_lib", *arguments]
+    last = subprocess.run(command, env=environment(killed), cwd=paths.project(), timeout=300,
+                          capture_output=True, text=True)  # fmt: skip
+    assert last.returncode == 0, last.stderr
+    assert what_counts(folder) == expected
+    assert [row["epoch"] for row in expected[0]["history"]] == [1, 2, 3, 4, 5]
+    assert not (folder / "checkpoint.pt").exists()

@@ -1,0 +1,158 @@
+"""Snapshots: what they hold, that they change nothing, and that a stopped run gives the same."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spcl_lib import HeatmapBank
+from spcl_lib.evaluate import predict_maps
+from spcl_lib.methods import METHODS
+from spcl_lib.runs import checkpoint, store
+from spcl_lib.runs.network import build_network
+from spcl_lib.runs.run import run
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.snapshots import FILE, as_bytes, load_snapshots
+from spcl_lib.runs.splits import load_splits
+from spcl_lib.runs.store import run_folder
+from spcl_lib.system.errors import UserError
+
+FOLLOWED = 5
+
+
+def config_of(method, tiny, **settings):
+    return make_config("scenes", method, 0, "smoke", tiny | {"snapshots": FOLLOWED} | settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_they_follow_the_first_images_over_all_epochs(method, results, tiny):
+    config = config_of(method, tiny)
+    run(config)
+    snapshots = load_snapshots(run_folder(config))
+    assert len(snapshots) == config.epochs
+    assert snapshots.maps.shape == (3, FOLLOWED, 12, 4, 4)
+    assert snapshots.maps.dtype == torch.uint8
+    if method in ("an", "full"):
+        assert snapshots.heatmaps is None and snapshots.seen is None
+        with pytest.raises(ValueError, match="no running averages"):
+            snapshots.bank(1)
+        return
+    size = 8 if method.endswith("scl") else 1
+    assert snapshots.heatmaps.shape == (3, FOLLOWED, 12, size, size)
+    assert snapshots.heatmaps.dtype == torch.uint8 and snapshots.seen.dtype == torch.bool
+    kept = load_file(run_folder(config) / "bank.safetensors")
+    last = snapshots.bank(3)
+    assert torch.equal(last.heatmaps, kept["heatmaps"][:FOLLOWED])
+    assert torch.equal(last.seen, kept["seen"][:FOLLOWED])
+    assert not torch.equal(snapshots.heatmaps[1], snapshots.heatmaps[2])  # the epochs differ
+    for epoch in (0, 4):
+        with pytest.raises(ValueError, match=r"in 1\.\.3"):
+            snapshots.bank(epoch)
+
+
+def test_the_last_maps_are_those_of_the_finished_network(results, tiny):
+    config = config_of("scl", tiny)
+    run(config)
+    data, _ = load_splits(config, None)
+    model, _ = build_network(config, 12)
+    model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
+    maps = predict_maps(model, data.images[:FOLLOWED], config.eval_side)
+    assert torch.equal(load_snapshots(run_folder(config)).maps[-1], as_bytes(maps.sigmoid()))
+
+
+def test_a_wide_bank_is_recorded_in_bytes(results, tiny):
+    config = config_of("scl", tiny, bank_dtype="float32")
+    run(config)
+    kept = load_file(run_folder(config) / "bank.safetensors")["heatmaps"]
+    last = load_snapshots(run_folder(config)).heatmaps[-1]
+    assert (last.float() / 255 - kept[:FOLLOWED]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_bytes_are_nearest():
+    values = torch.tensor([0.0, 0.1 / 255, 0.6 / 255, 0.5, 1.0])
+    assert as_bytes(values).tolist() == [0, 0, 1, 128, 255]
+    same = torch.tensor([3, 255], dtype=torch.uint8)
+    assert torch.equal(as_bytes(same), same) and as_bytes(same) is not same
+
+
+@pytest.mark.parametrize("method", ["an", "cl", "scl", "en_scl"])
+def test_metrics_weights_and_bank_are_the_same_bits_with_and_without(method, results, tiny):
+    configs = [config_of(method, tiny), config_of(method, tiny, snapshots=0)]
+    metrics = [run(config) for config in configs]
+    for key in ("mAP", "AP", "at_0.5", "top_3", "history"):
+        assert metrics[0][key] == metrics[1][key]
+    folders = [run_folder(config) for config in configs]
+    assert folders[0] != folders[1]
+    for name in ("weights.safetensors", "history.csv", *["bank.safetensors"] * (method != "an")):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    assert (folders[0] / FILE).exists() and not (folders[1] / FILE).exists()
+
+
+class Stopped(BaseException):
+    """As sudden as a signal: nothing in the library catches it."""
+
+
+@pytest.mark.parametrize("method", ["an", "scl"])
+def test_a_run_that_is_stopped_again_and_again_gives_the_same_file(
+    method, results, tiny, tmp_path, monkeypatch
+):
+    config = config_of(method, tiny, train_images=40)  # 3 epochs of 5 steps
+    run(config)
+    expected = (run_folder(config) / FILE).read_bytes()
+
+    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "stopped"))
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    save, count = run_module.Checkpoint.save, [0]
+
+    def save_and_die(self, progress):
+        save(self, progress)
+        count[0] += 1
+        if count[0] % 4 == 0:
+            raise Stopped
+
+    monkeypatch.setattr(run_module.Checkpoint, "save", save_and_die)
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            run(config)
+        assert not (run_folder(config) / FILE).exists()
+    run(config)
+    assert (run_folder(config) / FILE).read_bytes() == expected
+
+
+def test_more_than_there_are_means_all(results, tiny):
+    config = config_of("cl", tiny, snapshots=1000)
+    run(config)
+    assert load_snapshots(run_folder(config)).maps.shape[1] == 48
+
+
+def test_runs_without_them_are_still_finished(results, tiny):
+    """A run from before there were snapshots has no such setting in its metrics."""
+    config = config_of("an", tiny, snapshots=0)
+    run(config)
+    file = run_folder(config) / "metrics.json"
+    metrics = json.loads(file.read_text())
+    del metrics["config"]["snapshots"]
+    file.write_text(json.dumps(metrics))
+    assert store.load_metrics(config) is not None
+    assert store.load_metrics(config_of("an", tiny)) is None
+
+
+def test_their_absence_and_damage_are_told(results, tiny):
+    config = config_of("an", tiny, snapshots=0)
+    run(config)
+    folder = run_folder(config)
+    with pytest.raises(UserError, match="has no snapshots.*--set snapshots=64"):
+        load_snapshots(folder)
+    (folder / FILE).write_bytes(b"torn")
+    with pytest.raises(UserError, match="snapshots.safetensors' cannot be read"):
+        load_snapshots(folder)
+
+
+def test_a_bank_of_given_contents():
+    heatmaps = torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8)
+    seen = torch.rand(3, 4, 4) < 0.5
+    bank = HeatmapBank.of(heatmaps, seen)
+    assert torch.equal(bank.heatmaps, heatmaps) and torch.equal(bank.seen, seen)
+    heatmaps.zero_()  # a copy
+    assert bank.heatmaps.any()

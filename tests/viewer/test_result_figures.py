@@ -1,0 +1,110 @@
+"""Every figure is drawn without a warning, is labelled, and no text is cut off or overlaps."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from fake_runs import fake_runs
+from matplotlib import pyplot
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from spcl_lib import Views
+from spcl_lib.data import scenes
+from spcl_lib.methods import METHODS
+from spcl_lib.viewer import figures, result_figures, style
+
+pyplot.switch_backend("agg")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return scenes.make_scenes(5).images
+
+
+FIGURES = {
+    "map_by_method": lambda x: result_figures.map_by_method(fake_runs()),
+    "map of two runs": lambda x: result_figures.map_by_method(
+        fake_runs(methods=("an", "cl"), seeds=(0,))
+    ),
+    "learning_curves": lambda x: result_figures.learning_curves(fake_runs()),
+    "curve of one run": lambda x: result_figures.learning_curves(
+        fake_runs(methods=("cl",), seeds=(0,))
+    ),
+    "per_class_ap": lambda x: result_figures.per_class_ap(fake_runs()),
+    "per_class_ap of voc": lambda x: result_figures.per_class_ap(fake_runs("voc2007")),
+    "per_class_ap of an": lambda x: result_figures.per_class_ap(fake_runs(methods=("an",))),
+    "per_class_ap without an": lambda x: result_figures.per_class_ap(fake_runs(methods=("scl",))),
+    "contact_sheet": lambda x: figures.contact_sheet(x, list("abcde"), columns=3),
+    "contact_sheet plain": lambda x: figures.contact_sheet(x[:1]),
+    "show_views": lambda x: figures.show_views(
+        x[0], Views.whole(2), x[:2].float(), ["the image, its label", "crop 1", "crop 2"]
+    ),
+    "overlay": lambda x: figures.overlay(
+        x[0], torch.rand(3, 8, 8), ["a", "b", "c"], boxes=Views.whole(1).boxes
+    ),
+    "overlay of zeros": lambda x: figures.overlay(x[:1], torch.zeros(1, 4, 4), ["a"], 0.5),
+    "targets": lambda x: figures.targets(
+        {"AN": {"cloud": 1.0, "skull": 0.0}, "SCL": {"cloud": 0.2, "skull": 0.7}},
+        present=["skull"],
+        given="cloud",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_labelled_and_nothing_is_cut_off(name, images):
+    before = pyplot.get_fignums()
+    figure = FIGURES[name](images)
+    assert isinstance(figure, Figure)
+    assert pyplot.get_fignums() == before  # given back, not left open to be shown twice
+    figure.draw_without_rendering()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(drawn.x0, drawn.y0) >= -0.02, drawn
+    assert drawn.x1 <= width + 0.02 and drawn.y1 <= height + 0.02, drawn
+
+
+@pytest.mark.parametrize("name", ["map_by_method", "learning_curves", "targets"])
+def test_axes_say_what_they_show(name, images):
+    axes = FIGURES[name](images).axes[0]
+    assert axes.get_xlabel()
+    assert axes.get_ylabel() or len(axes.get_yticklabels()) > 1
+
+
+def test_heat_has_a_scale_with_its_unit(images):
+    bar = FIGURES["overlay"](images).axes[-1]
+    assert bar.get_ylabel() == "probability" and bar.get_ylim()[0] == 0
+
+
+def test_titles_of_panels_do_not_overlap(images):
+    figure = FIGURES["show_views"](images)
+    figure.draw_without_rendering()
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    assert not any(a.overlaps(b) for a in titles for b in titles if a is not b)
+
+
+def test_every_method_has_its_own_colour_for_any_colour_vision():
+    colours = {name: to_rgb(style.colour(name)) for name in METHODS}
+    assert len(set(colours.values())) == len(METHODS)
+    # Apart in lightness or in blue against yellow, which all common colour vision keeps.
+    for a in colours.values():
+        for b in colours.values():
+            apart = [abs(x - y) for x, y in zip(seen_by_all(a), seen_by_all(b), strict=True)]
+            assert a == b or max(apart) > 0.07
+
+
+def seen_by_all(rgb):
+    red, green, blue = rgb
+    return 0.3 * red + 0.6 * green + 0.1 * blue, blue - (red + green) / 2
+
+
+def test_the_core_does_not_import_what_only_figures_need():
+    modules = ("matplotlib", "seaborn", "pandas", "papermill", "nbclient", "IPython")
+    code = (
+        "import sys, spcl_lib, spcl_lib.__main__, spcl_lib.experiment, spcl_lib.results; "
+        "import spcl_lib.report, spcl_lib.plots, spcl_lib.pictures, spcl_lib.notebooks; "
+        f"print([m for m in {modules} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
