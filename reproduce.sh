@@ -12,22 +12,28 @@ base_note=.spcl-base  # in an environment: the interpreter is in place, the pack
 
 usage() {
   cat <<'EOF'
-Usage: ./reproduce.sh [options]            set up, run all methods, write the table and the report
+Usage: ./reproduce.sh [options]            set up, run all methods, execute all notebooks
        ./reproduce.sh test [pytest args]   set up, run the tests and check every notebook
        ./reproduce.sh --help               this text (sets up nothing)
 
-Options (all are optional; the default is the embedded data set, which needs no download):
-  --list             show what would run, and what is already finished
+Three sizes; each prints its whole cost before it starts:
+  --profile smoke    every step, in minutes; the numbers mean nothing
+  (no option)        the main job: 7 methods x 3 seeds on the embedded scenes; no download
+  --all              every experiment of every data set that is below the data root
+Options:
+  --list             show the plan: every step, what is finished, what the rest costs
   --dataset NAME     scenes, voc2007, ...
   --data-root DIR    where real data sets lie (else the variable SPCL_DATA, else data/)
-  --profile NAME     how long to train; `smoke` takes seconds
+  --profile NAME     how long to train
   --only METHOD ...  some of the methods
+  --seeds N ...      other seeds than 0 1 2
   --jobs N           runs side by side
   --force            run again what is already finished
 
 Runs that are finished are skipped; a run that was stopped continues from its last checkpoint.
-Results: results/summary.csv and results/report.html. SPCL_RESULTS=DIR puts them elsewhere, and
-SPCL_CACHE=DIR what can be made again (else data/cache).
+Results: results/index.html (start there), results/summary.csv, results/notebooks/,
+results/manifest.json. SPCL_RESULTS=DIR puts them elsewhere, and SPCL_CACHE=DIR what can be made
+again (else data/cache).
 
 The set-up happens once, with the exact versions of environment.yml: in .env/ when micromamba, mamba
 or conda is found, else in .venv/ with Python 3.11 or newer. Variables that change this:
@@ -218,7 +224,7 @@ shield() {
 }
 
 main() {
-  local python env arg modules='torch torchvision numpy PIL matplotlib safetensors tqdm'
+  local python env arg modules='torch torchvision numpy PIL matplotlib safetensors tqdm filelock'
   if [[ ${1:-} == test ]]; then
     modules="$modules pytest nbval"
   else

@@ -22,7 +22,7 @@ from spcl_lib.views import Views
 
 @dataclass
 class Progress:
-    """Where a training stands; with the model, optimiser and method it is all that resuming needs.
+    """Where a training stands. To resume it takes this, the model, the optimiser and the method.
 
     Attributes:
         epoch: epochs done.
@@ -113,7 +113,7 @@ def train_step(
     maps = maps.float()
     loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
     value = descend(optimizer, loss)
-    if not math.isfinite(value):  # before the averages take it in
+    if not math.isfinite(value):  # found now, before it gets into the running averages
         raise UserError(
             f"the loss became {value} in epoch {int(epochs_done) + 1}; "
             f"lower the learning rate: --set lr={config.lr / 10:g}"

@@ -1,6 +1,5 @@
 """Contents of metrics.json made up for tests of what is computed from them."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -33,7 +32,7 @@ def fake_run(method, seed, score, dataset="scenes", profile="cpu", epochs=16):
         "epochs": epochs, "train_seconds": 40.0 + seed, "wall_seconds": 50.0,
         "train_images": 1000, "report_images": 2000, "classes": list(classes),
         "history": history, "pretraining_accuracy": 64.0,
-        "config": dataclasses.asdict(config), "finished": "2025-11-22",
+        "config": config.flat(), "finished": "2025-11-22",
         "machine": {"spcl": "0.1.0", "commit": "abc1234", "python": "3.11.7", "torch": "2.11.0",
                     "torchvision": "0.26.0", "device": "A processor, 2 cores", "threads": 1},
     }  # fmt: skip

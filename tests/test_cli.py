@@ -17,7 +17,9 @@ from spcl_lib.config import RunConfig
 from spcl_lib.evaluate import evaluate
 from spcl_lib.runs import run, store
 from spcl_lib.runs.network import build_network
+from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
+from spcl_lib.system import paths
 from spcl_lib.system.weights import _read_weights
 
 RUN = ("run", "--dataset", "scenes", "--profile", "smoke")
@@ -37,7 +39,7 @@ def metrics_in(results):
 
 
 def assert_mistake(outcome, results, *said):
-    """Status 2, one line on stderr that says all of `presence_in_views`, and no results."""
+    """Status 2, one line on stderr that says all of `said`, and no results."""
     assert outcome.status == 2
     (line,) = outcome.err.splitlines()
     assert line.startswith("spcl: error: ")
@@ -63,9 +65,9 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     expected |= {"bank.safetensors"} if method == "en_scl" else set()
     assert set(files_in(folder)) == expected  # no checkpoint is left, nothing temporary
 
-    config = RunConfig(**json.loads((folder / "config.json").read_text()))
+    config, root = store.read_config(folder)
     assert config.method == method and config.seed == 3 and config.epochs == 3
-    assert metrics["config"] == json.loads((folder / "config.json").read_text())
+    assert root is None and metrics["config"] == config.flat()
     for key in ("spcl", "commit", "python", "torch", "torchvision", "device", "threads"):
         assert key in metrics["machine"]
     assert 0 < metrics["mAP"] < 100
@@ -90,7 +92,7 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
 def test_the_weights_that_are_kept_are_the_ones_that_were_measured(spcl, results, tiny):
     spcl(*RUN, "--method", "scl", **tiny)
     metrics = metrics_in(results)
-    config = RunConfig(**metrics["config"])
+    config = RunConfig.from_flat(metrics["config"])
     model, _ = build_network(config, 12)
     (file,) = results.rglob("weights.safetensors")
     model.load_state_dict(_read_weights(file))
@@ -121,7 +123,7 @@ def test_another_configuration_is_another_run(spcl, results, tiny):
 
 
 def test_the_profile_itself_has_the_plain_name_of_a_folder():
-    plain = store.run_folder(experiment.make_config("scenes", "scl", 2, "smoke"))
+    plain = store.run_folder(make_config("scenes", "scl", 2, "smoke"))
     assert (plain.parent.name, plain.name) == ("scenes-smoke", "scl-seed2")
 
 
@@ -187,7 +189,7 @@ runpy.run_module("spcl_lib", run_name="__main__", alter_sys=True)
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
     environment = os.environ | {"SPCL_RESULTS": str(tmp_path_factory.mktemp("shell"))}
-    return subprocess.run([sys.executable, "-c", SHELL], cwd=experiment.paths.project(),
+    return subprocess.run([sys.executable, "-c", SHELL], cwd=paths.project(),
                           env=environment, capture_output=True, text=True)  # fmt: skip
 
 
@@ -315,7 +317,7 @@ def test_a_file_where_a_folder_is_needed_is_named_with_its_variable(
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
 def test_the_time_between_checkpoints_must_be_a_number(value, spcl, results, monkeypatch):
-    for module in ("spcl_lib.checkpoint", "spcl_lib.experiment"):
+    for module in ("spcl_lib.runs.checkpoint", "spcl_lib.runs.run"):
         monkeypatch.delitem(sys.modules, module)  # it is read when the program starts
     monkeypatch.setenv("SPCL_CHECKPOINT_SECONDS", value)
     outcome = spcl(*RUN, "--method", "an")

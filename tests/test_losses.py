@@ -229,7 +229,7 @@ def naive_loss(method, epoch):
         elif method.bank:
             seen, target = np.ones((1, 1), bool), heat[n]
             terms += [d(maps[b, c].mean(), heat[n, c, 0, 0], settings.distance) for c in range(C)]
-        if method.spec.supervised == "en":
+        if method.spec.term == "en":
             read = [np.clip(t[seen], 1 / 512, 1 - 1 / 512) for t in target]  # cells seen, no other
             presence = [sigmoid(np.mean(np.log(t / (1 - t)))) if len(t) else 0 for t in read]
             left_out = [] if left_out is None else left_out

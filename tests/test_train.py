@@ -30,11 +30,15 @@ def config_of(method="an", **overrides):
     return make_config("scenes", method, overrides=small | overrides)
 
 
+def optimizer_of(model, config):
+    return make_optimizer(model, config.lr, config.head_lr_factor, config.weight_decay)
+
+
 def parts_of(config, images=26):
     torch.manual_seed(config.seed)
     model = SpatialClassifier(small_resnet(), 128, 12, config.frozen)
-    method = Method(config.method, images, 12, config.method_settings(), config.seed)
-    return model, make_optimizer(model, config), method
+    method = Method(config.method, images, 12, config.settings, config.seed)
+    return model, optimizer_of(model, config), method
 
 
 # --- order and schedule ---------------------------------------------------------------------------
@@ -104,7 +108,7 @@ class Recorder(Method):
     """A method that writes down what the loop hands it."""
 
     def __init__(self, config):
-        super().__init__(config.method, 26, 12, config.method_settings())
+        super().__init__(config.method, 26, 12, config.settings)
         self.log, self.begun = [], []
 
     def begin_epoch(self, epoch, labels):
@@ -156,7 +160,7 @@ def test_crops_are_cut_from_their_own_images(data):
 
     config = config_of(epochs=1, crop_side=16)
     model, method = Mean(), Recorder(config)
-    train(model, make_optimizer(model, config), method, *data, config)
+    train(model, optimizer_of(model, config), method, *data, config)
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     for (_, indices, views, *_), shown in zip(method.log[::2], model.shown, strict=True):
         expected = (views.crop(data[0][indices], 16) / 255 - mean) / std

@@ -1,1 +1,1 @@
-"""analysis."""
+"""From finished runs to tables, sentences and measurements; every number is computed here."""

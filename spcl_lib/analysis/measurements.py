@@ -75,10 +75,6 @@ def _check_regions(data: ImageSet, config: RunConfig) -> None:
         raise UserError(f"crop recovery cannot be measured on {config.dataset}: {error}") from error
 
 
-def _first(data: ImageSet, count: int) -> ImageSet:
-    return data.subset(torch.arange(min(count, len(data))))
-
-
 # --- crops ----------------------------------------------------------------------------------------
 
 
@@ -102,8 +98,8 @@ class Watched:
 def _watch_both(run: FinishedRun) -> tuple[Watched, Watched]:
     """Views of many images, and more views of each of the few that snapshots follow."""
     return (
-        watch(_first(run.train, VIEWED), run.observed, run.config, VIEWS),
-        watch(_first(run.train, run.config.snapshots), run.observed, run.config, FOLLOWED_VIEWS),
+        watch(run.train.first(VIEWED), run.observed, run.config, VIEWS),
+        watch(run.train.first(run.config.snapshots), run.observed, run.config, FOLLOWED_VIEWS),
     )
 
 
@@ -119,7 +115,7 @@ def watch(data: ImageSet, observed: Tensor, config: RunConfig, times: int) -> Wa
 
 def _wrongness(configs: Sequence[RunConfig], train: ImageSet, observed: Tensor) -> Rows:
     """How often the label is wrong for the view, over the scales of the ablation."""
-    data = _first(train, VIEWED)
+    data = train.first(VIEWED)
     observed = observed[: len(data)]
     scales = sorted({*CROP_SCALES, configs[0].scale_min}, reverse=True)
     cases = [(seed, s) for seed in sorted({c.seed for c in configs}) for s in scales]
@@ -188,7 +184,7 @@ def _snapshots(run: FinishedRun) -> list[tuple[int, HeatmapBank]]:
 
 def _measure_localisation(run: FinishedRun) -> Rows:
     """Rows for the heatmaps (where there are), and for the network's own maps on both splits."""
-    train, report = _first(run.train, LOCALISED), _first(run.report, LOCALISED)
+    train, report = run.train.first(LOCALISED), run.report.first(LOCALISED)
     observed = run.observed[: len(train)]
     rows = []
     if run.bank is not None and run.bank.size > 1:

@@ -92,7 +92,7 @@ def _content(file: Path) -> dict[str, Any]:
 def _pack_outlines(record: dict[str, Any]) -> dict[str, Any]:
     """The record with its outlines as arrays: a third of the memory of Python's numbers."""
     if isinstance(record.get("segmentation"), list):
-        with contextlib.suppress(TypeError):  # what is no number is named later, with its file
+        with contextlib.suppress(TypeError):  # a later check names what is no number, and its file
             record["segmentation"] = [array("d", outline) for outline in record["segmentation"]]
     return record
 

@@ -21,7 +21,7 @@ from spcl_lib.data.objects import Boxes
 from spcl_lib.system.errors import UserError, unknown_name
 
 DRAWS = ("uniform", "cole", "size", "location")
-NEED_BOXES = ("size", "location")  # the draws that a data set's loader must read the objects for
+NEED_BOXES = ("size", "location")  # for these draws a loader must read the objects too
 COLE_SEED = 1200  # of Cole et al.'s experiments
 _NEAREST = 1e-6  # least distance from the image's centre, as a fraction of the image's side
 
@@ -63,7 +63,8 @@ def single_label_draw(labels: Tensor, seed: int) -> Tensor:
         UserError: an image has no positive label to draw from.
     """
     _check(labels)
-    # One for every image, as none has fewer: no choice, and for ImageNet 5 GB of random numbers.
+    # Every image has exactly one label, so there is nothing to draw. (The random numbers for
+    # ImageNet would take 5 GB.)
     if int(labels.count_nonzero()) == len(labels):
         return labels
     rng = torch.Generator().manual_seed(seed)
@@ -98,7 +99,7 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
     for row in sorted(range(len(labels)), key=ids.__getitem__):
         positives, negatives = np.flatnonzero(truth[row]), np.flatnonzero(~truth[row])
         rng.shuffle(positives)
-        rng.shuffle(negatives)  # none is kept; it moves the stream on, as it does in theirs
+        rng.shuffle(negatives)  # not needed here, but theirs does it too: it moves the stream on
         chosen[row] = int(positives[0])
     return _one_per_row(labels, chosen)
 
@@ -107,11 +108,11 @@ def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
     """How likely an annotator with a bias is to name each positive label of an image.
 
     "size": the summed areas of the class's boxes. "location": the sum of 1 / distance of the
-    boxes' centres from the image's centre. Both are those of Arroyo et al.'s published code, but
-    for two things: it takes areas from COCO's outlines where there are any, and distances in
-    pixels; ours are of boxes, and in fractions of the image's width and height.
+    boxes' centres from the image's centre. Both follow the published code of Arroyo et al., with
+    two differences. Their areas come from COCO's outlines where there are any; ours from boxes.
+    Their distances are in pixels; ours in fractions of the image's width and height.
 
-    Ours: a positive label without a box weighs what those of its image weigh on average; where no
+    Ours: a positive label without a box gets the mean weight of its image's other labels. If no
     label has a box, all weigh the same.
 
     Args:

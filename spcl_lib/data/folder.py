@@ -190,8 +190,8 @@ def _splits(listing: Listing, root: Path, report: str) -> tuple[Labels, Labels]:
 def _hold_out(single: Labels, root: Path, key: str) -> tuple[Labels, Labels]:
     """Training images without a fixed share of every class, and that share.
 
-    Which images these are depends on their paths: more images change it for few of the old ones.
-    A class keeps at least half of its images: of one or two, none is held out.
+    The choice depends on the paths only. So when images are added, few of the old ones change
+    sides. A class with one or two images keeps them all for training.
     """
     by_class = defaultdict(list)
     for path in sorted(single, key=lambda path: _lot(key, path)):

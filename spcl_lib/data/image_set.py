@@ -92,6 +92,10 @@ class ImageSet:
             files=None if self.files is None else tuple(self.files[i] for i in indices.tolist()),
         )
 
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images; all if there are fewer."""
+        return self if count >= len(self) else self.subset(torch.arange(count))
+
     def regions(self, indices: Tensor) -> Tensor:
         """Where the objects of every class are: from exact masks, else from boxes.
 

@@ -20,7 +20,7 @@ from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import count_cores
 
 _COPIED = 2**30  # bytes; larger selections of images stay where they are
-_DRAFT = 4  # JPEGs of more than this times the side, twice over, are decoded at a lower resolution
+_DRAFT = 4  # a JPEG of more than twice this many sides is decoded at a lower resolution
 
 
 def read_image(file: Path, side: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""CSV files that give images their labels, as people write them; what is wrong has its line."""
+"""CSV files of labels, as people write them; every error names the line."""
 
 from __future__ import annotations
 

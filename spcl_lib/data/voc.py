@@ -1,7 +1,7 @@
 """`voc2007`, `voc2012`: Pascal VOC in torchvision's VOCdevkit layout.
 
-Labels always come from ImageSets/Main. The boxes in Annotations are for what asks where the
-objects are; in some copies of the data they lack objects that the lists know of.
+Labels always come from ImageSets/Main. The boxes in Annotations say where the objects are; in some
+copies of the data, objects that the lists name have no box.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib.util
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,9 @@ def write_notebook_page(notebook: Path, show_code: bool = True) -> Path:
 
     content = nbformat.read(notebook, as_version=4)
     describe_figures(content)
+    for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _FORMULA.sub(_as_mathml, cell.source)
     exporter = HTMLExporter(
         template_name="basic", exclude_input=not show_code, exclude_input_prompt=True,
         exclude_output_prompt=True, exclude_anchor_links=True,
@@ -46,6 +51,21 @@ def write_notebook_page(notebook: Path, show_code: bool = True) -> Path:
     with lock_file(page), atomic_write(page) as temporary:
         temporary.write_text(_page(f"spcl: {notebook.stem}", link + body), encoding="utf-8")
     return page
+
+
+# $$...$$ or $...$; a code span, which may hold a $, is matched first and left as it is.
+_FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+
+
+def _as_mathml(found: re.Match[str]) -> str:
+    """A formula as MathML, which browsers show without a script from elsewhere."""
+    formula = found["block"] or found["inline"]
+    if not formula or importlib.util.find_spec("latex2mathml") is None:
+        return found[0]
+    from latex2mathml.converter import convert
+
+    display = "block" if found["block"] else "inline"
+    return convert(" ".join(formula.split()), display=display)
 
 
 def write_index(manifest: Mapping[str, Any], runs: Mapping[str, Runs]) -> Path:
@@ -103,7 +123,10 @@ def _image(figure: Figure, text: str) -> str:
 
 
 def _page(title: str, body: str) -> str:
-    return _PAGE.format(title=html.escape(title), style=_STYLE, body=body)
+    from pygments.formatters import HtmlFormatter  # nbconvert brings it
+
+    style = _STYLE + HtmlFormatter().get_style_defs(".highlight")
+    return _PAGE.format(title=html.escape(title), style=style, body=body)
 
 
 _PAGE = """<!DOCTYPE html>

@@ -1,1 +1,1 @@
-"""runs."""
+"""Runs: their settings and profiles, one run and its folder, many runs, and what they leave."""

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: a run that was stopped goes on from it to the same result."""
+"""The checkpoint of a run: from it, a run that was stopped goes on to the same result."""
 
 from __future__ import annotations
 

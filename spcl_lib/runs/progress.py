@@ -1,8 +1,7 @@
 """history.csv of a run: a row for every finished epoch, and how others follow it.
 
-The file is written anew after every epoch. So anyone can see how far a run is: the command that
-runs it, `reproduce` with its progress bar, and people. Nothing is printed by the run itself, whose
-output may be a notebook's.
+The file is written anew after every epoch. So the command line, the scheduler's bar and people can
+see how far a run is. The run itself prints nothing: its output may be a notebook's.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 
 class Follower:
-    """Reads the history of a run that is about to start; what was there before does not count.
+    """Reads the history of a run that is about to start, and ignores what was there before.
 
     Args:
         folder: of the run.

@@ -96,8 +96,9 @@ def _train_and_evaluate(
     def after_epoch(progress: Progress) -> dict[str, float]:
         if recorder is not None:
             recorder.record(model, method)
-        due = progress.epoch % config.eval_every == 0 and progress.epoch < config.epochs
-        return {"mAP": evaluate(model, report_set, config.eval_side, config.amp)["mAP"]} if due else {}
+        if progress.epoch % config.eval_every or progress.epoch == config.epochs:
+            return {}
+        return {"mAP": evaluate(model, report_set, config.eval_side, config.amp)["mAP"]}
 
     def after_step(progress: Progress) -> None:
         checkpoint.after_step(progress)

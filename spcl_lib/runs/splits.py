@@ -51,8 +51,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
         print(note, flush=True)
     if train.classes != evaluation.classes:
         raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
-    train = _first(_keep_labelled(train, config.dataset), config.train_images)
-    evaluation = _first(evaluation, config.eval_images)
+    train = _keep_labelled(train, config.dataset).first(config.train_images or len(train))
+    evaluation = evaluation.first(config.eval_images or len(evaluation))
     require_memory(config.method, len(train), len(train.classes), config.settings)
     names = ("train", "val") if config.report == "test" else ("remaining", "held-out")
     return _decode(train, names[0], config), _decode(evaluation, names[1], config)
@@ -148,10 +148,6 @@ def _keep_labelled(train: ImageSet, dataset: str) -> ImageSet:
     print(f"{dataset}: training images without a positive label: {count:,} of {len(train):,}, "
           "left out", flush=True)  # fmt: skip
     return train.subset(labelled.nonzero().flatten())
-
-
-def _first(data: ImageSet, count: int) -> ImageSet:
-    return data if count == 0 else data.subset(torch.arange(min(count, len(data))))
 
 
 def _decode(data: ImageSet, part: str, config: RunConfig) -> ImageSet:

@@ -73,16 +73,18 @@ def require_memory_for_averages(
     per_label: int = 0,
     copies: int = 1,
 ) -> None:
-    """Refuses a bank that does not fit: memory is taken page by page, and would end hours later.
+    """Refuses a bank that does not fit.
+
+    The system gives memory page by page. Without this check the run would stop hours later.
 
     Args:
-        num_images: see HeatmapBank, as for all that are not named here.
+        num_images: N, as of HeatmapBank.
         num_classes: C.
         size: W.
         dtype: of the heatmaps.
-        path: the file, which is then what has to fit; None for memory.
-        per_label: bytes that are needed beside, for every image and class.
-        copies: how often the bank is held at a time.
+        path: a file that must fit on its disk; None: the bank must fit into memory.
+        per_label: further bytes for every image and class.
+        copies: how many copies of the bank exist at a time.
 
     Raises:
         UserError: it does not fit; the message says how much is needed and what would fit.

@@ -1,1 +1,1 @@
-"""viewer."""
+"""What people look at: figures, film strips, overlays, the explorer."""

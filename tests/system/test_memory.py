@@ -1,12 +1,13 @@
 """What cannot fit into memory or on the disk is refused, with what would fit."""
 
+import os
 import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from spcl_lib import HeatmapBank, UserError, bank
+from spcl_lib import HeatmapBank, UserError
 from spcl_lib.methods import Method, MethodSettings
 from spcl_lib.system import memory
 
@@ -32,7 +33,7 @@ def test_a_bank_that_no_machine_holds_is_refused_without_touching_anything(tmp_p
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
 def test_what_the_refusal_says_would_fit_does_fit_and_one_more_does_not(dtype, monkeypatch):
-    monkeypatch.setattr(bank, "available_memory", lambda: 3_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 3_000_000)
     said = refusal(HeatmapBank, 1000, 20, 14, dtype=dtype)
     images, size = number(r"at most ([\d,]+) images", said), number(r"at most (\d+) cells", said)
     assert "HeatmapBank's path" in said
@@ -43,11 +44,11 @@ def test_what_the_refusal_says_would_fit_does_fit_and_one_more_does_not(dtype, m
 
 
 def test_a_file_counts_its_own_place_and_not_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(bank, "available_memory", lambda: 0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 0)
     assert HeatmapBank(10, 4, 8, path=tmp_path / "bank.bin").heatmaps.shape == (10, 4, 8, 8)
     file = tmp_path / "full.bin"
     file.write_bytes(bytes(2**20))
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=5))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=5))
     assert memory.available_disk(tmp_path / "not" / "there") == 5
     assert memory.available_disk(file) >= 5 + 2**20  # it is overwritten
 
@@ -56,18 +57,18 @@ def test_a_file_counts_its_own_place_and_not_the_memory(tmp_path, monkeypatch):
 def test_a_method_needs_its_averages_twice_for_a_checkpoint_holds_a_copy(name, monkeypatch):
     side = 14 if "scl" in name else 1
     once = 1000 * (20 + 1) * side**2
-    monkeypatch.setattr(bank, "available_memory", lambda: 2 * once - 1)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * once - 1)
     said = refusal(Method, name, 1000, 20, MethodSettings(bank_size=14))
     assert "copy of a checkpoint" in said and "path" not in said
     assert ("bank_size" in said) == (side > 1)
     work = 24 * 20 * 1000 if name.startswith("en") else 0
-    monkeypatch.setattr(bank, "available_memory", lambda: 2 * once + work)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * once + work)
     Method(name, 1000, 20, MethodSettings(bank_size=14))
 
 
 @pytest.mark.parametrize("name", ["an", "full"])
 def test_methods_without_averages_need_nothing(name, monkeypatch):
-    monkeypatch.setattr(bank, "available_memory", lambda: 0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 0)
     assert Method(name, 10**9, 1000).bank is None
 
 
@@ -75,7 +76,7 @@ def test_methods_without_averages_need_nothing(name, monkeypatch):
 
 
 def test_memory_that_is_left_is_less_than_the_machine_has():
-    total = room.os.sysconf("SC_PHYS_PAGES") * room.os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < memory.available_memory() <= total
 
 
