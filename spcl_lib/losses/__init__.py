@@ -1,20 +1,46 @@
 """The losses: one small file each, pure functions of tensors.
 
-Notation: f score-map logits (B, C, G, G); s = mean of f over the cells (B, C); p = sigmoid(s);
+Notation: f score-map logits (B, C, G, G); s = f pooled over the cells (B, C); p = sigmoid(s);
 m = sigmoid(f); z observed labels (B, C), one 1 per image, 0 = unknown; T_v reads a full-image
-heatmap through view v.
+heatmap through view v. `terms.py` says which loss has which name.
 """
 
 from spcl_lib.losses.assume_negative import assume_negative
+from spcl_lib.losses.asymmetric import asymmetric
 from spcl_lib.losses.consistency import DISTANCES, consistency, distance, spatial_consistency
+from spcl_lib.losses.crisp import class_priors, crisp
+from spcl_lib.losses.entropy import add_pseudo_labels, entropy_maximisation
 from spcl_lib.losses.expected_negative import expected_negative, expected_negative_threshold
+from spcl_lib.losses.expected_positives import expected_positive_regularisation
+from spcl_lib.losses.label_smoothing import label_smoothing
+from spcl_lib.losses.large_loss import correct_for_good, large_loss, rejected_count
+from spcl_lib.losses.margin import hill, splc
+from spcl_lib.losses.robust import generalised_robust
+from spcl_lib.losses.role import first_estimates, role
+from spcl_lib.losses.weak_negatives import weak_negatives
 
 __all__ = [
     "DISTANCES",
+    "add_pseudo_labels",
     "assume_negative",
+    "asymmetric",
+    "class_priors",
     "consistency",
+    "correct_for_good",
+    "crisp",
     "distance",
+    "entropy_maximisation",
     "expected_negative",
     "expected_negative_threshold",
+    "expected_positive_regularisation",
+    "first_estimates",
+    "generalised_robust",
+    "hill",
+    "label_smoothing",
+    "large_loss",
+    "rejected_count",
+    "role",
     "spatial_consistency",
+    "splc",
+    "weak_negatives",
 ]

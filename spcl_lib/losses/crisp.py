@@ -1,0 +1,58 @@
+"""Crisp: class priors estimated from the annotated positives, and a loss that is right for them.
+
+"Class prior-driven single positive multi-label learning" (Crisp). Its final form adds a logit term
+whose formula we have not found; it is left out here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_DELTA = _TAU = 0.01  # as published
+
+
+def class_priors(scores: Tensor, labels: Tensor) -> Tensor:
+    """(C,) share of the images that show each class, estimated from the annotated ones.
+
+    For the threshold t that gives the tightest bound, the share of all images that score at least
+    t, divided by that of the annotated ones.
+
+    Args:
+        scores: (N, C) predictions of all training images.
+        labels: z (N, C); a class without annotation has the prior 0.
+    """
+    priors = torch.zeros(scores.shape[1])
+    for c in range(scores.shape[1]):
+        annotated = scores[labels[:, c].bool(), c].sort().values
+        if len(annotated):
+            priors[c] = _prior(scores[:, c].sort().values, annotated)
+    return priors
+
+
+def _prior(scores: Tensor, annotated: Tensor) -> float:
+    """The estimate for one class; both tensors ascending."""
+    thresholds = annotated
+    all_above = 1 - torch.searchsorted(scores, thresholds) / len(scores)
+    own_above = 1 - torch.searchsorted(annotated, thresholds) / len(annotated)
+    bound = math.log(4 / _DELTA) / 2
+    slack = math.sqrt(bound / len(scores)) + math.sqrt(bound / len(annotated))
+    best = ((all_above + (1 + _TAU) * slack) / own_above).argmin()
+    return float((all_above[best] / own_above[best]).clamp(max=1))
+
+
+def crisp(logits: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
+    """Crisp: mean over C of 2 pi * mean(1 - p of those annotated) + |mean(p) - pi|.
+
+    A class that no image of the batch is annotated with has no first part.
+
+    Args:
+        logits: s (B, C).
+        labels: z (B, C).
+        priors: pi (C,).
+    """
+    p, labels = logits.sigmoid(), labels.to(logits)
+    missed = ((1 - p) * labels).sum(0) / labels.sum(0).clamp(min=1)
+    return (2 * priors * missed + (p.mean(0) - priors).abs()).mean()

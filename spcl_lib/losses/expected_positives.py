@@ -1,0 +1,22 @@
+"""EPR, expected positive regularisation: the positive, and how many positives an image has.
+
+Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def expected_positive_regularisation(logits: Tensor, labels: Tensor, k: float) -> Tensor:
+    """EPR: -(1 / BC) sum over z = 1 of log p, + ((mean over B of sum over C of p - k) / C)^2.
+
+    Args:
+        logits: s (B, C).
+        labels: z (B, C).
+        k: expected positives per image.
+    """
+    positive = -(F.logsigmoid(logits) * labels.to(logits)).mean()
+    count = logits.sigmoid().sum(1).mean()
+    return positive + ((count - k) / logits.shape[1]).square()

@@ -1,0 +1,59 @@
+"""LL, large loss matters: the unknown labels with the largest losses are probably positive.
+
+Kim et al., "Large Loss Matters in Weakly Supervised Multi-Label Classification" (CVPR 2022). The
+first epoch is plain AN. Then, in every batch, the K unknown labels with the largest losses are
+rejected (LL-R), counted as positive (LL-Ct), or made positive for good (LL-Cp).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def large_loss(logits: Tensor, labels: Tensor, count: int, kind: str = "reject") -> Tensor:
+    """AN, mean over B * C, but for the `count` unknown labels with the largest losses.
+
+    Args:
+        logits: s (B, C).
+        labels: z (B, C).
+        count: K.
+        kind: "reject": their loss is 0; "correct": it is -log p.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
+    largest = largest_losses(loss, labels, count)
+    other = torch.zeros_like(loss) if kind == "reject" else -F.logsigmoid(logits)
+    return torch.where(largest, other, loss).mean()
+
+
+def largest_losses(loss: Tensor, labels: Tensor, count: int) -> Tensor:
+    """(B, C) bool: the `count` unknown labels with the largest losses (B, C)."""
+    unknown = loss.detach().masked_fill(labels.bool(), -math.inf).flatten()
+    count = min(count, int((~labels.bool()).sum()))
+    chosen = torch.zeros_like(unknown, dtype=torch.bool)
+    chosen[unknown.topk(count).indices] = True
+    return chosen.view_as(loss)
+
+
+def rejected_count(size: int, epochs: float, delta: float) -> int:
+    """K: delta percent of a batch's B * C = `size` labels for each of `epochs` whole epochs."""
+    return math.ceil(size * int(epochs) * delta / 100)
+
+
+def correct_for_good(logits: Tensor, labels: Tensor, made: Tensor, count: int) -> Tensor:
+    """LL-Cp: AN, but the `count` largest losses become positives now and in all later epochs.
+
+    Args:
+        logits: s (B, C).
+        labels: z (B, C).
+        made: (B, C) bool, the labels that earlier batches made positive; changed in place.
+        count: K.
+    """
+    positive = labels.bool() | made
+    loss = F.binary_cross_entropy_with_logits(logits, positive.to(logits), reduction="none")
+    largest = largest_losses(loss, positive, count)
+    made |= largest
+    return torch.where(largest, -F.logsigmoid(logits), loss).mean()

@@ -1,0 +1,39 @@
+"""GR, the generalised robust loss: an unknown label is a soft positive when the network is sure.
+
+Chen et al., "Boosting Single Positive Multi-label Classification with Generalized Robust Loss"
+(IJCAI 2024). The published code's schedule stops one epoch short of its end; ours reaches it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_Q_POSITIVE, _Q_NEGATIVE = 0.01, 1.0  # as published
+# From the first epoch to the last, linearly; the defaults of the published code.
+_STARTS = {"slope": 0.0, "offset": -2.0, "centre": 0.5, "width": 2.0}
+_ENDS = {"slope": 2.0, "offset": -2.0, "centre": 0.8, "width": 0.5}
+_LEAST = 1e-6
+
+
+def generalised_robust(logits: Tensor, labels: Tensor, progress: float) -> Tensor:
+    """GR: -log p where z = 1; elsewhere v (k (1 - p^a) / a + (1 - k) (1 - (1 - p)^b) / b).
+
+    k = sigmoid(slope * p + offset) says how probably the label is positive, and
+    v = exp(-(p - centre)^2 / (2 width^2)) how much it counts; no gradient runs through either.
+
+    Args:
+        logits: s (B, C).
+        labels: z (B, C).
+        progress: share of the training that is done, in [0, 1].
+    """
+    now = {name: start + progress * (_ENDS[name] - start) for name, start in _STARTS.items()}
+    p = logits.sigmoid().clamp(_LEAST, 1 - _LEAST)
+    fixed = p.detach()
+    k = (now["slope"] * fixed + now["offset"]).sigmoid()
+    v = torch.exp(-(fixed - now["centre"]).square() / (2 * now["width"] ** 2))
+    positive = (1 - p**_Q_POSITIVE) / _Q_POSITIVE
+    negative = (1 - (1 - p) ** _Q_NEGATIVE) / _Q_NEGATIVE
+    unknown = v * (k * positive + (1 - k) * negative)
+    return torch.where(labels.bool(), -F.logsigmoid(logits), unknown).mean()

@@ -1,0 +1,21 @@
+"""WAN, weak assumed negatives: an unknown label counts as a negative, but weighs little.
+
+Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def weak_negatives(logits: Tensor, labels: Tensor) -> Tensor:
+    """WAN: AN with the unknown labels weighted 1 / (C - 1), so that both sides weigh the same.
+
+    Args:
+        logits: s (B, C), C >= 2.
+        labels: z (B, C).
+    """
+    weight = torch.where(labels.bool(), 1.0, 1 / (logits.shape[1] - 1))
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), weight.to(logits))

@@ -1,0 +1,303 @@
+"""Every competing loss against its formula: one label at a time, in float64, value and gradient.
+
+Nothing here is shared with the library but the functions under test.
+"""
+
+import math
+
+import pytest
+import torch
+
+from spcl_lib import losses
+
+B, C = 5, 4
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def each(logits, labels):
+    """Every (s, p, z) of a table."""
+    for row, marks in zip(logits, labels, strict=True):
+        for s, z in zip(row, marks, strict=True):
+            yield s, sigmoid(s), z
+
+
+def mean_of(term):
+    """The mean over all labels of term(s, p, z)."""
+    return lambda logits, labels: sum(term(*x) for x in each(logits, labels)) / (B * C)
+
+
+def entropy(p):
+    return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+
+def an(s, p, z):
+    return -math.log(p) if z else -math.log(1 - p)
+
+
+def an_ls(s, p, z):
+    t = 0.9 if z else 0.1
+    return -t * math.log(p) - (1 - t) * math.log(1 - p)
+
+
+def wan(s, p, z):
+    return -math.log(p) if z else -math.log(1 - p) / (C - 1)
+
+
+def em(s, p, z):
+    return -math.log(p) if z else -0.2 * entropy(p)
+
+
+def hill(s, p, z):
+    q = sigmoid(s - 1)
+    return -((1 - q) ** 2) * math.log(q) if z else (1.5 - p) * p**2
+
+
+def splc(s, p, z, after=True):
+    if z:
+        q = sigmoid(s - 1)
+        return -((1 - q) ** 2) * math.log(q)
+    if after and p > 0.6:
+        return -((1 - p) ** 2) * math.log(p)
+    return -(p**2) * math.log(1 - p)
+
+
+def asl(s, p, z):
+    q = max(p - 0.05, 0)
+    return -math.log(p) if z else -(q**4) * math.log(1 - q)
+
+
+def gr(s, p, z, progress=0.25, fixed=None):
+    """With `fixed`, k and v are those of another p: they have no gradient."""
+    if z:
+        return -math.log(p)
+    f = p if fixed is None else fixed
+    w, b = 2 * progress, -2
+    mu, sigma = 0.5 + 0.3 * progress, 2 - 1.5 * progress
+    k, v = sigmoid(w * f + b), math.exp(-((f - mu) ** 2) / (2 * sigma**2))
+    return v * (k * (1 - p**0.01) / 0.01 + (1 - k) * (1 - (1 - p) ** 1) / 1)
+
+
+def epr(logits, labels, k=1.5):
+    positive = sum(-math.log(p) for _, p, z in each(logits, labels) if z) / (B * C)
+    count = sum(p for _, p, _ in each(logits, labels)) / B
+    return positive + ((count - k) / C) ** 2
+
+
+def crisp(logits, labels, priors=(0.3, 0.5, 0.1, 0.2)):
+    total = 0
+    for c, prior in enumerate(priors):
+        column = [sigmoid(row[c]) for row in logits]
+        own = [1 - p for p, marks in zip(column, labels, strict=True) if marks[c]]
+        total += 2 * prior * (sum(own) / len(own) if own else 0) + abs(sum(column) / B - prior)
+    return total / C
+
+
+CASES = {
+    "an": (losses.assume_negative, mean_of(an)),
+    "an_ls": (losses.label_smoothing, mean_of(an_ls)),
+    "wan": (losses.weak_negatives, mean_of(wan)),
+    "em": (losses.entropy_maximisation, mean_of(em)),
+    "hill": (losses.hill, mean_of(hill)),
+    "splc": (lambda s, z: losses.splc(s, z, 1.0), mean_of(splc)),
+    "splc, first epoch": (
+        lambda s, z: losses.splc(s, z, 0.9), mean_of(lambda s, p, z: splc(s, p, z, after=False)),
+    ),
+    "asl": (losses.asymmetric, mean_of(asl)),
+    "epr": (lambda s, z: losses.expected_positive_regularisation(s, z, 1.5), epr),
+    "crisp": (lambda s, z: losses.crisp(s, z, torch.tensor([0.3, 0.5, 0.1, 0.2]).to(s)), crisp),
+}  # fmt: skip
+
+
+def batch(seed=0):
+    """Logits (B, C) float64 and labels with one 1 per row."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(B, C, generator=generator, dtype=torch.float64)
+    labels = torch.zeros(B, C)
+    labels[torch.arange(B), torch.randint(C, (B,), generator=generator)] = 1
+    return logits.requires_grad_(), labels
+
+
+def slope(function, logits, labels, b, c, step=1e-6):
+    """The derivative of a function of nested lists by differences."""
+    values = []
+    for sign in (1, -1):
+        moved = [list(row) for row in logits]
+        moved[b][c] += sign * step
+        values.append(function(moved, labels))
+    return (values[0] - values[1]) / (2 * step)
+
+
+def check(function, slow, seed=0):
+    logits, labels = batch(seed)
+    loss = function(logits, labels)
+    loss.backward()
+    rows, marks = logits.tolist(), labels.tolist()
+    assert loss.item() == pytest.approx(slow(rows, marks), rel=1e-6, abs=1e-9)
+    for b in range(B):
+        for c in range(C):
+            expected = slope(slow, rows, marks, b, c)
+            assert logits.grad[b, c].item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_is_its_formula(name, seed):
+    check(*CASES[name], seed)
+
+
+def test_gr_is_its_formula_and_its_weights_have_no_gradient():
+    logits, labels = batch()
+    fixed = [[sigmoid(s) for s in row] for row in logits.tolist()]
+
+    def slow(rows, marks):
+        return sum(
+            gr(rows[b][c], sigmoid(rows[b][c]), marks[b][c], fixed=fixed[b][c])
+            for b in range(B) for c in range(C)
+        ) / (B * C)  # fmt: skip
+
+    check(lambda s, z: losses.generalised_robust(s, z, 0.25), slow)
+
+
+def test_gr_with_all_weight_on_its_positive_side_is_nearly_the_cross_entropy():
+    """(1 - p^q) / q goes to -log p as q goes to 0."""
+    p = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    assert torch.allclose((1 - p**0.01) / 0.01, -p.log(), rtol=0.02)
+
+
+def test_em_pushes_undecided_unknown_labels_towards_one_half_and_never_down_to_zero():
+    for s in (-3.0, -1.0, 1.0, 3.0):
+        logits = torch.tensor([[s, 0.0]], dtype=torch.float64, requires_grad=True)
+        losses.entropy_maximisation(logits, torch.tensor([[0, 1]])).backward()
+        assert math.copysign(1, logits.grad[0, 0].item()) == math.copysign(1, s)
+
+
+# --- large losses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["reject", "correct"])
+@pytest.mark.parametrize("count", [0, 1, 3, B * C])
+def test_ll_treats_exactly_the_largest_unknown_losses(kind, count):
+    logits, labels = batch()
+    slow = [[an(s, sigmoid(s), z) for s, z in zip(r, m, strict=True)]
+            for r, m in zip(logits.tolist(), labels.tolist(), strict=True)]  # fmt: skip
+    unknown = sorted(
+        ((slow[b][c], b, c) for b in range(B) for c in range(C) if not labels[b, c]), reverse=True
+    )
+    for _, b, c in unknown[:count]:
+        slow[b][c] = 0.0 if kind == "reject" else -math.log(sigmoid(logits[b, c].item()))
+    got = losses.large_loss(logits, labels, count, kind)
+    assert got.item() == pytest.approx(sum(map(sum, slow)) / (B * C))
+    got.backward()
+    assert int((logits.grad == 0).sum()) == (min(count, len(unknown)) if kind == "reject" else 0)
+
+
+def test_ll_rejects_more_with_every_epoch_and_nothing_in_the_first():
+    counts = [losses.rejected_count(200, epochs, 0.2) for epochs in (0, 0.9, 1, 2.5, 10)]
+    assert counts == [0, 0, 1, 1, 4]
+
+
+def test_ll_cp_remembers_what_it_has_made_positive():
+    logits, labels = batch()
+    made = torch.zeros(B, C, dtype=torch.bool)
+    losses.correct_for_good(logits, labels, made, 2)
+    assert int(made.sum()) == 2 and not (made & labels.bool()).any()
+    before = made.clone()
+    loss = losses.correct_for_good(logits, labels, made, 0)
+    assert torch.equal(made, before)
+    assert torch.allclose(loss, losses.assume_negative(logits, labels.bool() | made))
+
+
+# --- losses with state ----------------------------------------------------------------------------
+
+
+def test_role_is_its_formula_for_the_network_and_for_the_estimates():
+    estimates = torch.randn(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    fixed = batch()[0].tolist()
+
+    def one_side(learning, other, marks):
+        cross = 0.0
+        for row, fixed_row in zip(learning, other, strict=True):
+            for s, t in zip(row, fixed_row, strict=True):
+                p, q = sigmoid(s), sigmoid(t)
+                cross += -q * math.log(p) - (1 - q) * math.log(1 - p)
+        return cross / (B * C) + epr(learning, marks)
+
+    def of_network(rows, marks):
+        constant = one_side(estimates.tolist(), fixed, marks)
+        return (one_side(rows, estimates.tolist(), marks) + constant) / 2
+
+    check(lambda s, z: losses.role(s, z, estimates, 1.5), of_network)
+    learned = estimates.clone().requires_grad_()
+    logits, labels = batch()
+    losses.role(logits.detach(), labels, learned, 1.5).backward()
+    for b in range(B):
+        expected = slope(
+            lambda rows, marks: one_side(rows, fixed, marks) / 2,
+            learned.tolist(), labels.tolist(), b, 0,
+        )  # fmt: skip
+        assert learned.grad[b, 0].item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_role_starts_sure_of_the_annotated_label_and_undecided_about_the_others():
+    _, labels = batch()
+    start = losses.first_estimates(labels, 0).sigmoid()
+    assert torch.allclose(start[labels.bool()], torch.tensor(0.995))
+    others = start[~labels.bool()]
+    assert 0.4 <= others.min() < 0.5 < others.max() <= 0.6
+    assert torch.equal(start, losses.first_estimates(labels, 0).sigmoid())
+
+
+def test_apl_gives_pseudo_labels_to_the_lowest_predictions_of_every_class_until_ninety_percent():
+    labels = torch.zeros(20, 2)
+    labels[:10, 0] = labels[10:, 1] = 1
+    predictions = torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
+    pseudo = torch.full((20, 2), torch.nan)
+    for epoch in range(1, 4):
+        losses.add_pseudo_labels(pseudo, predictions, labels, 3)
+        given = ~pseudo.isnan()
+        assert given.sum(0).tolist() == [3 * epoch, 3 * epoch]
+        for c in range(2):
+            unknown = labels[:, c] == 0
+            assert predictions[given[:, c], c].max() < predictions[unknown & ~given[:, c], c].min()
+    assert not (given & labels.bool()).any()
+    assert torch.equal(pseudo[given], predictions[given])
+
+
+def test_apl_weighs_pseudo_labels_and_keeps_em_for_the_rest():
+    logits, labels = batch()
+    pseudo = torch.full((B, C), torch.nan, dtype=torch.float64)
+    pseudo[0] = 0.1
+    total = 0.0
+    for b in range(B):
+        for c in range(C):
+            p = sigmoid(logits[b, c].item())
+            soft = -0.1 * math.log(p) - 0.9 * math.log(1 - p)
+            total += 0.4 * soft if b == 0 and not labels[b, c] else em(0, p, labels[b, c])
+    got = losses.entropy_maximisation(logits, labels, 0.2, pseudo, 0.4)
+    assert got.item() == pytest.approx(total / (B * C))
+
+
+def test_crisp_estimates_how_often_a_class_is_there_from_a_few_annotated_images():
+    generator = torch.Generator().manual_seed(0)
+    there = torch.rand(4000, 2, generator=generator) < torch.tensor([0.3, 0.7])
+    scores = (there.float() + 0.3 * torch.randn(there.shape, generator=generator)).sigmoid()
+    annotated = there & (torch.rand(there.shape, generator=generator) < 0.3)
+    priors = losses.class_priors(scores, annotated)
+    assert priors.tolist() == pytest.approx([0.3, 0.7], abs=0.07)
+
+
+def test_crisp_gives_a_class_without_annotation_the_prior_zero():
+    labels = torch.zeros(6, 2)
+    labels[:, 0] = 1
+    assert losses.class_priors(torch.rand(6, 2), labels)[1] == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_batch_without_a_positive_and_extreme_logits_give_a_finite_loss(name):
+    logits = torch.tensor([[-200.0, 0.0, 200.0, 1.0]] * B, requires_grad=True)
+    loss = CASES[name][0](logits, torch.zeros(B, C))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
