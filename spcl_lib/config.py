@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spcl_lib.methods import MethodSettings
+from spcl_lib.terms import MethodSettings
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class RunConfig:
     # network
     backbone: str = "small_resnet"
     weights: str = "auto"  # "auto", "none", "torchvision" or a file
+    pooling: str = "mean"  # from score maps to logits, see pooling.KINDS
+    pooling_strength: float = 0.0  # 0: the usual one of the kind, see Pooling
     frozen: int = 0  # leading blocks of the backbone that are not trained
     pretrain_images: int = 10000  # scenes: glyph images that small_resnet is pretrained on
     pretrain_epochs: int = 12

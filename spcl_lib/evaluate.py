@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spcl_lib.model import Images, autocast, normalise, pool
+from spcl_lib.model import Images, autocast, normalise
+from spcl_lib.pooling import Pooling, pooling_of
 
 
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -196,9 +197,22 @@ class LabelledImages(Protocol):
 
 
 def evaluate(
-    model: nn.Module, data: LabelledImages, side: int, amp: str = "auto"
+    model: nn.Module,
+    data: LabelledImages,
+    side: int,
+    amp: str = "auto",
+    pooling: Pooling | None = None,
 ) -> dict[str, object]:
-    """All metrics of a model on a split; see `evaluate_scores`."""
+    """All metrics of a model on a split; see `evaluate_scores`.
+
+    Args:
+        model: gives score maps.
+        data: the split.
+        side: the images are resized to it, in pixels.
+        amp: see `model.autocast`.
+        pooling: of the score maps; the model's own by default.
+    """
+    pooling = pooling or pooling_of(model)
     parts = (predict_maps(model, data.images[p], side, amp) for p in _batches(len(data.images)))
-    scores = torch.cat([torch.sigmoid(pool(maps)) for maps in parts])
+    scores = torch.cat([pooling(maps).sigmoid() for maps in parts])
     return evaluate_scores(scores, data.labels, data.classes, data.ignored)

@@ -3,29 +3,26 @@
     loss = term(s, z) + lambda(epoch) * consistency(f, running averages)
 
 AN, CL, SCL and the idea of EN are the paper's. Ours: the distance, lambda, the start, the ramp, and
-the rule that selects the expected negatives. See `losses` for the notation.
+the rule that selects the expected negatives. `terms.py` has the terms of other papers; with each of
+them, NAME, NAME_cl and NAME_scl are methods. See `losses` for the notation.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.losses import (
-    assume_negative,
-    consistency,
-    expected_negative,
-    expected_negative_threshold,
-    spatial_consistency,
-)
-from spcl_lib.model import pool, presence_in
+from spcl_lib.losses import consistency, expected_negative_threshold, spatial_consistency
+from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.memory import require_memory_for_averages
+from spcl_lib.terms import TERMS, MethodSettings, Step, Term
 from spcl_lib.views import Views
+
+__all__ = ["METHODS", "PAPER_METHODS", "Method", "MethodSettings", "MethodSpec", "title_of"]
 
 _EN_BYTES = 24  # for every label, at the peak of `expected_negative_threshold`; measured
 
@@ -34,58 +31,47 @@ _EN_BYTES = 24  # for every label, at the peak of `expected_negative_threshold`;
 class MethodSpec:
     """What a method is made of."""
 
-    term: str  # "an", "en" or "full"
+    term: str  # a key of TERMS
     consistency: str  # "", "cl" or "scl"
-    description: str
 
     @property
     def keeps_averages(self) -> bool:
         """Whether it needs running averages of every training image."""
-        return bool(self.consistency) or self.term == "en"
+        return bool(self.consistency) or TERMS[self.term].reads_averages
+
+    @property
+    def description(self) -> str:
+        """For people."""
+        more = {"": "", "cl": " + consistency of image predictions over epochs",
+                "scl": " + spatial consistency with the heatmaps"}  # fmt: skip
+        return TERMS[self.term].description + more[self.consistency]
 
 
-METHODS: dict[str, MethodSpec] = {
-    "an": MethodSpec(
-        "an", "", "assume negative: BCE, every unknown label is a negative (baseline)"
-    ),
-    "cl": MethodSpec("an", "cl", "AN + consistency of image predictions over epochs"),
-    "scl": MethodSpec("an", "scl", "AN + spatial consistency with the heatmaps"),
-    "en": MethodSpec("en", "", "expected negatives: likely positives are left out of the BCE"),
-    "en_cl": MethodSpec("en", "cl", "EN + CL"),
-    "en_scl": MethodSpec("en", "scl", "EN + SCL; expected negatives read through the view"),
-    "full": MethodSpec("full", "", "BCE with all labels: the upper bound"),
-}
+# The methods of the paper, and its upper bound: the rows of the reproduction.
+PAPER_METHODS = ("an", "cl", "scl", "en", "en_cl", "en_scl", "full")
+
+
+def _all_methods() -> dict[str, MethodSpec]:
+    methods = {"an": MethodSpec("an", ""), "cl": MethodSpec("an", "cl"),
+               "scl": MethodSpec("an", "scl")}  # fmt: skip
+    for term in TERMS.keys() - {"an", "full"}:
+        methods[term] = MethodSpec(term, "")
+        methods |= {f"{term}_{c}": MethodSpec(term, c) for c in ("cl", "scl")}
+    methods["full"] = MethodSpec("full", "")
+    order = [*PAPER_METHODS, *(f"{t}{c}" for t in TERMS for c in ("", "_cl", "_scl"))]
+    return {name: methods[name] for name in dict.fromkeys(order) if name in methods}
+
+
+METHODS: dict[str, MethodSpec] = _all_methods()
 
 
 def title_of(method: str) -> str:
     """A method's name for people: "en_scl" is EN + SCL."""
-    return "Full" if method == "full" else method.upper().replace("_", " + ")
-
-
-@dataclass(frozen=True)
-class MethodSettings:
-    """Settings of the methods, all ours; the defaults were chosen on validation data.
-
-    Attributes:
-        weight: lambda, weight of the consistency term after the ramp.
-        start: epochs of plain AN before consistency and EN begin: early predictions are noise.
-        ramp: epochs over which lambda grows from 0, linearly.
-        distance: d, one of "bce", "l1", "l2".
-        momentum: mu of the running averages.
-        bank_size: W, cells along each side of a heatmap.
-        bank_dtype: "uint8", "float16" or "float32". From a momentum of 0.95 on, uint8's noise is
-            above 1/255: take another; see HeatmapBank.
-        expected_positives: k, positives per image that EN expects; the annotated one counts.
-    """
-
-    weight: float = 1.0
-    start: int = 2
-    ramp: float = 2.0
-    distance: str = "bce"
-    momentum: float = 0.8
-    bank_size: int = 16
-    bank_dtype: str = "uint8"
-    expected_positives: float = 2.0
+    if method not in METHODS:
+        return method.upper().replace("_", " + ")
+    spec = METHODS[method]
+    parts = [] if method in ("cl", "scl") else [TERMS[spec.term].title or spec.term.upper()]
+    return " + ".join([*parts, *([spec.consistency.upper()] if spec.consistency else [])])
 
 
 def require_memory(name: str, num_images: int, num_classes: int, settings: MethodSettings) -> None:
@@ -101,7 +87,7 @@ def require_memory(name: str, num_images: int, num_classes: int, settings: Metho
     spec = METHODS[name]
     if spec.keeps_averages:
         size = settings.bank_size if spec.consistency == "scl" else 1
-        per_label = _EN_BYTES if spec.term == "en" else 0
+        per_label = _EN_BYTES if TERMS[spec.term].reads_averages else 0
         dtype = getattr(torch, settings.bank_dtype)
         require_memory_for_averages(
             num_images, num_classes, size, dtype, per_label=per_label, copies=2
@@ -116,10 +102,14 @@ class Method:
         num_images: N, training images.
         num_classes: C.
         settings: see MethodSettings.
-        seed: seed of the bank's rounding.
+        seed: seed of the bank's rounding, and of the term's state.
+        labels: z (N, C) of the whole training set; only terms with state need them.
+        epochs: of the whole training; some terms change with it.
+        pooling: of the network.
 
     Raises:
         UserError: the name is unknown, or the running averages do not fit into memory.
+        ValueError: the term needs the labels.
     """
 
     def __init__(
@@ -129,8 +119,11 @@ class Method:
         num_classes: int,
         settings: MethodSettings | None = None,
         seed: int = 0,
+        labels: Tensor | None = None,
+        epochs: int = 1,
+        pooling: Pooling = MEAN_POOLING,
     ) -> None:
-        self.settings = settings or MethodSettings()
+        self.settings, self.epochs, self.pooling = settings or MethodSettings(), epochs, pooling
         require_memory(name, num_images, num_classes, self.settings)
         self.name, self.spec = name, METHODS[name]
         self.bank: HeatmapBank | None = None
@@ -140,12 +133,27 @@ class Method:
             self.bank = HeatmapBank(
                 num_images, num_classes, size, self.settings.momentum, dtype, seed=seed
             )
-        self.threshold = torch.full((num_classes,), math.inf)  # EN: from it on, a class is possible
+        self.tables: dict[str, Tensor] = {}
+        if self.term.make_tables is not None:
+            if labels is None:
+                raise ValueError(f"method '{name}' keeps state: give labels, z (N, C)")
+            self.tables = self.term.make_tables(labels, self.settings, seed)
+        for learned in self.term.learned:
+            self.tables[learned].requires_grad_()
+
+    @property
+    def term(self) -> Term:
+        """Its supervised term."""
+        return TERMS[self.spec.term]
 
     @property
     def spatial(self) -> bool:
         """Whether the running averages are heatmaps (SCL) or one value per class (CL, EN)."""
         return self.spec.consistency == "scl"
+
+    def parameters(self) -> list[Tensor]:
+        """What the optimiser changes together with the network's weights."""
+        return [self.tables[name] for name in self.term.learned]
 
     def begin_epoch(self, epoch: int, labels: Tensor) -> None:
         """Selects EN's threshold for this epoch from the running averages.
@@ -154,11 +162,16 @@ class Method:
             epoch: epochs done.
             labels: z (N, C) of the whole training set.
         """
-        if self.spec.term == "en" and epoch >= self.settings.start:
-            presence = self._presence_of_all()
-            self.threshold = expected_negative_threshold(
-                presence, labels, self.settings.expected_positives
+        if "threshold" in self.tables and epoch >= self.settings.start:
+            k = self.settings.expected_positives
+            self.tables["threshold"] = expected_negative_threshold(
+                self._presence_of_all(), labels, k
             )
+
+    def end_epoch(self, epoch: int, labels: Tensor) -> None:
+        """Changes the term's state after an epoch; arguments as of `begin_epoch`."""
+        if self.term.end_epoch is not None:
+            self.term.end_epoch(self.tables, labels, epoch, self.epochs, self.settings)
 
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
@@ -172,23 +185,22 @@ class Method:
             views: B views that the images were shown through.
             epoch: epochs done, with the fraction of the current one.
         """
-        logits = pool(maps)
-        if epoch < self.settings.start or self.bank is None:
-            return assume_negative(logits, labels)
-        target, seen = self._read(indices, views, maps.shape[-1])
-        if self.spec.term == "en":
-            possible = presence_in(target, seen) >= self.threshold.to(logits.device)
-            total = expected_negative(logits, labels, possible)
-        else:
-            total = assume_negative(logits, labels)
-        weight = self._weight(epoch)
-        if self.spec.consistency == "cl":  # an image that is new agrees with itself: no pull to 0
-            average = torch.where(seen > 0, target, torch.sigmoid(logits.detach())[..., None, None])
-            average = average[:, :, 0, 0]
-            total = total + weight * consistency(logits, average, self.settings.distance)
-        if self.spec.consistency == "scl":
-            total = total + weight * spatial_consistency(maps, target, seen, self.settings.distance)
-        return total
+        logits, settings = self.pooling(maps), self.settings
+        active = self.bank is not None and epoch >= settings.start
+        target, seen = self._read(indices, views, maps.shape[-1]) if active else (None, None)
+        reads = active and self.term.reads_averages
+        presence = self.pooling.presence(target, seen) if reads else None
+        step = Step(indices, epoch, self.epochs, settings, self.tables, presence)
+        total = self.term.loss(logits, labels, step)
+        if not (active and self.spec.consistency):
+            return total
+        if self.spatial:
+            agreement = spatial_consistency(maps, target, seen, settings.distance)
+        else:  # an image that is new agrees with itself: no pull to 0
+            own = torch.sigmoid(logits.detach())[..., None, None]
+            average = torch.where(seen > 0, target, own)[:, :, 0, 0]
+            agreement = consistency(logits, average, settings.distance)
+        return total + self._weight(epoch) * agreement
 
     @torch.no_grad()
     def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
@@ -197,22 +209,27 @@ class Method:
         The averages begin one epoch before they are used. What an untrained layer says of an image
         would otherwise stay in its average for many epochs.
         """
+        maps = maps.float()
+        if "predictions" in self.tables:
+            self.tables["predictions"][indices.cpu()] = self.pooling(maps).sigmoid().cpu()
         if self.bank is None or epoch < self.settings.start - 1:
             return
         if self.spatial:
-            self.bank.update(indices, views, torch.sigmoid(maps.float()))
+            self.bank.update(indices, views, torch.sigmoid(maps))
         else:
             whole = Views.whole(len(indices), maps.device)
-            self.bank.update(indices, whole, torch.sigmoid(pool(maps.float()))[:, :, None, None])
+            self.bank.update(indices, whole, self.pooling(maps).sigmoid()[:, :, None, None])
 
     def state_dict(self) -> dict[str, object]:
-        """Everything per image that changes during training."""
+        """Everything per image that changes during training, as copies."""
         bank = None if self.bank is None else self.bank.state_dict()
-        return {"bank": bank, "threshold": self.threshold.clone()}
+        return {"bank": bank} | {k: v.detach().clone() for k, v in self.tables.items()}
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Restores what `state_dict` gave."""
-        self.threshold.copy_(state["threshold"])
+        for name, table in self.tables.items():
+            table.copy_(state[name])
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
 
@@ -230,6 +247,5 @@ class Method:
         size = self.bank.size
         few = 2**26 // (self.bank.num_classes * size**2)  # 1,000 classes take much memory an image
         chunks = torch.arange(self.bank.num_images).split(min(1024, max(1, few)))
-        return torch.cat(
-            [presence_in(*self.bank.read(c, Views.whole(len(c)), size)) for c in chunks]
-        )
+        read = (self.bank.read(c, Views.whole(len(c)), size) for c in chunks)
+        return torch.cat([self.pooling.presence(*part) for part in read])

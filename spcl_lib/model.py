@@ -1,4 +1,4 @@
-"""SpatialClassifier: backbone -> 1x1 convolution -> score maps -> mean = logits."""
+"""SpatialClassifier: backbone -> 1x1 convolution -> score maps -> pooling -> logits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.weights import load_backbone
 
@@ -25,8 +26,8 @@ class Images(Protocol):
 class SpatialClassifier(nn.Module):
     """A fully convolutional classifier whose output keeps its spatial axes.
 
-    The mean of the score maps over their cells is what global average pooling followed by a
-    linear layer would give, so a pretrained classification backbone fits unchanged.
+    Pooled by the mean, the score maps give what global average pooling and a linear layer would
+    give. So a pretrained classification backbone fits unchanged.
 
     Args:
         features: backbone; maps images (B, 3, H, W) to features (B, D, G, G).
@@ -34,13 +35,19 @@ class SpatialClassifier(nn.Module):
         num_classes: C.
         frozen: leading blocks of the backbone that stay as they are, batch statistics included;
             on a CPU this halves the cost of a step, since the early layers are the expensive ones.
+        pooling: from score maps to logits.
     """
 
     def __init__(
-        self, features: nn.Sequential, num_features: int, num_classes: int, frozen: int = 0
+        self,
+        features: nn.Sequential,
+        num_features: int,
+        num_classes: int,
+        frozen: int = 0,
+        pooling: Pooling = MEAN_POOLING,
     ) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.pooling = features, pooling
         self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
         self.frozen = frozen
         self.features[:frozen].requires_grad_(False)
@@ -54,11 +61,6 @@ class SpatialClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
         return self.head(self.features(images))
-
-
-def pool(maps: Tensor) -> Tensor:
-    """Image logits s (B, C): the mean of score-map logits (B, C, G, G) over the cells."""
-    return maps.mean((2, 3))
 
 
 class ResidualBlock(nn.Module):
@@ -154,24 +156,3 @@ def _cpu_has_bfloat16() -> bool:
         getattr(torch.cpu, f"_is_{name}_supported", lambda: False)()
         for name in ("avx512_bf16", "amx_tile")
     )
-
-
-_EPSILON = 1 / 512  # keeps probabilities away from 0 and 1 before a logit: half a step of uint8
-
-
-def presence_in(heatmaps: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Presence of every class that heatmaps imply: pooled as the model pools, over logits.
-
-    Args:
-        heatmaps: (B, C, G, G) in [0, 1].
-        seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all.
-
-    Returns:
-        (B, C) in [0, 1]; 0 where no cell has been seen.
-    """
-    logits = torch.logit(heatmaps, eps=_EPSILON)
-    if seen is None:
-        return torch.sigmoid(pool(logits))
-    cells = seen.sum((2, 3))  # (B, 1)
-    presence = torch.sigmoid((logits * seen).sum((2, 3)) / cells.clamp(min=1))
-    return presence.where(cells > 0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -56,13 +56,23 @@ def learning_rate(done: float, warmup: float) -> float:
 
 
 def make_optimizer(
-    model: nn.Module, lr: float, head_factor: float, weight_decay: float
+    model: nn.Module,
+    lr: float,
+    head_factor: float,
+    weight_decay: float,
+    labels: Sequence[Tensor] = (),
 ) -> torch.optim.Optimizer:
-    """AdamW; the 1x1 convolution learns `head_factor` times as fast as the backbone."""
+    """AdamW; the 1x1 convolution learns `head_factor` times as fast as the backbone.
+
+    Labels that a method estimates learn ten times as fast (as ROLE's authors have it), and do not
+    decay.
+    """
     groups = [
         {"params": [p for p in model.features.parameters() if p.requires_grad], "factor": 1.0},
         {"params": list(model.head.parameters()), "factor": head_factor},
     ]
+    if labels:
+        groups.append({"params": list(labels), "factor": 10.0, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
@@ -173,6 +183,7 @@ def train(
             progress.seconds += time.perf_counter() - clock
             if progress.step < len(batches):
                 after_step(progress)
+        method.end_epoch(progress.epoch + 1, labels)
         _finish_epoch(progress, len(batches), after_epoch)
         after_step(progress)
     return progress

@@ -149,25 +149,25 @@ def _add_supervision(
     found: Tables, run: FinishedRun, bank: HeatmapBank, many: Watched, few: Watched
 ) -> None:
     """Adds what a run's running averages are worth."""
-    method, seed = run.config.method, run.config.seed
-    target = recovery.presence_in_views(bank, many.indices, many.views, run.grid)
+    method, seed, pooling = run.config.method, run.config.seed, run.model.pooling
+    target = recovery.presence_in_views(bank, many.indices, many.views, run.grid, pooling)
     _score_source(found, method, seed, target, many)
     if bank.size > 1:
-        whole = recovery.presence_in_images(bank, many.indices)
+        whole = recovery.presence_in_images(bank, many.indices, pooling)
         _score_source(found, f"{method}_whole", seed, whole, many)
     about = {"method": method, "seed": seed}
     end = {"epoch": run.config.epochs, "images": "all"}
-    found["decisions"] += [
-        about | end | row for row in _decide(bank, many, run.grid, recovery.FALLS)
-    ]
+    found["decisions"] += [about | end | row for row in _decide(run, bank, many, recovery.FALLS)]
     for epoch, snapshot in _snapshots(run):
-        (row,) = _decide(snapshot, few, run.grid, (recovery.FALL,))
+        (row,) = _decide(run, snapshot, few, (recovery.FALL,))
         found["decisions"].append(about | {"epoch": epoch, "images": "followed"} | row)
 
 
-def _decide(bank: HeatmapBank, watched: Watched, grid: int, falls: Sequence[float]) -> Rows:
+def _decide(run: FinishedRun, bank: HeatmapBank, watched: Watched, falls: Sequence[float]) -> Rows:
     w = watched
-    return recovery.count_corrections(bank, w.indices, w.views, w.fraction, w.observed, grid, falls)
+    return recovery.count_corrections(
+        bank, w.indices, w.views, w.fraction, w.observed, run.grid, falls, run.model.pooling
+    )
 
 
 def _snapshots(run: FinishedRun) -> list[tuple[int, HeatmapBank]]:

@@ -17,7 +17,7 @@ from spcl_lib.analysis import calibration
 from spcl_lib.analysis.statistics import Rows
 from spcl_lib.analysis.visibility import LIMITS, VISIBILITY, in_view, visibility
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.model import presence_in
+from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.views import Views
 
 # A target that falls below this share of the whole image's says: not in this view. Chosen on one
@@ -28,7 +28,13 @@ NOT_THERE = "not in the image"
 QUESTION_GROUPS = ("labelled", "unlabelled", "all")
 
 
-def presence_in_views(bank: HeatmapBank, indices: Tensor, views: Views, grid: int) -> Tensor:
+def presence_in_views(
+    bank: HeatmapBank,
+    indices: Tensor,
+    views: Views,
+    grid: int,
+    pooling: Pooling = MEAN_POOLING,
+) -> Tensor:
     """What running averages say of every class in the views: the target, pooled.
 
     Heatmaps (SCL) are read through the view. Averages with one value per class (CL) know nothing
@@ -39,6 +45,7 @@ def presence_in_views(bank: HeatmapBank, indices: Tensor, views: Views, grid: in
         indices: (B,) int64.
         views: B views.
         grid: G, at which the training reads them.
+        pooling: of the network.
 
     Returns:
         (B, C) in [0, 1]; 0 where nothing has been seen.
@@ -46,15 +53,17 @@ def presence_in_views(bank: HeatmapBank, indices: Tensor, views: Views, grid: in
     if bank.size == 1:
         views, grid = Views.whole(len(indices)), 1
     parts = [
-        presence_in(*bank.read(i, v, grid))
+        pooling.presence(*bank.read(i, v, grid))
         for i, v in zip(indices.split(1024), _split(views, 1024), strict=True)
     ]
     return torch.cat(parts)
 
 
-def presence_in_images(bank: HeatmapBank, indices: Tensor) -> Tensor:
+def presence_in_images(
+    bank: HeatmapBank, indices: Tensor, pooling: Pooling = MEAN_POOLING
+) -> Tensor:
     """(B, C) what running averages say of the whole images."""
-    return presence_in_views(bank, indices, Views.whole(len(indices)), bank.size)
+    return presence_in_views(bank, indices, Views.whole(len(indices)), bank.size, pooling)
 
 
 def _split(views: Views, size: int) -> list[Views]:
@@ -146,6 +155,7 @@ def count_corrections(
     observed: Tensor,
     grid: int,
     falls: Sequence[float] = (FALL,),
+    pooling: Pooling = MEAN_POOLING,
 ) -> Rows:
     """Wrong labels that the target corrects and right ones that it spoils, in percent of each.
 
@@ -160,13 +170,16 @@ def count_corrections(
         observed: (M, C) bool, the single labels of the viewed images.
         grid: as in `presence_in_views`.
         falls: shares to decide by.
+        pooling: of the network.
 
     Returns:
         A row for each of `falls`: fall, corrected, spoiled (NaN where there is none to decide on),
         and the counts wrong and right.
     """
-    target = presence_in_views(bank, indices, views, grid)[observed]  # (M,) of the labelled class
-    whole = presence_in_images(bank, indices)[observed]
+    target = presence_in_views(bank, indices, views, grid, pooling)[
+        observed
+    ]  # (M,) of the labelled class
+    whole = presence_in_images(bank, indices, pooling)[observed]
     left = fraction[observed]
     known = ~left.isnan()
     wrong, right = known & ~in_view(left), known & in_view(left)

@@ -8,6 +8,7 @@ import torch
 
 from spcl_lib.config import RunConfig
 from spcl_lib.model import SpatialClassifier, build_backbone
+from spcl_lib.pooling import Pooling
 from spcl_lib.runs.pretraining import pretrained_backbone
 from spcl_lib.system import paths
 from spcl_lib.system.weights import load_weights
@@ -33,7 +34,8 @@ def build_network(
         weights = paths.weights(config.backbone, data_root) or "torchvision"
     torch.manual_seed(config.seed)
     features, num_features = build_backbone(config.backbone, weights)
-    return SpatialClassifier(features, num_features, num_classes, config.frozen), accuracy
+    pooling = Pooling(config.pooling, config.pooling_strength)
+    return SpatialClassifier(features, num_features, num_classes, config.frozen, pooling), accuracy
 
 
 def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialClassifier:
@@ -43,6 +45,7 @@ def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialCl
         UserError: its weights are missing, damaged, or of another network.
     """
     features, num_features = build_backbone(config.backbone, None)
-    model = SpatialClassifier(features, num_features, num_classes)
+    pooling = Pooling(config.pooling, config.pooling_strength)
+    model = SpatialClassifier(features, num_features, num_classes, pooling=pooling)
     load_weights(model, folder / "weights.safetensors", f"the run's {config.backbone}")
     return model.eval()

@@ -16,7 +16,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.data.folder import SUFFIXES, images_below
 from spcl_lib.data.images import map_in_threads, silence_pillow, try_image
 from spcl_lib.evaluate import predict_maps
-from spcl_lib.model import pool
+from spcl_lib.pooling import pooling_of
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.store import find_run, read_metrics
 from spcl_lib.system.errors import UserError
@@ -70,7 +70,7 @@ class Predictor:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scores (B, C) in [0, 1], on the CPU, of whole images (B, 3, H, W) uint8."""
-        return torch.sigmoid(pool(self.score_maps(images)))
+        return pooling_of(self.model)(self.score_maps(images)).sigmoid()
 
     def score_maps(self, images: Tensor) -> Tensor:
         """Score-map logits f (B, C, G, G), on the CPU, of whole images (B, 3, H, W) uint8.
@@ -152,7 +152,7 @@ def predict_files(
     with silence_pillow(), _table(out, predictor.classes) as writer:
         for batch in _batches(root, names, predictor.config.image_side, skipped):
             maps = predictor.score_maps(torch.stack(list(batch.values())))  # (B, C, G, G)
-            scores = torch.sigmoid(pool(maps))  # (B, C)
+            scores = pooling_of(predictor.model)(maps).sigmoid()  # (B, C)
             for name, own_maps, own_scores in zip(batch, torch.sigmoid(maps), scores, strict=True):
                 writer.writerow(_row(name, own_scores, predictor.classes, threshold))
                 if overlays is not None:

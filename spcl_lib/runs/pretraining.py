@@ -20,7 +20,8 @@ from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off
 
 from spcl_lib.data import scenes
 from spcl_lib.data.cache import make_once
-from spcl_lib.model import SpatialClassifier, autocast, normalise, pool, small_resnet
+from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
+from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.system import paths
 from spcl_lib.system.files import atomic_write, lock_file
 from spcl_lib.system.fingerprints import fingerprint
@@ -120,8 +121,8 @@ def _pretrain(images: int, epochs: int, amp: str) -> tuple[nn.Module, float]:
         views = Views.sample(len(indices), scale, generator=keyed_generator("glyphs", step))
         with autocast(torch.device("cpu"), amp):
             maps = model(normalise(views.crop(x[indices], x.shape[-1])))
-        descend(optimizer, F.cross_entropy(pool(maps.float()), y[indices]))
+        descend(optimizer, F.cross_entropy(MEAN_POOLING(maps.float()), y[indices]))
     model.eval()
     with torch.no_grad():
-        right = pool(model(normalise(held_x))).argmax(1) == held_y
+        right = MEAN_POOLING(model(normalise(held_x))).argmax(1) == held_y
     return model.features, 100 * right.double().mean().item()

@@ -80,9 +80,12 @@ def _train_and_evaluate(
     device = choose_device()
     model, pretraining = build_network(config, len(train_set.classes), data_root)
     model = model.to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config.lr, config.head_lr_factor, config.weight_decay)
     method = Method(
-        config.method, len(train_set), len(train_set.classes), config.settings, config.seed
+        config.method, len(train_set), len(train_set.classes), config.settings, config.seed,
+        observed, config.epochs, model.pooling,
+    )  # fmt: skip
+    optimizer = make_optimizer(
+        model, config.lr, config.head_lr_factor, config.weight_decay, method.parameters()
     )
     # Data, weights and memory are there: the old results can go.
     for old in ("metrics.json", *(["checkpoint.pt"] if force else [])):

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import DRAWS
 from spcl_lib.losses import DISTANCES
-from spcl_lib.methods import METHODS, MethodSettings
+from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
 from spcl_lib.model import BACKBONES
+from spcl_lib.pooling import KINDS, Pooling
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.system.errors import UserError, unknown_name
 
@@ -23,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "unannotated": ("drop", "keep"),
     "damaged": ("stop", "skip"),
     "backbone": BACKBONES,
+    "pooling": KINDS,
     "amp": ("auto", "bfloat16", "off"),
     "distance": DISTANCES,
     "bank_dtype": ("uint8", "float16", "float32"),
@@ -33,10 +35,10 @@ _POSITIVE = (
 )  # fmt: skip
 
 
-def methods_of(dataset: str) -> list[str]:
-    """The methods that a data set allows: "full" needs the full labels of its training images."""
+def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
+    """Methods that a data set allows: "full" needs the full labels of its training images."""
     full = dataset not in SINGLE_LABEL
-    return [name for name, spec in METHODS.items() if full or spec.term != "full"]
+    return [name for name in among if full or METHODS[name].term != "full"]
 
 
 def make_config(
@@ -63,7 +65,7 @@ def make_config(
         raise unknown_name("data set", dataset, PROFILES)
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    if method not in methods_of(dataset):
+    if method not in methods_of(dataset, METHODS):
         raise UserError(
             f"method '{method}' needs all labels of the training images; those of {dataset} have "
             f"one known label each. Valid: {', '.join(methods_of(dataset))}"
@@ -144,8 +146,10 @@ def _check(values: Mapping[str, object]) -> None:
         "bank_size": (1, 1024), "frozen": (0, 1000),
         "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
-        "label_seed": (0, 2**31), "snapshots": (0, 10**9),
+        "label_seed": (0, 2**31), "snapshots": (0, 10**9), "smoothing": (0, 0.5),
+        "entropy_weight": (0, 1e6), "pseudo_weight": (0, 1e6), "rejected": (0, 100),
     }  # fmt: skip
     for name, (low, high) in limits.items():
         if not low <= values[name] <= high:
             raise UserError(f"setting '{name}' must be in {low}..{high}; got {values[name]}")
+    Pooling(values["pooling"], values["pooling_strength"])  # checks itself

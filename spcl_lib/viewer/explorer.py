@@ -10,7 +10,7 @@ import torch
 from IPython.display import Image
 
 from spcl_lib.analysis.visibility import in_view, visible_fraction
-from spcl_lib.model import normalise, pool, presence_in
+from spcl_lib.model import normalise
 from spcl_lib.runs.snapshots import Trace
 from spcl_lib.viewer.explorer_picture import ClassBar, ExplorerPicture, as_png, draw
 from spcl_lib.views import Views
@@ -30,9 +30,9 @@ def compose_picture(
         maps = trace.model(normalise(crop)).float()  # (1, C, G, G)
     target, target_seen = bank.read(torch.tensor([0]), view, maps.shape[-1])
     known = bool(target_seen.any())
-    presence = presence_in(target, target_seen)[0].tolist() if known else None
+    presence = trace.model.pooling.presence(target, target_seen)[0].tolist() if known else None
     visible = _visible(trace, image, view)
-    predicted = torch.sigmoid(pool(maps))[0].tolist()
+    predicted = trace.model.pooling(maps).sigmoid()[0].tolist()
     rows = [
         ClassBar(
             data.classes[c], bool(trace.observed[image, c]), visible[c],

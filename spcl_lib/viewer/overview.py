@@ -13,7 +13,7 @@ from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import draw_labels
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.model import presence_in
+from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.runs.notebooks import reduce_colours
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import run_folder
@@ -66,7 +66,7 @@ def _telling_example(data: ImageSet, observed: Tensor, bank: HeatmapBank) -> tup
     indices = torch.arange(len(data))
     heat = bank.heatmaps.float().div(255)  # (N, C, W, W)
     sure = heat.amax((2, 3))
-    in_crop = presence_in(*bank.read(indices, views, 12))
+    in_crop = MEAN_POOLING.presence(*bank.read(indices, views, 12))
     score = (sure * observed).sum(1) + (in_crop * (shown > 0.95) * ~observed).amax(1)
     best = int(score.masked_fill(~(lost & other), -1).argmax())
     return best, views[best : best + 1]

@@ -1,0 +1,252 @@
+"""The supervised terms: a row of TERMS for each loss, with its name, its state and its source.
+
+A new loss takes one file in losses/ and one row here; then `NAME`, `NAME_cl` and `NAME_scl` are
+methods. State per image or class is a dictionary of tensors, the term's tables. The method keeps
+them, and a run saves them with its checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spcl_lib import losses
+
+Tables = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """Settings of the methods; ours, where no paper is named.
+
+    Attributes:
+        weight: lambda, weight of the consistency term after the ramp.
+        start: epochs before consistency, EN, APL and Crisp begin: early predictions are noise.
+        ramp: epochs over which lambda grows from 0, linearly.
+        distance: d, one of "bce", "l1", "l2".
+        momentum: mu of the running averages.
+        bank_size: W, cells along each side of a heatmap.
+        bank_dtype: "uint8", "float16" or "float32". From a momentum of 0.95 on, uint8's noise is
+            above 1/255: take another; see HeatmapBank.
+        expected_positives: k, positives per image that EN, EPR and ROLE expect; the annotated one
+            counts.
+        smoothing: of AN-LS (0.1 in the published code).
+        entropy_weight: alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper).
+        pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
+        rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
+    """
+
+    weight: float = 1.0
+    start: int = 2
+    ramp: float = 2.0
+    distance: str = "bce"
+    momentum: float = 0.8
+    bank_size: int = 16
+    bank_dtype: str = "uint8"
+    expected_positives: float = 2.0
+    smoothing: float = 0.1
+    entropy_weight: float = 0.2
+    pseudo_weight: float = 0.02
+    rejected: float = 0.2
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the training a batch stands, and what is known of its images.
+
+    Attributes:
+        indices: (B,) int64 image numbers.
+        epoch: epochs done, with the fraction of the current one.
+        epochs: of the whole training.
+        settings: of the method.
+        tables: the term's state.
+        presence: (B, C) what the running averages say of the views; None before they are used,
+            and for terms that need none.
+    """
+
+    indices: Tensor
+    epoch: float
+    epochs: int
+    settings: MethodSettings
+    tables: Tables
+    presence: Tensor | None = None
+
+    def rows(self, name: str, like: Tensor) -> Tensor:
+        """A table's rows for the images of the batch, on the device of `like`."""
+        return self.tables[name][self.indices.cpu()].to(like.device)
+
+
+Loss = Callable[[Tensor, Tensor, Step], Tensor]  # of logits s (B, C) and labels z (B, C)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A supervised term.
+
+    Attributes:
+        loss: of a batch.
+        description: for people.
+        source: where it comes from.
+        title: its name for people; None: the key in capitals.
+        make_tables: the state at the start, from labels z (N, C), settings and a seed.
+        end_epoch: changes the state after an epoch, from the state, labels, epochs done, epochs in
+            all, and settings.
+        learned: tables that the optimiser changes together with the network.
+        reads_averages: whether it needs running averages of every training image.
+    """
+
+    loss: Loss
+    description: str
+    source: str
+    make_tables: Callable[[Tensor, MethodSettings, int], Tables] | None = None
+    end_epoch: Callable[[Tables, Tensor, int, int, MethodSettings], None] | None = None
+    learned: tuple[str, ...] = ()
+    reads_averages: bool = False
+    title: str | None = None
+
+
+# --- losses that need more than a line ------------------------------------------------------------
+
+
+def _expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    """EN, after `start` epochs of AN."""
+    if step.presence is None:
+        return losses.assume_negative(logits, labels)
+    possible = step.presence >= step.tables["threshold"].to(logits.device)
+    return losses.expected_negative(logits, labels, possible)
+
+
+def _reject_large(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    count = losses.rejected_count(logits.numel(), step.epoch, step.settings.rejected)
+    return losses.large_loss(logits, labels, count)
+
+
+def _correct_large(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    count = losses.rejected_count(logits.numel(), step.epoch, step.settings.rejected)
+    return losses.large_loss(logits, labels, count, "correct")
+
+
+def _correct_for_good(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    made = step.rows("made_positive", logits)
+    after_first = min(1, int(step.epoch))
+    count = losses.rejected_count(logits.numel(), after_first, step.settings.rejected)
+    loss = losses.correct_for_good(logits, labels, made, count)
+    step.tables["made_positive"][step.indices.cpu()] = made.cpu()
+    return loss
+
+
+def _asymmetric_pseudo_labels(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    pseudo, s = step.rows("pseudo", logits), step.settings
+    return losses.entropy_maximisation(logits, labels, s.entropy_weight, pseudo, s.pseudo_weight)
+
+
+def _add_pseudo_labels(
+    tables: Tables, labels: Tensor, epoch: int, epochs: int, settings: MethodSettings
+) -> None:
+    if settings.start <= epoch < epochs:
+        left = epochs - settings.start
+        losses.add_pseudo_labels(tables["pseudo"], tables["predictions"], labels, left)
+
+
+def _crisp(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    if step.epoch < step.settings.start:
+        return losses.assume_negative(logits, labels)
+    return losses.crisp(logits, labels, step.tables["priors"].to(logits))
+
+
+def _estimate_priors(
+    tables: Tables, labels: Tensor, epoch: int, epochs: int, settings: MethodSettings
+) -> None:
+    tables["priors"].copy_(losses.class_priors(tables["predictions"], labels))
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+_COLE = "Cole et al., CVPR 2021"
+_ZHOU = "Zhou et al., ECCV 2022"
+_KIM = "Kim et al., CVPR 2022"
+_ZHANG = "Zhang et al., 2021"
+
+TERMS: dict[str, Term] = {
+    "an": Term(
+        lambda s, z, step: losses.assume_negative(s, z),
+        "assume negative: BCE, every unknown label is a negative (baseline)", "the paper",
+    ),
+    "en": Term(
+        _expected_negative, "expected negatives: likely positives are left out of the BCE",
+        "the paper; the selection is ours", reads_averages=True,
+        make_tables=lambda z, s, seed: {"threshold": torch.full((z.shape[1],), math.inf)},
+    ),
+    "full": Term(
+        lambda s, z, step: losses.assume_negative(s, z), "BCE with all labels: the upper bound", "",
+        title="Full",
+    ),
+    "an_ls": Term(
+        lambda s, z, step: losses.label_smoothing(s, z, step.settings.smoothing),
+        "AN with label smoothing", _COLE, title="AN-LS",
+    ),
+    "wan": Term(
+        lambda s, z, step: losses.weak_negatives(s, z), "AN with weak negatives", _COLE,
+    ),
+    "epr": Term(
+        lambda s, z, step: losses.expected_positive_regularisation(
+            s, z, step.settings.expected_positives
+        ),
+        "the positive, and how many positives an image has", _COLE,
+    ),
+    "role": Term(
+        lambda s, z, step: losses.role(
+            s, z, step.rows("estimates", s), step.settings.expected_positives
+        ),
+        "labels are estimated together with the network", _COLE,
+        make_tables=lambda z, s, seed: {"estimates": losses.first_estimates(z, seed)},
+        learned=("estimates",),
+    ),
+    "em": Term(
+        lambda s, z, step: losses.entropy_maximisation(s, z, step.settings.entropy_weight),
+        "entropy maximisation of the unknown labels", _ZHOU,
+    ),
+    "apl": Term(
+        _asymmetric_pseudo_labels, "EM with asymmetric pseudo-labels", _ZHOU, title="EM + APL",
+        make_tables=lambda z, s, seed: {
+            "predictions": torch.full(z.shape, 0.5), "pseudo": torch.full(z.shape, torch.nan),
+        },
+        end_epoch=_add_pseudo_labels,
+    ),
+    "ll_r": Term(_reject_large, "AN without the largest losses", _KIM, title="LL-R"),
+    "ll_ct": Term(
+        _correct_large, "AN, the largest losses as positives in their batch", _KIM,
+        title="LL-Ct",
+    ),
+    "ll_cp": Term(
+        _correct_for_good, "AN, the largest losses as positives for good", _KIM, title="LL-Cp",
+        make_tables=lambda z, s, seed: {"made_positive": torch.zeros(z.shape, dtype=torch.bool)},
+    ),
+    "splc": Term(
+        lambda s, z, step: losses.splc(s, z, step.epoch),
+        "focal loss, sure predictions count as positives", _ZHANG,
+    ),
+    "hill": Term(
+        lambda s, z, step: losses.hill(s, z), "negatives that fall where the network is sure",
+        _ZHANG, title="Hill",
+    ),
+    "asl": Term(
+        lambda s, z, step: losses.asymmetric(s, z), "asymmetric focusing",
+        "Ridnik et al., ICCV 2021",
+    ),
+    "gr": Term(
+        lambda s, z, step: losses.generalised_robust(s, z, min(1.0, step.epoch / step.epochs)),
+        "generalised robust loss", "Chen et al., IJCAI 2024",
+    ),
+    "crisp": Term(
+        _crisp, "estimated class priors", "Crisp", title="Crisp",
+        make_tables=lambda z, s, seed: {
+            "predictions": torch.full(z.shape, 0.5), "priors": torch.zeros(z.shape[1]),
+        },
+        end_epoch=_estimate_priors,
+    ),
+}  # fmt: skip
