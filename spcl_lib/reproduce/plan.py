@@ -47,6 +47,14 @@ NOTEBOOK_SECONDS = {
 _USUAL_NOTEBOOK_SECONDS = 30
 _PRETRAINING_SECONDS = {"cpu": 100, "smoke": 30}
 _MEASURED_SHARE = 0.1  # of the runs' time that measuring them takes
+# The notebooks that train themselves: with the pretraining of the main job, which is there already;
+# in a smoke test as small as can be.
+_PRETRAINED = {"pretrain_images": 10000, "pretrain_epochs": 12}
+_SMALL = {"epochs": 4, "pretrain_images": 4000, "pretrain_epochs": 4}
+_NOTEBOOKS = {"00_tour": _PRETRAINED, "05_folder": _PRETRAINED}
+_SMOKE_NOTEBOOKS = {
+    "00_tour": _SMALL | {"train_images": 200}, "05_folder": _SMALL | {"images": 200},
+}  # fmt: skip
 _EXTRA_PROFILES = {"voc2007": ("long",)}  # with --all, beside cpu
 _FOLLOWED_METHODS = ("scl", "an")  # that 04_heatmaps shows
 _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet")
@@ -191,7 +199,12 @@ def notebook_tasks(experiments: Sequence[Experiment]) -> list[NotebookTask]:
         for task in _tasks_of(experiment)
     ]  # fmt: skip
     known = {task.notebook for task in tasks}
-    tasks += [NotebookTask(name, name, {}) for name in notebook_names() if name not in known]
+    sizes = _SMOKE_NOTEBOOKS if experiments[0].main[0].profile == "smoke" else _NOTEBOOKS
+    tasks += [
+        NotebookTask(name, name, sizes.get(name, {}))
+        for name in notebook_names()
+        if name not in known
+    ]
     return sorted(tasks, key=lambda task: task.name)
 
 
