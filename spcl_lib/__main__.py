@@ -221,7 +221,7 @@ def _reproduce(options: Options) -> int:
         experiments = [
             experiment_of(
                 dataset, options.profile, options.only or (), _seeds(options),
-                _overrides(options), options.data_root,
+                _overrides(options), options.data_root, must_exist=not options.list,
             )
         ]  # fmt: skip
         if not options.only and "full" not in methods_of(dataset):

@@ -136,6 +136,7 @@ def experiment_of(
     overrides: dict[str, object] | None = None,
     data_root: str | Path | None = None,
     ablation: bool = False,
+    must_exist: bool = True,
 ) -> Experiment:
     """The experiment on one data set.
 
@@ -147,6 +148,7 @@ def experiment_of(
         overrides: other settings, for all runs.
         data_root: see `paths.data_root`.
         ablation: whether the crop-scale ablation is part of it.
+        must_exist: if not, missing data are only mentioned, to show the plan.
 
     Raises:
         UserError: an unknown name, a wrong setting, or the data are missing.
@@ -159,7 +161,13 @@ def experiment_of(
         make_config(dataset, m, 0, profile, {"snapshots": FOLLOWED} | overrides)
         for m in _FOLLOWED_METHODS
     ]
-    content = identify_data(main[0], data_root).content
+    try:
+        content = identify_data(main[0], data_root).content
+    except UserError as error:
+        if must_exist:
+            raise
+        print(f"the data are missing: {error}")
+        content = ""
     parts = [tuple(c.replace(content=content) for c in part) for part in (main, more, followed)]
     root = None if data_root is None else str(Path(data_root).expanduser().resolve())
     return Experiment(*parts, root)
