@@ -54,13 +54,15 @@ def test_sources_are_compared_with_sign_margin_and_spread():
     assert better == 1
     assert "beats the raw label (AN) by a wide margin: 90.1 ± 0.1 against 50.1 ± 0.1" in wide
     assert "difference +40.0 ± 0.0" in wide
-    close, better = compare_supervision(fake_measurements(scl=53.0), "labelled", "AUROC", "scl", "an")
+    found = fake_measurements(scl=53.0)
+    close, better = compare_supervision(found, "labelled", "AUROC", "scl", "an")
     assert better == 1 and "wide" not in close
     worse, better = compare_supervision(fake_measurements(scl=30.0), "all", "AP", "scl", "an")
     assert better == -1 and "does worse than the raw label (AN) by a wide margin" in worse
     same, better = compare_supervision(fake_measurements(scl=50.0), "all", "AP", "scl", "an")
     assert better == 0 and "not settled" in same
-    none, better = compare_supervision(fake_measurements(sources=("scl",)), "all", "AP", "scl", "cl")
+    found = fake_measurements(sources=("scl",))
+    none, better = compare_supervision(found, "all", "AP", "scl", "cl")
     assert better == 0 and "no verdict" in none
 
 
@@ -159,5 +161,6 @@ def test_whatever_is_missing_there_are_sentences_and_tables(seeds, sources):
 
 def test_the_first_source_with_heatmaps_is_spoken_of():
     assert measurement_sentences.heatmap_source(fake_measurements()) == "scl"
-    assert measurement_sentences.heatmap_source(fake_measurements(sources=("an", "en_scl"))) == "en_scl"
+    found = fake_measurements(sources=("an", "en_scl"))
+    assert measurement_sentences.heatmap_source(found) == "en_scl"
     assert measurement_sentences.heatmap_source(fake_measurements(sources=("an", "cl"))) == ""

@@ -318,13 +318,21 @@ def test_a_run_reports_real_accuracy_on_validation_images_only(spcl, results, fo
 def test_full_labels_do_not_exist_and_are_not_asked_for(spcl, folder):
     outcome = run(spcl, folder, method="full")
     assert outcome.status == 2 and "'full' needs all labels" in outcome.err
-    outcome = spcl("reproduce", "--dataset", "imagenet", "--list", "--seeds", 0)
+    root = ("--data-root", folder.parent)
+    outcome = spcl("reproduce", "--dataset", "imagenet", *root, "--list", "--seeds", 0)
     assert outcome.status == 0
     head, *lines = outcome.out.splitlines()
     rows = [line for line in lines if line.startswith("  run ") and "snapshots=" not in line]
     assert "without full" in head and len(rows) == len(methods.METHODS) - 1
     assert not any("full-seed" in row for row in rows)
     assert "without full" not in spcl("reproduce", "--dataset", "voc2007", "--list").out
+
+
+def test_the_plan_of_missing_data_says_what_is_missing(spcl, tmp_path):
+    arguments = ("reproduce", "--dataset", "imagenet", "--data-root", tmp_path)
+    outcome = spcl(*arguments, "--list")
+    assert outcome.status == 0 and "the data are missing: ImageNet is not at" in outcome.out
+    assert spcl(*arguments).status == 2
 
 
 # --- the published files --------------------------------------------------------------------------
