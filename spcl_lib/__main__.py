@@ -210,7 +210,8 @@ def _run(options: Options) -> int:
 
 
 def _reproduce(options: Options) -> int:
-    from spcl_lib.reproduce.plan import all_experiments, experiment_of, reproduce, show_plan
+    from spcl_lib.reproduce.plan import all_experiments, experiment_of
+    from spcl_lib.reproduce.steps import reproduce, show_plan
 
     if options.all:
         if options.only or options.set or options.profile != "cpu":

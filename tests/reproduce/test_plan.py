@@ -5,7 +5,7 @@ import json
 import pytest
 from fake_runs import fake_runs, write_results
 
-from spcl_lib.reproduce import plan
+from spcl_lib.reproduce import manifest, plan, steps
 from spcl_lib.runs.notebooks import notebook_names
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system.errors import UserError
@@ -34,14 +34,15 @@ def executed(monkeypatch):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"metadata": {"papermill": {"duration": 1.5}}}))
             file.with_suffix(".html").write_text("page")
+            assert task.is_done()
         return []
 
-    monkeypatch.setattr(plan, "run_tasks", run_tasks)
+    monkeypatch.setattr(steps, "run_tasks", run_tasks)
     return names
 
 
 def execute(experiment, force=False):
-    return plan._execute_notebooks(plan.notebook_tasks([experiment]), 1, force)
+    return steps._execute_notebooks(plan.notebook_tasks([experiment]), 1, force)
 
 
 # --- what is in it --------------------------------------------------------------------------------
@@ -150,18 +151,20 @@ def test_a_notebook_is_executed_once_and_again_when_its_runs_change(finished, ex
 def test_a_failed_notebook_is_named_and_is_not_taken_for_finished(
     finished, monkeypatch, capsys, executed
 ):
-    monkeypatch.setattr(plan, "run_all", lambda *given: [])
-    monkeypatch.setattr(plan, "_measure", lambda experiment: None)
-    run_tasks = plan.run_tasks
+    monkeypatch.setattr(steps, "run_all", lambda *given: [])
+    monkeypatch.setattr(steps, "_measure", lambda experiment: None)
+    run_tasks = steps.run_tasks
 
     def fail_one(tasks, jobs, title):
-        run_tasks(tasks, jobs, title)
+        run_tasks([task for task in tasks if task.name != "00_tour"], jobs, title)
         return [task for task in tasks if task.name == "00_tour"]
 
-    monkeypatch.setattr(plan, "run_tasks", fail_one)
-    assert plan.reproduce([finished], 1, False) == 1
+    monkeypatch.setattr(steps, "run_tasks", fail_one)
+    assert steps.reproduce([finished], 1, False) == 1
     assert "failed: 00_tour, log: " in capsys.readouterr().out
+    assert not manifest.read_manifest()["notebooks"]["00_tour"]["finished"]
     executed.clear()
+    monkeypatch.setattr(steps, "run_tasks", run_tasks)
     execute(finished)
     assert executed == ["00_tour"]
 
@@ -169,21 +172,21 @@ def test_a_failed_notebook_is_named_and_is_not_taken_for_finished(
 def test_the_manifest_says_what_was_run_with_what_and_how_long(
     finished, results, monkeypatch, executed
 ):
-    monkeypatch.setattr(plan, "run_all", lambda *given: [])
-    monkeypatch.setattr(plan, "_measure", lambda experiment: None)
-    assert plan.reproduce([finished], 1, False) == 0
-    manifest = json.loads((results / "manifest.json").read_text())
-    entry = manifest["experiments"]["scenes-cpu"]
+    monkeypatch.setattr(steps, "run_all", lambda *given: [])
+    monkeypatch.setattr(steps, "_measure", lambda experiment: None)
+    assert steps.reproduce([finished], 1, False) == 0
+    written = json.loads((results / "manifest.json").read_text())
+    entry = written["experiments"]["scenes-cpu"]
     assert {"commit", "python", "torch", "machine", "data"} <= set(entry["facts"])
     assert entry["runs"]["scenes-cpu/an-seed0"] == {"mAP": 76.6, "train_seconds": 40.0}
-    assert manifest["notebooks"]["02_results"]["seconds"] == 1.5
+    assert written["notebooks"]["02_results"]["seconds"] == 1.5
     assert (results / "index.html").is_file()
 
 
 def test_without_jupyter_the_runs_are_made_and_the_notebooks_are_not(
     finished, results, monkeypatch, capsys
 ):
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
     assert execute(finished) == []
     assert "notebooks: not executed (papermill, nbconvert not installed)" in capsys.readouterr().out
     assert not (results / "notebooks").exists()
@@ -193,8 +196,8 @@ def test_data_that_know_no_objects_are_not_measured(monkeypatch, tmp_path, resul
     from small_folder import make_folder
 
     experiment = plan.experiment_of("folder", data_root=make_folder(tmp_path / "photos"))
-    monkeypatch.setattr(plan, "load_measurements", lambda *given: pytest.fail("measured"))
-    plan._measure(experiment)
+    monkeypatch.setattr(steps, "load_measurements", lambda *given: pytest.fail("measured"))
+    steps._measure(experiment)
     (skipped,) = (t for t in plan.notebook_tasks([experiment]) if t.skipped)
     assert skipped.notebook == "03_crop_recovery" and "where objects are" in skipped.skipped
 
@@ -203,6 +206,6 @@ def test_what_cannot_be_measured_is_said_and_stops_nothing(finished, monkeypatch
     def refuse(*given):
         raise UserError("no runs")
 
-    monkeypatch.setattr(plan, "load_measurements", refuse)
-    plan._measure(finished)
+    monkeypatch.setattr(steps, "load_measurements", refuse)
+    steps._measure(finished)
     assert "crop recovery was not measured: no runs" in capsys.readouterr().out
