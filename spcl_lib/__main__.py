@@ -210,7 +210,8 @@ def _run(options: Options) -> int:
 
 
 def _reproduce(options: Options) -> int:
-    from spcl_lib.reproduce.plan import all_experiments, experiment_of, reproduce, show_plan
+    from spcl_lib.reproduce.plan import all_experiments, experiment_of
+    from spcl_lib.reproduce.steps import reproduce, show_plan
 
     if options.all:
         if options.only or options.set or options.profile != "cpu":
@@ -221,7 +222,7 @@ def _reproduce(options: Options) -> int:
         experiments = [
             experiment_of(
                 dataset, options.profile, options.only or (), _seeds(options),
-                _overrides(options), options.data_root,
+                _overrides(options), options.data_root, must_exist=not options.list,
             )
         ]  # fmt: skip
         if not options.only and "full" not in methods_of(dataset):

@@ -5,6 +5,8 @@ import errno
 import os
 import resource
 
+from spcl_lib.system import files
+
 
 @contextlib.contextmanager
 def no_file_above(size):
@@ -26,4 +28,4 @@ def full_disk_for(monkeypatch, name):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)

@@ -5,6 +5,9 @@ import json
 import numpy as np
 from PIL import Image
 
+from spcl_lib.data.coco import list_coco
+from spcl_lib.data.image_set import decode_image_set
+
 WIDTH, HEIGHT = 8, 6
 CATEGORIES = {7: "train", 1: "person", 90: "toothbrush"}  # as they stand in the file
 CLASSES = ("person", "train", "toothbrush")  # in ascending order of their ids
@@ -73,3 +76,9 @@ def write_coco(root, split="train", year=2017, content=None):
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content))
     return file
+
+
+def load_coco(root, split, side, damaged="stop", **options):
+    """A split of COCO 2017, listed and decoded."""
+    data = list_coco(root, split, 2017, **options)
+    return decode_image_set(data, side, f"coco-{split}", damaged)

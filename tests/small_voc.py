@@ -46,4 +46,5 @@ def write_annotations(folder, objects, width=24, height=18):
 
 def load_voc(root, split, side, damaged="stop", **options):
     """A split of VOC2007, listed and decoded."""
-    return decode_image_set(list_voc(root, split, 2007, **options), side, f"voc-{split}", damaged)
+    data = list_voc(root, split, 2007, **options)
+    return decode_image_set(data, side, f"voc2007-{split}", damaged)

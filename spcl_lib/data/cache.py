@@ -91,7 +91,8 @@ def decode_images(
         )
     with lock_file(prefix):
         if not record.exists() or (cached and not path.exists()):
-            for old in prefix.parent.glob(f"{glob.escape(prefix.name)}.*"):
+            start = glob.escape(prefix.name)
+            for old in (*prefix.parent.glob(f"{start}.*"), *prefix.parent.glob(f".{start}.*.tmp")):
                 old.unlink()
             with _explain_full_disk(prefix.parent, needed if cached else 0, name):
                 _decode_or_check(files, side, name, record, path if cached else None)

@@ -121,6 +121,7 @@ def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
     """
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["classes"], metrics["mAP"]
         return RunConfig.from_flat(metrics["config"]), metrics
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -153,7 +153,7 @@ UNTRAINED = {"backbone": "small_resnet", "weights": "none", "image_side": 16, "c
 
 
 def measured_untrained(dataset, root):
-    """Findings of AN and SCL on a data set below `root`; of every table there are rows."""
+    """Measurements of AN and SCL on a data set below `root`; of every table there are rows."""
     methods = ["an", "scl"]
     for config in crop_scale_configs(dataset, "smoke", [0], [0.1], methods, UNTRAINED):
         run(config, root)
@@ -240,7 +240,8 @@ def test_what_is_missing_or_damaged_is_told_with_the_command(results, reference,
     with pytest.raises(UserError, match="no finished run of scenes .*ablation crop_scale") as error:
         load_measurements("auto", "scenes", "smoke", [0], 0.1, {"epochs": 2})
     assert "--profile smoke --scales 0.1 --seeds 0 --set epochs=2" in str(error.value)
-    with pytest.raises(UserError, match="no reference findings 'crop-recovery-scenes-cpu.json'"):
+    named = "no reference measurements 'crop-recovery-scenes-cpu.json'"
+    with pytest.raises(UserError, match=named):
         load_measurements("reference", "scenes")
     with pytest.raises(UserError, match="unknown source 'refrence'. Did you mean 'reference'"):
         load_measurements("refrence", "scenes")

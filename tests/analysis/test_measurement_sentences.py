@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_findings import fake_findings
+from fake_measurements import fake_measurements
 
 from spcl_lib.analysis import measurement_sentences, measurement_tables, statistics
 from spcl_lib.analysis.measurement_sentences import (
@@ -38,34 +38,36 @@ def test_values_and_differences_by_seed():
 
 
 def test_the_claim_follows_the_numbers():
-    assert "holds here" in recovery_claim(fake_findings())
-    assert "does not hold" in recovery_claim(fake_findings(scl=40.0))
-    assert "does not hold" in recovery_claim(fake_findings(cl=95.0))
-    assert "not settled" in recovery_claim(fake_findings(seeds=(0,)))
-    assert "not settled" in recovery_claim(fake_findings(sources=("an", "scl")))  # CL is missing
-    assert "not tested" in recovery_claim(fake_findings(sources=("an", "cl")))
-    assert "holds here" in recovery_claim(
-        fake_findings(sources=("an", "cl", "en_scl"))
-    )  # EN + SCL instead
+    assert "holds here" in recovery_claim(fake_measurements())
+    assert "does not hold" in recovery_claim(fake_measurements(scl=40.0))
+    assert "does not hold" in recovery_claim(fake_measurements(cl=95.0))
+    assert "not settled" in recovery_claim(fake_measurements(seeds=(0,)))
+    without_cl = fake_measurements(sources=("an", "scl"))
+    assert "not settled" in recovery_claim(without_cl)
+    assert "not tested" in recovery_claim(fake_measurements(sources=("an", "cl")))
+    without_scl = fake_measurements(sources=("an", "cl", "en_scl"))
+    assert "holds here" in recovery_claim(without_scl)  # EN + SCL instead
 
 
 def test_sources_are_compared_with_sign_margin_and_spread():
-    wide, better = compare_supervision(fake_findings(), "labelled", "AUROC", "scl", "an")
+    wide, better = compare_supervision(fake_measurements(), "labelled", "AUROC", "scl", "an")
     assert better == 1
     assert "beats the raw label (AN) by a wide margin: 90.1 ± 0.1 against 50.1 ± 0.1" in wide
     assert "difference +40.0 ± 0.0" in wide
-    close, better = compare_supervision(fake_findings(scl=53.0), "labelled", "AUROC", "scl", "an")
+    found = fake_measurements(scl=53.0)
+    close, better = compare_supervision(found, "labelled", "AUROC", "scl", "an")
     assert better == 1 and "wide" not in close
-    worse, better = compare_supervision(fake_findings(scl=30.0), "all", "AP", "scl", "an")
+    worse, better = compare_supervision(fake_measurements(scl=30.0), "all", "AP", "scl", "an")
     assert better == -1 and "does worse than the raw label (AN) by a wide margin" in worse
-    same, better = compare_supervision(fake_findings(scl=50.0), "all", "AP", "scl", "an")
+    same, better = compare_supervision(fake_measurements(scl=50.0), "all", "AP", "scl", "an")
     assert better == 0 and "not settled" in same
-    none, better = compare_supervision(fake_findings(sources=("scl",)), "all", "AP", "scl", "cl")
+    found = fake_measurements(sources=("scl",))
+    none, better = compare_supervision(found, "all", "AP", "scl", "cl")
     assert better == 0 and "no verdict" in none
 
 
 def test_a_lower_calibration_error_is_better():
-    found = fake_findings()  # the higher the AUROC, the lower the made-up error
+    found = fake_measurements()  # the higher the AUROC, the lower the made-up error
     text, better = compare_supervision(found, "all", "ECE", "scl", "an")
     assert better == 1 and "beats" in text and "-4.0" in text
     _, better = compare_supervision(found, "all", "ECE", "an", "scl")
@@ -73,35 +75,35 @@ def test_a_lower_calibration_error_is_better():
 
 
 def test_all_verdicts_of_a_whole_table():
-    sentences = recovery_sentences(fake_findings())
+    sentences = recovery_sentences(fake_measurements())
     assert said(sentences, "the label is wrong for 22.6 ± 0.1 %", "100 % on, for 0.1 ± 0.1 %")
     assert said(sentences, "target of CL corrects 0.1 ± 0.1 %", "spoils 4.0 ± 0.0 %")
     assert said(sentences, "target of EN + SCL corrects 70.1")
     assert said(sentences, "labelled class in the view? (AUROC)", "the whole heatmap (SCL)")
-    assert sentences[-1] == recovery_claim(fake_findings())
+    assert sentences[-1] == recovery_claim(fake_measurements())
 
 
 def test_the_gain_over_scales_grows_or_not():
-    sentences = crop_scale_sentences(fake_findings())
+    sentences = crop_scale_sentences(fake_measurements())
     (scl,) = [s for s in sentences if s.startswith("SCL's gain")]
     assert "grows as crops get smaller: +0.0 ± 0.0 mAP with crops from 100 %" in scl
     assert scl.endswith("+3.8 ± 0.0 from 5 %.")
     assert "neither grows nor shrinks" in said(sentences, "Full's gain")
-    found = fake_findings()
+    found = fake_measurements()
     found["crop_scale"] = [r for r in found["crop_scale"] if r["scale_min"] == 0.1]
     assert "no verdict" in said(crop_scale_sentences(found), "Full's gain")
 
 
 def test_localisation_is_compared_with_an():
-    sentences = localisation_sentences(fake_findings())
+    sentences = localisation_sentences(fake_measurements())
     assert said(sentences, "point at objects that were never labelled in 54.1 ± 0.1 %", "12.0")
     assert said(sentences, "SCL's heatmaps lie on training images' objects better than AN's (poin")
     assert said(sentences, "SCL's maps find objects in new images better than AN's (IoU): 32.1")
-    found = fake_findings()
+    found = fake_measurements()
     for row in found["localisation"]:
         row["iou"] = 10.0 if row["method"] == "scl" else row["iou"]
     assert said(localisation_sentences(found), "in new images less well than AN's (IoU)")
-    (none,) = localisation_sentences(fake_findings(sources=("an", "cl"), methods=("an", "cl")))
+    (none,) = localisation_sentences(fake_measurements(sources=("an", "cl"), methods=("an", "cl")))
     assert "No verdict" in none
 
 
@@ -109,7 +111,7 @@ def test_localisation_is_compared_with_an():
 
 
 def test_tables_by_hand():
-    found = fake_findings()
+    found = fake_measurements()
     wrong = measurement_tables.wrongness_table(found)
     assert list(wrong.index) == ["1", "0.5", "0.25", "0.1", "0.05"]
     assert wrong.loc["0.5", "label is wrong"] == "12.6 ± 0.1"
@@ -120,11 +122,9 @@ def test_tables_by_hand():
     assert list(measurement_tables.limit_table(found).columns) == [
         "any pixel", "10 % visible", "50 % visible"
     ]  # fmt: skip
-    assert measurement_tables.decision_table(found).loc["SCL"].tolist() == [
-        "60.1 ± 0.1",
-        "4.0 ± 0.0",
-    ]
-    scales = measurement_tables.crop_scale_frame(found)
+    decisions = measurement_tables.decision_table(found)
+    assert decisions.loc["SCL"].tolist() == ["60.1 ± 0.1", "4.0 ± 0.0"]
+    scales = measurement_tables.crop_scale_table(found)
     assert list(scales.columns) == ["1", "0.5", "0.25", "0.1", "0.05"]
     assert scales.loc["SCL", "1"] == "70.3 ± 0.3"
     report = measurement_tables.localisation_table(found, "report")
@@ -137,7 +137,7 @@ def test_tables_by_hand():
 
 
 def test_where_they_come_from_is_told():
-    found = fake_findings()
+    found = fake_measurements()
     assert len(measurement_tables.provenance(found)) == 3
     found["about"] |= {"settings": {"epochs": 2}, "missing": ["cl seed 1"]}
     text = "\n".join(measurement_tables.provenance(found))
@@ -149,7 +149,7 @@ def test_where_they_come_from_is_told():
 @pytest.mark.parametrize("sources", [("an",), ("an", "en_scl_whole", "en_scl")])
 def test_whatever_is_missing_there_are_sentences_and_tables(seeds, sources):
     methods = ("an", "full") if len(sources) == 1 else ("an", "en_scl")
-    found = json.loads(json.dumps(fake_findings(sources, methods, seeds)))
+    found = json.loads(json.dumps(fake_measurements(sources, methods, seeds)))
     for part in (recovery_sentences, crop_scale_sentences, localisation_sentences):
         assert all(sentence.endswith(".") for sentence in part(found))
     for group in measurement_tables.QUESTIONS:
@@ -160,6 +160,7 @@ def test_whatever_is_missing_there_are_sentences_and_tables(seeds, sources):
 
 
 def test_the_first_source_with_heatmaps_is_spoken_of():
-    assert measurement_sentences.heatmap_source(fake_findings()) == "scl"
-    assert measurement_sentences.heatmap_source(fake_findings(sources=("an", "en_scl"))) == "en_scl"
-    assert measurement_sentences.heatmap_source(fake_findings(sources=("an", "cl"))) == ""
+    assert measurement_sentences.heatmap_source(fake_measurements()) == "scl"
+    found = fake_measurements(sources=("an", "en_scl"))
+    assert measurement_sentences.heatmap_source(found) == "en_scl"
+    assert measurement_sentences.heatmap_source(fake_measurements(sources=("an", "cl"))) == ""

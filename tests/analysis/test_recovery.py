@@ -190,8 +190,8 @@ def test_a_larger_share_corrects_and_spoils_more():
     observed = torch.eye(2, dtype=torch.bool).repeat(15, 1)
     views = Views.sample(30, (0.1, 0.3), generator=rng)
     fraction = visible_fraction(regions, views)
-    rows = recovery.count_corrections(perfect_bank(regions | noise), torch.arange(30), views, fraction,
-                              observed, 4, recovery.FALLS)  # fmt: skip
+    bank, every = perfect_bank(regions | noise), torch.arange(30)
+    rows = recovery.count_corrections(bank, every, views, fraction, observed, 4, recovery.FALLS)
     assert [r["fall"] for r in rows] == sorted(recovery.FALLS)
     for column in ("corrected", "spoiled"):
         values = [r[column] for r in rows]

@@ -1,15 +1,13 @@
-"""What people read: the table as texts, the README's blocks, the report."""
+"""What people read: the table as texts, and the README's blocks."""
 
 import re
-import sys
 
 import pytest
-from fake_runs import MEANS, fake_runs, runs_of, write_reference, write_results
+from fake_runs import fake_runs, runs_of, write_reference
 
 from spcl_lib.analysis import report
 from spcl_lib.analysis.results import references
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
 
 
 @pytest.fixture
@@ -59,31 +57,3 @@ def test_readme_equals_the_reference_results():
     for name in re.findall(r"<!-- table ([\w-]+) -->", text):
         assert name in [f"{d}-{p}" for d, p in references()], f"no reference for {name}"
     assert report.fill_tables(text) == text, "run: python -m spcl_lib reference"
-
-
-# --- report ---------------------------------------------------------------------------------------
-
-
-def test_report_is_one_page_that_needs_nothing_else(results, own_kernels):
-    write_results(fake_runs("scenes", "smoke"))
-    path = report.write_report("scenes", "smoke")
-    assert path == results / "report.html"
-    assert {f.name for f in results.glob("*.html")} == {"report.html", "report-scenes-smoke.html"}
-    page = path.read_text()
-    assert "<title>spcl: scenes, profile smoke</title>" in page
-    assert "EN + SCL beats EN:" in page and f"{MEANS['an'] + 0.2:.1f} ± 0.2" in page
-    assert page.count('src="data:image/png;base64,') == 3
-    assert 'alt="Figure: Learning curves"' in page and "No description" not in page
-    assert not re.search(r"<(script|link|iframe)\b|@import|url\(", page)
-    assert not re.search(r"\bsrc=[\"'](?!data:)", page)
-    assert "load_runs" not in page and "# help" not in page  # no code
-
-
-def test_report_without_runs_or_without_jupyter(results, monkeypatch):
-    with pytest.raises(UserError, match="no finished run"):
-        report.write_report("scenes", "smoke")
-    write_results(fake_runs("scenes", "smoke", methods=("an",)))
-    monkeypatch.setitem(sys.modules, "papermill", None)
-    with pytest.raises(UserError, match="papermill is missing.*pip install papermill"):
-        report.write_report("scenes", "smoke")
-    assert list(results.glob("*.html")) == []

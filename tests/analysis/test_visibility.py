@@ -10,6 +10,7 @@ from spcl_lib.analysis.visibility import (
     VISIBILITY,
     in_view,
     label_visibility,
+    viewed_crops,
     visibility,
     visible_fraction,
     visible_fractions,
@@ -18,7 +19,6 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.objects import Boxes
 from spcl_lib.data.scenes import make_scenes
 from spcl_lib.runs.settings import make_config
-from spcl_lib.train import training_views
 
 
 def counted(regions, views):
@@ -103,7 +103,7 @@ def test_regions_of_another_shape_are_told():
 
 def test_scenes_and_boxes_in_many_views():
     scenes = make_scenes(7, "train", 32)
-    views = [training_views(7, make_config("scenes", "an"), "test", v) for v in range(3)]
+    views = [viewed_crops(7, make_config("scenes", "an"), "test", v) for v in range(3)]
     found = visible_fractions(scenes, views, step=3)  # 7 is no multiple of the step
     assert found.shape == (3, 7, 12)
     for v in range(3):
@@ -117,13 +117,13 @@ def test_scenes_and_boxes_in_many_views():
     assert_same(visible_fractions(data, [views])[0], counted(data.regions(torch.arange(2)), views))
 
 
-def test_training_views_are_those_of_the_settings_and_repeatable():
+def test_viewed_crops_are_those_of_the_settings_and_repeatable():
     config = make_config("scenes", "an", overrides={"scale_min": 0.2, "scale_max": 0.3})
-    views = training_views(500, config, 0, "a")
+    views = viewed_crops(500, config, 0, "a")
     area = (views.boxes[:, 2:] - views.boxes[:, :2]).prod(1)
     assert 0.2 - 1e-5 <= area.min() < 0.21 and 0.29 < area.max() <= 0.3 + 1e-5
-    assert torch.equal(views.boxes, training_views(500, config, 0, "a").boxes)
-    assert not torch.equal(views.boxes, training_views(500, config, 1, "a").boxes)
+    assert torch.equal(views.boxes, viewed_crops(500, config, 0, "a").boxes)
+    assert not torch.equal(views.boxes, viewed_crops(500, config, 1, "a").boxes)
 
 
 def test_in_view_and_groups_at_their_limits():

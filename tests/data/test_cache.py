@@ -16,9 +16,9 @@ from PIL import Image
 from refusals import no_file_above
 
 from spcl_lib import UserError
-from spcl_lib.data import cache
+from spcl_lib.data import cache, scenes
 from spcl_lib.data.images import LazyImages, read_image, try_image
-from spcl_lib.system import files
+from spcl_lib.system import fingerprints
 
 
 @pytest.fixture(autouse=True)
@@ -40,53 +40,7 @@ def kept(folder):
     return sorted(p.name for p in folder.glob("*") if not p.name.endswith(".lock"))
 
 
-# --- replacing ------------------------------------------------------------------------------------
-
-
-def test_a_file_appears_only_when_it_is_complete(tmp_path):
-    path = tmp_path / "new" / "file"
-    with files.atomic_write(path) as temporary:
-        temporary.write_text("half")
-        assert not path.exists()
-        temporary.write_text("whole")
-    assert path.read_text() == "whole"
-    assert [p.name for p in path.parent.iterdir()] == ["file"]
-
-
-def test_a_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_what_killed_processes_left_is_swept_away_and_what_is_in_use_is_not(tmp_path):
-    left = [".run.csv.99999.tmp", ".train.ipynb.99999.ipynb", ".tmpAbCdEf"]  # the last: safetensors
-    for name in [*left, ".lock", "train.ipynb", "log.txt"]:
-        (tmp_path / name).write_text("x")
-    with files.atomic_write(tmp_path / "other.ipynb", ".ipynb") as used:
-        used.write_text("by papermill, which opens and closes it many times")
-        files.sweep(tmp_path)
-        assert used.exists()
-    assert {f.name for f in tmp_path.iterdir()} == {
-        ".lock",
-        "train.ipynb",
-        "log.txt",
-        "other.ipynb",
-    }
-
-
-def test_only_what_was_named_is_swept_away(tmp_path):
-    for name in (".a.ipynb.1.ipynb", ".b.ipynb.1.ipynb"):
-        (tmp_path / name).touch()
-    files.sweep(tmp_path, ".a.ipynb.*.ipynb")
-    assert [f.name for f in tmp_path.iterdir()] == [".b.ipynb.1.ipynb"]
-
-
-# --- once -----------------------------------------------------------------------------------------
+# --- make_once ------------------------------------------------------------------------------------
 
 
 def counted(value):
@@ -121,13 +75,11 @@ def test_other_sources_are_another_result(other):
     assert len(calls) == 1
 
 
-def test_a_changed_module_is_another_source(tmp_path):
-    module = types.ModuleType("drawing")
-    module.__file__ = str(tmp_path / "drawing.py")
+def test_a_module_whose_code_changed_is_another_source(monkeypatch):
     make, calls = counted(1)
-    for text in ("side = 1", "side = 1", "side = 2"):
-        (tmp_path / "drawing.py").write_text(text)
-        cache.make_once("name", make, module)
+    for code in ("side = 1", "side = 1", "side = 2"):
+        monkeypatch.setattr(fingerprints, "code_behind", lambda name, code=code: f"{name}: {code}")
+        cache.make_once("name", make, scenes)
     assert len(calls) == 2
 
 
@@ -157,7 +109,7 @@ def test_others_wait_for_the_one_that_makes_it():
     assert len(calls) == 1
 
 
-# --- decoded --------------------------------------------------------------------------------------
+# --- decode_images --------------------------------------------------------------------------------
 
 
 def squares_of(files, side):
@@ -247,12 +199,22 @@ def test_an_old_version_is_removed_and_other_splits_sides_and_folders_stay(files
     assert not old.exists()
 
 
-def test_what_a_killed_process_left_is_cleared_away(files, folder):
+@pytest.mark.parametrize("version", [None, "a0123456789b", "70123456789b"])
+def test_what_a_killed_process_left_is_cleared_away(version, files, folder):
     cache.decode_images(files, 8, "split")
     (path,) = folder.glob("*.npy")
-    path.rename(folder / f".{path.name}.99999.tmp")  # as if it was killed before the renaming
+    own = path.name.split(".")[1]
+    left = path.name.replace(own, version or own)  # perhaps of other files or of other code
+    path.rename(folder / f".{left}.99999.tmp")  # as if it was killed before the renaming
     cache.decode_images(files, 8, "split")
     assert kept(folder) == [path.with_suffix(".json").name, path.name]
+
+
+def test_a_change_of_the_code_that_decodes_makes_the_images_anew(files, tries, monkeypatch):
+    cache.decode_images(files, 8, "split")
+    monkeypatch.setattr(fingerprints, "code_behind", lambda name: f"another {name}")
+    cache.decode_images(files, 8, "split")
+    assert len(tries) == 10
 
 
 def test_no_files_are_a_clear_error():

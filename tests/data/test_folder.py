@@ -341,6 +341,12 @@ def test_a_folder_that_may_not_be_read_is_named(root):
 # --- which data a run is of -----------------------------------------------------------------------
 
 
+def flip_byte_in_the_middle(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+
+
 def test_the_content_changes_with_every_file_and_label(root):
     make_folder(root)
     full = write_csv(root / "full.csv", "path,labels", "cat/cat 1.png,cat")
@@ -355,14 +361,15 @@ def test_the_content_changes_with_every_file_and_label(root):
     seen.append(content())
     (root / "cat" / "new.png").rename(root / "dog" / "new.png")
     seen.append(content())
-    os.utime(root / "dog" / "new.png", ns=(10**18, 10**18))  # another picture of the same size
+    flip_byte_in_the_middle(root / "dog" / "new.png")  # another picture of the same size
     seen.append(content())
     assert len(set(seen)) == len(seen) and all(len(value) == 8 for value in seen)
     (root / "notes.txt").write_text("no image")
+    os.utime(root / "dog" / "new.png", ns=(10**18, 10**18))
     assert content() == seen[-1]
 
 
-def test_a_copy_of_the_folder_has_the_same_content_and_other_data_sets_have_none(root, tmp_path):
+def test_a_copy_of_the_folder_has_the_same_content_and_scenes_have_none(root, tmp_path):
     make_folder(root)
     shutil.copytree(root, tmp_path / "copy")
     assert identify_data(config_of(), root) == identify_data(config_of(), tmp_path / "copy")
@@ -456,10 +463,11 @@ def test_reproduce_leaves_out_full_and_says_why(spcl, root):
     arguments = ("reproduce", "--dataset", "folder", "--data-root", root, "--seeds", 0)
     outcome = spcl(*arguments, "--list")
     assert outcome.status == 0
-    first, *rows, cost = outcome.out.splitlines()
-    assert cost.startswith("one run: ")
+    first, *lines = outcome.out.splitlines()
     assert first == "without full: the training images of folder have one known label each"
+    rows = [line for line in lines if line.startswith("  run ") and "snapshots=" not in line]
     assert len(rows) == 6 and not any("full" in row for row in rows)
+    assert "03_crop_recovery-folder-cpu.ipynb: skipped: these data do not tell" in outcome.out
     assert spcl(*arguments, "--only", "full").status == 2
 
 
@@ -469,20 +477,19 @@ def test_a_relative_file_of_weights_is_made_absolute(spcl, results, root, tmp_pa
     assert outcome.status == 2 and f"'{tmp_path / 'w.pth'}' does not exist" in outcome.err
 
 
-def test_reproduce_runs_in_notebooks_with_paths_from_here(
+def test_a_run_is_shown_in_a_notebook_with_paths_from_here(
     spcl, results, root, tmp_path, monkeypatch, own_kernels
 ):
     make_folder(root)
     torch.save(small_resnet().state_dict(), tmp_path / "w.pth")
     monkeypatch.chdir(tmp_path)
     outcome = spcl(
-        "reproduce", "--dataset", "folder", "--profile", "smoke", "--data-root", root.name,
-        "--only", "an", "--seeds", 0, "--jobs", 1, **(QUICK | {"weights": "w.pth"}),
+        "run", "--dataset", "folder", "--profile", "smoke", "--data-root", root.name,
+        "--method", "an", "--notebook", "shown.ipynb", **(QUICK | {"weights": "w.pth"}),
     )  # fmt: skip
     assert outcome.status == 0, outcome.err + outcome.out
     (file,) = results.rglob("metrics.json")
-    assert (file.parent / "train.ipynb").is_file()
     config = json.loads(file.read_text())["config"]
     assert config["weights"] == str(tmp_path / "w.pth")
     assert file.parent.parent.name == f"folder-smoke-{config['content']}"
-    assert "report: not written" in outcome.out
+    assert "dataset = folder" in (tmp_path / "shown.ipynb").read_text()

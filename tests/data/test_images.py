@@ -19,7 +19,7 @@ from spcl_lib.data.images import (
     select_images,
     try_image,
 )
-from spcl_lib.train import expect
+from spcl_lib.train import read_ahead
 
 
 def noise(height=10, width=14):
@@ -238,7 +238,7 @@ def test_a_large_image_is_read_and_one_too_large_is_damaged(tmp_path, monkeypatc
 
 
 def test_results_come_in_order_from_several_threads_and_few_wait(monkeypatch):
-    monkeypatch.setattr(images, "workers", lambda: 3)
+    monkeypatch.setattr(images, "count_cores", lambda: 3)
     started, threads = [], set()
 
     def work(i):
@@ -256,7 +256,7 @@ def test_results_come_in_order_from_several_threads_and_few_wait(monkeypatch):
 
 
 def test_stopping_early_ends_the_threads(monkeypatch):
-    monkeypatch.setattr(images, "workers", lambda: 3)
+    monkeypatch.setattr(images, "count_cores", lambda: 3)
     before = threading.active_count()
     for result in map_in_threads(lambda i: i, range(1000)):
         if result == 5:
@@ -333,7 +333,7 @@ def test_what_is_expected_is_read_in_the_background_and_only_once(files, monkeyp
 
     monkeypatch.setattr(images, "read_image", noted)
     lazy = LazyImages(ImageFiles(files, 8), torch.arange(7))
-    expect(lazy, torch.tensor([4, 2]))
+    read_ahead(lazy, torch.tensor([4, 2]))
     lazy[torch.tensor([0, 1])]
     deadline = time.monotonic() + 10
     while len(read) < 4 and time.monotonic() < deadline:
@@ -347,9 +347,9 @@ def test_what_is_expected_is_read_in_the_background_and_only_once(files, monkeyp
 
 
 def test_expecting_nothing_or_of_a_tensor_is_nothing(files):
-    expect(torch.zeros(3, 3, 4, 4), torch.tensor([1]))
-    expect(LazyImages(ImageFiles(files, 8), torch.arange(7)), None)
-    expect(LazyImages(torch.zeros(3, 3, 4, 4), torch.arange(3)), torch.tensor([1]))
+    read_ahead(torch.zeros(3, 3, 4, 4), torch.tensor([1]))
+    read_ahead(LazyImages(ImageFiles(files, 8), torch.arange(7)), None)
+    read_ahead(LazyImages(torch.zeros(3, 3, 4, 4), torch.arange(3)), torch.tensor([1]))
 
 
 def test_a_file_that_breaks_later_is_named(files):

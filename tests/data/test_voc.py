@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_voc import voc_flags, voc_ids, write_annotations
+from small_voc import load_voc, voc_flags, voc_ids, write_annotations
 
 from spcl_lib import UserError
 from spcl_lib.data import voc

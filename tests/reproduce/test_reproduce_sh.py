@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = "bash env awk cat cksum cp dirname flock mkdir mv rm sed sleep tail tr wc".split()
 
 # One shim for all interpreters: it writes down its arguments, and pretends to install and to make

@@ -1,11 +1,11 @@
 """The ablation of crop sizes: which runs, which command makes them, their table."""
 
 import pytest
-from spcl_lib.analysis.plan import crop_scale_table
 
 from spcl_lib.__main__ import main
-from spcl_lib.runs import ablation
-from spcl_lib.runs.ablation import CROP_SCALES, command, crop_scale_configs, crop_scale_rows
+from spcl_lib.analysis.measurement_tables import crop_scale_texts
+from spcl_lib.runs import ablation, schedule
+from spcl_lib.runs.ablation import CROP_SCALES, command_of, crop_scale_configs, crop_scale_rows
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import run_folder
@@ -40,13 +40,13 @@ def test_other_settings_apply_to_all_and_the_varied_one_cannot_be_set():
 def test_the_command_makes_these_very_runs(monkeypatch, capsys, results):
 
     asked = []
-    monkeypatch.setattr(ablation, "run_crop_scale", lambda configs, *rest: asked.append(configs))
+    monkeypatch.setattr(schedule, "run_all", lambda configs, *rest: asked.append(configs) or [])
     for scales, overrides in (
         ([0.1], {"epochs": 2}), ([0.1, 0.5], {}), ([0.1], {"snapshots": 7}),
         ([0.25], {"lr": 1e-5, "distance": "l2"}),
     ):  # fmt: skip
         configs = crop_scale_configs("scenes", "smoke", [0, 4], scales, overrides=overrides)
-        main(command(configs).split()[3:])
+        main(command_of(configs).split()[3:])
         assert asked.pop() == configs
 
 
@@ -61,12 +61,12 @@ def rows(**scores):
 
 def test_table_by_hand():
     made = rows(scl={0.1: [70.0, 72.0, 74.0]}, an={0.1: [60.0], 1.0: [65.0, 66.0]})
-    assert crop_scale_table(made) == [
+    assert crop_scale_texts(made) == [
         ["method", "1", "0.1"],
-        ["an", "65.5 ± 0.7", "60.0"],
-        ["scl", "-", "72.0 ± 2.0"],
+        ["AN", "65.5 ± 0.7", "60.0"],
+        ["SCL", "-", "72.0 ± 2.0"],
     ]
-    assert crop_scale_table([]) == [["method"]]
+    assert crop_scale_texts([]) == [["method"]]
 
 
 def test_only_finished_runs_are_collected(results, tiny):
@@ -97,7 +97,6 @@ def test_it_runs_what_is_not_finished_and_ends_with_the_table(
     done = crop_scale_configs("scenes", "smoke", [0], [0.1], ["an"], tiny)
     run(done[0])
     finished = (run_folder(done[0]) / "metrics.json").stat().st_mtime_ns
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # quicker without notebooks
     outcome = spcl(*FEW, "--jobs", "2", **tiny)
     assert outcome.status == 0, outcome.out
     assert "3 of 4 runs to do, 2 side by side" in outcome.out
@@ -106,8 +105,8 @@ def test_it_runs_what_is_not_finished_and_ends_with_the_table(
     head = next(i for i, line in enumerate(lines) if line.startswith("method"))
     assert lines[head].split() == ["method", "0.5", "0.1"]
     table = {line.split()[0]: line.split()[1:] for line in lines[head + 1 : head + 3]}
-    assert set(table) == {"an", "scl"} and all(len(v) == 2 for v in table.values())
-    assert f"{crop_scale_rows(done)[0]['mAP']:.1f}" == table["an"][1]
+    assert set(table) == {"AN", "SCL"} and all(len(v) == 2 for v in table.values())
+    assert f"{crop_scale_rows(done)[0]['mAP']:.1f}" == table["AN"][1]
     again = spcl(*FEW, "--list", **tiny)
     assert "0 of 4 runs to do" in again.out and "finished, mAP" in again.out
     assert (results / "summary.csv").read_text().count("scenes,smoke") == 4

@@ -52,7 +52,7 @@ class Stopped(BaseException):
 def test_a_run_keeps_its_history_after_every_epoch(results, tiny, monkeypatch, capsys):
     config = make_config("scenes", "an", 0, "smoke", tiny | {"epochs": 4})
     file = store.run_folder(config) / "history.csv"
-    seen, evaluate = [], experiment.evaluate
+    seen, evaluate = [], run.evaluate
 
     def rows():
         with open(file, newline="") as handle:

@@ -68,7 +68,7 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     expected = run_in(tmp_path / "whole", config, monkeypatch)  # 3 epochs of 5 steps
 
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
-    save, reached = run_module.Checkpoint.save, []
+    save, reached = checkpoint.Checkpoint.save, []
 
     def save_and_die(self, progress):
         save(self, progress)
@@ -76,7 +76,7 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
         if len(reached) % 2 == 0:
             raise Stopped
 
-    monkeypatch.setattr(run_module.Checkpoint, "save", save_and_die)
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", save_and_die)
     got, starts = None, 0
     while got is None and starts < 20:
         starts += 1
@@ -100,7 +100,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
         def die(*arguments):
             raise Stopped
 
-        patch.setattr(run_module.Checkpoint, "save", die)
+        patch.setattr(checkpoint.Checkpoint, "save", die)
         with pytest.raises(Stopped):
             run_in(tmp_path / "stopped", config, monkeypatch)
     assert run_in(tmp_path / "stopped", config, monkeypatch) == expected
@@ -126,7 +126,7 @@ def test_a_run_killed_while_it_writes_its_results_has_none_and_writes_them_again
     assert store.load_metrics(config) is None
     trained = []
     monkeypatch.setattr(
-        run_module.Checkpoint, "after_step", lambda self, progress: trained.append(progress)
+        checkpoint.Checkpoint, "after_step", lambda self, progress: trained.append(progress)
     )
     assert run_in(tmp_path / "stopped", config, monkeypatch) == expected
     assert trained == []  # the training itself was not lost
@@ -164,7 +164,7 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(
 FORKS = """
 import os, sys
 import torch
-import spcl_lib.experiment
+import spcl_lib.runs.run
 from spcl_lib.__main__ import main
 torch.set_num_threads(1)
 for line in sys.stdin:

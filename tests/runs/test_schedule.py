@@ -1,4 +1,4 @@
-"""`reproduce`: what it shows, and that nothing is lost or left behind when it is killed."""
+"""The scheduler: what it shows, and that nothing is lost or left behind when it is killed."""
 
 import json
 import os
@@ -13,9 +13,9 @@ import pytest
 import torch
 from fake_runs import fake_runs, write_results
 
-from spcl_lib.analysis import plan
-from spcl_lib.runs import run, schedule, store
-from spcl_lib.runs.progress import Follower, write_history
+from spcl_lib.runs import schedule, store
+from spcl_lib.runs.progress import write_history
+from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
 
@@ -23,7 +23,7 @@ from spcl_lib.system import paths
 
 
 class FakeProcess:
-    """A run that has ended after some looks at it."""
+    """A task that has ended after some looks at it."""
 
     def __init__(self, looks, returncode):
         self.looks, self.returncode = looks, returncode
@@ -38,52 +38,54 @@ class FakeProcess:
 
 @pytest.fixture
 def fake_starts(monkeypatch):
-    """No process is started; every run has finished two epochs, and says `presence_in_views` before it ends."""
-    monkeypatch.setattr(reproduce.time, "sleep", lambda seconds: None)
+    """No process is started; every run has finished two epochs, and writes a log before it ends."""
+    monkeypatch.setattr(schedule.time, "sleep", lambda seconds: None)
 
-    def use(returncode, said):
-        def start(config, data_root, threads, force):
-            folder = store.run_folder(config)
-            follower = Follower(folder)
-            write_history(folder, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}])
-            (folder / "log.txt").write_text(said)
-            return schedule.Job(config, FakeProcess(3, returncode), folder / "log.txt", follower)
+    def use(returncode, log):
+        def start(task, threads):
+            rows = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}]
+            write_history(task.log.parent, rows)
+            task.log.write_text(log)
+            return FakeProcess(3, returncode)
 
         monkeypatch.setattr(schedule, "_start", start)
 
     return use
 
 
+def tasks_of(*methods):
+    configs = [make_config("scenes", method, 1) for method in methods]
+    return [schedule._task_of(config, None, False) for config in configs]
+
+
 def test_the_bar_shows_what_is_running_and_how_far_it_is(results, fake_starts, monkeypatch, capsys):
     monkeypatch.setattr(schedule, "_LOG_SECONDS", 0.0)
     fake_starts(0, "")
-    configs = [make_config("scenes", method, 1) for method in ("an", "scl")]
-    schedule._run_waiting(configs, None, 2, False)
+    schedule.run_tasks(tasks_of("an", "scl"), 2, "runs")
     assert "0/2" in (bar := capsys.readouterr().err) and "an-seed1 2/24, scl-seed1 2/24" in bar
 
 
 def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(results, fake_starts, capsys):
     fake_starts(2, "epoch 1\rspcl: error: '/x': No space left on device. Free some space\n\n")
-    config = make_config("scenes", "an", 1)
-    (failed,) = schedule._run_waiting([config], None, 1, False)
-    log = store.run_folder(config) / "log.txt"
+    (failed,) = schedule.run_tasks(tasks_of("an"), 1, "runs")
     words = "spcl: error: '/x': No space left on device. Free some space"
-    assert f"FAILED an-seed1: {words} (log: {log})" in capsys.readouterr().out
-    assert failed.config == config
+    assert f"FAILED an-seed1: {words} (log: {failed.log})" in capsys.readouterr().out
+    assert failed.name == "an-seed1"
 
 
-def test_what_a_killed_process_left_beside_finished_runs_is_removed(results, monkeypatch):
+def test_a_run_is_started_with_one_file_that_says_all_of_it(results):
+    config = make_config("scenes", "scl", 3, "smoke", {"weight": 0.5, "lr": 1e-3})
+    task = schedule._task_of(config, "somewhere", True)
+    command, option, file, force = task.arguments
+    assert (command, option, force) == ("run", "--config", "--force")
+    assert Path(file).parent == store.run_folder(config) == task.log.parent
+    assert store.read_config(Path(file)) == (config, str(Path("somewhere").resolve()))
+
+
+def test_what_is_finished_is_not_run_again(results, monkeypatch):
     write_results(fake_runs(methods=("an",), seeds=(0,)))
-    config = make_config("scenes", "an", 0)
-    left = [store.run_folder(config) / ".train.ipynb.99999.ipynb",
-            results / ".report.html.99999.tmp"]  # fmt: skip
-    for file in left:
-        file.write_text("half")
-    monkeypatch.setattr(schedule, "_write_report", lambda configs: True)
-    assert plan.reproduce([config], None, 1, False, only_list=True) == 0
-    assert all(file.exists() for file in left)  # looking changes nothing
-    assert plan.reproduce([config], None, 1, False, only_list=False) == 0
-    assert not any(file.exists() for file in left)
+    monkeypatch.setattr(schedule, "prepare", lambda *given: pytest.fail("data were prepared"))
+    assert schedule.run_all([make_config("scenes", "an", 0)], None, 1, False) == []
 
 
 def test_results_that_cannot_be_written_are_found_before_anything_is_made(
@@ -93,7 +95,7 @@ def test_results_that_cannot_be_written_are_found_before_anything_is_made(
     monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "file"))
     monkeypatch.setattr(schedule, "prepare", lambda *given: pytest.fail("data were prepared"))
     outcome = spcl("reproduce", "--only", "an", "--seeds", "0", "--profile", "smoke")
-    assert outcome.status == 2 and outcome.out == ""
+    assert outcome.status == 2
     assert outcome.err.startswith(f"spcl: error: '{tmp_path / 'file'}': ")
 
 
@@ -125,27 +127,28 @@ def test_killed_as_a_whole_it_leaves_no_process_and_goes_on_to_the_same_bits(
     results, tmp_path, tiny, own_kernels, monkeypatch
 ):
     settings = tiny | {"train_images": 200, "epochs": 6, "eval_every": 3}  # 150 steps
+    settings |= {"scale_min": 0.5}
     configs = [make_config("scenes", method, 0, "smoke", settings) for method in ("an", "scl")]
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # what two runs side by side have
     monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "whole"))
-    expected = [run.run(config) for config in configs]
+    expected = [run(config) for config in configs]
     torch.set_num_threads(threads)
 
     killed = tmp_path / "killed"
     monkeypatch.setenv("SPCL_RESULTS", str(killed))
     monkeypatch.setenv("SPCL_CHECKPOINT_SECONDS", "0")
     folders = [store.run_folder(config) for config in configs]
-    command = [sys.executable, "-m", "spcl_lib", "reproduce", "--profile", "smoke",
-               "--only", "an", "scl", "--seeds", "0", "--jobs", "2"]  # fmt: skip
+    command = [sys.executable, "-m", "spcl_lib", "ablation", "crop_scale", "--profile", "smoke",
+               "--scales", "0.5", "--only", "an", "scl", "--seeds", "0", "--jobs", "2"]  # fmt: skip
     for name, value in settings.items():
-        command += ["--set", f"{name}={value}"]
+        command += ["--set", f"{name}={value}"] if name != "scale_min" else []
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=paths.project(), start_new_session=True, **quiet) as top:
         try:
             wait_until(lambda: any((f / "checkpoint.pt").exists() for f in folders), 900, top)
             time.sleep(random.Random(7).uniform(0, 0.5))
-            assert len(processes_with(killed)) >= 3  # itself and its runs (with their kernels)
+            assert len(processes_with(killed)) >= 3  # itself and its runs
             assert not any((folder / "metrics.json").exists() for folder in folders)
             top.kill()  # nobody tells its children
             wait_until(lambda: not processes_with(killed), 60)
@@ -154,7 +157,6 @@ def test_killed_as_a_whole_it_leaves_no_process_and_goes_on_to_the_same_bits(
                 os.kill(process, signal.SIGKILL)
     assert top.returncode == -signal.SIGKILL
     assert not all((folder / "metrics.json").exists() for folder in folders)
-    assert any(folder.glob(".train.ipynb.*") for folder in folders)  # what must be cleared away
 
     again = subprocess.run(command, cwd=paths.project(), capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -162,9 +164,8 @@ def test_killed_as_a_whole_it_leaves_no_process_and_goes_on_to_the_same_bits(
         metrics = json.loads((folder / "metrics.json").read_text())
         for key in ("mAP", "AP", "history", "at_0.5", "top_3"):
             assert metrics[key] == json.loads(json.dumps(whole[key]))
-        log, notebook = ((folder / name).read_text() for name in ("log.txt", "train.ipynb"))
-        said = f"{whole['method']} seed 0: epoch 6 of 6, loss"
-        assert said in log and "epoch 6 of 6" not in notebook
+        last = f"{whole['method']} seed 0: epoch 6 of 6, loss"
+        assert last in (folder / "log.txt").read_text()
     names = {file.name for file in killed.rglob("*") if file.is_file()}
     assert {name for name in names if name[0] == "."} <= {".lock", ".summary.csv.lock"}
     assert not any(name.endswith(".tmp") or name == "checkpoint.pt" for name in names)

@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from fake_findings import fake_findings
+from fake_measurements import fake_measurements
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -22,7 +22,7 @@ def draw(name, found):
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_nothing_leaves_the_figure_and_axes_have_names(name, seeds):
-    figure = draw(name, fake_findings(seeds=seeds))
+    figure = draw(name, fake_measurements(seeds=seeds))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # lays the figure out
     drawn, size = figure.get_tightbbox(canvas.get_renderer()), figure.get_size_inches()
@@ -33,7 +33,7 @@ def test_nothing_leaves_the_figure_and_axes_have_names(name, seeds):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_of_part_of_the_methods(name):
-    found = fake_findings(("an", "en_scl_whole", "en_scl"), ("an", "en_scl"), (0,))
+    found = fake_measurements(("an", "en_scl_whole", "en_scl"), ("an", "en_scl"), (0,))
     buffer = io.BytesIO()
     draw(name, found).savefig(buffer)
     picture = Image.open(buffer).convert("L")
@@ -41,16 +41,16 @@ def test_figures_of_part_of_the_methods(name):
 
 
 def test_bars_have_the_height_of_their_means():
-    figure = recovery_figures.source_scores(fake_findings())
+    figure = recovery_figures.source_scores(fake_measurements())
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx([50.1, 52.1, 55.1, 90.1, 92.1])
-    figure = recovery_figures.label_wrongness(fake_findings())
+    figure = recovery_figures.label_wrongness(fake_measurements())
     tops = {round(b.get_y() + b.get_height(), 3) for b in figure.axes[0].patches[-5:]}
     assert tops == {100.0}
 
 
 def test_methods_keep_their_colours():
-    figure = recovery_figures.map_over_scales(fake_findings())
+    figure = recovery_figures.map_over_scales(fake_measurements())
     drawn = [container.lines[0].get_color() for container in figure.axes[0].containers]
     assert drawn == [colour(m) for m in ("an", "cl", "scl", "en_scl", "full")]
 
@@ -64,7 +64,7 @@ def test_reliability_weighs_seeds_by_their_views():
 
 
 def test_what_no_run_recorded_is_said_in_the_figure():
-    found = fake_findings()
+    found = fake_measurements()
     assert not recovery_figures.corrections(found).axes[0].texts
     found["decisions"] = [r for r in found["decisions"] if r["images"] == "all"]
     (text,) = recovery_figures.corrections(found).axes[0].texts

@@ -102,8 +102,9 @@ def seen_by_all(rgb):
 def test_the_core_does_not_import_what_only_figures_need():
     modules = ("matplotlib", "seaborn", "pandas", "papermill", "nbclient", "IPython")
     code = (
-        "import sys, spcl_lib, spcl_lib.__main__, spcl_lib.experiment, spcl_lib.results; "
-        "import spcl_lib.report, spcl_lib.plots, spcl_lib.pictures, spcl_lib.notebooks; "
+        "import sys, spcl_lib, spcl_lib.__main__, spcl_lib.runs.run, spcl_lib.analysis.results; "
+        "import spcl_lib.analysis.report, spcl_lib.viewer.result_figures, spcl_lib.viewer.figures; "
+        "import spcl_lib.runs.notebooks; "
         f"print([m for m in {modules} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

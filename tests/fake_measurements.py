@@ -1,4 +1,4 @@
-"""Findings made up for tests of what is said and drawn of them."""
+"""Measurements made up for tests of what is said and drawn of them."""
 
 from spcl_lib.analysis.recovery import FALL, NOT_THERE, QUESTION_GROUPS
 from spcl_lib.analysis.visibility import LIMITS, VISIBILITY
@@ -9,8 +9,8 @@ AUROC = {"an": 50.0, "cl": 52.0, "scl_whole": 55.0, "scl": 90.0, "en_scl_whole":
 GAINS = {"an": 0.0, "cl": 2.0, "scl": 4.0, "en_scl": 9.0, "full": 15.0}
 
 
-def fake_findings(sources=tuple(AUROC), methods=tuple(GAINS), seeds=(0, 1, 2), **scores):
-    """Findings in which `scores` are the AUROC of sources; everything has a small spread."""
+def fake_measurements(sources=tuple(AUROC), methods=tuple(GAINS), seeds=(0, 1, 2), **scores):
+    """Measurements in which `scores` are the AUROC of sources; everything has a small spread."""
     auroc = AUROC | scores
     return {
         "about": about(methods, seeds),

@@ -1,0 +1,68 @@
+"""results/manifest.json: what was run, with which commit, versions and data, and how long."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from spcl_lib.reproduce.plan import Experiment, NotebookTask
+from spcl_lib.runs.settings import changes
+from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.files import lock_file, write_json
+from spcl_lib.system.machine import choose_device, describe_machine
+
+
+def _file() -> Path:
+    return paths.results() / "manifest.json"
+
+
+def read_manifest() -> dict[str, Any]:
+    """results/manifest.json; an empty one if it is missing or damaged."""
+    empty: dict[str, Any] = {"experiments": {}, "notebooks": {}}
+    try:
+        return empty | json.loads(_file().read_text())
+    except (OSError, ValueError, TypeError):
+        return empty
+
+
+def _note(part: str, name: str, entry: dict[str, Any]) -> None:
+    with lock_file(_file()):
+        manifest = read_manifest()
+        manifest[part][name] = entry
+        write_json(_file(), manifest)
+
+
+def note_notebook(task: NotebookTask, entry: dict[str, Any]) -> None:
+    """Notes what became of a notebook."""
+    _note("notebooks", task.name, entry)
+
+
+def note_experiment(experiment: Experiment, seconds: float) -> None:
+    """Notes the finished runs of an experiment, and what they were made with and on."""
+    first = experiment.main[0]
+    machine = describe_machine(choose_device())
+    facts = {
+        "commit": machine["commit"], "python": machine["python"], "torch": machine["torch"],
+        "torchvision": machine["torchvision"], "machine": machine["device"],
+        "data": first.content or "drawn by the code of this commit",
+        "last command": f"{seconds:.0f} s, on {datetime.date.today().isoformat()}",
+    }  # fmt: skip
+    runs = {
+        str(run_folder(c).relative_to(paths.results())): load_metrics(c) for c in experiment.runs
+    }
+    done = {name: {"mAP": m["mAP"], "train_seconds": m["train_seconds"]}
+            for name, m in runs.items() if m is not None}  # fmt: skip
+    _note("experiments", experiment.name, {
+        "dataset": first.dataset, "profile": first.profile, "overrides": changes(first),
+        "data_root": experiment.data_root, "facts": facts, "runs": done,
+    })  # fmt: skip
+
+
+def is_current(task: NotebookTask, manifest: dict[str, Any]) -> bool:
+    """Whether the notebook has been executed, and nothing that it depends on has changed."""
+    entry = manifest["notebooks"].get(task.name, {})
+    files = task.output, task.output.with_suffix(".html")
+    return all(f.is_file() for f in files) and entry.get("key") == task.key()

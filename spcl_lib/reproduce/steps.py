@@ -1,0 +1,210 @@
+"""The steps of the plan: shown with their cost, and carried out one after the other."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Sequence
+
+from spcl_lib.analysis.measurement_files import load_measurements
+from spcl_lib.analysis.results import load_runs
+from spcl_lib.analysis.statistics import deviation, mean
+from spcl_lib.config import RunConfig
+from spcl_lib.methods import METHODS
+from spcl_lib.reproduce.manifest import is_current, note_experiment, note_notebook, read_manifest
+from spcl_lib.reproduce.pages import write_index
+from spcl_lib.reproduce.plan import (
+    NOTEBOOK_SECONDS,
+    PRETRAINING_SECONDS,
+    Experiment,
+    NotebookTask,
+    notebook_tasks,
+)
+from spcl_lib.runs.notebooks import title_of_notebook
+from spcl_lib.runs.profiles import cost, duration
+from spcl_lib.runs.schedule import Task, run_all, run_tasks
+from spcl_lib.runs.settings import changes
+from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+
+_USUAL_NOTEBOOK_SECONDS = 30
+_MEASURED_SHARE = 0.1  # of the runs' time that measuring them takes
+
+
+# --- showing the plan -----------------------------------------------------------------------------
+
+
+def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
+    """Prints every step: what is finished, what is to do, and what that costs."""
+    for experiment in experiments:
+        print(f"{experiment.name}:")
+        for config in experiment.runs:
+            done = load_metrics(config)
+            state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
+            folder = run_folder(config)
+            print(f"  run       {folder.parent.name}/{folder.name:26} {_what(config)}{state}")
+        if not experiment.ablation and experiment.knows_objects:
+            print("  ablation  (its figure: from the reference results; --all makes the runs)")
+        if experiment.knows_objects:
+            print("  measure   crop recovery and localisation, on the finished runs")
+    manifest = read_manifest()
+    for task in notebook_tasks(experiments):
+        state = f"skipped: {task.skipped}" if task.skipped else (
+            "finished" if is_current(task, manifest) else "to execute"
+        )  # fmt: skip
+        print(f"  notebook  {task.name}.ipynb: {state}")
+    print(f"one run: {cost(experiments[0].main[0].dataset, experiments[0].main[0].profile)}")
+    print(_total(experiments, jobs))
+
+
+def _what(config: RunConfig) -> str:
+    """What differs from the profile, as text."""
+    return "".join(f"{k}={v} " for k, v in changes(config).items())
+
+
+def _total(experiments: Sequence[Experiment], jobs: int) -> str:
+    """What is still to do, and about how long it takes."""
+    runs = [c for e in experiments for c in e.runs if load_metrics(c) is None]
+    manifest = read_manifest()
+    tasks = [t for t in notebook_tasks(experiments) if not t.skipped]
+    tasks = [t for t in tasks if not is_current(t, manifest)]
+    seconds = sum(cost(c.dataset, c.profile).seconds for c in runs) / jobs
+    seconds += _MEASURED_SHARE * seconds
+    if any(c.dataset == "scenes" for c in runs):
+        seconds += PRETRAINING_SECONDS.get(runs[0].profile, 0)
+    times = [NOTEBOOK_SECONDS.get(t.notebook, _USUAL_NOTEBOOK_SECONDS) for t in tasks]
+    seconds += sum(times) / jobs
+    return (
+        f"to do: {len(runs)} runs and {len(tasks)} notebooks, about {duration(seconds)} in all "
+        f"with {jobs} side by side"
+    )
+
+
+# --- carrying it out -----------------------------------------------------------------------------
+
+
+def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
+    """Carries out the plan.
+
+    Args:
+        experiments: what to run.
+        jobs: runs, and then notebooks, side by side; they share the cores.
+        force: run again what is finished.
+
+    Returns:
+        0 if everything has finished, else 1.
+
+    Raises:
+        UserError: data are missing or damaged, or results cannot be written: found before any run
+            of that data starts.
+    """
+    print(_total(experiments, jobs), flush=True)
+    failed: list[Task] = []
+    for experiment in experiments:
+        began = time.monotonic()
+        failed += run_all(experiment.runs, experiment.data_root, jobs, force)
+        _print_table(experiment.main, failed, time.monotonic() - began)
+        _measure(experiment)
+        note_experiment(experiment, time.monotonic() - began)
+    failed += _execute_notebooks(notebook_tasks(experiments), jobs, force)
+    for task in failed:
+        print(f"failed: {task.name}, log: {task.log}")
+    print(f"table:  {paths.results() / 'summary.csv'}")
+    shown = _write_index()
+    return 0 if shown and not failed else 1
+
+
+def _print_table(configs: Sequence[RunConfig], failed: Sequence[Task], seconds: float) -> None:
+    print(f"\n{'method':8} {'runs':>5} {'mAP %':>7} {'std':>5}")
+    for method in METHODS:
+        done = [load_metrics(c) for c in configs if c.method == method]
+        scores = [m["mAP"] for m in done if m is not None]
+        if not done:
+            continue
+        middle = f"{mean(scores):7.2f}" if scores else f"{'-':>7}"
+        spread = f"{deviation(scores):5.2f}" if len(scores) > 1 else f"{'-':>5}"
+        print(f"{method:8} {len(scores):2}/{len(done):<2} {middle} {spread}")
+    finished = sum(load_metrics(c) is not None for c in configs)
+    print(f"\n{finished} of {len(configs)} runs finished, {seconds / 60:.1f} min", flush=True)
+
+
+def _measure(experiment: Experiment) -> None:
+    """Measures crop recovery on the finished runs, once; 03_crop_recovery shows it."""
+    first = experiment.main[0]
+    if not experiment.knows_objects:
+        return
+    seeds = range(1 + max(c.seed for c in experiment.main))
+    try:
+        load_measurements(
+            "results", first.dataset, first.profile, seeds, None, changes(first),
+            experiment.data_root,
+        )  # fmt: skip
+    except UserError as error:
+        print(f"crop recovery was not measured: {error}", flush=True)
+
+
+def _execute_notebooks(tasks: Sequence[NotebookTask], jobs: int, force: bool) -> list[Task]:
+    """Executes the notebooks that are not up to date; notes what happened to each.
+
+    Returns:
+        What failed.
+    """
+    missing = [n for n in ("papermill", "nbconvert") if importlib.util.find_spec(n) is None]
+    if missing:
+        print(f"notebooks: not executed ({', '.join(missing)} not installed)")
+        return []
+    manifest = read_manifest()
+    for task in tasks:
+        if task.skipped:
+            note_notebook(task, {"skipped": task.skipped})
+    waiting = [t for t in tasks if not t.skipped and (force or not is_current(t, manifest))]
+    return run_tasks([_process_of(task) for task in waiting], jobs, "notebooks")
+
+
+def _process_of(task: NotebookTask) -> Task:
+    """The process that executes a notebook; what became of it is noted as soon as it ends."""
+    page, key = task.output.with_suffix(".html"), task.key()
+    page.unlink(missing_ok=True)
+    entry = {"title": title_of_notebook(task.notebook), "parameters": task.parameters}
+    note_notebook(task, entry | {"finished": False, "seconds": 0.0})
+
+    def is_done() -> bool:
+        if page.is_file():
+            done = {"finished": True, "key": key, "seconds": _seconds_of(task)}
+            note_notebook(task, entry | done)
+        return page.is_file()
+
+    arguments = ["notebooks", task.notebook, "--out", str(task.output)]
+    arguments += ["--parameters", json.dumps(task.parameters)]
+    return Task(task.name, arguments, task.output.with_suffix(".log"), is_done)
+
+
+def _seconds_of(task: NotebookTask) -> float:
+    """How long the notebook took, as papermill has noted it in the file."""
+    try:
+        noted = json.loads(task.output.read_text())["metadata"]["papermill"]["duration"]
+        return round(float(noted), 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _write_index() -> bool:
+    """Writes results/index.html; returns whether it could."""
+    missing = [n for n in ("pandas", "seaborn") if importlib.util.find_spec(n) is None]
+    if missing:
+        print(f"page:   not written ({', '.join(missing)} not installed)")
+        return True
+    manifest, runs = read_manifest(), {}
+    for name, entry in manifest["experiments"].items():
+        try:
+            where = entry["dataset"], entry["profile"], entry["overrides"], entry["data_root"]
+            runs[name] = load_runs("results", *where)
+        except UserError as error:
+            print(f"page:   without {name}: {error}")
+    if not runs:
+        print("page:   not written (no run has finished)")
+        return False
+    print(f"page:   {write_index(manifest, runs)}")
+    return True
