@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spcl_lib.methods import METHODS
+from spcl_lib.pooling import KINDS, parse_pooling
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.runs.settings import make_config, methods_of, parse_overrides
 from spcl_lib.system import paths
@@ -79,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", type=_threshold, metavar="T",
         help="score that makes a label, such as 0.5 (default: auto, the score that the expected "
         "number of labels per image reached on training images)",
+    )  # fmt: skip
+    ahead.add_argument(
+        "--pooling", metavar="KIND",
+        help=f"another pooling of the score maps than the run's ({', '.join(KINDS)}), for instance "
+        "lse or lse:3 (with its strength); needs --threshold",
     )  # fmt: skip
     ahead.add_argument(
         "--heatmaps", metavar="DIR", help="write a picture of every image's heatmaps"
@@ -297,6 +303,10 @@ def _predict(options: Options) -> int:
     config = predictor.config
     print(f"run: {run} ({config.dataset}, {config.method}, {len(predictor.classes)} classes)")
     threshold = predictor.threshold if options.threshold is None else options.threshold
+    if options.pooling:
+        if options.threshold is None:
+            raise UserError("the run's threshold does not fit another pooling; give --threshold T")
+        predictor.model.pooling = parse_pooling(options.pooling)
     if threshold is None:
         raise UserError(f"the run '{run}' has no threshold of its own; give one: --threshold 0.5")
     folder = options.heatmaps and OverlayFolder(Path(options.heatmaps).expanduser())

@@ -9,6 +9,7 @@ them, NAME, NAME_cl and NAME_scl are methods. See `losses` for the notation.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -134,10 +135,12 @@ class Method:
                 num_images, num_classes, size, self.settings.momentum, dtype, seed=seed
             )
         self.tables: dict[str, Tensor] = {}
+        if self.term.reads_averages:  # from this presence on, EN takes a class as possible
+            self.tables["threshold"] = torch.full((num_classes,), math.inf)
         if self.term.make_tables is not None:
             if labels is None:
                 raise ValueError(f"method '{name}' keeps state: give labels, z (N, C)")
-            self.tables = self.term.make_tables(labels, self.settings, seed)
+            self.tables |= self.term.make_tables(labels, self.settings, seed)
         for learned in self.term.learned:
             self.tables[learned].requires_grad_()
 

@@ -113,6 +113,21 @@ class Pooling:
 MEAN_POOLING = Pooling()
 
 
+def parse_pooling(text: str) -> Pooling:
+    """A pooling from a text: "lse", or "lse:3" with its strength.
+
+    Raises:
+        UserError: it is none.
+    """
+    kind, colon, strength = text.partition(":")
+    try:
+        return Pooling(kind, float(strength) if colon else 0.0)
+    except ValueError:
+        raise UserError(
+            f"pooling '{text}' has a strength that is no number; write {kind}:3"
+        ) from None
+
+
 def pooling_of(model: object) -> Pooling:
     """The pooling of a model; the mean for one that says nothing of it."""
     return getattr(model, "pooling", MEAN_POOLING)

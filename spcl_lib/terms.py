@@ -7,7 +7,6 @@ them, and a run saves them with its checkpoint.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -179,7 +178,6 @@ TERMS: dict[str, Term] = {
     "en": Term(
         _expected_negative, "expected negatives: likely positives are left out of the BCE",
         "the paper; the selection is ours", reads_averages=True,
-        make_tables=lambda z, s, seed: {"threshold": torch.full((z.shape[1],), math.inf)},
     ),
     "full": Term(
         lambda s, z, step: losses.assume_negative(s, z), "BCE with all labels: the upper bound", "",

@@ -11,8 +11,8 @@ from spcl_lib import UserError, Views
 from spcl_lib.losses.assume_negative import assume_negative
 from spcl_lib.losses.consistency import DISTANCES, consistency, distance, spatial_consistency
 from spcl_lib.losses.expected_negative import expected_negative, expected_negative_threshold
-from spcl_lib.methods import METHODS, Method, MethodSettings
-from spcl_lib.model import presence_in
+from spcl_lib.methods import METHODS, PAPER_METHODS, Method, MethodSettings
+from spcl_lib.pooling import MEAN_POOLING
 
 B, C, G, N = 4, 3, 3, 6
 
@@ -178,23 +178,27 @@ def test_presence_is_pooled_over_logits_as_the_model_pools():
         for c in range(C):
             logits = [math.log(v / (1 - v)) for v in heat[b, c].flatten().tolist()]
             expected = sigmoid(sum(logits) / len(logits))
-            assert presence_in(heat)[b, c].item() == pytest.approx(expected, rel=1e-5)
-    assert torch.isfinite(presence_in(torch.tensor([[[[0.0, 1.0]]]]))).all()
+            assert MEAN_POOLING.presence(heat)[b, c].item() == pytest.approx(expected, rel=1e-5)
+    assert torch.isfinite(MEAN_POOLING.presence(torch.tensor([[[[0.0, 1.0]]]]))).all()
 
 
 def test_presence_counts_seen_cells_only():
     heat = torch.tensor([[[[0.9, 0.0]]], [[[0.9, 0.0]]]])
     seen = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 0.0]]]])
-    assert presence_in(heat, seen).flatten().tolist() == pytest.approx([0.9, 0.0])
+    assert MEAN_POOLING.presence(heat, seen).flatten().tolist() == pytest.approx([0.9, 0.0])
 
 
 # --- whole methods --------------------------------------------------------------------------------
 
 
+def new_method(name, settings):
+    return Method(name, N, C, settings, labels=one_label_each(N, seed=5), epochs=8)
+
+
 def trained_method(name, kind="bce", **settings):
     """A method that has seen random maps of N images through random views, before its start."""
     defaults = dict(start=1, ramp=2.0, bank_size=5, bank_dtype="float32", distance=kind, weight=0.7)
-    method = Method(name, N, C, MethodSettings(**(defaults | settings)))
+    method = new_method(name, MethodSettings(**(defaults | settings)))
     for step in range(2):
         views = Views.sample(N, (0.3, 0.9), generator=torch.Generator().manual_seed(step))
         epoch = method.settings.start - 0.5
@@ -233,7 +237,9 @@ def naive_loss(method, epoch):
             read = [np.clip(t[seen], 1 / 512, 1 - 1 / 512) for t in target]  # cells seen, no other
             presence = [sigmoid(np.mean(np.log(t / (1 - t)))) if len(t) else 0 for t in read]
             left_out = [] if left_out is None else left_out
-            left_out.append([p > t for p, t in zip(presence, method.threshold, strict=True)])
+            left_out.append(
+                [p > t for p, t in zip(presence, method.tables["threshold"], strict=True)]
+            )
     total = naive_supervised(maps, labels, left_out)
     if method.spec.consistency:
         total += settings.weight * min(1, (epoch - settings.start) / settings.ramp) * np.mean(terms)
@@ -242,7 +248,7 @@ def naive_loss(method, epoch):
     return total
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PAPER_METHODS)
 @pytest.mark.parametrize("kind", DISTANCES)
 @pytest.mark.parametrize("epoch", [1.5, 4.0])
 def test_the_loss_of_every_method_is_its_formula(name, kind, epoch):
@@ -258,7 +264,7 @@ def test_full_is_an_with_all_labels():
     assert got == pytest.approx(naive_supervised(maps.double().numpy(), labels.numpy()), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PAPER_METHODS)
 def test_before_start_every_method_is_an(name):
     method = trained_method(name, start=3)
     method.begin_epoch(2, one_label_each(N, seed=5))
@@ -280,13 +286,13 @@ def test_the_weight_of_consistency_grows_linearly_over_the_ramp(name):
 
 @pytest.mark.parametrize("name", ["cl", "scl", "en", "en_cl", "en_scl"])
 def test_images_that_are_new_are_not_pulled_towards_zero(name):
-    method, data = Method(name, N, C, MethodSettings(start=0, ramp=0.0)), batch()
+    method, data = new_method(name, MethodSettings(start=0, ramp=0.0)), batch()
     assert method.loss(*data, 0.5) == pytest.approx(
         assume_negative(data[0].mean((2, 3)), data[1]).item(), abs=1e-6
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PAPER_METHODS)
 @pytest.mark.parametrize("kind", DISTANCES)
 def test_the_gradient_is_that_of_the_formula_with_the_targets_held_still(name, kind):
     method = trained_method(name, kind)
@@ -328,7 +334,7 @@ def test_the_averages_begin_one_epoch_before_they_are_used(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_restored_method_gives_the_same_loss(name):
-    method, restored = trained_method(name), Method(name, N, C, trained_method(name).settings)
+    method, restored = trained_method(name), new_method(name, trained_method(name).settings)
     restored.load_state_dict(method.state_dict())
     assert restored.loss(*batch(), 4.0) == method.loss(*batch(), 4.0)
 
@@ -345,3 +351,40 @@ def test_methods_keep_the_averages_that_they_need(name, side):
 def test_an_unknown_method_names_the_valid_ones():
     with pytest.raises(UserError, match="Did you mean 'scl'.*an, cl, scl, en"):
         Method("sccl", N, C)
+
+
+@pytest.mark.parametrize("term", sorted({spec.term for spec in METHODS.values()} - {"full"}))
+def test_a_name_adds_the_same_consistency_to_any_term(term):
+    """NAME_scl is NAME and the term that SCL adds to AN; so with CL."""
+    maps, labels, indices, views = batch()
+    names = (
+        {"cl": "cl", "scl": "scl"} if term == "an" else {c: f"{term}_{c}" for c in ("cl", "scl")}
+    )
+    for kind, name in names.items():
+        both, alone = trained_method(name), trained_method(term)
+        added, usual = trained_method(kind), trained_method("an")
+        got = both.loss(maps, labels, indices, views, 4.0)
+        own = usual.loss(maps, labels, indices, views, 4.0)
+        extra = added.loss(maps, labels, indices, views, 4.0) - own
+        if term != "en":  # EN's selection reads the averages, which differ between CL and SCL
+            assert got.item() == pytest.approx(
+                alone.loss(maps, labels, indices, views, 4.0).item() + extra.item(), rel=1e-4
+            )
+        assert torch.isfinite(got) and extra > 0
+
+
+def test_a_term_with_state_needs_the_labels():
+    with pytest.raises(ValueError, match="'role' keeps state: give labels"):
+        Method("role", N, C)
+
+
+def test_roles_estimates_are_learned_together_with_the_network():
+    method = trained_method("role")
+    (estimates,) = method.parameters()
+    optimizer = torch.optim.SGD([estimates], lr=10.0)
+    before = estimates.detach().clone()
+    method.loss(*batch(), 1.0).backward()
+    optimizer.step()
+    changed = (estimates.detach() != before).any(1)
+    assert changed[batch()[2]].all() and int(changed.sum()) == B
+    assert trained_method("gr").parameters() == []

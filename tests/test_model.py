@@ -13,7 +13,6 @@ from spcl_lib.model import (
     autocast,
     build_backbone,
     normalise,
-    pool,
     small_resnet,
 )
 from spcl_lib.system.weights import save_weights
@@ -43,7 +42,7 @@ def test_the_mean_of_the_maps_is_a_linear_layer_after_global_average_pooling():
     with torch.no_grad():
         features = model.features(images).mean((2, 3))
         linear = features @ model.head.weight.flatten(1).T + model.head.bias
-        torch.testing.assert_close(pool(model(images)), linear, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.pooling(model(images)), linear, atol=1e-5, rtol=1e-4)
 
 
 def test_a_torchvision_backbone_is_the_model_without_its_classifier():

@@ -11,7 +11,7 @@ from torch import nn
 from spcl_lib import UserError, Views
 from spcl_lib.data import scenes
 from spcl_lib.data.images import ImageFiles, LazyImages
-from spcl_lib.methods import METHODS, Method
+from spcl_lib.methods import PAPER_METHODS, Method
 from spcl_lib.model import SpatialClassifier, small_resnet
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system.randomness import keyed_generator
@@ -195,7 +195,7 @@ def test_training_reduces_the_loss_and_moves_every_weight(data):
     assert not any(torch.equal(v, before[k]) for k, v in model.named_parameters())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 def test_all_methods_share_their_start(method, data):
     """Until `start`, the same seed gives the same weights whatever the method."""
     weights = []

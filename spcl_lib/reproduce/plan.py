@@ -18,7 +18,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.runs.ablation import FOLLOWED, crop_scale_configs
 from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.run import run_folder
-from spcl_lib.runs.settings import SINGLE_LABEL, changes, make_config, methods_of
+from spcl_lib.runs.settings import SINGLE_LABEL, WITHOUT_OBJECTS, changes, make_config, methods_of
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
@@ -74,7 +74,7 @@ class Experiment:
     @property
     def knows_objects(self) -> bool:
         """Whether the data tell where objects are, so that crop recovery can be measured."""
-        return self.main[0].dataset not in SINGLE_LABEL
+        return self.main[0].dataset not in WITHOUT_OBJECTS
 
 
 @dataclass(frozen=True)

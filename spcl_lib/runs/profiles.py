@@ -65,6 +65,7 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "coco2017": _photographs(2.9),
     "imagenet": _photographs(1.2),  # ours, a prior: ReaL counts 1.2 valid labels an image
     "folder": _photographs(1.5),  # ours
+    "table": _photographs(1.5),  # ours
 }  # fmt: skip
 
 
@@ -100,6 +101,8 @@ COSTS: dict[tuple[str, str], Cost] = {
         f"--set train_images=20000 needs 9 GB and an hour ({_NEVER})",
     ),
     ("folder", "cpu"): Cost(180, "1.4 GB for 1,000 images (estimated from voc2007)"),
+    ("table", "cpu"): Cost(180, "1.4 GB for 1,000 images (estimated from voc2007)"),
+    ("table", "paper"): Cost(60, f"8 GB of GPU memory, for 1,000 images ({_NEVER})"),
     ("voc2007", "paper"): Cost(600, f"8 GB of GPU memory ({_NEVER})"),
     ("voc2012", "paper"): Cost(900, f"8 GB of GPU memory ({_NEVER})"),
     ("coco2014", "paper"): Cost(7200, f"8 GB of GPU memory, 5 GB of memory ({_NEVER})"),

@@ -16,6 +16,7 @@ from spcl_lib.system.errors import UserError, unknown_name
 
 # Training images of these have no full labels: there is no upper bound.
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
+WITHOUT_OBJECTS = SINGLE_LABEL | {"table"}  # these do not tell where objects are
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "report": ("test", "val"),

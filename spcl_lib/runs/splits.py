@@ -18,6 +18,7 @@ from spcl_lib.data.draws import NEED_BOXES
 from spcl_lib.data.folder import list_folder_splits
 from spcl_lib.data.image_set import ImageSet, decode_image_set, hold_out
 from spcl_lib.data.imagenet import list_imagenet
+from spcl_lib.data.table import list_table
 from spcl_lib.data.voc import list_voc
 from spcl_lib.methods import require_memory
 from spcl_lib.runs.settings import SINGLE_LABEL
@@ -100,11 +101,17 @@ def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool 
         return list_folder_splits(root, config.labels, config.full_labels, config.report)
     if config.dataset == "imagenet":
         return list_imagenet(root, config.report, config.train_images, config.eval_images)
+    if config.dataset == "table":
+        splits = list_table(root)
+        return splits if config.report == "test" else _hold_out(splits[0])
     objects = objects or config.draw in NEED_BOXES
     load = partial(_LISTS[config.dataset], config, root, objects=objects)
-    train = load("train")
     if config.report == "test":
-        return train, load("val")
+        return load("train"), load("val")
+    return _hold_out(load("train"))
+
+
+def _hold_out(train: ImageSet) -> Splits:
     stay, held = hold_out(len(train))
     return train.subset(stay), replace(train.subset(held), notes=())
 
@@ -117,13 +124,16 @@ def _coco(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
     return list_coco(root, split, int(config.dataset[-4:]), config.unannotated)
 
 
+_OWN_FOLDER = ("folder", "table")
 # Each lists a split, "train" or "val".
 _LISTS = {"voc2007": _voc, "voc2012": _voc, "coco2014": _coco, "coco2017": _coco}
 
 
 def _root(config: RunConfig, data_root: str | Path | None) -> Path:
-    if config.dataset == "folder" and not data_root:  # the common place holds other data sets
-        raise UserError("the data set 'folder' needs --data-root DIR: the folder of your images")
+    if config.dataset in _OWN_FOLDER and not data_root:  # the common place holds other data sets
+        raise UserError(
+            f"the data set '{config.dataset}' needs --data-root DIR: the folder of your images"
+        )
     return paths.data_root(data_root, f"the data set '{config.dataset}'")
 
 

@@ -8,7 +8,7 @@ import torch
 from spcl_lib import HeatmapBank, Views
 from spcl_lib.analysis import calibration, recovery
 from spcl_lib.analysis.visibility import in_view, visible_fraction
-from spcl_lib.model import presence_in
+from spcl_lib.pooling import MEAN_POOLING
 
 LEFT, RIGHT, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
 AT = {"fall": recovery.FALL}
@@ -41,7 +41,7 @@ def test_heatmaps_are_read_through_the_view_and_averages_whole(halves):
     regions, _ = halves
     indices, views = torch.tensor([0, 1, 1]), views_of(LEFT, RIGHT, WHOLE)
     bank = perfect_bank(regions)
-    expected = presence_in(*bank.read(indices, views, 4))
+    expected = MEAN_POOLING.presence(*bank.read(indices, views, 4))
     assert torch.equal(recovery.presence_in_views(bank, indices, views, 4), expected)
     assert expected[0, 0] > 0.8 and expected[0, 1] < 0.1  # the left half shows class 0 only
     flat = HeatmapBank.of(
@@ -58,7 +58,7 @@ def test_many_views_are_read_in_parts():
     bank = perfect_bank(torch.rand(50, 3, 6, 6, generator=rng) < 0.5)
     indices = torch.randint(50, (2500,), generator=rng)
     views = Views.sample(2500, (0.1, 1.0), generator=rng)
-    expected = presence_in(*bank.read(indices, views, 4))
+    expected = MEAN_POOLING.presence(*bank.read(indices, views, 4))
     torch.testing.assert_close(recovery.presence_in_views(bank, indices, views, 4), expected)
 
 

@@ -323,7 +323,7 @@ def test_full_labels_do_not_exist_and_are_not_asked_for(spcl, folder):
     assert outcome.status == 0
     head, *lines = outcome.out.splitlines()
     rows = [line for line in lines if line.startswith("  run ") and "snapshots=" not in line]
-    assert "without full" in head and len(rows) == len(methods.METHODS) - 1
+    assert "without full" in head and len(rows) == len(methods.PAPER_METHODS) - 1
     assert not any("full-seed" in row for row in rows)
     assert "without full" not in spcl("reproduce", "--dataset", "voc2007", "--list").out
 

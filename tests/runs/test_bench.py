@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spcl_lib.methods import METHODS
+from spcl_lib.methods import PAPER_METHODS
 
 QUICK = {
     "backbone": "small_resnet", "weights": "none", "frozen": 0, "image_side": 32, "crop_side": 24,
@@ -28,8 +28,8 @@ def test_steps_of_all_methods_are_timed_from_the_cache_and_from_files(of_voc, mo
     monkeypatch.setenv("SPCL_CACHE_GB", limit)
     outcome = of_voc("--steps", 1)
     assert outcome.status == 0, outcome.err
-    rows = dict(line.split(maxsplit=1) for line in outcome.out.splitlines()[-len(METHODS) :])
-    assert set(rows) == set(METHODS)
+    rows = dict(line.split(maxsplit=1) for line in outcome.out.splitlines()[-len(PAPER_METHODS) :])
+    assert set(rows) == set(PAPER_METHODS)
     assert all(float(cell) > 0 for row in rows.values() for cell in row.split())
 
 

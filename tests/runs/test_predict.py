@@ -294,6 +294,24 @@ def test_an_overlay_is_coloured_where_the_map_is_high():
     assert (title < 128).any() and (picture[:, -1] == 255).all()  # written, and cut off in time
 
 
+# --- pooling --------------------------------------------------------------------------------------
+
+
+def test_another_pooling_of_the_same_maps_needs_a_threshold_and_gives_other_scores(
+    spcl, trained, tmp_path
+):
+    make_folder(tmp_path / "new", any=3)
+    arguments = ("predict", "--run", trained[0], "--images", tmp_path / "new")
+    refused = spcl(*arguments, "--pooling", "lse")
+    assert refused.status == 2 and "give --threshold" in refused.err
+    tables = []
+    for more in ((), ("--pooling", "mean"), ("--pooling", "lse:2")):
+        out = tmp_path / f"{len(tables)}.csv"
+        assert spcl(*arguments, "--out", out, "--threshold", 0.5, *more).status == 0
+        tables.append(out.read_text())
+    assert tables[0] == tables[1] != tables[2]
+
+
 # --- from Python ----------------------------------------------------------------------------------
 
 

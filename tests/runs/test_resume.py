@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from spcl_lib.methods import METHODS
+from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.runs import checkpoint, run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
@@ -37,7 +37,7 @@ def run_in(folder, config, monkeypatch, **options):
     return what_counts(store.run_folder(config))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 def test_the_same_seed_gives_the_same_bits_twice(method, results, tmp_path, tiny, monkeypatch):
     config = make_config("scenes", method, 5, "smoke", tiny)
     one = run_in(tmp_path / "one", config, monkeypatch)
@@ -59,7 +59,9 @@ class Stopped(BaseException):
     """As sudden as a signal: nothing in the library catches it."""
 
 
-@pytest.mark.parametrize("method", ["cl", "scl", "en", "en_scl"])
+@pytest.mark.parametrize(
+    "method", ["cl", "scl", "en", "en_scl", "role", "apl", "ll_cp", "crisp_scl"]
+)
 def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     method, results, tmp_path, tiny, monkeypatch
 ):

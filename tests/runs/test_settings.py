@@ -6,7 +6,7 @@ import pytest
 
 from spcl_lib import UserError
 from spcl_lib.config import RunConfig
-from spcl_lib.methods import METHODS, MethodSettings
+from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
 from spcl_lib.runs.profiles import COSTS, PROFILES, cost
 from spcl_lib.runs.settings import changes, make_config, methods_of, parse_overrides
 
@@ -38,9 +38,12 @@ def test_the_observed_labels_are_the_same_for_all_methods_and_seeds(dataset):
 
 
 def test_full_needs_a_data_set_whose_training_images_have_full_labels():
-    assert methods_of("voc2007") == list(METHODS)
+    assert methods_of("voc2007") == list(PAPER_METHODS)
     for dataset in ("imagenet", "folder"):
-        assert methods_of(dataset) == [name for name in METHODS if name != "full"]
+        assert methods_of(dataset) == [name for name in PAPER_METHODS if name != "full"]
+        assert "full" not in methods_of(dataset, METHODS) and "gr_scl" in methods_of(
+            dataset, METHODS
+        )
     said = mistake("imagenet", "full")
     assert "'full' needs all labels" in said and "Valid: an, cl, scl" in said
 
@@ -96,7 +99,9 @@ def test_the_digest_stays_when_a_later_version_has_one_more_setting():
 
 def test_the_methods_get_the_settings_of_the_configuration():
     values = {"weight": 3.0, "start": 5, "ramp": 0.5, "distance": "l1", "momentum": 0.5,
-              "bank_size": 9, "bank_dtype": "float16", "expected_positives": 2.5}  # fmt: skip
+              "bank_size": 9, "bank_dtype": "float16", "expected_positives": 2.5,
+              "smoothing": 0.05, "entropy_weight": 0.3, "pseudo_weight": 0.4,
+              "rejected": 0.1}  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(MethodSettings)}
     config = make_config("scenes", "scl", overrides=values)
     assert config.settings == MethodSettings(**values)
@@ -107,7 +112,7 @@ def test_the_methods_get_the_settings_of_the_configuration():
 
 def test_unknown_names_come_with_the_closest_and_all_valid_ones():
     assert "'scene'. Did you mean 'scenes'? Valid: scenes, voc2007" in mistake("scene", "an")
-    assert "Did you mean 'scl'? Valid: an, cl, scl" in mistake("scenes", "slc")
+    assert "Did you mean 'scl'? Valid: an, cl, scl" in mistake("scenes", "sccl")
     said = mistake("scenes", "an", profile="smok")
     assert "Did you mean 'smoke'?" in said and "cpu" in said
     said = mistake("scenes", "an", overrides={"momentun": 0.5})

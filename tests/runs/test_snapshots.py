@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from spcl_lib import HeatmapBank
 from spcl_lib.evaluate import predict_maps
-from spcl_lib.methods import METHODS
+from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.runs import checkpoint, store
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.run import run
@@ -25,7 +25,7 @@ def config_of(method, tiny, **settings):
     return make_config("scenes", method, 0, "smoke", tiny | {"snapshots": FOLLOWED} | settings)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PAPER_METHODS)
 def test_they_follow_the_first_images_over_all_epochs(method, results, tiny):
     config = config_of(method, tiny)
     run(config)

@@ -11,7 +11,8 @@ from PIL import Image
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.data import scenes
 from spcl_lib.data.draws import single_label_draw
-from spcl_lib.model import SpatialClassifier, build_backbone, presence_in
+from spcl_lib.model import SpatialClassifier, build_backbone
+from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.runs.snapshots import Trace
 from spcl_lib.viewer.explorer import HeatmapExplorer, compose_picture, sentence
 from spcl_lib.viewer.explorer_picture import SIDE, as_png, draw
@@ -48,7 +49,7 @@ def test_the_stage_agrees_with_the_library(trace):
     bank.seen.copy_(trace.seen[2, 2])
     target, seen = bank.read(torch.tensor([0]), view, stage.target.shape[-1])
     assert torch.equal(stage.target, target[0, label])
-    assert [row.target for row in stage.rows] == presence_in(target, seen)[0].tolist()
+    assert [row.target for row in stage.rows] == MEAN_POOLING.presence(target, seen)[0].tolist()
     assert [row.name for row in stage.rows if row.labelled] == [trace.data.classes[label]]
     assert [row.name for row in stage.rows if row.chosen] == [trace.data.classes[label]]
     assert stage.epoch == 3 and not stage.seen[:2].any() and stage.seen[2:].all()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from spcl_lib import Views
 from spcl_lib.data import scenes
-from spcl_lib.methods import METHODS
+from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.viewer import figures, result_figures, style
 
 pyplot.switch_backend("agg")
@@ -85,8 +85,8 @@ def test_titles_of_panels_do_not_overlap(images):
 
 
 def test_every_method_has_its_own_colour_for_any_colour_vision():
-    colours = {name: to_rgb(style.colour(name)) for name in METHODS}
-    assert len(set(colours.values())) == len(METHODS)
+    colours = {name: to_rgb(style.colour(name)) for name in PAPER_METHODS}
+    assert len(set(colours.values())) == len(PAPER_METHODS)
     # Apart in lightness or in blue against yellow, which all common colour vision keeps.
     for a in colours.values():
         for b in colours.values():

@@ -1,0 +1,61 @@
+"""`table`: any multi-label images, listed with all their labels in train.csv and val.csv."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from spcl_lib.data.image_set import ImageSet, list_image_files
+from spcl_lib.data.label_files import LabelRow, read_label_file
+from spcl_lib.system.errors import UserError
+
+TRAIN, VAL = "train.csv", "val.csv"
+
+
+def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
+    """The images of both files, in their order; none is read yet.
+
+    Args:
+        root: folder with train.csv and val.csv. Each has the header `path,labels` and a line for
+            every image: its path below the folder, and its labels with "|" between them (none for
+            an image that shows no class).
+
+    Returns:
+        The images of train.csv and those of val.csv. The classes are the labels of train.csv,
+        sorted.
+
+    Raises:
+        UserError: a file is missing or malformed, an image is in both, fewer than two classes, or
+            val.csv has a label that train.csv has not.
+    """
+    train, val = (read_label_file(root, name, "labels") for name in (TRAIN, VAL))
+    for path in sorted(train.keys() & val.keys()):
+        raise UserError(
+            f"image '{path}' is in '{root / TRAIN}' (line {train[path].line}) and in "
+            f"'{root / VAL}' (line {val[path].line}); what is evaluated on must not be trained on"
+        )
+    classes = tuple(sorted(frozenset().union(*(row.labels for row in train.values()))))
+    if len(classes) < 2:
+        raise UserError(f"'{root / TRAIN}' has {len(classes)} labels; two or more are needed")
+    _check_known(val, classes, root / VAL)
+    return _image_set(root, train, classes), _image_set(root, val, classes)
+
+
+def _check_known(rows: Mapping[str, LabelRow], classes: tuple[str, ...], file: Path) -> None:
+    for row in rows.values():
+        for name in sorted(row.labels - set(classes)):
+            close = difflib.get_close_matches(name, classes, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise UserError(f"'{file}', line {row.line}: no image of {TRAIN} has '{name}'.{hint}")
+
+
+def _image_set(root: Path, rows: Mapping[str, LabelRow], classes: tuple[str, ...]) -> ImageSet:
+    number = {name: c for c, name in enumerate(classes)}
+    labels = torch.zeros((len(rows), len(classes)), dtype=torch.bool)
+    for i, row in enumerate(rows.values()):
+        labels[i, [number[name] for name in row.labels]] = True
+    files = [root / path for path in rows]
+    return list_image_files(files, labels=labels, classes=classes, ids=tuple(rows))
