@@ -10,6 +10,8 @@ import base64
 import io
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from PIL import Image
 
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.files import atomic_write, lock_file
+from spcl_lib.system.files import atomic_write
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -85,8 +87,7 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     Args:
         name: of the notebook, as in "01_train".
         parameters: what differs from the defaults of its parameters cell.
-        output: where the executed notebook is kept, also if it fails. While it runs it is beside
-            it, under a hidden name.
+        output: where the executed notebook is kept, also if it fails.
 
     Raises:
         UserError: an unknown notebook or parameter, or the notebook itself stopped with one.
@@ -98,7 +99,8 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     _make_paths_absolute()
     source, output = notebook_file(name), Path(output).resolve()
     stopped: papermill.PapermillExecutionError | None = None
-    with lock_file(output), atomic_write(output, ".ipynb") as executed:  # papermill wants .ipynb
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / "executed.ipynb"
         try:
             papermill.execute_notebook(
                 str(source), str(executed), dict(parameters), cwd=str(paths.notebooks()),
@@ -106,6 +108,8 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             stopped = error
+        with atomic_write(output) as temporary:
+            shutil.copyfile(executed, temporary)
     if stopped is not None and stopped.ename == UserError.__name__:
         raise UserError(stopped.evalue) from None
     if stopped is not None:

@@ -5,9 +5,9 @@ import copy
 import importlib
 import inspect
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -180,7 +180,7 @@ def test_execute_runs_with_parameters_in_the_notebooks_folder(small, tmp_path):
 
 
 def test_a_users_mistake_in_a_notebook_is_one_message(small, tmp_path):
-    small("from spcl_lib.config import make_config\nmake_config('scenes', 'sclx')")
+    small("from spcl_lib.runs.settings import make_config\nmake_config('scenes', 'sclx')")
     with pytest.raises(UserError, match="^unknown method 'sclx'. Did you mean 'scl'"):
         notebooks.execute("small", {}, tmp_path / "out.ipynb")
     (error,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
@@ -195,25 +195,16 @@ def test_any_other_failure_of_a_notebook_is_raised(small, tmp_path):
     assert "so far" in (tmp_path / "out.ipynb").read_text()
 
 
-def test_what_a_killed_process_left_of_this_notebook_is_removed_at_the_next_start(
-    tmp_path, monkeypatch
-):
+def test_nothing_is_left_beside_the_notebook_while_it_runs_or_when_it_fails(tmp_path, monkeypatch):
     def run(source, executed, *arguments, **options):
-        seen.append({file.name for file in tmp_path.iterdir()})
-        with open(executed, "w") as handle:
-            handle.write("done")
+        assert list(tmp_path.iterdir()) == []
+        Path(executed).write_text("half")
+        raise KeyboardInterrupt
 
-    for name in (".out.ipynb.99999.ipynb", ".other.ipynb.99999.ipynb"):
-        (tmp_path / name).write_text("half")
-    seen = []
     monkeypatch.setattr(papermill, "execute_notebook", run)
-    notebooks.execute("01_train", {}, tmp_path / "out.ipynb")
-    # The one that is being written now is beside the one that is not ours to remove.
-    assert [names - {".other.ipynb.99999.ipynb"} for names in seen] == [
-        {f".out.ipynb.{os.getpid()}.ipynb"}
-    ]
-    assert {f.name for f in tmp_path.iterdir()} == {"out.ipynb", ".other.ipynb.99999.ipynb"}
-    assert (tmp_path / "out.ipynb").read_text() == "done"
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.execute("01_train", {}, tmp_path / "out.ipynb")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refresh_keeps_outputs_and_counts_only(small):
