@@ -161,7 +161,7 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_part):
         (("run", "--method", "an", "--sead", "1"), "--sead"),
         (("run", "--method", "an", "--seed", "one"), "one"),
         (("run", "--method", "an", "--seed", "-1"), "seed"),
-        (("run", "--method", "slc"), "Did you mean 'scl'? Valid: an, cl, scl"),
+        (("run", "--method", "sccl"), "Did you mean 'scl'? Valid: an, cl, scl"),
         (("run", "--method", "an", "--dataset", "scene"), "Did you mean 'scenes'?"),
         (("run", "--method", "an", "--profile", "smok"), "Did you mean 'smoke'?"),
         (("run", "--method", "an", "--set", "momentun=0.5"), "Did you mean 'momentum'?"),
