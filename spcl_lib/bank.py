@@ -40,7 +40,8 @@ class HeatmapBank:
 
     Storage: uint8 rounds up or down by chance, so that steps smaller than 1/255 are kept on
     average. The price is noise: 0.33 / sqrt(1 - mu^2) steps of 1/255. Measured against float32 on
-    averages that drift: 0.55 steps at a momentum of 0.8, 0.75 at 0.9, 1.0 at 0.95, 2.2 at 0.99.
+    averages that drift, by momentum: 0.55 steps at 0.8, 0.75 steps at 0.9, 1.0 steps at 0.95 and
+    2.2 steps at 0.99.
     From 0.95 on, take float16 (0.06 steps at 0.95, 0.15 at 0.99) or float32. float16 rounds to the
     nearest: towards a value that stays, it stops up to 2^-12 / (1 - mu) short of it, which is 1.2
     steps at 0.95 and 6 at 0.99. float32 does not.
