@@ -50,6 +50,8 @@ class RunConfig:
     pooling: str = "mean"  # from score maps to logits, see pooling.KINDS
     pooling_strength: float = 0.0  # 0: the usual one of the kind, see Pooling
     frozen: int = 0  # leading blocks of the backbone that are not trained
+    trained: str = "network"  # or "head": only the 1x1 convolution, on features computed once
+    dilation: int = 1  # of the backbone's last stage; 2 makes the score maps twice as fine
     pretrain_images: int = 10000  # scenes: glyph images that small_resnet is pretrained on
     pretrain_epochs: int = 12
     # optimisation: AdamW, one-cycle
@@ -86,6 +88,10 @@ class RunConfig:
     def replace(self, **values: Any) -> RunConfig:
         """The same configuration with other values, those of the method included."""
         return self.from_flat(self.flat() | values)
+
+    def grid_of_crop(self, grid: int) -> int:
+        """Cells along a side of a crop's maps, where the whole image has `grid`."""
+        return max(1, round(grid * self.crop_side / self.image_side))
 
     def digest(self) -> str:
         """Eight characters that change with any value, but not when a setting is added later."""

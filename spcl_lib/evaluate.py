@@ -170,13 +170,24 @@ def _batches(count: int, size: int = 128) -> Iterator[slice]:
 
 @torch.no_grad()
 def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto") -> Tensor:
-    """Score-map logits (N, C, G, G) of whole images (N, 3, H, W) uint8, resized to `side`."""
+    """Score-map logits (N, C, G, G) of whole images.
+
+    Args:
+        model: gives score maps.
+        images: (N, 3, H, W) uint8, or their features (N, D, G, G).
+        side: the images are resized to it, in pixels; features stay as they are.
+        amp: see `model.autocast`.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     out = []
     for part in _batches(len(images)):
         batch = images[part].to(device)
+        if batch.is_floating_point():
+            with autocast(device, amp):
+                out.append(model.classify(batch).float().cpu())
+            continue
         if batch.shape[-2:] != (side, side):
             batch = F.interpolate(
                 batch.float(), (side, side), mode="bilinear", antialias=True, align_corners=False

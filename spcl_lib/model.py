@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.pooling import MEAN_POOLING, Pooling
-from spcl_lib.system.errors import unknown_name
+from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.weights import load_backbone
 
 
 class Images(Protocol):
-    """Whole images (N, 3, S, S) uint8: a tensor, or what gives tensors when it is indexed."""
+    """Whole images (N, 3, S, S) uint8, or their features (N, D, G, G) in a floating type.
+
+    A tensor, or what gives tensors when it is indexed.
+    """
 
     def __len__(self) -> int: ...
 
@@ -62,6 +66,16 @@ class SpatialClassifier(nn.Module):
         """Gives score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
         return self.head(self.features(images))
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Gives score-map logits f (B, C, G, G) of features (B, D, G, G) in channels-last order.
+
+        On every cell a 1x1 convolution is a linear layer. Written so, it is faster on a CPU.
+        """
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.head.weight.dtype)
+        cells = features.permute(0, 2, 3, 1)  # (B, G, G, D)
+        return F.linear(cells, self.head.weight.flatten(1), self.head.bias).permute(0, 3, 1, 2)
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut."""
@@ -92,7 +106,9 @@ def small_resnet() -> nn.Sequential:
     )
 
 
-def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Sequential, int]:
+def build_backbone(
+    name: str, weights: str | Path | None, dilation: int = 1
+) -> tuple[nn.Sequential, int]:
     """A backbone without its pooling and classifier.
 
     Args:
@@ -100,15 +116,20 @@ def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Sequential
         weights: None for random weights, "torchvision" for torchvision's ImageNet weights
             (downloaded once where the network allows), or a file with a state dict: of
             `small_resnet`, or of the whole torchvision model.
+        dilation: of the last stage. With 2 that stage keeps its resolution: the maps are twice as
+            fine, with the same weights.
 
     Returns:
         The backbone and its number of output features D.
 
     Raises:
-        UserError: an unknown name, or weights that are missing or do not fit.
+        UserError: an unknown name, weights that are missing or do not fit, or a backbone that has
+            no dilated form.
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
+    if dilation != 1 and name in ("small_resnet", "resnet18"):
+        raise UserError(f"{name} has no dilated form; use mobilenet_v2 or resnet50, or dilation=1")
     if name == "small_resnet":
         model = small_resnet()
         if weights is not None:
@@ -116,13 +137,27 @@ def build_backbone(name: str, weights: str | Path | None) -> tuple[nn.Sequential
         return model, 128
     from torchvision import models  # here, because it takes seconds that the scenes need not spend
 
-    model = getattr(models, name)(weights=None)
+    dilated = dilation == 2
+    form = {"replace_stride_with_dilation": (False, False, dilated)} if name == "resnet50" else {}
+    model = getattr(models, name)(weights=None, **form)
     if weights is not None:
         load_backbone(model, weights, name)
     if name == "mobilenet_v2":
+        if dilated:
+            _dilate(model.features[14:18])
         return model.features, model.last_channel
     num_features = model.fc.in_features
     return nn.Sequential(*list(model.children())[:-2]), num_features
+
+
+def _dilate(stage: nn.Module) -> None:
+    """Gives a stage stride 1; what came after the stride looks twice as far, as before."""
+    dilation = 1
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.dilation = layer.padding = (dilation, dilation)
+            if layer.stride == (2, 2):
+                layer.stride, dilation = (1, 1), 2
 
 
 BACKBONES = ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")

@@ -14,7 +14,7 @@ from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import Method
-from spcl_lib.model import Images, autocast, normalise
+from spcl_lib.model import Images, SpatialClassifier, autocast, normalise
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.views import Views
@@ -98,6 +98,30 @@ def sample_views(count: int, config: RunConfig, generator: torch.Generator) -> V
     return Views.sample(count, scale, ratio, config.flip, generator)
 
 
+def predict_views(
+    model: SpatialClassifier, images: Tensor, views: Views, config: RunConfig
+) -> Tensor:
+    """Score-map logits f (B, C, G, G) float32 of views.
+
+    Where only the head is trained, `images` are the features of the whole images. A 1x1
+    convolution and a crop can change places; so the head goes first, and its C maps are cropped
+    in place of D features. A network that is shown the crop would see it larger.
+
+    Args:
+        model: gives score maps.
+        images: (B, 3, S, S) uint8 whole images, or (B, D, G', G') their features.
+        views: B views of them.
+        config: the run's configuration.
+    """
+    if images.is_floating_point():
+        with autocast(images.device, config.amp):
+            maps = model.classify(images)
+        return views.crop(maps.float(), config.grid_of_crop(images.shape[-1]))
+    crops = views.crop(images, config.crop_side)
+    with autocast(images.device, config.amp):
+        return model(normalise(crops)).float()
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -117,10 +141,7 @@ def train_step(
     device = next(model.parameters()).device
     set_learning_rates(optimizer, config.lr, epochs_done / config.epochs, config.warmup)
     views = sample_views(len(indices), config, generator).to(device)
-    crops = views.crop(images[indices].to(device), config.crop_side)
-    with autocast(device, config.amp):
-        maps = model(normalise(crops))  # (B, C, G, G)
-    maps = maps.float()
+    maps = predict_views(model, images[indices].to(device), views, config)  # (B, C, G, G)
     loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
     value = descend(optimizer, loss)
     if not math.isfinite(value):  # found now, before it gets into the running averages

@@ -85,7 +85,7 @@ def decode_images(
     cached = needed <= paths.cache_limit()
     if not cached:
         _say(
-            f"decoded, the images of {name} would take {_size(needed)}, more than "
+            f"decoded, the images of {name} would take {format_size(needed)}, more than "
             f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}; they are read from their files, "
             "batch by batch"
         )
@@ -94,7 +94,9 @@ def decode_images(
             start = glob.escape(prefix.name)
             for old in (*prefix.parent.glob(f"{start}.*"), *prefix.parent.glob(f".{start}.*.tmp")):
                 old.unlink()
-            with _explain_full_disk(prefix.parent, needed if cached else 0, name):
+            advice = f", or set {paths.CACHE_GB}=0 to read the images from their files every time"
+            what = f"the decoded images of {name}"
+            with explain_full_disk(prefix.parent, needed if cached else 0, what, advice):
                 _decode_or_check(files, side, name, record, path if cached else None)
         flaws = {int(i): flaw for i, flaw in json.loads(record.read_text()).items()}
         _report_damage(flaws, files, name, damaged)
@@ -202,16 +204,15 @@ def _report_damage(flaws: dict[int, str], files: Sequence[Path], name: str, dama
 
 
 @contextlib.contextmanager
-def _explain_full_disk(folder: Path, needed: int, name: str) -> Iterator[None]:
+def explain_full_disk(folder: Path, needed: int, what: str, advice: str) -> Iterator[None]:
     """Turns a full disk, before or while `needed` bytes are written, into a clear message."""
     free = shutil.disk_usage(folder).free
 
     def full(cause: str) -> UserError:
         return UserError(
-            f"{cause}: the decoded images of {name} need {_size(needed)} in '{folder}', where "
-            f"{_size(free)} are free. Free some space, choose another folder with the environment "
-            f"variable SPCL_CACHE, or set {paths.CACHE_GB}=0 to read the images from their files "
-            "every time"
+            f"{cause}: {what} need {format_size(needed)} in '{folder}', where {format_size(free)} "
+            "are free. Free some space, choose another folder with the environment variable "
+            f"SPCL_CACHE{advice}"
         )
 
     if free < needed:
@@ -224,7 +225,8 @@ def _explain_full_disk(folder: Path, needed: int, name: str) -> Iterator[None]:
         raise full(error.strerror) from error
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
+    """A number of bytes for people: "1.2 GB"."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 

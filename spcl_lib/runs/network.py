@@ -33,9 +33,10 @@ def build_network(
     elif weights == "auto":
         weights = paths.weights(config.backbone, data_root) or "torchvision"
     torch.manual_seed(config.seed)
-    features, num_features = build_backbone(config.backbone, weights)
+    features, num_features = build_backbone(config.backbone, weights, config.dilation)
     pooling = Pooling(config.pooling, config.pooling_strength)
-    return SpatialClassifier(features, num_features, num_classes, config.frozen, pooling), accuracy
+    frozen = len(features) if config.trained == "head" else config.frozen
+    return SpatialClassifier(features, num_features, num_classes, frozen, pooling), accuracy
 
 
 def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialClassifier:
@@ -44,7 +45,7 @@ def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialCl
     Raises:
         UserError: its weights are missing, damaged, or of another network.
     """
-    features, num_features = build_backbone(config.backbone, None)
+    features, num_features = build_backbone(config.backbone, None, config.dilation)
     pooling = Pooling(config.pooling, config.pooling_strength)
     model = SpatialClassifier(features, num_features, num_classes, pooling=pooling)
     load_weights(model, folder / "weights.safetensors", f"the run's {config.backbone}")

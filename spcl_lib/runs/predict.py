@@ -94,13 +94,14 @@ def choose_threshold(model: nn.Module, images: Tensor, config: RunConfig) -> flo
 
     Args:
         model: trained.
-        images: (N, 3, S, S) uint8 training images; a part of them, if they are many.
+        images: (N, 3, S, S) uint8 training images, or their features; if they are many, a part of
+            them is used.
         config: of the run.
     """
     order = torch.randperm(len(images), generator=keyed_generator("threshold", config.seed))
     parts = order[:_THRESHOLD_IMAGES].sort().values.split(_BATCH)
-    predictor = Predictor(model, config, ())
-    scores = torch.cat([predictor(images[part]) for part in parts])  # (M, C)
+    maps = [predict_maps(model, images[part], config.eval_side, config.amp) for part in parts]
+    scores = pooling_of(model)(torch.cat(maps)).sigmoid()  # (M, C)
     count = min(round(len(scores) * config.settings.expected_positives), scores.numel())
     return float(scores.flatten().topk(count).values[-1])
 

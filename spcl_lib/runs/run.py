@@ -14,6 +14,7 @@ from spcl_lib.data.draws import draw_labels
 from spcl_lib.evaluate import evaluate
 from spcl_lib.methods import Method
 from spcl_lib.runs.checkpoint import Checkpoint
+from spcl_lib.runs.features import with_features
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.predict import choose_threshold
 from spcl_lib.runs.progress import write_history
@@ -62,8 +63,12 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
 
 def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
     """Makes what runs share (decoded images, pretrained backbone) and finds missing data early."""
-    train_set, _ = load_splits(config, data_root)
-    _, accuracy = build_network(config, len(train_set.classes), data_root)
+    config = identify_data(config, data_root)
+    train_set, report_set = load_splits(config, data_root)
+    model, accuracy = build_network(config, len(train_set.classes), data_root)
+    if config.trained == "head":
+        for part in (train_set, report_set):
+            with_features(model.to(choose_device()), part, config)
     if accuracy is not None:
         print(f"pretrained backbone: {accuracy:.1f} % of held-out glyphs right", flush=True)
 
@@ -80,6 +85,9 @@ def _train_and_evaluate(
     device = choose_device()
     model, pretraining = build_network(config, len(train_set.classes), data_root)
     model = model.to(device, memory_format=torch.channels_last)
+    pictures = train_set.images  # for the snapshots, which show them
+    if config.trained == "head":
+        train_set, report_set = (with_features(model, p, config) for p in (train_set, report_set))
     method = Method(
         config.method, len(train_set), len(train_set.classes), config.settings, config.seed,
         observed, config.epochs, model.pooling,
@@ -91,7 +99,7 @@ def _train_and_evaluate(
     for old in ("metrics.json", *(["checkpoint.pt"] if force else [])):
         (folder / old).unlink(missing_ok=True)
     write_config(config, data_root)
-    recorder = Recorder(train_set.images, config) if config.snapshots else None
+    recorder = Recorder(pictures, config) if config.snapshots else None
     checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method, recorder)
     progress = checkpoint.load()
     write_history(folder, progress.history)  # from here on the file is this run's

@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "damaged": ("stop", "skip"),
     "backbone": BACKBONES,
     "pooling": KINDS,
+    "trained": ("network", "head"),
     "amp": ("auto", "bfloat16", "off"),
     "distance": DISTANCES,
     "bank_dtype": ("uint8", "float16", "float32"),
@@ -141,10 +142,18 @@ def _check(values: Mapping[str, object]) -> None:
             "settings must satisfy 0 < scale_min <= scale_max <= 1; "
             f"got {values['scale_min']} and {values['scale_max']}"
         )
+    if values["trained"] == "head" and not (
+        values["crop_side"] <= values["image_side"] == values["eval_side"]
+    ):
+        raise UserError(
+            "with trained=head the features of whole images are used for both: image_side and "
+            f"eval_side must be equal, and crop_side not larger; got {values['image_side']}, "
+            f"{values['eval_side']} and {values['crop_side']}"
+        )
     limits = {
         "ratio_max": (1, 10), "flip": (0, 1), "warmup": (0, 1), "momentum": (0, 0.9999),
         "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6),
-        "bank_size": (1, 1024), "frozen": (0, 1000),
+        "bank_size": (1, 1024), "frozen": (0, 1000), "dilation": (1, 2),
         "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
         "label_seed": (0, 2**31), "snapshots": (0, 10**9), "smoothing": (0, 0.5),
