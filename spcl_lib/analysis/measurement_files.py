@@ -83,7 +83,7 @@ def _read(file: Path) -> Measurements:
             "source=results, or keep them with: python -m spcl_lib recovery --keep"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"file '{file}' is damaged ({error}); make it anew") from error
+        raise UserError(f"file '{file}' is damaged ({error}); make it again") from error
 
 
 def _measure_runs(

@@ -176,9 +176,8 @@ def count_corrections(
         A row for each of `falls`: fall, corrected and spoiled in percent (NaN if there is no such
         label), and the number of wrong and of right labels.
     """
-    target = presence_in_views(bank, indices, views, grid, pooling)[
-        observed
-    ]  # (M,) of the labelled class
+    # (M,) of the labelled class:
+    target = presence_in_views(bank, indices, views, grid, pooling)[observed]
     whole = presence_in_images(bank, indices, pooling)[observed]
     left = fraction[observed]
     known = ~left.isnan()

@@ -119,7 +119,7 @@ def _read_reference(dataset: str, profile: str) -> Runs:
             f"python -m spcl_lib reference --dataset {dataset} --profile {profile}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"reference file '{file}' is damaged ({error}); make it anew") from error
+        raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
 
 
 def references() -> list[tuple[str, str]]:

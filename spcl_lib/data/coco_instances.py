@@ -50,10 +50,8 @@ def parse_instances(file: Path) -> dict[str, Tensor]:
     content = _content(file)
     images = sorted(_records(file, content, "images"), key=lambda record: record["id"])
     categories = sorted(_records(file, content, "categories"), key=lambda record: record["id"])
-    rows, labels = (
-        _number_by_id(file, "images", images),
-        _number_by_id(file, "categories", categories),
-    )
+    rows = _number_by_id(file, "images", images)
+    labels = _number_by_id(file, "categories", categories)
     size = _sizes(file, images)
     boxes, objects = _collect_objects(file, _records(file, content, "annotations"), rows, labels)
     return {

@@ -116,7 +116,7 @@ def _refuse_shared(
     for path in sorted(single.keys() & full.keys()):
         raise UserError(
             f"image '{path}' is in '{full_file}' (line {full[path].line}) and in '{file}' (line "
-            f"{single[path].line}); what is evaluated on must not be trained on: remove one"
+            f"{single[path].line}); evaluation images must not be trained on: remove one line"
         )
 
 
@@ -199,7 +199,7 @@ def _hold_out(single: Labels, root: Path, key: str) -> tuple[Labels, Labels]:
     held = {p for paths in by_class.values() for p in paths[: round(HELD_OUT * len(paths))]}
     if not held:
         raise UserError(
-            f"'{root}' has too few images to keep some from training: at least one class needs "
+            f"'{root}' has too few images to hold some out: at least one class needs "
             "3 (4 with report=val), or give images with full labels: --set full_labels=FILE"
         )
     rest = {path: labels for path, labels in single.items() if path not in held}

@@ -85,7 +85,7 @@ def list_imagenet(
     """
     folder = root / "imagenet"
     if not folder.is_dir():
-        raise UserError(f"ImageNet is not at '{folder}'; put there {_SHAPE}")
+        raise UserError(f"ImageNet is not at '{folder}'; put {_SHAPE} there")
     wnids, classes = read_class_index(folder / "imagenet_class_index.json")
     train = list_training(folder / "train", wnids)
     if report == "val":
@@ -155,8 +155,8 @@ def list_training(folder: Path, wnids: tuple[str, ...]) -> Listing:
     unknown = next((entry.path for entry in folders if entry.name not in number), None)
     if unknown is not None:
         raise UserError(
-            f"'{unknown}' is named after no class of imagenet_class_index.json; folders of "
-            f"training images are named by wnid, such as '{wnids[0]}'"
+            f"the name of '{unknown}' is no class of imagenet_class_index.json; the name of a "
+            f"folder of training images must be a wnid, such as '{wnids[0]}'"
         )
     listing = Listing([], [], [])
     bar = tqdm(folders, desc="listing imagenet/train", unit="class", mininterval=1, delay=2)

@@ -40,12 +40,10 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
         where = f"'{file}', line {line}"
         if len(fields) != 2:
             raise UserError(
-                f"{where}: {len(fields)} fields; expected path,{column} (quote what has a comma)"
+                f"{where}: {len(fields)} fields; expected path,{column} (quote fields with commas)"
             )
-        path, row = (
-            _existing(root, fields[0], where),
-            LabelRow(_labels(fields[1], column, where), line),
-        )
+        path = _existing(root, fields[0], where)
+        row = LabelRow(_labels(fields[1], column, where), line)
         if path in rows and rows[path].labels != row.labels:
             raise UserError(
                 f"{where}: '{path}' has other labels in line {rows[path].line}; give every image "

@@ -35,7 +35,7 @@ def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
     for path in sorted(train.keys() & val.keys()):
         raise UserError(
             f"image '{path}' is in '{root / TRAIN}' (line {train[path].line}) and in "
-            f"'{root / VAL}' (line {val[path].line}); what is evaluated on must not be trained on"
+            f"'{root / VAL}' (line {val[path].line}); evaluation images must not be trained on"
         )
     classes = tuple(sorted(frozenset().union(*(row.labels for row in train.values()))))
     if len(classes) < 2:

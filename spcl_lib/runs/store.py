@@ -59,7 +59,7 @@ def find_run(place: Path) -> Path:
         state = "has not finished" if (place / "config.json").is_file() else "is no run"
         raise UserError(
             f"'{place}' {state}: it has no metrics.json. Give the folder that "
-            "`python -m spcl_lib run` names when it ends"
+            "`python -m spcl_lib run` prints when it ends"
         )
     return runs[-1].parent
 

@@ -77,7 +77,7 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"weights file '{file}' cannot be read ({type(error).__name__})") from error
     if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
-        raise UserError(f"weights file '{file}' is no state dict: names with a tensor each")
+        raise UserError(f"weights file '{file}' is no state dict (a dictionary of tensors)")
     return state
 
 

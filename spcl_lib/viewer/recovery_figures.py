@@ -60,14 +60,10 @@ def label_wrongness(found: Measurements) -> Figure:
                       ha="center", fontsize="small")  # fmt: skip
     axes.set(xlabel="least area of a crop, in % of the image", ylabel="views, in %", ylim=(0, 110))
     axes.grid(False, axis="x")
-    axes.legend(*_reverse_legend(axes), loc="center left", bbox_to_anchor=(1.01, 0.5),
-                frameon=False, title="visible of the\nlabelled class")  # fmt: skip
+    entries = (part[::-1] for part in axes.get_legend_handles_labels())
+    axes.legend(*entries, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
+                title="visible of the\nlabelled class")  # fmt: skip
     return figure
-
-
-def _reverse_legend(axes: Axes) -> tuple[list, list]:
-    handles, labels = axes.get_legend_handles_labels()
-    return handles[::-1], labels[::-1]
 
 
 @house_style
@@ -286,12 +282,8 @@ def localisation(found: Measurements) -> Figure:
         for axes, (split, group, title) in zip(grid[row], cases, strict=True):
             rows = rows_of(found, "localisation", split=split, group=group)
             _bars(axes, rows, metric)
-            axes.axhline(
-                mean_and_deviation(values(rows, chance))[0],
-                color="black",
-                linestyle=":",
-                linewidth=1,
-            )
+            level = mean_and_deviation(values(rows, chance))[0]
+            axes.axhline(level, color="black", linestyle=":", linewidth=1)
             if row == 0:
                 axes.set_title(title, fontsize="small")
         grid[row, 0].set_ylabel(unit)
@@ -316,12 +308,7 @@ def _bars(axes: Axes, rows: Rows, metric: str) -> None:
         axes.errorbar(place, mean, spread, color="black", capsize=3, linewidth=1)
         axes.annotate(f"{mean:.0f}", (place, mean + spread), (0, 2), ha="center",
                       textcoords="offset points", fontsize="x-small")  # fmt: skip
-    axes.set_xticks(
-        range(len(kinds)),
-        [title_of(m) for m, _ in kinds],
-        rotation=30,
-        ha="right",
-        fontsize="small",
-    )
+    names = [title_of(method) for method, _ in kinds]
+    axes.set_xticks(range(len(kinds)), names, rotation=30, ha="right", fontsize="small")
     axes.margins(y=0.12)  # room for the numbers
     axes.grid(False, axis="x")
