@@ -24,7 +24,7 @@ from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import atomic_write, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 
-Measurements = dict[str, Any]  # "about", and tables: lists of rows
+Measurements = dict[str, Any]  # "about", and tables, which are lists of rows
 
 MEASUREMENT_SOURCES = ("auto", "reference", "results")
 _VARIED = ("method", "seed", "scale_min", "snapshots")  # the measured runs differ in these

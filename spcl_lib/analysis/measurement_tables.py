@@ -112,7 +112,7 @@ def source_table(found: Measurements, group: str) -> pd.DataFrame:
 
 
 def limit_table(found: Measurements, group: str = "labelled") -> pd.DataFrame:
-    """AUROC in percent for other limits of the visible fraction at which a class is in the view."""
+    """AUROC in percent, for every limit (LIMITS) above which a class counts as in the view."""
     import pandas as pd
 
     lines = {

@@ -52,11 +52,8 @@ def presence_in_views(
     """
     if bank.size == 1:
         views, grid = Views.whole(len(indices)), 1
-    parts = [
-        pooling.presence(*bank.read(i, v, grid))
-        for i, v in zip(indices.split(1024), _split(views, 1024), strict=True)
-    ]
-    return torch.cat(parts)
+    parts = torch.arange(len(indices)).split(1024)
+    return torch.cat([pooling.presence(*bank.read(indices[p], views[p], grid)) for p in parts])
 
 
 def presence_in_images(
@@ -64,10 +61,6 @@ def presence_in_images(
 ) -> Tensor:
     """(B, C) pooled target of every class in the whole images; see `presence_in_views`."""
     return presence_in_views(bank, indices, Views.whole(len(indices)), bank.size, pooling)
-
-
-def _split(views: Views, size: int) -> list[Views]:
-    return [views[i : i + size] for i in range(0, len(views), size)]
 
 
 def question_groups(observed: Tensor) -> dict[str, Tensor]:

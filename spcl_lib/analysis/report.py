@@ -38,7 +38,7 @@ def readable_table(runs: Runs) -> pd.DataFrame:
         }
         for name, row in table(runs).iterrows()
     ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("method").rename_axis(None)  # no header row for a name
+    return pd.DataFrame(rows).set_index("method").rename_axis(None)  # a name adds a header row
 
 
 def other_tables(dataset: str, profile: str) -> pd.DataFrame:

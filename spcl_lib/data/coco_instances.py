@@ -1,4 +1,4 @@
-"""COCO's `instances_*.json`, checked and turned into a few compact tensors."""
+"""Checks COCO's `instances_*.json` and turns it into a few compact tensors."""
 
 from __future__ import annotations
 

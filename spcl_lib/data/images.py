@@ -65,7 +65,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: its pixels have 32 bits.
     """
-    if image.mode.startswith("I;16"):  # Pillow's own conversion makes all above 255 white
+    if image.mode.startswith("I;16"):  # Pillow's own conversion turns all values above 255 white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits")

@@ -153,7 +153,7 @@ def refresh(names: Iterable[str] = ()) -> list[Path]:
         clean(notebook)
         noise = stderr_of(notebook)
         if noise:
-            raise UserError(f"notebook {file.stem} wrote to stderr and is not kept: {noise[0]}")
+            raise UserError(f"notebook {file.stem} wrote to stderr, so it is unchanged: {noise[0]}")
         with atomic_write(file) as temporary:
             nbformat.write(notebook, str(temporary))
         done.append(file)

@@ -83,7 +83,7 @@ def as_bytes(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The snapshots of a finished run; shapes as above.
+    """The snapshots of a finished run.
 
     Attributes:
         maps: (E, K, C, G, G) uint8.

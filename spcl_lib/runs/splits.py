@@ -130,7 +130,7 @@ _LISTS = {"voc2007": _voc, "voc2012": _voc, "coco2014": _coco, "coco2017": _coco
 
 
 def _root(config: RunConfig, data_root: str | Path | None) -> Path:
-    if config.dataset in _OWN_FOLDER and not data_root:  # the common place holds other data sets
+    if config.dataset in _OWN_FOLDER and not data_root:  # the default root holds other data sets
         raise UserError(
             f"the data set '{config.dataset}' needs --data-root DIR: the folder of your images"
         )
@@ -163,5 +163,5 @@ def _keep_labelled(train: ImageSet, dataset: str) -> ImageSet:
 def _decode(data: ImageSet, part: str, config: RunConfig) -> ImageSet:
     if data.files is None:
         return data
-    name = f"{config.dataset}-{part}-{len(data)}"  # selections are cached side by side
+    name = f"{config.dataset}-{part}-{len(data)}"  # every selection has its own cache
     return decode_image_set(data, config.image_side, name, config.damaged)

@@ -32,7 +32,7 @@ def appearance(trace: Trace) -> pd.DataFrame:
     masks = dict(zip(CLASS_GROUPS, (observed, labels & ~observed, ~labels), strict=True))
     rows = []
     for e, epoch in enumerate(trace.epochs):
-        if not bool(trace.seen[e].any()):  # the averages have not begun
+        if not bool(trace.seen[e].any()):  # the averages have not started
             continue
         cells = trace.heatmaps[e].float() / 255 * trace.seen[e, :, None]  # (n, C, W, W)
         peak = cells.flatten(2).amax(2)  # (n, C)
