@@ -1,6 +1,6 @@
 """spcl: spatial consistency loss for multi-label classifiers from single-label annotations.
 
-The method is in the modules beside this file; README.md, next to them, says in which order to read.
+The method is in the modules beside this file. README.md in this folder says how to read them.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `Predictor` when somebody asks for it: it needs far more than the method."""
+    """Imports `Predictor` on demand, because it loads many more modules than the method."""
     if name != "Predictor":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from spcl_lib.runs.predict import Predictor

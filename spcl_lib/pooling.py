@@ -1,8 +1,8 @@
 """Pooling: from score maps to an image's logits.
 
-The paper's is second-hand the mean over the cells. The mean dilutes small objects; which pooling is
-best depends on the data, so it is a setting of the model. All that turns maps into logits goes
-through `Pooling`: training, the running averages' presence, prediction, figures, the explorer.
+Second-hand sources say that the paper takes the mean over the cells. The mean dilutes small
+objects. The best pooling depends on the data, so it is a setting of the model. All code that turns
+maps into logits uses `Pooling`: training, running averages, prediction, figures, the explorer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from spcl_lib.system.errors import UserError, unknown_name
 
 KINDS = ("mean", "boost", "lse", "top", "attention", "probability")
-_USUAL = {"boost": 5.0, "lse": 1.0, "top": 0.25}  # strength of the kinds that have one
+_USUAL = {"boost": 5.0, "lse": 1.0, "top": 0.25}  # default strength, for kinds that have one
 _EPSILON = 1 / 512  # keeps probabilities away from 0 and 1 before a logit: half a step of uint8
 
 
@@ -25,12 +25,12 @@ class Pooling:
     """One way to pool.
 
     Attributes:
-        kind: "mean": mean of the logits. "boost": positive logits times `strength` first (BoostLU,
-            Kim et al., CVPR 2023; 5 there). "lse": log of the mean of exp(strength * f), divided by
-            the strength. "top": mean of the highest cells, their share being `strength`.
-            "attention": mean weighted by a softmax over the cells (Jouanneau et al.).
-            "probability": logit of the mean of sigmoid(f).
-        strength: see there; 0: the usual one.
+        kind: "mean": mean of the logits. "boost": mean, after positive logits are multiplied by
+            `strength` (BoostLU, Kim et al., CVPR 2023; they use 5). "lse": log of the mean of
+            exp(strength * f), divided by the strength. "top": mean of the highest cells; `strength`
+            is their share. "attention": mean weighted by a softmax over the cells (Jouanneau et
+            al.). "probability": logit of the mean of sigmoid(f).
+        strength: its meaning depends on the kind, see there; 0 is the kind's default.
 
     Raises:
         UserError: an unknown kind, or a strength outside its range.
@@ -58,8 +58,8 @@ class Pooling:
 
         Args:
             maps: score-map logits f (B, C, G, G).
-            seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all. Where none counts, the
-                result means nothing.
+            seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all. The logits of an
+                image without such a cell mean nothing.
         """
         if seen is None and self.kind == "mean":
             return maps.mean((2, 3))
@@ -68,7 +68,7 @@ class Pooling:
         return getattr(self, f"_{self.kind}")(cells, weight)
 
     def presence(self, heatmaps: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Presence of every class that heatmaps imply: pooled as the model pools, over logits.
+        """Presence of every class according to heatmaps; their logits are pooled as the model does.
 
         Args:
             heatmaps: (B, C, G, G) in [0, 1].
@@ -114,10 +114,10 @@ MEAN_POOLING = Pooling()
 
 
 def parse_pooling(text: str) -> Pooling:
-    """A pooling from a text: "lse", or "lse:3" with its strength.
+    """Reads a pooling from a text: "lse", or "lse:3" with a strength.
 
     Raises:
-        UserError: it is none.
+        UserError: the text does not describe a pooling.
     """
     kind, colon, strength = text.partition(":")
     try:
@@ -129,5 +129,5 @@ def parse_pooling(text: str) -> Pooling:
 
 
 def pooling_of(model: object) -> Pooling:
-    """The pooling of a model; the mean for one that says nothing of it."""
+    """The pooling of a model; the mean if the model has no attribute `pooling`."""
     return getattr(model, "pooling", MEAN_POOLING)

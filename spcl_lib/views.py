@@ -1,7 +1,7 @@
-"""A batch of random crops and flips, kept so that maps can be carried to and from the full image.
+"""A batch of random crops and flips, which can carry maps to and from the full image.
 
-Convention for coordinates: fractions of the full image, x to the right, y down, (0, 0) the top
-left corner. A flip mirrors the crop left to right after it has been cut out, as torchvision does.
+Coordinates are fractions of the full image: x to the right, y down, (0, 0) is the top left corner.
+A flip mirrors the crop left to right after it has been cut out, as torchvision does.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Views:
     ) -> Views:
         """Samples views as torchvision's RandomResizedCrop and RandomHorizontalFlip do.
 
-        Area and log aspect ratio are uniform; of ten tries the first that fits into the image is
-        taken; if none fits, the largest central crop with an allowed ratio. Images count as
+        Area and log aspect ratio are uniform. The first of ten tries that fits into the image is
+        taken. If none fits, it is the largest central crop with an allowed ratio. Images count as
         squares, and boxes are not rounded to pixels.
 
         Args:
@@ -73,10 +73,10 @@ class Views:
             scale: lowest and highest area of the crop, as a fraction of the image's.
             ratio: lowest and highest width / height of the crop.
             flip: probability of a flip.
-            generator: source of chance, on the CPU.
+            generator: source of random numbers, on the CPU.
 
         Raises:
-            ValueError: a range is empty or outside what is possible.
+            ValueError: a range is empty or has impossible values.
         """
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must satisfy 0 < lowest <= highest <= 1; got {scale}")
@@ -116,7 +116,7 @@ class Views:
     def theta(self) -> Tensor:
         """(B, 2, 3) affine from the view's coordinates to the full image's, both in [-1, 1].
 
-        It is what `torch.nn.functional.affine_grid` takes to cut the views out.
+        With it, `torch.nn.functional.affine_grid` cuts the views out.
         """
         x0, y0, x1, y1 = self.boxes.unbind(1)
         sign = 1 - 2 * self.flipped.to(x0.dtype)
@@ -137,15 +137,15 @@ class Views:
     def crop(self, images: Tensor, size: int) -> Tensor:
         """Cuts the views out of full images or maps: T_v of the method.
 
-        Bilinear at the cell centres, which equals
-        `torchvision.ops.roi_align(sampling_ratio=1, aligned=True)`.
+        It samples bilinearly at the cell centres, as
+        `torchvision.ops.roi_align(sampling_ratio=1, aligned=True)` does.
 
         Args:
             images: (B, K, H, W); uint8 images are read as float32 in 0..255.
             size: height and width of the result.
 
         Returns:
-            (B, K, size, size), in the floating type of `images`.
+            (B, K, size, size), in the floating type of `images`, or float32 for uint8.
         """
         self._check(images)
         images = images if images.is_floating_point() else images.float()
@@ -169,8 +169,8 @@ class Views:
             size: height and width of the full-image maps.
 
         Returns:
-            (B, C, size, size) full-image maps, meaningful where the second is True:
-            (B, 1, size, size) bool, the cells whose centre the view shows.
+            (B, C, size, size) full-image maps, and (B, 1, size, size) bool, the cells whose centre
+            the view shows. The maps have a meaning only in these cells.
         """
         self._check(maps)
         shape = [len(maps), maps.shape[1], size, size]

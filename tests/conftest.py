@@ -1,4 +1,4 @@
-"""What the tests share: folders of their own, the command line, a tiny Pascal VOC, real data."""
+"""Fixtures for all tests: own folders, the command line, a tiny Pascal VOC, real data."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Measurements made up for tests of what is said and drawn of them."""
+"""Made-up measurements, for tests of sentences, tables and figures."""
 
 from spcl_lib.analysis.recovery import FALL, NOT_THERE, QUESTION_GROUPS
 from spcl_lib.analysis.visibility import LIMITS, VISIBILITY

@@ -1,4 +1,4 @@
-"""Contents of metrics.json made up for tests of what is computed from them."""
+"""Made-up contents of metrics.json, for tests of tables and verdicts."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A system that refuses to write: real limits, which torch and safetensors meet too, or errors."""
+"""Makes the system refuse to write: by a real limit, which also stops torch, or by an error."""
 
 import contextlib
 import errno

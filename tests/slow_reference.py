@@ -1,6 +1,6 @@
-"""Views and bank once more: one image, one cell at a time, from their definitions alone.
+"""A slow copy of views and bank from their definitions: one image and one cell at a time.
 
-Nothing here is shared with the library. Coordinates are fractions of the full image.
+It shares no code with the library. Coordinates are fractions of the full image.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A small COCO that the tests make: 8 x 6 pixels an image, every kind of mask, ids in disorder."""
+"""Makes a small COCO: images of 8 x 6 pixels, every kind of mask, ids in no order."""
 
 import json
 

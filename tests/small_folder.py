@@ -1,4 +1,4 @@
-"""A small folder of images that the tests make, and settings of a run on it."""
+"""Makes a small folder of images, and has settings for a run on it."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""A small ImageNet that the tests make: made-up wnids, tiny images, and all of ReaL's lists."""
+"""Makes a small ImageNet: made-up wnids, tiny images, and all of ReaL's lists."""
 
 import functools
 import json

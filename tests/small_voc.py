@@ -1,4 +1,4 @@
-"""A small Pascal VOC that the tests make: its ids, flags, lists and annotations."""
+"""Makes a small Pascal VOC: its ids, flags, lists and annotations."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""HeatmapBank: the same as the slow reference, in every storage, through every kind of view."""
+"""HeatmapBank agrees with the slow reference, for every storage and every kind of view."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""`python -m spcl_lib run`: what it writes, and one clear line for every mistake."""
+"""`python -m spcl_lib run`: the files that it writes, and one clear line for every mistake."""
 
 import csv
 import fcntl

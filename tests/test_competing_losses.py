@@ -1,6 +1,6 @@
-"""Every competing loss against its formula: one label at a time, in float64, value and gradient.
+"""Every competing loss agrees with its formula: label by label, in float64, value and gradient.
 
-Nothing here is shared with the library but the functions under test.
+The tests share only the functions under test with the library.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Metrics against their definitions; scikit-learn where it is at hand."""
+"""Metrics agree with their definitions, and with scikit-learn if it is installed."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Losses: each method against its formula, written with loops; when it sets in; where it stops."""
+"""Each method agrees with its formula, written with loops, and starts and stops where it should."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every pooling against its formula, one class at a time, in float64: value, gradient, mask."""
+"""Every pooling agrees with its formula, class by class, in float64: value, gradient, mask."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The README's way from a folder of images to predictions: exactly its commands, on a small one."""
+"""The README's commands from a folder of images to predictions work on a small folder."""
 
 import csv
 import re

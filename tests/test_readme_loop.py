@@ -1,4 +1,4 @@
-"""The README's training loop: its text is run, with and without the lines that add SCL."""
+"""The README's training loop runs, with and without the lines that add SCL."""
 
 import math
 import re

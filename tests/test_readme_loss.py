@@ -1,4 +1,4 @@
-"""The README's own loss: its file and its row are executed, and the method with SCL is trained."""
+"""The README's example of a new loss works, and the method with SCL can be trained."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The house: which room a module is in, and that imports run one way only, from the front down."""
+"""Every module belongs to a room, and imports go only from a room to the rooms below it."""
 
 import ast
 import subprocess

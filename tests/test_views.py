@@ -1,4 +1,4 @@
-"""Views: sampling as torchvision's, cropping and its inverse as the slow reference's."""
+"""Views agree with torchvision's sampling, and with the slow reference's crop and its inverse."""
 
 import numpy as np
 import pytest

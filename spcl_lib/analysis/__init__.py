@@ -1,1 +1,1 @@
-"""From finished runs to tables, sentences and measurements; every number is computed here."""
+"""Turns finished runs into tables, sentences and measurements; computes every number itself."""

@@ -1,7 +1,7 @@
 """How well scores answer a yes-or-no question: ranking (AP, AUROC) and calibration.
 
-All in percent. Ties count half in the AUROC and together in the AP, so the order of the data never
-matters and a constant score has AUROC 50 and AP = the share of yes.
+All results are in percent. A tie counts half in the AUROC. Tied scores count together in the AP. So
+the order of the data never matters, and a constant score has AUROC 50 and AP = the share of yes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from spcl_lib.evaluate import average_precisions
 
 
 def auroc(scores: Tensor, truth: Tensor) -> float:
-    """Probability that a yes scores above a no, ties counting half, in percent.
+    """Probability in percent that a yes scores above a no; a tie counts half.
 
     Args:
         scores: (M,), higher means more likely yes.
         truth: (M,) bool.
 
     Returns:
-        NaN unless there is a yes and a no.
+        The percentage; NaN unless both answers occur.
     """
     _check(scores, truth)
     _, group, counts = scores.unique(return_inverse=True, return_counts=True)
-    rank = counts.cumsum(0).double() - (counts - 1) / 2  # of a group of ties: its mean, from 1
+    rank = counts.cumsum(0).double() - (counts - 1) / 2  # mean rank of a group of ties, from 1
     yes, no = int(truth.sum()), int((~truth).sum())
     if yes == 0 or no == 0:
         return math.nan
@@ -37,7 +37,7 @@ def auroc(scores: Tensor, truth: Tensor) -> float:
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
-    """Average precision in percent, as `evaluate.average_precisions`, of scores and truth (M,)."""
+    """Average precision of scores (M,) in percent, as in `evaluate.average_precisions`."""
     _check(scores, truth)
     return float(average_precisions(scores[:, None], truth[:, None]))
 
@@ -45,16 +45,16 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
 def over_classes(
     metric: Callable[[Tensor, Tensor], float], scores: Tensor, truth: Tensor, asked: Tensor
 ) -> float:
-    """Mean of a metric over the classes for which the question is asked and has both answers.
+    """Mean of a metric over the classes that have both a yes and a no among the pairs that count.
 
     Args:
-        metric: of scores (M,) and truth (M,).
+        metric: function of scores (M,) and truth (M,).
         scores: (N, C).
         truth: (N, C) bool.
         asked: (N, C) bool; the pairs that count.
 
     Returns:
-        NaN if no class has both a yes and a no among its pairs.
+        The mean, or NaN if there is no such class.
     """
     values = []
     for s, t, a in zip(scores.T, truth.T, asked.T, strict=True):
@@ -85,15 +85,15 @@ class Reliability:
 
 
 def reliability(scores: Tensor, truth: Tensor, bins: int = 10) -> Reliability:
-    """How often the answer is yes, by score; a calibrated score of 0.3 is right in 30 of 100.
+    """How often the answer is yes, by score; for a calibrated score of 0.3, in 30 of 100 cases.
 
     Args:
         scores: (M,) probabilities.
         truth: (M,) bool.
-        bins: of equal width over [0, 1]; 1 belongs to the last.
+        bins: number of bins of equal width over [0, 1]; a score of 1 belongs to the last bin.
 
     Raises:
-        ValueError: scores outside [0, 1].
+        ValueError: a score is outside [0, 1].
     """
     _check(scores, truth)
     if not bool(((scores >= 0) & (scores <= 1)).all()):

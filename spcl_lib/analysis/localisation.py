@@ -1,12 +1,12 @@
 """Localisation: do score maps and heatmaps lie where the objects are?
 
-The pointing game asks whether the highest cell of a class's map is on an object of the class; the
-IoU (intersection over union) asks whether the map, cut at a threshold, has the object's shape. The
-regions are never resized, so that small objects stay: maps are brought to the regions' pixels.
+The pointing game asks whether the highest cell of a class's map is on an object of the class. The
+IoU (intersection over union) asks whether the map, cut at a threshold, has the object's shape. Maps
+are resized to the regions' pixels. Regions are never resized, so small objects do not vanish.
 
-Ours: the tolerance (that of the pointing game's authors, 15 pixels of about 500, as a share of the
-image's side: Zhang et al., 2016), maps divided by their own maximum, and how the threshold is
-chosen: on every second image, for the others.
+Ours: each map is divided by its own maximum. The threshold is chosen on every second image and
+used for the other images. The tolerance is that of the pointing game's authors (15 pixels of about
+500: Zhang et al., 2016), but as a share of the image's side.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from spcl_lib.data.image_set import ImageSet
 
-TOLERANCE = 0.03  # of the image's side
-# Of the map's maximum; up to 0.99, because sure maps are near their maximum far around the object.
+TOLERANCE = 0.03  # share of the image's side
+# Shares of the map's maximum, up to 0.99: a confident map is near its maximum even off the object.
 THRESHOLDS = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.97, 0.98, 0.99)
 _STEP = 64  # images at a time
 
@@ -33,10 +33,10 @@ class Found:
     Attributes:
         image: (M,) int64, number of the image.
         label: (M,) int64, number of the class.
-        hit: (M,) in [0, 1]: whether the highest cell points at the object; ties share.
-        hit_by_chance: (M,) in [0, 1]: share of all cells that would.
-        iou: (M, len(THRESHOLDS)) at every threshold.
-        area: (M,) share of the image that the object covers: the IoU of saying "everywhere".
+        hit: (M,) 1 if the highest cell points at the object, else 0; with ties, the share that do.
+        hit_by_chance: (M,) in [0, 1], share of all cells that point at the object.
+        iou: (M, len(THRESHOLDS)) IoU at every threshold.
+        area: (M,) share of the image that the object covers, which is the IoU of "everywhere".
     """
 
     image: Tensor
@@ -51,12 +51,12 @@ def localise(maps: Tensor, data: ImageSet) -> Found:
     """Compares maps with the regions of the classes that are in the images.
 
     Args:
-        maps: (N, C, G, G) in [0, 1], probabilities on the whole images, in any floating type or
-            uint8 (255 for 1).
+        maps: (N, C, G, G) probabilities on the whole images, in any floating type or uint8 (255
+            means 1).
         data: the N images, with known regions.
 
     Returns:
-        One entry for every class with a pixel in an image, in the order of the images.
+        One entry per image and class with a pixel in the image, in the order of the images.
     """
     parts = []
     for indices in torch.arange(len(data)).split(_STEP):
@@ -76,12 +76,12 @@ def pointing(maps: Tensor, objects: Tensor, tolerance: float = TOLERANCE) -> tup
     Args:
         maps: (M, G, G).
         objects: (M, S, S) bool.
-        tolerance: distance from a pixel of the object, in shares of the side. (A pixel counts as
-            the circle around it: a point at its corner is on it.)
+        tolerance: allowed distance from a pixel of the object, as a share of the side. A pixel
+            counts as the circle through its corners.
 
     Returns:
-        (M,) 1 for a hit, 0 for a miss; where several cells are highest, the share that hits; and
-        (M,) the share of all cells that would hit: chance.
+        (M,) 1 for a hit, 0 for a miss, or the share of hits if several cells are highest; and (M,)
+        the share of all cells that would hit (the chance level).
     """
     side = objects.shape[-1]
     circle = math.sqrt(0.5) / side
@@ -93,7 +93,7 @@ def pointing(maps: Tensor, objects: Tensor, tolerance: float = TOLERANCE) -> tup
 
 
 def _distances(grid: int, side: int) -> Tensor:
-    """(G * G, S * S) from centre to centre, in shares of the side."""
+    """(G * G, S * S) distances between centres of cells and pixels, as shares of the side."""
 
     def centres(count: int) -> Tensor:
         line = (torch.arange(count) + 0.5) / count
@@ -103,10 +103,10 @@ def _distances(grid: int, side: int) -> Tensor:
 
 
 def overlaps(maps: Tensor, objects: Tensor) -> Tensor:
-    """IoU of the object and of where the map reaches a share of its maximum, for all THRESHOLDS.
+    """IoU of the object and the region where the map reaches a share (THRESHOLDS) of its maximum.
 
     Args:
-        maps: (M, G, G), not negative; brought to (M, S, S) by bilinear interpolation.
+        maps: (M, G, G), not negative; resized to (M, S, S) by bilinear interpolation.
         objects: (M, S, S) bool.
 
     Returns:
@@ -127,13 +127,13 @@ def summary(found: Found, observed: Tensor | None = None) -> list[dict[str, obje
     """Means over pairs of image and class, in percent.
 
     Args:
-        found: what `localise` gives.
-        observed: (N, C) bool single labels, to tell apart the classes that were never labelled.
+        found: the result of `localise`.
+        observed: (N, C) bool single labels, to separate labelled from unlabelled classes.
 
     Returns:
         A row for "all" and, with `observed`, for "labelled" and "unlabelled": pointing, its chance
-        level, iou at the threshold, the IoU of "everywhere", threshold, pairs. The threshold is
-        the best for the images with even numbers; pointing and IoU are those of the odd ones.
+        level, iou at the threshold, the IoU of "everywhere", threshold, number of pairs. Images
+        with even numbers choose the threshold. All other values are from the other images.
     """
     even = found.image % 2 == 0
     best = int(found.iou[even].mean(0).argmax()) if bool(even.any()) else len(THRESHOLDS) // 2

@@ -1,8 +1,8 @@
-"""What was measured of crop recovery and localisation: kept in one file per data set.
+"""Keeps the measurements of crop recovery and localisation in one file per data set.
 
 The files are small enough for version control
-(notebooks/reference/crop-recovery-<dataset>-<profile>.json), so that they can be read and drawn
-without training. `measurement_tables` makes tables of them, `measurement_sentences` sentences.
+(notebooks/reference/crop-recovery-<dataset>-<profile>.json), so they can be read and drawn without
+training. `measurement_tables` makes tables of them, and `measurement_sentences` makes sentences.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import atomic_write, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 
-Measurements = dict[str, Any]  # "about", and tables: lists of rows
+Measurements = dict[str, Any]  # "about", and tables, which are lists of rows
 
 MEASUREMENT_SOURCES = ("auto", "reference", "results")
-_VARIED = ("method", "seed", "scale_min", "snapshots")  # these differ between the runs measured
+_VARIED = ("method", "seed", "scale_min", "snapshots")  # the measured runs differ in these
 
 
 def load_measurements(
@@ -39,18 +39,18 @@ def load_measurements(
     overrides: Mapping[str, object] | None = None,
     data_root: str | Path | None = None,
 ) -> Measurements:
-    """What was measured, from the reference file or from this machine's runs.
+    """Loads measurements from the reference file or from this machine's runs.
 
     Args:
-        source: "reference": the file kept under version control. "results": this machine's
-            finished runs, measured now unless that is done. "auto": the file if it is there and
-            about the crops asked for, and no setting is overridden, else the runs.
+        source: "reference" reads the file under version control. "results" measures this machine's
+            finished runs, unless they are measured already. "auto" takes the file if it exists, has
+            the same `scale` and no setting is overridden; else it takes the runs.
         dataset: a key of PROFILES.
         profile: a key of PROFILES[dataset].
-        seeds: of the runs.
-        scale: least area of the crops that the runs were trained with. None: the reference file's,
-            else that of RECOVERY_SCALE's runs, else that of the main job.
-        overrides: of the runs' other settings.
+        seeds: seeds of the runs.
+        scale: least area of the training crops of the runs. None: that of the reference file, else
+            RECOVERY_SCALE if such runs are finished, else that of the profile.
+        overrides: other settings of the runs.
         data_root: see `paths.data_root`.
 
     Raises:
@@ -68,7 +68,7 @@ def load_measurements(
 
 
 def reference_file(dataset: str, profile: str) -> Path:
-    """Where the measurements of a data set are kept under version control."""
+    """File with the measurements of a data set, under version control."""
     return paths.reference() / f"crop-recovery-{dataset}-{profile}.json"
 
 
@@ -83,7 +83,7 @@ def _read(file: Path) -> Measurements:
             "source=results, or keep them with: python -m spcl_lib recovery --keep"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"file '{file}' is damaged ({error}); make it anew") from error
+        raise UserError(f"file '{file}' is damaged ({error}); make it again") from error
 
 
 def _measure_runs(
@@ -94,7 +94,7 @@ def _measure_runs(
     overrides: Mapping[str, object] | None,
     data_root: str | Path | None,
 ) -> Measurements:
-    """Measures this machine's runs; kept in results/ until a run, the data or the code change."""
+    """Measures this machine's runs once; again only if a run, the data or the code changes."""
     usual = make_config(dataset, "scl", 0, profile).scale_min
     scales = (RECOVERY_SCALE, usual) if scale is None else (scale,)
     plans = [
@@ -124,7 +124,7 @@ def _measure_runs(
 
 
 def _effect_of_scale(every: Sequence[RunConfig], dataset: str, profile: str) -> Measurements:
-    """Scores by crop scale: of this machine's runs, or the reference's where one scale is there."""
+    """Scores by crop scale from this machine's runs; from the reference if they have one scale."""
     own, file = crop_scale_rows(every), reference_file(dataset, profile)
     if len({row["scale_min"] for row in own}) > 1 or not file.is_file():
         return {"crop_scale": own, "crop_scale_source": "results"}
@@ -132,19 +132,19 @@ def _effect_of_scale(every: Sequence[RunConfig], dataset: str, profile: str) -> 
 
 
 def _has_averages(configs: Sequence[RunConfig]) -> bool:
-    """Whether one of the runs is finished and keeps averages."""
+    """Whether one of the runs is finished and kept its running averages."""
     return any(load_metrics(c) and (run_folder(c) / "bank.safetensors").is_file() for c in configs)
 
 
 def keep_as_reference(found: Measurements) -> Path:
-    """Writes measurements as the reference of their data set; returns the file."""
+    """Writes measurements as the reference file of their data set, and gives the file."""
     file = reference_file(found["about"]["dataset"], found["about"]["profile"])
     _write(file, found)
     return file
 
 
 def _about(wanted: Sequence[RunConfig], done: Sequence[RunConfig]) -> dict[str, Any]:
-    """What was measured, for people."""
+    """Describes for people which runs were measured."""
     first, runs = done[0], [load_metrics(c) for c in done]
     machine = runs[0]["machine"]
     return {
@@ -163,7 +163,7 @@ def _about(wanted: Sequence[RunConfig], done: Sequence[RunConfig]) -> dict[str, 
 
 
 def _write(file: Path, found: Measurements) -> None:
-    """One row a line, numbers rounded, NaN as null: JSON knows none."""
+    """Writes one row per line, with rounded numbers, and NaN as null because JSON has no NaN."""
     parts = []
     for name, value in found.items():
         if isinstance(value, list):

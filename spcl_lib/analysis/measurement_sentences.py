@@ -1,6 +1,6 @@
-"""What was measured of crop recovery and localisation, in words.
+"""Says in words what was measured of crop recovery and localisation.
 
-No sentence is written in advance: each is computed from the numbers, by MARGIN_RULE.
+No sentence is written in advance. MARGIN_RULE computes each one from the numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spcl_lib.analysis.statistics import (
 from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.methods import title_of
 
-WIDE = 10.0  # percent points that we call a wide margin; ours
+WIDE = 10.0  # percent points of a wide margin; our choice
 MARGIN_RULE = f"{DIFFERENCE_RULE} A wide margin is {WIDE:g} points or more."
 METRICS = {
     "AUROC": "AUROC", "AP": "AP", "AP_wrong": "AP of finding the wrong labels",
@@ -37,7 +37,7 @@ METRICS = {
 
 
 def recovery_sentences(found: Measurements) -> list[str]:
-    """Does the heatmap know what the view shows? The claim itself comes last."""
+    """Sentences on whether the heatmap knows what the view shows; the last is on the claim."""
     source = heatmap_source(found)
     if not source:
         return [label_wrongness(found), recovery_claim(found)]
@@ -52,12 +52,12 @@ def recovery_sentences(found: Measurements) -> list[str]:
 
 
 def heatmap_source(found: Measurements) -> str:
-    """The source with heatmaps that the sentences are about: SCL, else EN + SCL, else ""."""
+    """The source with heatmaps that the sentences compare: SCL, else EN + SCL, else ""."""
     return next((s for s in ("scl", "en_scl") if s in sources_in(found)), "")
 
 
 def label_wrongness(found: Measurements) -> str:
-    """A sentence: how often the given label is wrong for the crop, with large and small crops."""
+    """Says how often the given label is wrong for the crop, with large and with small crops."""
     scale = found["about"]["scale_min"]
     largest = max(r["scale_min"] for r in found["wrongness"])
     large, here = (
@@ -74,10 +74,10 @@ def label_wrongness(found: Measurements) -> str:
 def compare_supervision(
     found: Measurements, group: str, metric: str, source: str, other: str
 ) -> tuple[str, int]:
-    """Does `source` answer a question of QUESTIONS better than `other`?
+    """Says whether `source` answers a question of QUESTIONS better than `other`.
 
     Returns:
-        A sentence, and 1 for yes, -1 for no, 0 for not settled or not measured.
+        A sentence; and 1 for better, -1 for worse, 0 for not settled or not measured.
     """
     part = {"group": group, "least": LEAST}
     rows = [rows_of(found, "sources", source=s, **part) for s in (source, other)]
@@ -97,7 +97,7 @@ def compare_supervision(
 
 
 def corrections(found: Measurements) -> list[str]:
-    """A sentence for every method: wrong labels that its target corrects, right ones it spoils."""
+    """Says for every method how many wrong labels its target corrects, and right ones it spoils."""
     rows = rows_of(found, "decisions", images="all", fall=found["about"]["fall"])
     sentences = []
     for method in dict.fromkeys(r["method"] for r in rows):
@@ -111,7 +111,7 @@ def corrections(found: Measurements) -> list[str]:
 
 
 def recovery_claim(found: Measurements) -> str:
-    """The paper's third claim: its wording, and whether it held, for the labelled class's AUROC."""
+    """Says whether the paper's third claim holds, by the AUROC of the labelled class."""
     source = heatmap_source(found)
     text = "The claim that SCL recovers the right supervision when the crop has cut the object out"
     if not source:
@@ -128,7 +128,7 @@ def recovery_claim(found: Measurements) -> str:
 
 
 def crop_scale_sentences(found: Measurements) -> list[str]:
-    """What small crops do to the gain over AN, a sentence for every other method."""
+    """Says for every other method how small crops change its gain over AN."""
     rows = found["crop_scale"]
     methods = [m for m in dict.fromkeys(r["method"] for r in rows) if m != "an"]
     return [_gain_over_scales(rows, m) for m in methods]
@@ -160,7 +160,7 @@ def _gain_over_scales(rows: Rows, method: str) -> str:
 
 
 def localisation_sentences(found: Measurements) -> list[str]:
-    """Do heatmaps find objects: those that nobody labelled, and better than AN's maps?"""
+    """Says whether heatmaps find unlabelled objects, and whether they are better than AN's maps."""
     source = heatmap_source(found)
     if not source:
         return ["No verdict on the heatmaps' localisation: no run of a method that keeps them."]

@@ -1,4 +1,4 @@
-"""What was measured of crop recovery and localisation, as tables for people."""
+"""Makes tables for people from the measurements of crop recovery and localisation."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def rows_of(found: Measurements, table: str, **wanted: object) -> Rows:
 
 
 def values(rows: Rows, column: str) -> list[float]:
-    """The values of a column by rising seed, without those that could not be computed."""
+    """The values of a column in the order of the seeds, without those that are None."""
     ordered = sorted(rows, key=lambda r: r["seed"])
     return [r[column] for r in ordered if r[column] is not None]
 
 
 def differences(rows: Rows, others: Rows, column: str) -> list[float]:
-    """Differences of a column, one for every seed that both have a value for."""
+    """Differences of a column, one for every seed with a value in both."""
     first, second = ({r["seed"]: r[column] for r in part if r[column] is not None}
                      for part in (rows, others))  # fmt: skip
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
 
 def sources_in(found: Measurements) -> list[str]:
-    """The sources that have been measured, in the order of SUPERVISION_NAMES."""
+    """The measured sources, in the order of SUPERVISION_NAMES."""
     return [s for s in SUPERVISION_NAMES if rows_of(found, "sources", source=s)]
 
 
@@ -57,7 +57,7 @@ def sources_in(found: Measurements) -> list[str]:
 
 
 def provenance(found: Measurements) -> list[str]:
-    """What was measured, where and when: a few lines."""
+    """Says in a few lines what was measured, where and when."""
     about = found["about"]
     methods, seeds = ", ".join(map(title_of, about["methods"])), ", ".join(map(str, about["seeds"]))
     lines = [
@@ -80,7 +80,7 @@ def provenance(found: Measurements) -> list[str]:
 
 
 def wrongness_table(found: Measurements) -> pd.DataFrame:
-    """What crops leave of the labelled object, in percent of the views, by least crop area."""
+    """How much of the labelled object crops show, in percent of the views, by least crop area."""
     import pandas as pd
 
     columns = [*VISIBILITY, "wrong"]
@@ -95,7 +95,7 @@ def wrongness_table(found: Measurements) -> pd.DataFrame:
 
 
 def source_table(found: Measurements, group: str) -> pd.DataFrame:
-    """How well every source answers a question of QUESTIONS, in percent; "chance": a constant."""
+    """How well every source answers a question of QUESTIONS, in percent."""
     import pandas as pd
 
     columns = {"AP": "AP", "AUROC": "AUROC", "ECE": "ECE"}
@@ -112,7 +112,7 @@ def source_table(found: Measurements, group: str) -> pd.DataFrame:
 
 
 def limit_table(found: Measurements, group: str = "labelled") -> pd.DataFrame:
-    """AUROC in percent when a class counts as in the view from another visible fraction on."""
+    """AUROC in percent, for every limit (LIMITS) above which a class counts as in the view."""
     import pandas as pd
 
     lines = {
@@ -129,7 +129,7 @@ def limit_table(found: Measurements, group: str = "labelled") -> pd.DataFrame:
 
 
 def decision_table(found: Measurements) -> pd.DataFrame:
-    """Wrong labels corrected and right ones spoiled at the end of training, in percent of each."""
+    """Wrong labels corrected and right labels spoiled after the training, in percent of each."""
     import pandas as pd
 
     rows = rows_of(found, "decisions", images="all", fall=found["about"]["fall"])
@@ -144,7 +144,7 @@ def decision_table(found: Measurements) -> pd.DataFrame:
 
 
 def crop_scale_texts(rows: Rows) -> list[list[str]]:
-    """The mAP in percent as texts: a row per method, largest crops first; the first row names them.
+    """The mAP in percent as texts: a header, then a row per method, with the largest crops first.
 
     Args:
         rows: method, scale_min, seed and mAP of every run.
@@ -159,7 +159,7 @@ def crop_scale_texts(rows: Rows) -> list[list[str]]:
 
 
 def crop_scale_table(found: Measurements) -> pd.DataFrame:
-    """The mAP in percent of every method, by the least area of the crops it was trained on."""
+    """The mAP of every method in percent, by the least area of its training crops."""
     import pandas as pd
 
     head, *lines = crop_scale_texts(found["crop_scale"])
@@ -169,7 +169,7 @@ def crop_scale_table(found: Measurements) -> pd.DataFrame:
 
 
 def localisation_table(found: Measurements, split: str) -> pd.DataFrame:
-    """Pointing game and IoU in percent, on "train" or "report" images; a row per kind of maps."""
+    """Pointing game and IoU in percent on "train" or "report" images; a row per kind of maps."""
     import pandas as pd
 
     groups = ("all", "labelled", "unlabelled") if split == "train" else ("all",)

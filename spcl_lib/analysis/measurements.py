@@ -1,4 +1,4 @@
-"""Measures crop recovery and localisation on finished runs; gives tables of plain rows."""
+"""Measures crop recovery and localisation on finished runs, and gives tables of plain rows."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from spcl_lib.views import Views
 
 Tables = dict[str, Rows]
 VIEWS = 4  # random views of each image
-VIEWED = 2500  # images that are viewed: the first of the training images
+VIEWED = 2500  # the number of training images that are viewed: the first ones
 FOLLOWED_VIEWS = 32  # random views of each image that the snapshots follow
-LOCALISED = 1000  # images of each split whose maps are compared with the objects: the first
+LOCALISED = 1000  # images of each split whose maps are compared with the objects: the first ones
 TABLES = ("sources", "reliability", "visibility", "decisions", "localisation")
 
 
@@ -36,21 +36,21 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
     """Measures finished runs that differ in method and seed only.
 
     Args:
-        configs: of finished runs. Views are sampled as in their training.
+        configs: configurations of finished runs. Views are sampled as in their training.
         data_root: see `paths.data_root`.
 
     Returns:
-        Tables of rows. Everything is in percent, but targets and reliability.
-        wrongness: what crops leave of the labelled object, by seed and least crop area.
-        sources, reliability, visibility: what every source of supervision is worth, by seed. A
-            source is "an" (the raw label), a method with consistency (what its running averages
-            say of a view), or METHOD_whole (the same heatmaps, not read through the view).
-        decisions: labels corrected and spoiled, by method and seed: at the end on "all" images
-            for recovery.FALLS, and after every epoch on the "followed" ones for recovery.FALL.
-        localisation: by method, seed, split and kind of maps.
+        Tables of rows. All values are in percent, except targets and reliability.
+        wrongness: how much of the labelled object crops show, by seed and least crop area.
+        sources, reliability, visibility: how good every source of supervision is, by seed. A
+            source is "an" (the raw label), a method with consistency (its running averages, read
+            through the view), or METHOD_whole (the same heatmaps, read without the view).
+        decisions: labels corrected and spoiled, by method and seed; on "all" images after the last
+            epoch for recovery.FALLS, on "followed" images after every epoch for recovery.FALL.
+        localisation: results by method, seed, split and kind of maps.
 
     Raises:
-        UserError: the data are missing, or do not tell where their objects are.
+        UserError: the data are missing, or have no known regions.
     """
     splits = load_splits(configs[0], data_root, objects=True)
     _check_regions(splits[0], configs[0])
@@ -80,7 +80,7 @@ def _check_regions(data: ImageSet, config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class Watched:
-    """M random views of some images, and what they show.
+    """M random views of some images, and the visible fraction of every class.
 
     Attributes:
         indices: (M,) int64, image numbers.
@@ -96,7 +96,7 @@ class Watched:
 
 
 def _watch_both(run: FinishedRun) -> tuple[Watched, Watched]:
-    """Views of many images, and more views of each of the few that snapshots follow."""
+    """Views of many images, and more views per image of the few that snapshots follow."""
     return (
         watch(run.train.first(VIEWED), run.observed, run.config, VIEWS),
         watch(run.train.first(run.config.snapshots), run.observed, run.config, FOLLOWED_VIEWS),
@@ -114,7 +114,7 @@ def watch(data: ImageSet, observed: Tensor, config: RunConfig, times: int) -> Wa
 
 
 def _wrongness(configs: Sequence[RunConfig], train: ImageSet, observed: Tensor) -> Rows:
-    """How often the label is wrong for the view, over the scales of the ablation."""
+    """How often the label is wrong for the view, for every crop scale of the ablation."""
     data = train.first(VIEWED)
     observed = observed[: len(data)]
     scales = sorted({*CROP_SCALES, configs[0].scale_min}, reverse=True)
@@ -135,7 +135,7 @@ def _wrongness(configs: Sequence[RunConfig], train: ImageSet, observed: Tensor) 
 
 
 def _score_source(found: Tables, source: str, seed: int, target: Tensor, many: Watched) -> None:
-    """Adds what one source of supervision is worth."""
+    """Adds rows that say how good one source of supervision is."""
     about = {"source": source, "seed": seed}
     for table, rows in (
         ("sources", recovery.score_target),
@@ -148,7 +148,7 @@ def _score_source(found: Tables, source: str, seed: int, target: Tensor, many: W
 def _add_supervision(
     found: Tables, run: FinishedRun, bank: HeatmapBank, many: Watched, few: Watched
 ) -> None:
-    """Adds what a run's running averages are worth."""
+    """Adds rows that say how good the running averages of a run are."""
     method, seed, pooling = run.config.method, run.config.seed, run.model.pooling
     target = recovery.presence_in_views(bank, many.indices, many.views, run.grid, pooling)
     _score_source(found, method, seed, target, many)
@@ -171,7 +171,7 @@ def _decide(run: FinishedRun, bank: HeatmapBank, watched: Watched, falls: Sequen
 
 
 def _snapshots(run: FinishedRun) -> list[tuple[int, HeatmapBank]]:
-    """Epochs and their banks, from the first at which something has been seen."""
+    """Epochs and their banks, without epochs in which nothing has been seen yet."""
     if not (run.folder / FILE).is_file():
         return []
     snapshots = load_snapshots(run.folder)
@@ -183,7 +183,7 @@ def _snapshots(run: FinishedRun) -> list[tuple[int, HeatmapBank]]:
 
 
 def _measure_localisation(run: FinishedRun) -> Rows:
-    """Rows for the heatmaps (where there are), and for the network's own maps on both splits."""
+    """Rows for the heatmaps, if the run has any, and for the network's maps on both splits."""
     train, report = run.train.first(LOCALISED), run.report.first(LOCALISED)
     observed = run.observed[: len(train)]
     rows = []

@@ -1,9 +1,9 @@
 """Crop recovery: does the supervision know what a random crop still shows?
 
 The paper claims that SCL recovers the right supervision when the crop has cut out most of the one
-labelled object. Here that is counted, on images whose objects are known, for every source of
-supervision: the raw label, the average of the image's predictions (CL), the heatmap read through
-the view (SCL). Ours, all of it: the metrics, and the rule that turns a target into a decision.
+labelled object. This module measures the claim on images whose objects are known, for every source
+of supervision: the raw label, the average of the image's predictions (CL), the heatmap read through
+the view (SCL). Ours: the metrics, and the rule that turns a target into a decision.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from spcl_lib.bank import HeatmapBank
 from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.views import Views
 
-# A target that falls below this share of the whole image's says: not in this view. Chosen on one
-# run (SCL, seed 0, scenes) before others were measured; FALLS shows what other shares would give.
+# A class counts as not in the view if its target is below this share of its whole image's target.
+# Chosen on one run (SCL, seed 0, scenes) before others were measured. FALLS are other shares.
 FALL = 0.8
 FALLS = (0.4, 0.5, 0.6, 0.7, FALL, 0.9, 1.0)
 NOT_THERE = "not in the image"
@@ -35,49 +35,42 @@ def presence_in_views(
     grid: int,
     pooling: Pooling = MEAN_POOLING,
 ) -> Tensor:
-    """What running averages say of every class in the views: the target, pooled.
+    """The pooled target of every class in the views, from running averages.
 
-    Heatmaps (SCL) are read through the view. Averages with one value per class (CL) know nothing
-    of views and are read whole.
+    Heatmaps (SCL) are read through the view. CL has one average per class, which knows nothing of
+    views, so it is read whole.
 
     Args:
         bank: the running averages.
         indices: (B,) int64.
         views: B views.
-        grid: G, at which the training reads them.
-        pooling: of the network.
+        grid: G, the grid at which the training reads the bank.
+        pooling: pooling of the network.
 
     Returns:
         (B, C) in [0, 1]; 0 where nothing has been seen.
     """
     if bank.size == 1:
         views, grid = Views.whole(len(indices)), 1
-    parts = [
-        pooling.presence(*bank.read(i, v, grid))
-        for i, v in zip(indices.split(1024), _split(views, 1024), strict=True)
-    ]
-    return torch.cat(parts)
+    parts = torch.arange(len(indices)).split(1024)
+    return torch.cat([pooling.presence(*bank.read(indices[p], views[p], grid)) for p in parts])
 
 
 def presence_in_images(
     bank: HeatmapBank, indices: Tensor, pooling: Pooling = MEAN_POOLING
 ) -> Tensor:
-    """(B, C) what running averages say of the whole images."""
+    """(B, C) pooled target of every class in the whole images; see `presence_in_views`."""
     return presence_in_views(bank, indices, Views.whole(len(indices)), bank.size, pooling)
 
 
-def _split(views: Views, size: int) -> list[Views]:
-    return [views[i : i + size] for i in range(0, len(views), size)]
-
-
 def question_groups(observed: Tensor) -> dict[str, Tensor]:
-    """For each of QUESTION_GROUPS, the pairs of image and class that it asks about, (N, C) bool."""
+    """For each of QUESTION_GROUPS, the pairs of image and class that belong to it, (N, C) bool."""
     every = torch.ones_like(observed)
     return dict(zip(QUESTION_GROUPS, (observed, ~observed, every), strict=True))
 
 
 def score_target(target: Tensor, fraction: Tensor, observed: Tensor) -> Rows:
-    """How well targets say what is in the views.
+    """Measures how well targets say which classes are in the views.
 
     Args:
         target: (M, C) in [0, 1].
@@ -85,9 +78,9 @@ def score_target(target: Tensor, fraction: Tensor, observed: Tensor) -> Rows:
         observed: (M, C) bool, the single labels of the viewed images.
 
     Returns:
-        One row for every group and every limit of LIMITS, in percent: AP and AUROC are means over
-        classes; "chance" is the AP of a constant; AP_wrong is the AP of finding what is *not* in
-        the view; ECE is the expected calibration error over 10 bins, all classes pooled.
+        One row for every group and every limit of LIMITS, in percent. AP and AUROC are means over
+        classes. "chance" is the AP of a constant. AP_wrong is the AP of finding classes that are
+        *not* in the view. ECE is the expected calibration error of all classes together, 10 bins.
     """
     rows = []
     for least in LIMITS:
@@ -134,17 +127,17 @@ def target_by_visibility(target: Tensor, fraction: Tensor, observed: Tensor) -> 
 
 
 def is_absent(target: Tensor, whole: Tensor, fall: float = FALL) -> Tensor:
-    """Our rule that turns a target into a decision: it has fallen below a share of the whole's.
+    """Our rule for "not in the view": the target is below a share of the whole image's target.
 
-    The yardstick is what the same averages say of the same class in the whole image, so that it
-    fits any class, image and epoch. A target that does not depend on the view never decides so.
+    Both targets come from the same averages, so the rule suits any class, image and epoch. If a
+    target does not depend on the view, the rule never says "not in the view".
 
     Args:
-        target: what is said of the view, any shape.
-        whole: what is said of the whole image, same shape.
+        target: target for the view, any shape.
+        whole: target for the whole image, same shape.
         fall: the share.
     """
-    return (target > 0) & (target < fall * whole)  # exactly 0: nothing has been seen
+    return (target > 0) & (target < fall * whole)  # exactly 0 means that nothing has been seen
 
 
 def count_corrections(
@@ -157,10 +150,10 @@ def count_corrections(
     falls: Sequence[float] = (FALL,),
     pooling: Pooling = MEAN_POOLING,
 ) -> Rows:
-    """Wrong labels that the target corrects and right ones that it spoils, in percent of each.
+    """Counts wrong labels that the target corrects, and right labels that it spoils, in percent.
 
-    A label is wrong for a view when its class is not in the view. `is_absent` corrects it; where
-    the class is in the view, it spoils the label.
+    A label is wrong for a view if its class is not in the view. If `is_absent` is true for a wrong
+    label, the label is corrected. If it is true for a right label, the label is spoiled.
 
     Args:
         bank: the running averages.
@@ -169,16 +162,15 @@ def count_corrections(
         fraction: (M, C) visible fractions.
         observed: (M, C) bool, the single labels of the viewed images.
         grid: as in `presence_in_views`.
-        falls: shares to decide by.
-        pooling: of the network.
+        falls: shares for `is_absent`.
+        pooling: pooling of the network.
 
     Returns:
-        A row for each of `falls`: fall, corrected, spoiled (NaN where there is none to decide on),
-        and the counts wrong and right.
+        A row for each of `falls`: fall, corrected and spoiled in percent (NaN if there is no such
+        label), and the number of wrong and of right labels.
     """
-    target = presence_in_views(bank, indices, views, grid, pooling)[
-        observed
-    ]  # (M,) of the labelled class
+    # (M,) of the labelled class:
+    target = presence_in_views(bank, indices, views, grid, pooling)[observed]
     whole = presence_in_images(bank, indices, pooling)[observed]
     left = fraction[observed]
     known = ~left.isnan()

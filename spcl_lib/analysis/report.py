@@ -1,4 +1,4 @@
-"""The table for people: as texts, and in the README."""
+"""Writes the table for people, as texts and in the README."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def readable_table(runs: Runs) -> pd.DataFrame:
         }
         for name, row in table(runs).iterrows()
     ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("method").rename_axis(None)  # no header row for a name
+    return pd.DataFrame(rows).set_index("method").rename_axis(None)  # a name adds a header row
 
 
 def other_tables(dataset: str, profile: str) -> pd.DataFrame:
-    """The readable tables of all reference files but one, with the data in a column; short."""
+    """Short readable tables of all reference files but one, with the data set in a column."""
     import pandas as pd
 
     columns = ["mAP %", "gain over AN", "gap closed", "seeds"]
@@ -60,7 +60,7 @@ def _duration(seconds: float) -> str:
 
 
 def provenance(runs: Runs) -> list[str]:
-    """What was run, where and when: a few lines."""
+    """Says in a few lines what was run, where and when."""
     seeds = [len(members) for members in by_method(runs).values()]
     each = f"{seeds[0]}" if len(set(seeds)) == 1 else f"{min(seeds)} to {max(seeds)}"
     first = runs[0]
@@ -88,7 +88,7 @@ _BLOCK = re.compile(r"(<!-- table (\w+)-(\w+) -->\n)(.*?)(<!-- end -->)", re.DOT
 
 
 def readme_table(runs: Runs) -> str:
-    """The table in Markdown, with a line on seeds, machine and date below it."""
+    """The table in Markdown; a line below it names seeds, machine and date."""
     frame = readable_table(runs).drop(columns="seeds").rename_axis("method").reset_index()
     rows = [list(frame.columns), ["---"] + ["--:"] * (frame.shape[1] - 1), *frame.values.tolist()]
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -100,7 +100,7 @@ def readme_table(runs: Runs) -> str:
 def update_readme(readme: Path | None = None) -> bool:
     """Writes every `<!-- table DATASET-PROFILE -->` block of the README from its reference file.
 
-    Blocks without a reference file are left as they are.
+    Blocks without a reference file do not change.
 
     Returns:
         Whether anything changed.
@@ -115,7 +115,7 @@ def update_readme(readme: Path | None = None) -> bool:
 
 
 def fill_tables(text: str) -> str:
-    """A text with its table blocks filled from the reference files."""
+    """The text, with its table blocks filled from the reference files."""
 
     def fill(block: re.Match[str]) -> str:
         start, dataset, profile, _, end = block.groups()

@@ -1,7 +1,7 @@
-"""From finished runs to the table and to sentences about the paper's claims.
+"""Turns finished runs into the table and into sentences about the paper's claims.
 
 A run is the content of its metrics.json. Runs come from results/ on this machine, or from the
-small reference files that are kept under version control (notebooks/reference/).
+small reference files under version control (notebooks/reference/).
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def load_runs(
     """Finished runs of a data set, ordered by method and seed.
 
     Args:
-        source: "results": runs on this machine with the profile's settings; "reference": the runs
-            kept under version control.
+        source: "results" takes this machine's runs with the profile's settings; "reference" takes
+            the runs under version control.
         dataset: a key of PROFILES.
         profile: a key of PROFILES[dataset].
-        overrides: other settings of the runs on this machine.
-        data_root: the data of the runs on this machine, see `paths.data_root`. It matters only
-            where there are runs on more than one copy of the data.
+        overrides: other settings of this machine's runs.
+        data_root: the data of this machine's runs, see `paths.data_root`. It matters only if
+            there are runs on more than one copy of the data.
 
     Raises:
-        UserError: an unknown name, or no run; the message names the command that makes them.
+        UserError: a name is unknown, or there is no run; the message names the command for it.
     """
     if source not in RUN_SOURCES:
         raise unknown_name("source", source, RUN_SOURCES)
@@ -82,7 +82,7 @@ def _read_results(
             config = make_config(dataset, match[1], int(match[2]), profile, overrides)
             config = replace(config, content=content)
             run = load_metrics(config) if run_folder(config) == folder else None
-            runs += [] if run is None else [run]  # None: made with other defaults than today's
+            runs += [] if run is None else [run]  # None: the run had other default settings
     if not runs:
         raise UserError(
             f"no finished run of {dataset} (profile {profile}) in '{paths.results()}'; "
@@ -92,7 +92,7 @@ def _read_results(
 
 
 def _content_of_results(config: RunConfig, data_root: str | Path | None) -> str:
-    """`content` of the runs to read: that of the data root, or the only one that has runs."""
+    """`content` of the runs to read: that of the data root, or the only one with runs."""
     if config.dataset == "scenes":
         return ""
     start = f"{config.dataset}-{config.profile}-"
@@ -119,20 +119,20 @@ def _read_reference(dataset: str, profile: str) -> Runs:
             f"python -m spcl_lib reference --dataset {dataset} --profile {profile}"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"reference file '{file}' is damaged ({error}); make it anew") from error
+        raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
 
 
 def references() -> list[tuple[str, str]]:
-    """(data set, profile) of every reference file that is there."""
+    """(data set, profile) of every reference file."""
     names = sorted(f.stem for f in paths.reference().glob("*.json"))
     pairs = [(d, p) for d in PROFILES for p in PROFILES[d]]
     return [(d, p) for d, p in pairs if f"{d}-{p}" in names]
 
 
 def save_reference(dataset: str, profile: str, data_root: str | Path | None = None) -> Path:
-    """Keeps this machine's finished runs as the reference results: one run a line, rounded.
+    """Keeps this machine's finished runs as the reference results: one run per line, rounded.
 
-    Arguments as of `load_runs`.
+    The arguments are those of `load_runs`.
 
     Returns:
         The file, notebooks/reference/<dataset>-<profile>.json.
@@ -149,7 +149,7 @@ def save_reference(dataset: str, profile: str, data_root: str | Path | None = No
 
 
 def _round_floats(value: Any) -> Any:
-    """Floats to 4 decimals, settings apart: 1e-5 is a rate, and must stay one."""
+    """Rounds floats to 4 decimals, except settings: a learning rate may be 1e-5."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, list):
@@ -165,7 +165,7 @@ def _sort_runs(runs: Runs) -> Runs:
 
 
 def by_method(runs: Runs) -> dict[str, Runs]:
-    """Runs grouped by method, methods in the order of the table and runs by seed."""
+    """Runs by method: methods in the order of the table, runs in the order of the seeds."""
     groups: dict[str, Runs] = {}
     for run in _sort_runs(runs):
         groups.setdefault(run["method"], []).append(run)
@@ -173,7 +173,7 @@ def by_method(runs: Runs) -> dict[str, Runs]:
 
 
 def paired_gains(runs: Runs, method: str, other: str) -> list[float]:
-    """Gains in mAP of `method` over `other`, one for every seed that both have."""
+    """Gains in mAP of `method` over `other`, one for every seed of both."""
     scores = {name: {r["seed"]: r["mAP"] for r in runs if r["method"] == name}
               for name in (method, other)}  # fmt: skip
     seeds = sorted(scores[method].keys() & scores[other].keys())
@@ -186,8 +186,8 @@ def table(runs: Runs) -> pd.DataFrame:
     Returns:
         Columns: mAP, its standard deviation over seeds (ddof = 1; NaN for one seed), seeds, gain
         over AN paired by seed and its standard deviation, gap_closed in percent, OF1 and CF1 at
-        probability 0.5, train_seconds. Scores are means in percent. What cannot be computed,
-        because AN or Full is missing, is NaN.
+        probability 0.5, train_seconds. Scores are means in percent. Values that need AN or Full
+        are NaN if it is missing.
     """
     import pandas as pd
 
@@ -208,7 +208,7 @@ def table(runs: Runs) -> pd.DataFrame:
 
 
 def _gap_closed(means: dict[str, float], method: str) -> float:
-    """(mAP - mAP_AN) / (mAP_Full - mAP_AN) in percent; NaN without a gap to close."""
+    """(mAP - mAP_AN) / (mAP_Full - mAP_AN) in percent; NaN if there is no gap."""
     gap = means.get("full", math.nan) - means.get("an", math.nan)
     return 100 * (means[method] - means["an"]) / gap if gap > 0 else math.nan
 
@@ -223,7 +223,7 @@ def per_class(runs: Runs) -> pd.DataFrame:
 
 
 def histories(runs: Runs) -> pd.DataFrame:
-    """Learning curves: columns method, seed, epoch, mAP; evaluated epochs only."""
+    """Learning curves of the evaluated epochs: columns method, seed, epoch, mAP."""
     import pandas as pd
 
     rows = [
@@ -244,14 +244,14 @@ _CLAIMS = (
 
 
 def claim_sentences(runs: Runs) -> list[str]:
-    """What the runs say about the paper's claims, a computed sentence each (DIFFERENCE_RULE)."""
+    """A sentence for each of the paper's claims, computed from the runs by DIFFERENCE_RULE."""
     sentences = [_worth_solving(runs)]
     sentences += [compare_methods(runs, method, other) for method, other in _CLAIMS]
     return [*sentences, _best_spatial(runs)]
 
 
 def compare_methods(runs: Runs, method: str, other: str) -> str:
-    """A sentence: does `method` beat `other`, does it not, or is it not settled?"""
+    """Says whether `method` beats `other`, does not beat it, or whether this is not settled."""
     a, b = title_of(method), title_of(other)
     present = by_method(runs)
     missing = [title_of(name) for name in (method, other) if name not in present]

@@ -1,4 +1,4 @@
-"""Means over seeds: their spread, their texts, and when a difference counts as settled."""
+"""Means over seeds, their spread as text, and the rule for when a difference is settled."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Rows = list[Row]
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean; NaN of no value."""
+    """The mean; NaN if there is no value."""
     values = list(values)
     return statistics.fmean(values) if values else math.nan
 
 
 def deviation(values: Iterable[float]) -> float:
-    """The standard deviation (ddof = 1); NaN of fewer than two values."""
+    """The standard deviation (ddof = 1); NaN for fewer than two values."""
     values = list(values)
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation for a figure: the deviation of one value is 0."""
+    """Mean and standard deviation for a figure, where the deviation of one value is 0."""
     return mean(values), 0.0 if len(values) == 1 else deviation(values)
 
 
@@ -34,7 +34,7 @@ def mean_and_spread(values: Sequence[float], sign: str = "") -> str:
 
 
 def spread_text(mean: float, deviation: float, sign: str = "") -> str:
-    """Mean ± standard deviation as text; what is NaN is left out. sign="+": the sign is shown."""
+    """Mean ± standard deviation as text, without NaN values; sign="+" shows the sign."""
     if math.isnan(mean):
         return ""
     text = f"{mean:{sign}.1f}"
@@ -54,7 +54,7 @@ DIFFERENCE_RULE = (
 
 
 def sign_of_difference(differences: Sequence[float]) -> int:
-    """1 or -1 if DIFFERENCE_RULE settles that differences over seeds are above or below 0, else 0.
+    """1 if differences over seeds are above 0 by DIFFERENCE_RULE, -1 if below, 0 if not settled.
 
     One seed settles nothing.
     """

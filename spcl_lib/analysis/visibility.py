@@ -1,4 +1,4 @@
-"""What a random crop still shows of every object, counted on known regions: masks, or boxes."""
+"""Counts how much of every object a random crop still shows, on known regions (masks or boxes)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.train import sample_views
 from spcl_lib.views import Views
 
-# Ours: when a class counts as in the view, and the groups of visibility.
-LEAST = 0.1  # a class is in the view from this visible fraction on: less is a sliver
-LIMITS = (0.0, LEAST, 0.5)  # how much the findings depend on that choice; 0 means: any pixel
+# Ours: the limit above which a class counts as in the view, and the groups of visibility.
+LEAST = 0.1  # least visible fraction of a class in the view; a person would not name less than this
+LIMITS = (0.0, LEAST, 0.5)  # show how much the findings depend on LEAST; 0 means any pixel
 VISIBILITY = ("cut out", "under 10 %", "10 to 50 %", "above 50 %")
 
 
@@ -47,7 +47,7 @@ def visible_fractions(data: ImageSet, views: Sequence[Views], step: int = 32) ->
     Args:
         data: N images with known regions.
         views: V times one view of each image.
-        step: images at a time; what bounds the memory.
+        step: images at a time, which limits the memory.
 
     Returns:
         (V, N, C) float32.
@@ -60,7 +60,7 @@ def visible_fractions(data: ImageSet, views: Sequence[Views], step: int = 32) ->
 
 
 def _sums(regions: Tensor) -> Tensor:
-    """(B, C, S + 1, S + 1) int32: pixels above and left, so that any box takes four look-ups."""
+    """(B, C, S + 1, S + 1) int32, pixels above and left; with it, a box needs four look-ups."""
     counts = regions.to(torch.int32).cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32)
     return F.pad(counts, (1, 0, 1, 0))
 
@@ -69,7 +69,7 @@ def _fraction(sums: Tensor, views: Views) -> Tensor:
     side = sums.shape[-1] - 1
     centres = (torch.arange(side) + 0.5) / side
     x0, y0, x1, y1 = views.boxes.cpu()[:, :, None].unbind(1)  # (B, 1) each
-    left, right = (centres < x0).sum(1), (centres <= x1).sum(1)  # (B,) as in Views.visible
+    left, right = (centres < x0).sum(1), (centres <= x1).sum(1)  # (B,), as in Views.visible
     top, bottom = (centres < y0).sum(1), (centres <= y1).sum(1)
     b = torch.arange(len(sums))
     shown = sums[b, :, bottom, right] - sums[b, :, top, right]
@@ -78,12 +78,8 @@ def _fraction(sums: Tensor, views: Views) -> Tensor:
 
 
 def in_view(fraction: Tensor, least: float = LEAST) -> Tensor:
-    """Whether a class is in the view: something of it is visible, and at least this fraction.
-
-    A tenth, because less is a sliver that a person would not name; `LIMITS` holds the others that
-    are tried beside it.
-    """
-    return (fraction > 0) & (fraction >= least)  # NaN: the class is not even in the image
+    """Whether a class is in the view: the view shows a part of it, and at least this fraction."""
+    return (fraction > 0) & (fraction >= least)  # False for NaN: the class is not in the image
 
 
 def visibility(fraction: Tensor) -> Tensor:
@@ -93,20 +89,20 @@ def visibility(fraction: Tensor) -> Tensor:
 
 
 def viewed_crops(count: int, config: RunConfig, *key: object) -> Views:
-    """`count` views as the training samples them; the same ones for the same key."""
+    """`count` views, sampled as in the training; the same key gives the same views."""
     return sample_views(count, config, keyed_generator("recovery", *key))
 
 
 def label_visibility(fraction: Tensor, observed: Tensor) -> dict[str, float]:
-    """What is left of the labelled objects in the views, in percent of the views.
+    """How much of the labelled objects the views show, in percent of the views.
 
     Args:
         fraction: (..., N, C) visible fractions.
         observed: (N, C) bool, single labels.
 
     Returns:
-        A share for every name in VISIBILITY, and "wrong": the labelled class is not in the view.
-        Labels whose object has no known region are left out.
+        A share for every name in VISIBILITY, and the share "wrong" of views without the labelled
+        class. Labels whose object has no known region are left out.
     """
     left = fraction[observed.expand_as(fraction)]
     left = left[~left.isnan()]

@@ -20,19 +20,19 @@ from spcl_lib.system.errors import UserError
 def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> ImageSet:
     """A split of COCO in ascending order of the image ids; the images are not read yet.
 
-    A class is present if it has an instance; as in the field, a crowd is one (`iscrowd`).
+    A class is present if it has an instance. As is usual, a crowd (`iscrowd`) counts as one.
 
     Args:
         root: data root; holds coco/annotations/instances_{split}{year}.json and
             coco/{split}{year} with the images.
         split: "train" or "val".
         year: 2014 or 2017.
-        unannotated: what is done with images without any instance: "drop", as the field does
-            (82,081 of train2014's 82,783 images remain), or "keep" them, all-negative.
+        unannotated: "drop" leaves out images without any instance, as is usual (82,081 of
+            train2014's 82,783 images remain); "keep" keeps them as all-negative.
 
     Returns:
-        Labels, boxes and masks; `ids` are COCO's image ids as text, without leading zeros, and
-        classes are in ascending order of the category ids.
+        Labels, boxes and masks. `ids` are COCO's image ids as text, without leading zeros.
+        Classes are in ascending order of the category ids.
 
     Raises:
         UserError: the annotations are missing, damaged, or contradict themselves.
@@ -59,7 +59,7 @@ def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> I
 
 
 def read_instances(file: Path) -> dict[str, Tensor]:
-    """See `parse_instances`; parsed once, and again only when the file's content has changed.
+    """Calls `parse_instances` once, and again only when the file's content has changed.
 
     The content is hashed again only when the file's size or date has changed.
     """
@@ -82,7 +82,7 @@ def _labels(parts: dict[str, Tensor]) -> Tensor:
 
 
 def _choose_images(labels: Tensor, unannotated: str, file: Path) -> tuple[Tensor, str]:
-    """Numbers of the images that are used, and a line about those without annotation."""
+    """Numbers of the images that are used, and a note about images without annotation."""
     annotated = labels.any(1)
     empty = len(labels) - int(annotated.sum())
     if empty == len(labels):

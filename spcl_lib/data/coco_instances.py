@@ -1,4 +1,4 @@
-"""COCO's `instances_*.json`, checked and turned into a few compact tensors."""
+"""Checks COCO's `instances_*.json` and turns it into a few compact tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from spcl_lib.data.objects import run_lengths
 from spcl_lib.system.errors import UserError
 
-# What is looked at, and of which type it has to be.
+# The keys that are read, and the type that each value must have.
 _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "images": {"id": int, "file_name": str, "height": int, "width": int},
     "categories": {"id": int, "name": str},
@@ -26,23 +26,23 @@ _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "image_id": int, "category_id": int, "bbox": list, "segmentation": (list, dict),
     },
 }  # fmt: skip
-_FARTHEST = 1e5  # pixels; a corner beyond it is a mistake, and costs pycocotools much memory
+_FARTHEST = 1e5  # pixels; a corner beyond it is a mistake and would cost pycocotools much memory
 
 
 def parse_instances(file: Path) -> dict[str, Tensor]:
-    """Everything that the loader needs of an `instances_*.json`.
+    """Reads everything that the loader needs from an `instances_*.json`.
 
-    Images are in ascending order of their ids, categories too. All instances count, `iscrowd`
-    ones as well. The masks of a class in an image become one.
+    Images and categories are in ascending order of their ids. All instances count, also those
+    with `iscrowd`. The masks of a class in an image become one mask.
 
     Args:
-        file: with the lists images, annotations and categories.
+        file: JSON file with the lists images, annotations and categories.
 
     Returns:
-        ids (N,), size (N, 2) as height and width, file_names and classes (JSON texts as bytes);
-        of M objects box_image, box_label, box (M, 4) as fractions of the image; of K pairs of
-        image and class mask_image, mask_label, mask_end (where the run lengths end in counts),
-        counts (L,) uint8.
+        For N images: ids (N,), size (N, 2) as height and width, file_names and classes (JSON
+        texts as bytes). For M objects: box_image, box_label, box (M, 4) as fractions of the image.
+        For K pairs of image and class: mask_image, mask_label, mask_end (where the run lengths end
+        in counts), counts (L,) uint8.
 
     Raises:
         UserError: the file is not valid JSON, lacks something, or contradicts itself.
@@ -50,10 +50,8 @@ def parse_instances(file: Path) -> dict[str, Tensor]:
     content = _content(file)
     images = sorted(_records(file, content, "images"), key=lambda record: record["id"])
     categories = sorted(_records(file, content, "categories"), key=lambda record: record["id"])
-    rows, labels = (
-        _number_by_id(file, "images", images),
-        _number_by_id(file, "categories", categories),
-    )
+    rows = _number_by_id(file, "images", images)
+    labels = _number_by_id(file, "categories", categories)
     size = _sizes(file, images)
     boxes, objects = _collect_objects(file, _records(file, content, "annotations"), rows, labels)
     return {
@@ -90,15 +88,15 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _pack_outlines(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with its outlines as arrays: a third of the memory of Python's numbers."""
+    """Stores the record's outlines as arrays, which take a third of the memory of lists."""
     if isinstance(record.get("segmentation"), list):
-        with contextlib.suppress(TypeError):  # a later check names what is no number, and its file
+        with contextlib.suppress(TypeError):  # a later check reports values that are not numbers
             record["segmentation"] = [array("d", outline) for outline in record["segmentation"]]
     return record
 
 
 def _records(file: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """One of the file's lists, every record with the keys that are needed."""
+    """One of the file's lists, after a check that every record has the keys that are needed."""
     records = content.get(key)
     if not isinstance(records, list):
         raise UserError(f"'{file}' has no list '{key}'; it must be COCO's instances_*.json")
@@ -133,7 +131,7 @@ def _sizes(file: Path, images: list[dict[str, Any]]) -> np.ndarray:
 def _collect_objects(
     file: Path, records: list[dict[str, Any]], rows: dict[int, int], labels: dict[int, int]
 ) -> tuple[list[tuple[float, ...]], dict[tuple[int, int], list[dict[str, Any]]]]:
-    """Of every annotation (image, class, x, y, width, height); all of them by (image, class)."""
+    """A box (image, class, x, y, width, height) per annotation, and records by (image, class)."""
     boxes, objects = [], {}
     for record in records:
         row, label = rows.get(record["image_id"]), labels.get(record["category_id"])
@@ -160,7 +158,7 @@ def _wrong(file: Path, record: dict[str, Any], what: str) -> UserError:
 def _numbers(
     file: Path, record: dict[str, Any], values: list[Any], count: int | None = None
 ) -> np.ndarray:
-    """Coordinates as (n,) float64; an even number of them, and `count` where it is given."""
+    """Coordinates as (n,) float64; n must be even, and equal to `count` if that is given."""
     try:
         numbers = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
@@ -208,13 +206,13 @@ def _runs(file: Path, records: list[dict[str, Any]], height: int, width: int) ->
             runs.append(shape if packed else tools.frPyObjects(shape, height, width))
         else:
             polygons += [_numbers(file, record, polygon) for polygon in shape]
-    polygons = [polygon for polygon in polygons if polygon.size >= 6]  # else it has no area
+    polygons = [polygon for polygon in polygons if polygon.size >= 6]  # two points have no area
     runs += tools.frPyObjects(polygons, height, width) if polygons else []
     return tools.merge(runs)["counts"] if runs else b""
 
 
 def _check_runs(file: Path, record: dict[str, Any], height: int, width: int) -> None:
-    """Run lengths, as a list or compressed, must fill the image: pycocotools would not notice."""
+    """Checks that run lengths (a list, or compressed) fill the image; pycocotools does not."""
     shape = record["segmentation"]
     try:
         counts = shape["counts"]

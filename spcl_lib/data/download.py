@@ -1,4 +1,4 @@
-"""Fetching Pascal VOC through torchvision, all of it or nothing."""
+"""Downloads Pascal VOC through torchvision, completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ YEARS = {"voc2007": 2007, "voc2012": 2012}
 
 
 def download(dataset: str, root: Path) -> Path:
-    """Downloads and unpacks a data set below the data root, unless it is there.
+    """Downloads and unpacks a data set below the data root, unless it is there already.
 
-    torchvision checks the archive (0.5 to 2 GB) before it is unpacked. All happens in a folder
-    beside the final one, which appears only when it is complete.
+    torchvision checks the archive (0.5 to 2 GB) before it is unpacked. It is unpacked in a
+    temporary folder. The final folder appears only when it is complete.
 
     Args:
-        dataset: "voc2007" or "voc2012" (trainval). The others have to be fetched by hand.
+        dataset: "voc2007" or "voc2012" (trainval). Others must be downloaded by hand.
         root: data root.
 
     Returns:
         The folder of the data.
 
     Raises:
-        UserError: another data set, or the download failed; nothing of it is left then.
+        UserError: it is another data set, or the download failed and nothing of it is left.
     """
     if dataset not in YEARS:
         raise unknown_name("data set to download", dataset, YEARS)
@@ -43,7 +43,7 @@ def _fetch(year: str, folder: Path, partial: Path) -> None:
     from torchvision.datasets import VOCDetection
 
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
         VOCDetection(str(partial), year, "trainval", download=True)
         folder.parent.mkdir(exist_ok=True)
         os.replace(partial / "VOCdevkit" / f"VOC{year}", folder)

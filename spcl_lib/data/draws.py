@@ -1,13 +1,13 @@
-"""Which one label of a training image is kept: the draw that makes a data set single-label.
+"""The draw makes a data set single-label: it keeps one label of every training image.
 
-- "uniform": each positive is as likely; the paper's setting.
-- "cole": uniform too, but exactly the labels that Cole et al. (CVPR 2021) and many who followed
-  them train on, so that results can be compared on the same observed labels.
-- "size", "location": an annotator names large objects, or central ones; the label biases that
-  Arroyo et al. (2023, arXiv 2305.15584) study, after their published code (see `label_weights`).
+- "uniform": all positives are equally likely (the paper's setting).
+- "cole": uniform too, but exactly the labels that Cole et al. (CVPR 2021) and many later papers
+  train on. So results can be compared on the same observed labels.
+- "size", "location": the annotator prefers large objects, or central ones. Arroyo et al. (2023,
+  arXiv 2305.15584) study these biases; we follow their published code (see `label_weights`).
 
-A draw has its own seed, apart from the training seed: all methods and all training seeds of a data
-set see the same observed labels.
+The draw's seed is not the training seed. All methods and all training seeds of a data set see the
+same observed labels.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from spcl_lib.data.objects import Boxes
 from spcl_lib.system.errors import UserError, unknown_name
 
 DRAWS = ("uniform", "cole", "size", "location")
-NEED_BOXES = ("size", "location")  # for these draws a loader must read the objects too
-COLE_SEED = 1200  # of Cole et al.'s experiments
+NEED_BOXES = ("size", "location")  # for these draws a loader must also read the objects
+COLE_SEED = 1200  # the seed of Cole et al.'s experiments
 _NEAREST = 1e-6  # least distance from the image's centre, as a fraction of the image's side
 
 
@@ -32,13 +32,13 @@ def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
     Args:
         data: the images to train on, with their full labels.
         draw: one of DRAWS.
-        seed: seed of the draw. For "cole", 0 stands for their seed, see `cole_draw`.
+        seed: seed of the draw. For "cole", 0 means their seed, see `cole_draw`.
 
     Returns:
         (N, C) bool with exactly one True per row: a positive of that image.
 
     Raises:
-        UserError: an unknown draw, an image without a positive label, or no boxes to go by.
+        UserError: the draw is unknown, an image has no positive label, or boxes are missing.
     """
     if draw == "uniform":
         return single_label_draw(data.labels, seed)
@@ -57,14 +57,14 @@ def single_label_draw(labels: Tensor, seed: int) -> Tensor:
         seed: seed of the draw.
 
     Returns:
-        (N, C) bool with exactly one positive per row; `labels` itself where they are so already.
+        (N, C) bool with exactly one positive per row; `labels` itself if it is so already.
 
     Raises:
         UserError: an image has no positive label to draw from.
     """
     _check(labels)
-    # Every image has exactly one label, so there is nothing to draw. (The random numbers for
-    # ImageNet would take 5 GB.)
+    # If every image has exactly one label, nothing is drawn: for ImageNet, the random numbers
+    # would take 5 GB.
     if int(labels.count_nonzero()) == len(labels):
         return labels
     rng = torch.Generator().manual_seed(seed)
@@ -75,16 +75,16 @@ def single_label_draw(labels: Tensor, seed: int) -> Tensor:
 def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
     """The draw of Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
 
-    One NumPy stream serves a whole split, so a label depends on all rows before its own. The result
-    is theirs for all images of a split that have a positive label (their experiments: VOC2012 and
-    COCO2014); with report=val or train_images set, it is their procedure on those images. They
-    sort VOC's file names, and COCO's ids as texts ("1000" before "9").
+    One NumPy stream serves a whole split, so a label depends on all rows before its own. On all
+    labelled images of VOC2012 or COCO2014, which they use, the result equals theirs. With
+    report=val or train_images set, their procedure runs on fewer images. They sort VOC's file
+    names, and COCO's ids as texts ("1000" before "9").
 
     Args:
-        labels: (N, C) bool, the full labels; classes in their order, as VOC and COCO list them.
-        ids: N names, for COCO the plain numbers. The draw goes through them in sorted order, in
-            whatever order they come.
-        seed: the stream's seed is 1200 + this, and 1200 is theirs.
+        labels: (N, C) bool, the full labels; classes in the order of VOC and COCO, as theirs.
+        ids: N names in any order, for COCO the plain numbers. The draw goes through them in sorted
+            order.
+        seed: the stream's seed is 1200 + this; they use 1200.
 
     Returns:
         (N, C) bool with exactly one positive per row.
@@ -99,7 +99,7 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
     for row in sorted(range(len(labels)), key=ids.__getitem__):
         positives, negatives = np.flatnonzero(truth[row]), np.flatnonzero(~truth[row])
         rng.shuffle(positives)
-        rng.shuffle(negatives)  # not needed here, but theirs does it too: it moves the stream on
+        rng.shuffle(negatives)  # unused, but their code does it too, and it advances the stream
         chosen[row] = int(positives[0])
     return _one_per_row(labels, chosen)
 
@@ -107,13 +107,13 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
 def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
     """How likely an annotator with a bias is to name each positive label of an image.
 
-    "size": the summed areas of the class's boxes. "location": the sum of 1 / distance of the
-    boxes' centres from the image's centre. Both follow the published code of Arroyo et al., with
-    two differences. Their areas come from COCO's outlines where there are any; ours from boxes.
-    Their distances are in pixels; ours in fractions of the image's width and height.
+    "size": the sum of the areas of the class's boxes. "location": the sum of 1 / distance between
+    the boxes' centres and the image's centre. Both follow the published code of Arroyo et al., with
+    two differences. They take areas from COCO's outlines if there are any; we take boxes. They
+    measure distances in pixels; we use fractions of the image's width and height.
 
-    Ours: a positive label without a box gets the mean weight of its image's other labels. If no
-    label has a box, all weigh the same.
+    Ours: a positive label without a box gets the mean weight of the other labels of its image. If
+    no label has a box, all get the same weight.
 
     Args:
         labels: (N, C) bool, the full labels; boxes of other classes are ignored.
@@ -121,7 +121,7 @@ def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
         draw: "size" or "location".
 
     Returns:
-        (N, C) float32, above 0 for the positive labels and 0 for all else.
+        (N, C) float32, above 0 for the positive labels and 0 for all others.
     """
     x0, y0, x1, y1 = boxes.box.unbind(1)
     if draw == "size":
@@ -132,7 +132,7 @@ def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
     weights.index_put_((boxes.image, boxes.label), weight, accumulate=True)
     known = labels & (weights > 0)
     mean = (weights * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
-    mean = mean.where(mean > 0, 1)  # no label of the image has a box
+    mean = mean.where(mean > 0, 1)  # 1 if no label of the image has a box
     return weights.where(known, mean) * labels
 
 

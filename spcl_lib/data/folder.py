@@ -17,18 +17,18 @@ from spcl_lib.data.label_files import LabelRow, compose_accents, read_label_file
 from spcl_lib.system.errors import UserError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
-HELD_OUT = 0.2  # share of every class that is kept from training, to evaluate on
+HELD_OUT = 0.2  # share of every class that is held out from training, to evaluate on
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 Labels = dict[str, frozenset[str]]  # path of an image below the folder -> its labels
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds, before any image is read.
+    """The images and labels of a folder, before any image is read.
 
     Attributes:
         classes: sorted names.
-        single: training images (and, without `full`, those to hold out), one label each.
+        single: training images with one label each. If `full` is empty, some are held out later.
         full: images with full labels, for the evaluation; none of them is in `single`.
         unlabelled: number of images that lie beside the class folders.
     """
@@ -40,7 +40,7 @@ class Listing:
 
 
 def images_below(folder: Path) -> list[str]:
-    """Paths of all images below a folder, sorted, with "/"; hidden files are left out.
+    """Sorted paths of all images below a folder, with "/"; hidden files are left out.
 
     Raises:
         UserError: a folder cannot be read.
@@ -64,12 +64,12 @@ def list_folder(root: Path, labels: str = "", full_labels: str = "") -> Listing:
         root: the folder.
         labels: CSV file of `path,label`, as a path below the folder; empty if the images of every
             class lie in a folder with its name, at any depth.
-        full_labels: CSV file of `path,labels` (`cat|dog`; empty for an image that shows none of
-            the classes), as a path below the folder; empty if there is none. Its images are for
-            the evaluation, and are left out of the training wherever they lie.
+        full_labels: CSV file of `path,labels`, as a path below the folder; empty if there is none.
+            Labels look like `cat|dog`, and are empty if the image shows none of the classes. Its
+            images are for the evaluation. They are never trained on, wherever they lie.
 
     Raises:
-        UserError: a label file or folder that cannot be used, with the line or name at fault.
+        UserError: a label file or a folder cannot be used; the message names the line or folder.
     """
     full = read_label_file(root, full_labels, "labels") if full_labels else {}
     if labels:
@@ -85,9 +85,9 @@ def list_folder(root: Path, labels: str = "", full_labels: str = "") -> Listing:
 
 
 def _class_folders(root: Path, full: Mapping[str, LabelRow]) -> tuple[Labels, int]:
-    """Training images by the folder they are in, and how many are in none.
+    """Training images with their folder as label, and the number of images in no class folder.
 
-    A folder whose images are all in `full` is no class: it holds the images of the evaluation.
+    If all images of a folder are in `full`, it is no class: it holds the evaluation's images.
     """
     below = images_below(root)
     found = {path.split("/")[0] for path in below if "/" in path}
@@ -116,7 +116,7 @@ def _refuse_shared(
     for path in sorted(single.keys() & full.keys()):
         raise UserError(
             f"image '{path}' is in '{full_file}' (line {full[path].line}) and in '{file}' (line "
-            f"{single[path].line}); what is evaluated on must not be trained on: remove one"
+            f"{single[path].line}); evaluation images must not be trained on: remove one line"
         )
 
 
@@ -148,21 +148,21 @@ def _check_known(full: Mapping[str, LabelRow], classes: tuple[str, ...], file: P
 def list_folder_splits(
     root: Path, labels: str = "", full_labels: str = "", report: str = "test"
 ) -> tuple[ImageSet, ImageSet]:
-    """The images to train on, with their single labels, and those to report on; none is read yet.
+    """The images to train on, with single labels, and the images to report on; none is read yet.
 
-    Images with full labels are reported on. Without such, a fixed fifth of every class is kept
-    from training and evaluated against its single labels. Labels that nobody gave then count as
-    wrong, so the true metrics are higher.
+    Images with full labels are reported on. If there are none, a fixed fifth of every class is held
+    out from training and evaluated against its single labels. Then a label that nobody gave counts
+    as wrong, so the true metrics are higher.
 
     Args:
         root: the folder.
         labels: see `list_folder`.
         full_labels: see `list_folder`.
-        report: "val": a fifth of the training images takes the place of the report images, which
-            are not touched.
+        report: "val" replaces the report images by a fifth of the training images, so that the
+            report images are not touched.
 
     Returns:
-        Both in a fixed random order, which mixes the classes.
+        Both sets are in a fixed random order, which mixes the classes.
 
     Raises:
         UserError: the folder or a label file cannot be used.
@@ -188,10 +188,10 @@ def _splits(listing: Listing, root: Path, report: str) -> tuple[Labels, Labels]:
 
 
 def _hold_out(single: Labels, root: Path, key: str) -> tuple[Labels, Labels]:
-    """Training images without a fixed share of every class, and that share.
+    """Splits the training images: first those that stay, then a fixed share of every class.
 
-    The choice depends on the paths only. So when images are added, few of the old ones change
-    sides. A class with one or two images keeps them all for training.
+    The choice depends on the paths only. So when images are added, few old images change sides.
+    If a class has one or two images, all stay.
     """
     by_class = defaultdict(list)
     for path in sorted(single, key=lambda path: _lot(key, path)):
@@ -199,7 +199,7 @@ def _hold_out(single: Labels, root: Path, key: str) -> tuple[Labels, Labels]:
     held = {p for paths in by_class.values() for p in paths[: round(HELD_OUT * len(paths))]}
     if not held:
         raise UserError(
-            f"'{root}' has too few images to keep some from training: at least one class needs "
+            f"'{root}' has too few images to hold some out: at least one class needs "
             "3 (4 with report=val), or give images with full labels: --set full_labels=FILE"
         )
     rest = {path: labels for path, labels in single.items() if path not in held}
@@ -207,7 +207,7 @@ def _hold_out(single: Labels, root: Path, key: str) -> tuple[Labels, Labels]:
 
 
 def _lot(key: str, path: str) -> bytes:
-    """A fixed random value for a path: the same on every machine, whatever the other images."""
+    """A fixed random value for a path; it depends on no machine and on no other image."""
     return hashlib.sha256(os.fsencode(f"{key}/{path}")).digest()
 
 

@@ -1,8 +1,8 @@
-"""`imagenet`: ImageNet-1K with its own single labels; evaluation by ReaL's sets of valid labels.
+"""`imagenet`: ImageNet-1K with its own single labels, evaluated against ReaL's sets of labels.
 
 ReaL (Beyer et al., 2020, "Are we done with ImageNet?", arXiv 2006.07159) gives each of the 50,000
-validation images the set of its valid classes. Where the set is empty the image is left out, as
-its authors do. Images are chosen from lists of files before any is decoded: there are 1.28 M.
+validation images the set of its valid classes. If the set is empty, the image is left out, as its
+authors do. There are 1.28 million images, so they are chosen before any is decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spcl_lib.system.errors import UserError
 CLASSES = 1000
 VALIDATION_IMAGES = 50_000
 _IMAGE = re.compile(r".+\.(jpeg|jpg|png)", re.IGNORECASE)
-# Some mirrors append the class, which is not used: ILSVRC2012_val_00000001_n01751748.JPEG.
+# Some mirrors append the class to the name: ILSVRC2012_val_00000001_n01751748.JPEG. It is not used.
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.(jpeg|jpg|png)", re.IGNORECASE)
 _SAMPLE_SEED = 1200
 _SHAPE = "train/<wnid>/*.JPEG, val/*.JPEG, real.json and imagenet_class_index.json"
@@ -31,12 +31,12 @@ _SHAPE = "train/<wnid>/*.JPEG, val/*.JPEG, real.json and imagenet_class_index.js
 
 @dataclass(frozen=True)
 class Listing:
-    """Images that are listed and not read yet.
+    """Images that are listed but not read yet.
 
     Attributes:
         ids: names for people.
         files: one per image.
-        labels: the class numbers of every image, at least one.
+        labels: class numbers of every image, at least one.
         notes: see `ImageSet`.
     """
 
@@ -51,7 +51,7 @@ class Listing:
         return Listing(*([part[i] for i in indices.tolist()] for part in parts), self.notes)
 
     def sample(self, count: int) -> Listing:
-        """A fixed random choice of `count` images (0 = all): the first ones are of one class."""
+        """A fixed random choice of `count` images (0 = all); the first images share one class."""
         if count == 0 or count >= len(self.files):
             return self
         generator = torch.Generator().manual_seed(_SAMPLE_SEED)
@@ -70,22 +70,22 @@ class Listing:
 def list_imagenet(
     root: Path, report: str = "test", train_images: int = 0, eval_images: int = 0
 ) -> tuple[ImageSet, ImageSet]:
-    """The images to train on, and those to report on: validation images with ReaL's labels.
+    """The images to train on, and validation images with ReaL's labels to report on.
 
     The images are not read yet.
 
     Args:
         root: data root; holds the folder imagenet.
-        report: "val": both come from the training images, all with the one label they have.
-        train_images: how many to train on, a fixed random choice; 0 = all.
-        eval_images: how many to report on; 0 = all.
+        report: "val" takes both sets from the training images, with their single labels.
+        train_images: number of images to train on, a fixed random choice; 0 = all.
+        eval_images: number of images to report on; 0 = all.
 
     Raises:
-        UserError: something is missing or damaged.
+        UserError: a file or folder is missing or damaged.
     """
     folder = root / "imagenet"
     if not folder.is_dir():
-        raise UserError(f"ImageNet is not at '{folder}'; put there {_SHAPE}")
+        raise UserError(f"ImageNet is not at '{folder}'; put {_SHAPE} there")
     wnids, classes = read_class_index(folder / "imagenet_class_index.json")
     train = list_training(folder / "train", wnids)
     if report == "val":
@@ -98,7 +98,7 @@ def list_imagenet(
 
 
 def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The 1,000 wnids and names, by class number; a name that occurs twice gets its wnid added.
+    """The 1,000 wnids and names, by class number; the wnid is added to a name that occurs twice.
 
     Raises:
         UserError: the file is missing, or is not the published table {"0": [wnid, name], ...}.
@@ -143,10 +143,10 @@ def read_real(path: Path) -> list[tuple[int, ...]]:
 
 
 def list_training(folder: Path, wnids: tuple[str, ...]) -> Listing:
-    """All training images, by class and name. Part of the classes is enough; a note counts them.
+    """All training images, by class and name. Classes may be missing; a note counts those found.
 
     Raises:
-        UserError: there is none, or a folder is named after no class.
+        UserError: there is no image, or no class has the name of a folder.
     """
     entries = _entries(folder) if folder.is_dir() else []
     folders = [entry for entry in entries if entry.is_dir()]
@@ -155,8 +155,8 @@ def list_training(folder: Path, wnids: tuple[str, ...]) -> Listing:
     unknown = next((entry.path for entry in folders if entry.name not in number), None)
     if unknown is not None:
         raise UserError(
-            f"'{unknown}' is named after no class of imagenet_class_index.json; folders of "
-            f"training images are named by wnid, such as '{wnids[0]}'"
+            f"the name of '{unknown}' is no class of imagenet_class_index.json; the name of a "
+            f"folder of training images must be a wnid, such as '{wnids[0]}'"
         )
     listing = Listing([], [], [])
     bar = tqdm(folders, desc="listing imagenet/train", unit="class", mininterval=1, delay=2)
@@ -171,8 +171,8 @@ def list_training(folder: Path, wnids: tuple[str, ...]) -> Listing:
 
 
 def _add_class(listing: Listing, folder: os.DirEntry[str], number: int) -> list[str]:
-    """Adds the images of one class; gives the paths of what is no image."""
-    stray, label = [], (number,)  # one tuple for all, for there are many
+    """Adds the images of one class; gives the paths of entries that are not images."""
+    stray, label = [], (number,)  # all images share one tuple, to save memory
     for entry in _entries(folder.path):
         if not _IMAGE.fullmatch(entry.name) or not entry.is_file():
             stray.append(entry.path)
@@ -184,13 +184,13 @@ def _add_class(listing: Listing, folder: os.DirEntry[str], number: int) -> list[
 
 
 def list_validation(folder: Path, real: Path) -> Listing:
-    """The validation images with ReaL's labels, paired by the number in the name of the file.
+    """The validation images with ReaL's labels, matched by the number in the file's name.
 
-    The files lie in the folder itself or in folders below it. Part of them is enough; a note counts
-    them, and those that are left out because ReaL gives them no label.
+    The files lie in the folder itself or in folders below it. Images may be missing. A note counts
+    the images found, and those that are left out because ReaL gives them no label.
 
     Raises:
-        UserError: there is none, a number occurs twice, or real.json is not what it should be.
+        UserError: there is no image, a number occurs twice, or real.json is not valid.
     """
     files, stray = _validation_files(folder)
     if not files:
@@ -215,7 +215,7 @@ def list_validation(folder: Path, real: Path) -> Listing:
 
 
 def _validation_files(folder: Path) -> tuple[dict[int, Path], list[str]]:
-    """Files by their number, 1..50,000; and the paths of what is named otherwise."""
+    """Files by their number, 1..50,000, and the paths of entries with other names."""
     files: dict[int, Path] = {}
     stray: list[str] = []
     entries = _entries(folder) if folder.is_dir() else []
@@ -233,7 +233,7 @@ def _validation_files(folder: Path) -> tuple[dict[int, Path], list[str]]:
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What is in a folder by name, hidden files apart. Unlike Path.iterdir, kinds need no stat."""
+    """Entries of a folder sorted by name, without hidden ones; their kind needs no further stat."""
     with os.scandir(folder) as found:
         return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
 

@@ -1,4 +1,4 @@
-"""Image files: one of them, many by threads, and a whole split that is read batch by batch."""
+"""Reads image files: one, many in threads, or the batches of a split when they are needed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import count_cores
 
-_COPIED = 2**30  # bytes; larger selections of images stay where they are
-_DRAFT = 4  # a JPEG of more than twice this many sides is decoded at a lower resolution
+_COPIED = 2**30  # bytes; larger selections of images are not copied
+_DRAFT = 4  # a JPEG whose sides are at least twice this times `side` is decoded at a lower size
 
 
 def read_image(file: Path, side: int) -> np.ndarray:
@@ -38,14 +38,14 @@ def read_image(file: Path, side: int) -> np.ndarray:
 def try_image(file: Path, side: int) -> np.ndarray | str:
     """One image as (3, side, side) uint8, or what is wrong with it, such as "is missing".
 
-    Images are turned as their EXIF data says, converted to RGB and resized to squares (the whole
-    image, antialiased; the field's custom). What is transparent becomes white, of 16 bits the
-    upper 8 are kept, and of an animation the first picture. A truncated file is damaged, and so is
-    one with more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow refuses.
+    The whole image is turned as its EXIF data says, converted to RGB and resized to a square
+    (antialiased; this is usual). Transparent parts become white. 16-bit values keep their upper 8
+    bits, and an animation its first picture. A file counts as damaged if it is truncated, or if it
+    has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow refuses.
     """
     try:
         with Image.open(file) as image:
-            image.draft(None, (_DRAFT * side, _DRAFT * side))  # JPEG: big ones are read faster
+            image.draft(None, (_DRAFT * side, _DRAFT * side))  # makes large JPEGs faster
             image.load()
             with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
                 ImageOps.exif_transpose(image, in_place=True)
@@ -54,18 +54,18 @@ def try_image(file: Path, side: int) -> np.ndarray | str:
         return "is missing"
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises whatever a broken file makes it stumble over
+    except Exception as error:  # Pillow raises many kinds for a damaged file
         return f"cannot be read: {_cause(file, error)}"
     return np.asarray(square).transpose(2, 0, 1).copy()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB: white where it is transparent, the upper 8 of 16 bits.
+    """The image in RGB: transparent parts become white, 16-bit values keep their upper 8 bits.
 
     Raises:
         ValueError: its pixels have 32 bits.
     """
-    if image.mode.startswith("I;16"):  # Pillow's own conversion makes all above 255 white
+    if image.mode.startswith("I;16"):  # Pillow's own conversion turns all values above 255 white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits")
@@ -85,7 +85,7 @@ def _cause(file: Path, error: Exception) -> str:
 def map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Gives `work(item)` for all items in their order, computed by one thread per core.
 
-    Pillow decodes and resizes without holding Python's lock, so threads do. Only a few results
+    Threads are enough, because Pillow decodes and resizes without Python's lock. Only a few results
     wait at any time, so memory does not grow with the number of items.
     """
     pool = ThreadPoolExecutor(count_cores())
@@ -103,14 +103,14 @@ def map_in_threads(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator
 
 @contextlib.contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Silences Pillow: its warnings name no file, and what it cannot read it raises."""
+    """Silences Pillow's warnings: they name no file, and unreadable files raise errors anyway."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 
 class ImageFiles:
-    """The images of files as (B, 3, side, side) uint8, read when they are asked for.
+    """Gives the images of files as (B, 3, side, side) uint8, and reads them only when needed.
 
     Args:
         files: M readable images.
@@ -125,7 +125,7 @@ class ImageFiles:
         self._ready: dict[int, Future] = {}
 
     def expect(self, rows: Tensor) -> None:
-        """Tells which rows (B,) come after the next ones: they are read in the background."""
+        """Says which rows (B,) follow the next ones, so that they are read in the background."""
         self._next = rows.tolist()
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -146,11 +146,11 @@ class ImageFiles:
 
 
 class LazyImages:
-    """Images that stay where they are until they are indexed; used like a tensor (N, 3, S, S).
+    """Images that are loaded only when they are indexed, like a tensor (N, 3, S, S).
 
     Args:
         source: a memory-mapped tensor, or files; (M, 3, S, S) uint8.
-        rows: (N,) int64; the images of the source that these are.
+        rows: (N,) int64; numbers of these images in the source.
     """
 
     dtype = torch.uint8
@@ -173,16 +173,16 @@ class LazyImages:
         return images if rows.ndim else images[0]
 
     def expect(self, which: Tensor) -> None:
-        """See `expect`."""
+        """See `ImageFiles.expect`."""
         if isinstance(self.source, ImageFiles):
             self.source.expect(self.rows[which])
 
 
-Images = Tensor | LazyImages  # what a data set's images are: indexing gives tensors
+Images = Tensor | LazyImages  # the images of a data set: indexing gives tensors
 
 
 def select_images(images: Images, indices: Tensor) -> Images:
-    """The images at `indices` (N,) int64: a copy if they are few, else still where they are."""
+    """The images at `indices` (N,) int64; a copy if they are few, else not loaded yet."""
     if isinstance(images, LazyImages):
         return LazyImages(images.source, images.rows[indices])
     few = len(indices) * math.prod(images.shape[1:]) <= _COPIED

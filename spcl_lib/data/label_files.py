@@ -1,4 +1,4 @@
-"""CSV files of labels, as people write them; every error names the line."""
+"""Reads CSV files of labels; every error names the line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spcl_lib.system.errors import UserError
 
 @dataclass(frozen=True)
 class LabelRow:
-    """Labels of one image, and the line of the file that says so."""
+    """Labels of one image, and the number of the line that gives them."""
 
     labels: frozenset[str]
     line: int
@@ -23,11 +23,11 @@ class LabelRow:
 def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
     """Rows of a CSV file by the path of their image, in the order of the file.
 
-    UTF-8, with or without a byte order mark; lines end in any way; fields with commas are quoted.
-    A line that repeats another is dropped.
+    The file is UTF-8, with or without a byte order mark. Lines may end in any way. Fields with
+    commas are quoted. A line that repeats another is dropped.
 
     Args:
-        root: folder that the file and the paths in it are relative to.
+        root: the file and the paths in it are relative to this folder.
         name: the file.
         column: "label" for one label per image, "labels" for any number, with "|" between them.
 
@@ -40,12 +40,10 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
         where = f"'{file}', line {line}"
         if len(fields) != 2:
             raise UserError(
-                f"{where}: {len(fields)} fields; expected path,{column} (quote what has a comma)"
+                f"{where}: {len(fields)} fields; expected path,{column} (quote fields with commas)"
             )
-        path, row = (
-            _existing(root, fields[0], where),
-            LabelRow(_labels(fields[1], column, where), line),
-        )
+        path = _existing(root, fields[0], where)
+        row = LabelRow(_labels(fields[1], column, where), line)
         if path in rows and rows[path].labels != row.labels:
             raise UserError(
                 f"{where}: '{path}' has other labels in line {rows[path].line}; give every image "
@@ -58,12 +56,12 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
 
 
 def compose_accents(text: str) -> str:
-    """A name with its accents in one form: file systems and editors differ in it."""
+    """A name with its accents in one form, because file systems and editors use several."""
     return unicodedata.normalize("NFC", text)
 
 
 def _records(file: Path, column: str) -> list[tuple[int, list[str]]]:
-    """Fields of every line but the header and empty ones, with the number of the line."""
+    """Line numbers and fields of all lines except the header and empty lines."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -1,8 +1,8 @@
-"""`scenes`: pictographs on noisy backgrounds, drawn on the spot, with everything about them known.
+"""`scenes`: images of pictographs on noisy backgrounds, drawn by code.
 
-The data set is ours (the paper has none like it). It needs no download: the pictographs come from
-the DejaVu Sans font that ships inside matplotlib. Classes co-occur in themes, as they do in
-photographs; labels, boxes and masks are exact.
+The data set is ours; the paper has none like it. It needs no download: the pictographs come from
+the DejaVu Sans font that ships inside matplotlib. Classes occur together in themes, as in
+photographs. Labels, boxes and masks are exact.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GLYPHS: dict[str, str] = {
     "umbrella": "☂",
 }  # fmt: skip
 CLASSES = tuple(GLYPHS)
-# A class belongs to several themes: a cloud hints at a storm or a journey, and settles neither.
+# Every class belongs to two themes: a cloud may mean bad weather or a journey.
 THEMES: tuple[tuple[str, ...], ...] = (
     ("cloud", "lightning", "umbrella", "snowflake"),
     ("aeroplane", "anchor", "cloud", "envelope"),
@@ -34,11 +34,11 @@ THEMES: tuple[tuple[str, ...], ...] = (
     ("skull", "anchor", "queen", "lightning"),
     ("gear", "aeroplane", "telephone", "knight"),
 )
-FROM_THEME = 0.8  # share of the objects that come from the scene's theme; the rest are strays
+FROM_THEME = 0.8  # share of the objects from the scene's theme; others come from all classes
 OBJECTS_PER_SCENE = (0.15, 0.25, 0.25, 0.2, 0.15)  # probability of 1, 2, 3, 4, 5 objects
 OBJECT_SIDE = (0.2, 0.42)  # longest side of an object, as a fraction of the image
 SPLIT_SEEDS = {"train": 101, "val": 102, "test": 103}
-# Pretraining glyphs: no class of the task is among them.
+# Glyphs for pretraining; the classes of the task are not among them.
 PRETRAIN_GLYPHS = (
     "☀★☮☯☢☣☘☚☹☻☽♁♂♃♄♆♈♉♋♎♐♒♔♖♗♜♝♟♠♣♥♦♨♪♫♻⚀⚄⚑⚒⚔⚕⚖⚗⚘⚛⚜⚠⚰⚱✂✆✇✌✍✎✒✔✘✚✠✡✪✱✴✿❀❂❉❏❖❣❦➊➌➔➘➤➳↺⌂⌘▦◐◢"
 )
@@ -53,7 +53,7 @@ def make_scenes(count: int, split: str = "train", side: int = 64) -> ImageSet:
         side: height and width in pixels.
 
     Returns:
-        The images with full labels and, in `class_map`, the class that is visible at every pixel.
+        The images with full labels, and the class visible at every pixel in `class_map`.
     """
     if split not in SPLIT_SEEDS:
         raise unknown_name("split", split, SPLIT_SEEDS)
@@ -71,9 +71,9 @@ def make_scenes(count: int, split: str = "train", side: int = 64) -> ImageSet:
 
 
 def make_glyphs(count: int, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
-    """Single-object images of the pretraining glyphs.
+    """Images of the pretraining glyphs, with one object each.
 
-    An object has as many pixels as in a scene of 64 pixels, so the images can be small.
+    The objects are as large in pixels as in a scene of 64 pixels, so the images can be small.
 
     Returns:
         Images (N, 3, side, side) uint8 and glyph numbers (N,) int64.
@@ -107,7 +107,7 @@ def _class_values() -> Tensor:
 @lru_cache(maxsize=256)
 def _template(glyph: str) -> Image.Image:
     """The glyph as a grey mask, cut to its ink and centred in a square of 96 pixels."""
-    matplotlib = importlib.util.find_spec("matplotlib")  # found, not imported: the font is enough
+    matplotlib = importlib.util.find_spec("matplotlib")  # not imported: only its font is needed
     if matplotlib is None or not matplotlib.submodule_search_locations:
         raise UserError("the scenes need matplotlib's font: install matplotlib")
     folder = Path(matplotlib.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
@@ -173,7 +173,7 @@ def _random_mask(glyph: str, rng: np.random.Generator, longest: float) -> np.nda
 def _free_place(
     ink: np.ndarray, class_map: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Top-left corner where the ink hides least of what is there: the best of up to 12 tries."""
+    """Top-left corner where the ink hides the fewest object pixels, out of up to 12 tries."""
     best, least = (0, 0), np.inf
     room = np.array(class_map.shape) - ink.shape + 1
     for y, x in rng.integers(0, room, size=(12, 2)):
@@ -187,7 +187,7 @@ def _free_place(
 
 
 def _contrasting_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random colour whose luminance differs from what is under it by at least 70 of 255."""
+    """A random colour whose luminance differs by at least 70 of 255 from the colour under it."""
     luminance = np.array([0.299, 0.587, 0.114])
     for colour in rng.integers(0, 256, size=(16, 3)):
         if abs(colour @ luminance - under @ luminance) >= 70:

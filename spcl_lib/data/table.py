@@ -1,4 +1,4 @@
-"""`table`: any multi-label images, listed with all their labels in train.csv and val.csv."""
+"""`table`: any multi-label images; train.csv and val.csv list them with all their labels."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ TRAIN, VAL = "train.csv", "val.csv"
 
 
 def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
-    """The images of both files, in their order; none is read yet.
+    """The images of both files, in the order of the files; none is read yet.
 
     Args:
         root: folder with train.csv and val.csv. Each has the header `path,labels` and a line for
-            every image: its path below the folder, and its labels with "|" between them (none for
-            an image that shows no class).
+            every image: its path below the folder, and its labels with "|" between them. An image
+            that shows no class has no label.
 
     Returns:
         The images of train.csv and those of val.csv. The classes are the labels of train.csv,
         sorted.
 
     Raises:
-        UserError: a file is missing or malformed, an image is in both, fewer than two classes, or
-            val.csv has a label that train.csv has not.
+        UserError: a file is missing or malformed, an image is in both files, there are fewer than
+            two classes, or val.csv has a label that train.csv does not have.
     """
     train, val = (read_label_file(root, name, "labels") for name in (TRAIN, VAL))
     for path in sorted(train.keys() & val.keys()):
         raise UserError(
             f"image '{path}' is in '{root / TRAIN}' (line {train[path].line}) and in "
-            f"'{root / VAL}' (line {val[path].line}); what is evaluated on must not be trained on"
+            f"'{root / VAL}' (line {val[path].line}); evaluation images must not be trained on"
         )
     classes = tuple(sorted(frozenset().union(*(row.labels for row in train.values()))))
     if len(classes) < 2:

@@ -1,7 +1,7 @@
 """`voc2007`, `voc2012`: Pascal VOC in torchvision's VOCdevkit layout.
 
-Labels always come from ImageSets/Main. The boxes in Annotations say where the objects are; in some
-copies of the data, objects that the lists name have no box.
+Labels always come from ImageSets/Main. The boxes in Annotations give the places of the objects. In
+some copies of the data, objects that the lists name have no box.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASSES = (
 
 
 def voc_folder(root: Path, year: int) -> Path:
-    """Where a year of Pascal VOC is below the data root."""
+    """Folder of a year of Pascal VOC below the data root."""
     return root / "VOCdevkit" / f"VOC{year}"
 
 
@@ -41,10 +41,10 @@ def list_voc(
         root: data root; holds VOCdevkit/VOC{year}.
         split: name of a list in ImageSets/Main: "train", "val", "trainval" or "test".
         year: 2007 or 2012.
-        difficult: what a class counts as where all of its objects are marked "difficult" (0 in
-            ImageSets/Main): "negative", as the field does; "positive"; or "ignored": it counts
-            neither way in the evaluation, and in training it is not a positive.
-        boxes: also read the boxes from Annotations.
+        difficult: how a class counts in an image if all its objects there are "difficult" (0 in
+            ImageSets/Main): "negative", as is usual; "positive"; or "ignored": the evaluation
+            leaves it out, and in training it is not a positive.
+        boxes: whether to read the boxes from Annotations, too.
 
     Raises:
         UserError: a folder, list or annotation is missing or damaged.
@@ -104,8 +104,8 @@ def _rows(path: Path, fields: int) -> list[list[str]]:
 def read_boxes(folder: Path, ids: list[str]) -> Boxes:
     """All annotated objects of the images `ids`, difficult ones too; parsed once, then cached.
 
-    Coordinates are the XML's divided by its <size>. VOC counts pixels from 1; that difference of
-    less than a pixel is left as it is.
+    Coordinates are those of the XML, divided by its <size>. VOC counts pixels from 1; we do not
+    correct this difference of at most one pixel.
 
     Raises:
         UserError: an annotation is missing or damaged.
@@ -145,7 +145,7 @@ def _objects(file: Path) -> Iterator[tuple[int, list[float]]]:
             f"annotation '{file}' is not readable XML ({error}); replace it by the original"
         ) from error
     width, height = _numbers(file, root, "size", ("width", "height"))
-    for number, item in enumerate(root.iterfind("object"), start=1):  # not the parts of objects
+    for number, item in enumerate(root.iterfind("object"), start=1):  # parts of objects are skipped
         name = (item.findtext("name") or "").strip()
         if name not in CLASSES:
             raise unknown_name(f"class of object {number} in '{file}':", name, CLASSES)
@@ -161,7 +161,7 @@ def _objects(file: Path) -> Iterator[tuple[int, list[float]]]:
 
 
 def _inside(value: float, limit: float) -> float:
-    """The coordinate; one that is up to a pixel outside, by rounding, is moved to the border."""
+    """Moves a coordinate to the border if it is up to a pixel outside, which rounding can cause."""
     return min(max(value, 0.0), limit) if -1 <= value <= limit + 1 else value
 
 

@@ -1,1 +1,1 @@
-"""Runs: their settings and profiles, one run and its folder, many runs, and what they leave."""
+"""Runs: settings and profiles, one run and its folder, many runs, and the files of a run."""

@@ -1,7 +1,7 @@
 """Ablations: the same methods with one setting varied.
 
-`crop_scale`: how much the least size of the random crops costs every method. With small crops the
-one label is more often wrong for what the network is shown; the paper claims that SCL recovers.
+`crop_scale` varies the least area of the random crops. With small crops, the one label is more
+often wrong for the crop; the paper claims that SCL then recovers the right supervision.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from spcl_lib.system.errors import UserError
 
 CROP_SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)
 CROP_METHODS = ("an", "cl", "scl", "en_scl", "full")
-RECOVERY_SCALE = 0.1  # crop recovery is measured on the runs with this scale,
-FOLLOWED = 64  # which therefore follow this many images over the epochs
+RECOVERY_SCALE = 0.1  # crop recovery is measured on the runs with this scale
+FOLLOWED = 64  # number of images that these runs follow over the epochs
 
 
 def crop_scale_configs(
@@ -30,18 +30,18 @@ def crop_scale_configs(
 ) -> list[RunConfig]:
     """All runs of the ablation: every method, scale and seed.
 
-    A scale that is the profile's own gives the profile's own runs, which may be finished already.
+    At the profile's own scale, the runs are those of the profile, which may be finished already.
 
     Args:
         dataset: a key of PROFILES.
         profile: a key of PROFILES[dataset].
-        seeds: of the training.
-        scales: least area of the crops, as a share of the image.
+        seeds: seeds of the training.
+        scales: least areas of the crops, as shares of the image.
         methods: keys of METHODS.
-        overrides: of other settings.
+        overrides: other settings.
 
     Raises:
-        UserError: an unknown name or wrong value, or an override of what is varied.
+        UserError: a name is unknown, a value is wrong, or `overrides` sets the scale.
     """
     overrides = dict(overrides or {})
     if "scale_min" in overrides:
@@ -60,7 +60,7 @@ def crop_scale_configs(
 
 
 def command_of(configs: Sequence[RunConfig]) -> str:
-    """The command line that makes these runs: all methods, scales and seeds of `configs`."""
+    """The command line that makes these runs, with all methods, scales and seeds of `configs`."""
     first = configs[0]
     scales = dict.fromkeys(f"{c.scale_min:g}" for c in configs)
     seeds = dict.fromkeys(str(c.seed) for c in configs)
@@ -74,7 +74,7 @@ def command_of(configs: Sequence[RunConfig]) -> str:
 
 
 def crop_scale_rows(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
-    """Method, scale_min, seed and mAP of every run that is finished."""
+    """Method, scale_min, seed and mAP of every finished run."""
     done = ((c, load_metrics(c)) for c in configs)
     return [
         {"method": c.method, "scale_min": c.scale_min, "seed": c.seed, "mAP": run["mAP"]}

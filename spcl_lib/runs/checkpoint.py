@@ -1,4 +1,4 @@
-"""The checkpoint of a run: from it, a run that was stopped goes on to the same result."""
+"""The checkpoint of a run: a stopped run continues from it to the same result."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def _seconds(variable: str, default: float) -> float:
     )
 
 
-# At most this much work is lost, and at most one epoch. A wrong value is found at import.
+# A stopped run loses at most this much work, and at most one epoch. Import finds a wrong value.
 CHECKPOINT_SECONDS = _seconds("SPCL_CHECKPOINT_SECONDS", 30.0)
 
 
 class Checkpoint:
-    """Saves and restores everything that a run needs to go on, in one atomic file."""
+    """Saves and restores everything that a run needs to continue, in one atomic file."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def after_step(self, progress: Progress) -> None:
-        """Saves at the end of an epoch, and within one when enough time has passed."""
+        """Saves at the end of an epoch, and during an epoch after CHECKPOINT_SECONDS."""
         if progress.step == 0 or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
             self.save(progress)
 
     def save(self, progress: Progress) -> None:
-        """Writes the file; the one before stays until the new one is complete on disk."""
+        """Writes the file; the old file stays until the new one is complete on disk."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {
             "config": self.config.flat(),
@@ -72,7 +72,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def load(self) -> Progress:
-        """Restores all parts and gives the progress; a fresh one if there is nothing to restore."""
+        """Restores all parts and gives the progress; without a checkpoint, a new progress."""
         if not self.path.exists():
             return Progress()
         state = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -1,6 +1,6 @@
-"""Running notebooks: with checked parameters, and again in place for the committed outputs.
+"""Runs notebooks with checked parameters, and again in place to renew the committed outputs.
 
-Jupyter's packages are imported where they are used: the library works without them.
+Jupyter's packages are imported inside functions, because the library works without them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
-# Else every kernel warns that its sockets, which only this machine sees, are not encrypted.
+# Else every kernel warns that its sockets are not encrypted, but only this machine can see them.
 _KERNEL = ["--log-level=ERROR"]
-_LARGE_FIGURE = 30_000  # characters of base64; below it, a figure is kept as it is
+_LARGE_FIGURE = 30_000  # characters of base64; smaller figures are not changed
 
 
 def notebook_names() -> list[str]:
-    """The notebooks of the project, in their order."""
+    """Names of the project's notebooks, in their order."""
     return sorted(f.stem for f in paths.notebooks().glob("*.ipynb"))
 
 
@@ -40,7 +40,7 @@ def notebook_file(name: str) -> Path:
     """File of a notebook of the project.
 
     Args:
-        name: as in "01_train".
+        name: such as "01_train".
 
     Raises:
         UserError: there is no such notebook.
@@ -59,14 +59,14 @@ def title_of_notebook(name: str) -> str:
 
 
 def check_parameters(name: str, parameters: Mapping[str, object]) -> None:
-    """Stops at a parameter that the notebook does not have; papermill would only warn.
+    """Refuses a parameter that the notebook does not have, because papermill would only warn.
 
     Args:
-        name: of the notebook.
+        name: name of the notebook.
         parameters: names and values.
 
     Raises:
-        UserError: an unknown parameter, or a value of another type than the default's.
+        UserError: a parameter is unknown, or its value does not have the type of the default.
     """
     import papermill
 
@@ -85,12 +85,12 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     """Runs a notebook in a kernel of its own, in the folder of the notebooks.
 
     Args:
-        name: of the notebook, as in "01_train".
-        parameters: what differs from the defaults of its parameters cell.
-        output: where the executed notebook is kept, also if it fails.
+        name: name of the notebook, such as "01_train".
+        parameters: values that differ from the defaults of its parameters cell.
+        output: file for the executed notebook; it is also written if the notebook fails.
 
     Raises:
-        UserError: an unknown notebook or parameter, or the notebook itself stopped with one.
+        UserError: the notebook or a parameter is unknown, or the notebook raised a UserError.
         papermill.PapermillExecutionError: a cell failed.
     """
     import papermill
@@ -118,7 +118,7 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
 
 
 def _make_paths_absolute() -> None:
-    """A path from here means another place in the kernel, which works in the notebooks' folder."""
+    """Makes the folders of SPCL_* absolute, because the kernel works in another folder."""
     for name in ("SPCL_DATA", "SPCL_RESULTS", "SPCL_CACHE"):
         if os.environ.get(name) and not os.environ[name].startswith("~"):
             os.environ[name] = os.path.abspath(os.environ[name])
@@ -128,13 +128,13 @@ def refresh(names: Iterable[str] = ()) -> list[Path]:
     """Runs notebooks again in place, with their default parameters, and cleans them.
 
     Args:
-        names: of the notebooks; all by default.
+        names: names of the notebooks; all by default.
 
     Returns:
         Their files.
 
     Raises:
-        UserError: an unknown notebook, or one wrote to stderr: that must not be committed.
+        UserError: a notebook is unknown, or it wrote to stderr, which must not be committed.
         nbclient.exceptions.CellExecutionError: a cell failed; the notebook stays as it was.
     """
     import nbformat
@@ -153,7 +153,7 @@ def refresh(names: Iterable[str] = ()) -> list[Path]:
         clean(notebook)
         noise = stderr_of(notebook)
         if noise:
-            raise UserError(f"notebook {file.stem} wrote to stderr, it stays as it was: {noise[0]}")
+            raise UserError(f"notebook {file.stem} wrote to stderr, so it is unchanged: {noise[0]}")
         with atomic_write(file) as temporary:
             nbformat.write(notebook, str(temporary))
         done.append(file)
@@ -161,7 +161,7 @@ def refresh(names: Iterable[str] = ()) -> list[Path]:
 
 
 def clean(notebook: NotebookNode) -> None:
-    """Removes what changes from run to run and machine to machine; keeps outputs and counts."""
+    """Removes metadata that differ between runs and machines; keeps outputs and counts."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -177,7 +177,7 @@ def clean(notebook: NotebookNode) -> None:
 
 
 def describe_figures(notebook: NotebookNode) -> None:
-    """Gives every figure the heading above it as its text, for those who cannot see it."""
+    """Gives every figure the heading above it as its text, for people who cannot see it."""
     heading = ""
     for cell in notebook.cells:
         lines = cell.source.splitlines() if cell.cell_type == "markdown" else []
@@ -188,7 +188,7 @@ def describe_figures(notebook: NotebookNode) -> None:
 
 
 def _smaller(encoded: str) -> str:
-    """A PNG in base64, with a palette if that is smaller."""
+    """A PNG in base64, reduced to a palette if that is smaller."""
     smaller = base64.b64encode(reduce_colours(base64.b64decode(encoded))).decode()
     return min(encoded, smaller, key=len)
 
@@ -200,9 +200,9 @@ def stderr_of(notebook: NotebookNode) -> list[str]:
 
 
 def reduce_colours(png: bytes) -> bytes:
-    """A PNG of 256 colours in place of any number: a third of the size, for pictures.
+    """Reduces a PNG to 256 colours; a picture then has a third of its size.
 
-    Colours are chosen for coverage, not frequency: else the colour scales would show bands.
+    The colours are chosen by coverage, not by frequency, else colour scales would show bands.
     """
     image = Image.open(io.BytesIO(png)).convert("RGB")
     palette = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}

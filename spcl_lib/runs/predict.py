@@ -1,4 +1,4 @@
-"""Predictions of a finished run: of tensors in Python, of image files into a CSV file."""
+"""Predictions of a finished run, for tensors in Python and for image files into a CSV file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spcl_lib.system.machine import choose_device
 from spcl_lib.system.randomness import keyed_generator
 
 _BATCH = 64
-_THRESHOLD_IMAGES = 2000  # enough for one number
+_THRESHOLD_IMAGES = 2000  # enough images to choose one number
 
 
 class Predictor:
@@ -33,8 +33,8 @@ class Predictor:
 
     Attributes:
         classes: C names.
-        threshold: score from which a label is taken as present, see `choose_threshold`; None for
-            a run that was trained before there were thresholds.
+        threshold: lowest score of a label that counts as present, see `choose_threshold`; None for
+            an old run that has no threshold.
 
     Example:
         >>> predictor = Predictor.load("results/folder-cpu-1a2b3c4d/en_scl-seed0")
@@ -57,10 +57,10 @@ class Predictor:
         """The network of a finished run, on the GPU if there is one.
 
         Args:
-            run: its folder; metrics.json and weights.safetensors are what is needed of it.
+            run: folder of the run; only its metrics.json and weights.safetensors are needed.
 
         Raises:
-            UserError: the run has not finished, or a file of it is missing or damaged.
+            UserError: the run has not finished, or one of its files is missing or damaged.
         """
         run = find_run(Path(run))
         config, metrics = read_metrics(run)
@@ -69,11 +69,11 @@ class Predictor:
         return cls(model, config, metrics["classes"], metrics.get("threshold"))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Scores (B, C) in [0, 1], on the CPU, of whole images (B, 3, H, W) uint8."""
+        """Gives scores (B, C) in [0, 1], on the CPU, for whole images (B, 3, H, W) uint8."""
         return pooling_of(self.model)(self.score_maps(images)).sigmoid()
 
     def score_maps(self, images: Tensor) -> Tensor:
-        """Score-map logits f (B, C, G, G), on the CPU, of whole images (B, 3, H, W) uint8.
+        """Gives score-map logits f (B, C, G, G), on the CPU, for whole images (B, 3, H, W) uint8.
 
         Raises:
             ValueError: the images have another shape or type.
@@ -88,15 +88,15 @@ class Predictor:
 def choose_threshold(model: nn.Module, images: Tensor, config: RunConfig) -> float:
     """The score that `expected_positives` labels of a training image reach, on average (ours).
 
-    A network that was told one label per image gives low probabilities, so that few labels reach
-    0.5. On the README's runs (seed 0) this threshold raises OF1 of EN + SCL from 49 to 76 on scenes
-    and from 68 to 70 on VOC 2007, and that of AN from 17 to 67 and from 61 to 68. No label is used.
+    A network that was trained on one label per image gives low probabilities, so few labels reach
+    0.5. On the README's runs (seed 0), this threshold raises OF1 of EN + SCL from 49 to 76 (scenes)
+    and 68 to 70 (VOC 2007). OF1 of AN rises from 17 to 67 and 61 to 68. It uses no labels.
 
     Args:
-        model: trained.
-        images: (N, 3, S, S) uint8 training images, or their features; if they are many, a part of
-            them is used.
-        config: of the run.
+        model: trained network.
+        images: (N, 3, S, S) uint8 training images, or their features; if there are many, a
+            part of them is used.
+        config: configuration of the run.
     """
     order = torch.randperm(len(images), generator=keyed_generator("threshold", config.seed))
     parts = order[:_THRESHOLD_IMAGES].sort().values.split(_BATCH)
@@ -107,7 +107,7 @@ def choose_threshold(model: nn.Module, images: Tensor, config: RunConfig) -> flo
 
 
 class Overlays(Protocol):
-    """What draws heatmaps over images, such as `viewer.overlays.OverlayFolder`."""
+    """An object that draws heatmaps over images, such as `viewer.overlays.OverlayFolder`."""
 
     folder: Path
 
@@ -120,7 +120,7 @@ class Overlays(Protocol):
         scores: Tensor,
         threshold: float,
     ) -> None:
-        """Writes the picture `file` of one image; maps (C, G, G) and scores (C,) in [0, 1]."""
+        """Writes the picture `file` of one image, from maps (C, G, G) and scores (C,) in [0, 1]."""
 
 
 def predict_files(
@@ -132,21 +132,21 @@ def predict_files(
 ) -> tuple[int, list[str]]:
     """Writes a CSV file with a row for every image: its path, a score per class, its labels.
 
-    The columns are those of `columns`; labels have "|" between them, and an image without any has
-    an empty field. Images are prepared as those of the evaluation were.
+    `columns` gives the columns. Labels have "|" between them; the field is empty if there is no
+    label. Images are prepared as in the evaluation.
 
     Args:
-        predictor: of a finished run.
-        images: a folder, whose images are taken at any depth, sorted by path; or one file.
-        out: the CSV file; one that is there is replaced when all is done.
-        threshold: score from which a label is taken as present.
+        predictor: predictor of a finished run.
+        images: one image file, or a folder; images are taken at any depth, sorted by path.
+        out: the CSV file; an old file is replaced when all rows are written.
+        threshold: lowest score of a label that counts as present.
         overlays: draws a picture of every image's heatmaps; none by default.
 
     Returns:
-        How many images have a row, and the paths of those that could not be read and have none.
+        The number of images with a row, and the paths of images that could not be read.
 
     Raises:
-        UserError: there is no image, none can be read, or a file cannot be written.
+        UserError: there is no image, no image can be read, or a file cannot be written.
     """
     root, names = _find_images(images, overlays)
     skipped: list[str] = []
@@ -169,7 +169,7 @@ def predict_files(
 def columns(classes: Sequence[str]) -> list[str]:
     """Header of the predictions: path, the classes, labels.
 
-    A name that is taken, by "path", by "labels" or by another class, gets a number: "path (2)".
+    If a class has the name of another column, it gets a number, such as "path (2)".
     """
     names = ["path"]
     for name in classes:
@@ -202,7 +202,7 @@ def _table(out: Path, classes: Sequence[str]) -> Iterator[Any]:
     """Gives a CSV writer; the file appears when all rows are written."""
     if out.is_dir():
         raise UserError(f"'{out}' is a folder; give the name of a CSV file")
-    # Names of files that are no text go in as they are.
+    # File names that are not valid text are written unchanged.
     how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with atomic_write(out) as temporary, open(temporary, "w", **how) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -218,7 +218,7 @@ def _batches(
     images = map_in_threads(lambda name: try_image(root / name, side), names)
     bar = tqdm(images, total=len(names), desc="predicting", unit="image", mininterval=1)
     for name, image in zip(names, bar, strict=True):
-        if isinstance(image, str):  # what is wrong with it
+        if isinstance(image, str):  # it could not be read
             skipped.append(name)
         else:
             batch[name] = torch.from_numpy(image)

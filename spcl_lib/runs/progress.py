@@ -1,7 +1,7 @@
-"""history.csv of a run: a row for every finished epoch, and how others follow it.
+"""Writes history.csv of a run, with a row for every finished epoch, and reads it during the run.
 
-The file is written anew after every epoch. So the command line, the scheduler's bar and people can
-see how far a run is. The run itself prints nothing: its output may be a notebook's.
+The file is written again after every epoch. So the command line, the scheduler's bar and people can
+see how far a run is. The run itself prints nothing, because its output may go into a notebook.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tqdm import tqdm
 from spcl_lib.config import RunConfig
 from spcl_lib.system.files import atomic_write
 
-_COLUMNS = ("epoch", "loss", "mAP")  # mAP: in the epochs that were evaluated
+_COLUMNS = ("epoch", "loss", "mAP")  # mAP is empty in epochs without evaluation
 _LOOK_SECONDS = 0.5
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """Writes history.csv of a run's folder anew."""
+    """Replaces history.csv in a run's folder."""
     with (
         atomic_write(folder / "history.csv") as temporary,
         open(temporary, "w", newline="") as handle,
@@ -35,10 +35,10 @@ def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 
 class Follower:
-    """Reads the history of a run that is about to start, and ignores what was there before.
+    """Reads the history of a run that is about to start, and ignores an older history.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Follower:
         self._before = self._stamp()
 
     def rows(self) -> list[dict[str, str]]:
-        """The finished epochs, those before an interruption included; none before it trains."""
+        """All finished epochs, also those before an interruption; empty until the run trains."""
         with contextlib.suppress(FileNotFoundError):
             if self._stamp() != self._before:
                 with open(self.path, newline="") as handle:
@@ -62,7 +62,7 @@ class Follower:
 
 @contextlib.contextmanager
 def print_progress(config: RunConfig, folder: Path) -> Iterator[None]:
-    """Writes a line to stderr for every epoch that the run in `folder` finishes meanwhile."""
+    """Writes a line to stderr for every epoch that the run in `folder` finishes in this block."""
     follower, done = Follower(folder), threading.Event()
     lines = 0
 

@@ -1,16 +1,16 @@
-"""Snapshots: what a run knew about a few training images after every epoch.
+"""Snapshots: the maps and running averages of a few training images after every epoch.
 
-They show supervision appear where no label was, and measure how a crop's target changes while the
-network learns. With `RunConfig.snapshots` = K, the first K training images are followed. Recorded
-after every epoch, as uint8 (a probability p is round(255 * p)):
+They show how supervision appears where no label was, and how a crop's target changes while the
+network learns. With `RunConfig.snapshots` = K, the first K training images are followed. These
+tensors are recorded after every epoch, as uint8 (a probability p becomes round(255 * p)):
 
     maps      (E, K, C, G, G)  the network's own score maps of the whole images, every method
     heatmaps  (E, K, C, W, W)  the running averages, for methods that keep them; W = 1 for CL and EN
-    seen      (E, K, W, W)     which cells of them have been seen
+    seen      (E, K, W, W)     the cells of the running averages that have been seen
 
-Size: E * K * (C * (G * G + W * W) + W * W) bytes; on scenes (24 epochs, 64 images, 12 classes,
-G = 8, W = 16) 6.3 MB, and 2.5 % of the time of a training step on one core. Nothing here takes part
-in the training: no chance is drawn, and the metrics are the same bits with and without.
+They take E * K * (C * (G * G + W * W) + W * W) bytes. On scenes (24 epochs, 64 images, 12 classes,
+G = 8, W = 16), this is 6.3 MB, and 2.5 % of the time of a training step on one core. Snapshots do
+not change the training: they draw no random numbers, and the metrics have the same bits.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ FILE = "snapshots.safetensors"
 
 
 class Recorder:
-    """Takes the snapshots of a run; its state is part of the checkpoint.
+    """Takes the snapshots of a run; the recorder's state is part of the checkpoint.
 
     Args:
         images: (N, 3, S, S) uint8, the training images.
-        config: the run's configuration; `snapshots` says how many images are followed.
+        config: the run's configuration; `snapshots` is the number of followed images.
     """
 
     def __init__(self, images: Tensor, config: RunConfig) -> None:
@@ -75,7 +75,7 @@ class Recorder:
 
 
 def as_bytes(values: Tensor) -> Tensor:
-    """Probabilities as uint8, 255 for 1; what is uint8 already is copied."""
+    """Probabilities as uint8, where 255 means 1; values that are uint8 already are copied."""
     if values.dtype == torch.uint8:
         return values.clone()
     return (values.float() * 255).round().to(torch.uint8).contiguous()
@@ -83,7 +83,7 @@ def as_bytes(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The snapshots of a finished run; shapes as above.
+    """The snapshots of a finished run.
 
     Attributes:
         maps: (E, K, C, G, G) uint8.
@@ -128,18 +128,18 @@ def load_snapshots(folder: Path) -> Snapshots:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a finished run left of a few training images.
+    """The records of a finished run about a few training images.
 
     Attributes:
-        name: of the run, for the list of runs.
-        data: the images, with full labels and, where known, regions (for the eye only: training
-            has never seen them).
+        name: name of the run, for the list of runs.
+        data: the images with full labels, and with regions if they are known. They are only for
+            display; the training never saw them.
         observed: (n, C) bool, the single labels.
-        epochs: E numbers of epochs done, ascending.
+        epochs: E numbers of finished epochs, ascending.
         heatmaps: (E, n, C, W, W) uint8, the running averages after these epochs.
         seen: (E, n, W, W) bool, the cells that had been seen.
-        model: the finished network.
-        crop_side: side of the crops that it was trained on, in pixels.
+        model: the trained network.
+        crop_side: side of the training crops, in pixels.
     """
 
     name: str
@@ -157,18 +157,18 @@ class Trace:
         return HeatmapBank.of(self.heatmaps[epoch, one], self.seen[epoch, one])
 
     def region(self, image: int) -> Tensor | None:
-        """(C, S, S) bool, where each class is in an image; None where that is not known."""
+        """(C, S, S) bool, the pixels of each class in an image; None if they are not known."""
         try:
             return self.data.regions(torch.tensor([image]))[0]
         except ValueError:
             return None
 
     def hidden(self) -> Tensor:
-        """(n, C) bool: the classes that are there, but were never labelled."""
+        """(n, C) bool, the classes that are in the image but were never labelled."""
         return self.data.labels & ~self.observed
 
     def most_corrected(self) -> list[int]:
-        """The images, first those whose heatmaps found most of what nobody labelled."""
+        """The images, ordered by how much of the unlabelled classes their heatmaps found."""
         found = self.heatmaps[-1].flatten(2).amax(2).float() / 255  # (n, C)
         return (found * self.hidden()).sum(1).argsort(descending=True, stable=True).tolist()
 
@@ -176,11 +176,11 @@ class Trace:
 def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
     """The trace of a finished run that followed some images (`snapshots` above 0).
 
-    A method without heatmaps (AN, CL, EN, Full) shows the network's own score maps of the whole
-    images after every epoch instead: what its heatmaps would be made of.
+    A method without heatmaps (AN, CL, EN, Full) shows the network's score maps of the whole images
+    after every epoch instead. Heatmaps would be averages of such maps.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         data_root: see `paths.data_root`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The splits of a run: the images to train on and those to report on, as its configuration says."""
+"""The splits of a run: its configuration says which images it trains on and reports on."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ Splits = tuple[ImageSet, ImageSet]  # to train on, to report on
 def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool = False) -> Splits:
     """The images to train on, and the images to report on, with full labels.
 
-    With `report="val"` neither touches the data of the final report. Scenes are then evaluated on
-    `val`; a real data set's `train` is split into 60 % for training and 40 % for evaluation; for a
+    With `report="val"`, no image of the final report is used. Scenes are then evaluated on `val`.
+    The `train` of a real data set is split into 60 % for training and 40 % for evaluation. For a
     folder, see `folder.list_folder_splits`.
 
     Args:
         config: the run's configuration.
         data_root: see `paths.data_root`.
-        objects: also read where the objects are, for data sets where that costs time (VOC).
+        objects: whether to read the objects too, for data sets where this takes time (VOC).
 
     Raises:
-        UserError: the data are missing or damaged, or the method's averages of so many images do
-            not fit into memory: that is found before hours of decoding.
+        UserError: the data are missing or damaged, or the method's running averages do not fit into
+            memory. This is checked before the images are decoded, which can take hours.
     """
     train, evaluation = _list_splits(config, data_root, objects)
     for note in (*train.notes, *evaluation.notes):
@@ -60,13 +60,13 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
 
 
 def identify_data(config: RunConfig, data_root: str | Path | None) -> RunConfig:
-    """The configuration with `content`, which tells the data of a run from any other data.
+    """The configuration with `content`, the fingerprint of the run's data.
 
-    Without it a run on another copy, or on more images, would count as finished. Scenes stay as
-    they are: code draws them.
+    Without it, a run on another copy or on more images would count as finished. Scenes need none,
+    because code draws them.
 
     Raises:
-        UserError: the data are missing, or the configuration is of other data.
+        UserError: the data are missing, or the configuration belongs to other data.
     """
     if config.dataset == "scenes":
         return config
@@ -86,14 +86,14 @@ def identify_all(configs: Sequence[RunConfig], data_root: str | Path | None) -> 
 
 
 def report_labels(config: RunConfig) -> str:
-    """What a run is evaluated against: "full" labels, or "single" ones where no more is known."""
+    """The labels for the evaluation of a run: "full", or "single" if no others are known."""
     if config.dataset == "folder" and not config.full_labels:
         return "single"
     return "single" if config.dataset in SINGLE_LABEL and config.report == "val" else "full"
 
 
 def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool = False) -> Splits:
-    """Both splits; photographs are not decoded yet."""
+    """Both splits, before photographs are decoded."""
     if config.dataset == "scenes":
         return _scenes("train", config), _scenes(config.report, config)
     root = _root(config, data_root)
@@ -125,12 +125,12 @@ def _coco(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
 
 
 _OWN_FOLDER = ("folder", "table")
-# Each lists a split, "train" or "val".
+# Each function lists a split, "train" or "val".
 _LISTS = {"voc2007": _voc, "voc2012": _voc, "coco2014": _coco, "coco2017": _coco}
 
 
 def _root(config: RunConfig, data_root: str | Path | None) -> Path:
-    if config.dataset in _OWN_FOLDER and not data_root:  # the common place holds other data sets
+    if config.dataset in _OWN_FOLDER and not data_root:  # the default root holds other data sets
         raise UserError(
             f"the data set '{config.dataset}' needs --data-root DIR: the folder of your images"
         )
@@ -150,7 +150,7 @@ def _scenes(split: str, config: RunConfig) -> ImageSet:
 
 
 def _keep_labelled(train: ImageSet, dataset: str) -> ImageSet:
-    """Leaves out the images that have no label to train on (VOC: all difficult); says how many."""
+    """Leaves out images without a label to train on (VOC: all difficult), and prints how many."""
     labelled = train.labels.any(1)
     count = len(train) - int(labelled.sum())
     if not count:
@@ -163,5 +163,5 @@ def _keep_labelled(train: ImageSet, dataset: str) -> ImageSet:
 def _decode(data: ImageSet, part: str, config: RunConfig) -> ImageSet:
     if data.files is None:
         return data
-    name = f"{config.dataset}-{part}-{len(data)}"  # selections are cached side by side
+    name = f"{config.dataset}-{part}-{len(data)}"  # every selection has its own cache
     return decode_image_set(data, config.image_side, name, config.damaged)

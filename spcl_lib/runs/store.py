@@ -1,4 +1,4 @@
-"""The store of runs: the folder of each, what is in it, and results/summary.csv."""
+"""The store of runs: the folder of every run, the files in it, and results/summary.csv."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Metrics = dict[str, Any]  # content of a run's metrics.json
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Folder of a run; a configuration that differs from its profile has a folder of its own.
+    """Folder of a run; a configuration that differs from its profile has its own folder.
 
-    So have the runs on other data: `config.content` is part of the name.
+    Runs on other data have their own folders too, because the name contains `config.content`.
     """
     suffix = f"-{config.digest()}" if changes(config) else ""
     group = "-".join(filter(None, (config.dataset, config.profile, config.content)))
@@ -45,10 +45,10 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def find_run(place: Path) -> Path:
-    """Folder of a finished run: `place` itself, or of those below it the one that finished last.
+    """Folder of a finished run: `place` itself, else the run below it that finished last.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no finished run.
     """
     place = place.expanduser()
     place = place.parent if place.name == "metrics.json" else place
@@ -59,7 +59,7 @@ def find_run(place: Path) -> Path:
         state = "has not finished" if (place / "config.json").is_file() else "is no run"
         raise UserError(
             f"'{place}' {state}: it has no metrics.json. Give the folder that "
-            "`python -m spcl_lib run` names when it ends"
+            "`python -m spcl_lib run` prints when it ends"
         )
     return runs[-1].parent
 
@@ -68,7 +68,7 @@ def find_run(place: Path) -> Path:
 
 
 def write_config(config: RunConfig, data_root: str | Path | None) -> Path:
-    """Writes config.json into the run's folder: all that starting this run takes."""
+    """Writes config.json, which is enough to start this run, into the run's folder."""
     file = run_folder(config) / "config.json"
     root = None if data_root is None else str(Path(data_root).expanduser().resolve())
     write_json(file, {"config": config.flat(), "data_root": root})
@@ -103,8 +103,8 @@ _DEFAULTS = RunConfig().flat()
 def load_metrics(config: RunConfig) -> Metrics | None:
     """The metrics of a finished run with exactly this configuration, else None.
 
-    A setting that is newer than the run counts as having had its default value: every new
-    setting's default keeps what was done before it.
+    If a setting is newer than the run, the run counts as one with its default value. The default of
+    every new setting keeps the old behaviour.
     """
     try:
         metrics = json.loads((run_folder(config) / "metrics.json").read_text())
@@ -135,13 +135,13 @@ class FinishedRun:
     """A finished run, loaded.
 
     Attributes:
-        config: what was run.
+        config: configuration of the run.
         metrics: content of its metrics.json.
         model: the trained network, in evaluation mode.
         train: the images it was trained on.
         report: the images it was evaluated on.
         observed: (N, C) bool, the single labels of `train` (also for the method "full").
-        bank: the running averages at the end of training; None for methods without.
+        bank: the running averages after training; None if the method keeps none.
     """
 
     config: RunConfig
@@ -154,7 +154,7 @@ class FinishedRun:
 
     @property
     def folder(self) -> Path:
-        """Where its files are."""
+        """Folder of the run's files."""
         return run_folder(self.config)
 
     @cached_property
@@ -171,9 +171,9 @@ def load_run(
     """Loads a finished run.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         data_root: see `paths.data_root`.
-        splits: what `load_splits` gives for this configuration, if it has been loaded already.
+        splits: result of `load_splits` for this configuration, if it is loaded already.
 
     Raises:
         UserError: the run is not finished, its files are damaged, or the data are missing.
@@ -215,9 +215,9 @@ SUMMARY_COLUMNS = (
 
 
 def write_summary() -> Path:
-    """Writes results/summary.csv anew: one row per finished run."""
+    """Replaces results/summary.csv, with one row per finished run."""
     path = paths.results() / "summary.csv"
-    with lock_file(path):  # runs that end together must not undo each other's row
+    with lock_file(path):  # runs that end at the same time must not remove each other's row
         rows = []
         for file in sorted(paths.results().glob("*/*/metrics.json")):
             try:

@@ -1,3 +1,3 @@
-"""The ground floor: what every other room stands on, and what knows nothing of the method."""
+"""The ground floor: every other room uses it, and it knows nothing of the method."""
 
 VERSION = "0.1.0"

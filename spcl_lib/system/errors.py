@@ -1,4 +1,4 @@
-"""The one exception that means: the user can put this right."""
+"""The exception for mistakes that the user can correct."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the input; its message says what, where, and what would be right.
+    """A mistake in the input. Its message says what is wrong, where, and what would be right.
 
-    The command line prints it as one line without a traceback and exits with status 2; a notebook
+    The command line prints it as one line without a traceback and exits with status 2. A notebook
     shows the line in place of a traceback, and stops.
     """
 
@@ -19,7 +19,7 @@ class UserError(Exception):
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
-    """Error for an unknown name, with the valid ones and the closest match."""
+    """Makes the error for an unknown name; it lists the valid names and the closest match."""
     valid = list(valid)
     close = difflib.get_close_matches(str(name), valid, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""

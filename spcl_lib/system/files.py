@@ -1,4 +1,4 @@
-"""Files that cannot be torn: written whole or not at all, one writer at a time."""
+"""Writes files whole or not at all, with one writer at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
 
     Args:
         path: file to write or to replace.
-        ending: of the temporary's name, for libraries that look at it.
+        ending: end of the temporary file's name, for libraries that look at it.
 
     Raises:
         UserError: the system refuses (disk full, not allowed); `path` stays as it was.
@@ -42,8 +42,8 @@ def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
 def lock_file(path: Path) -> Iterator[None]:
     """Holds an exclusive lock for writing `path`, and waits for it.
 
-    The system frees the lock however the process ends. So the holder is the only writer, and
-    removes what killed writers of this file have left.
+    The system frees the lock when the process ends, even if it is killed. The holder is the only
+    writer, so it removes the temporary files that killed writers of this file left.
     """
     with explain_refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,12 +58,12 @@ def lock_file(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
-    """Holds an exclusive lock for a folder, and removes what killed writers have left in it.
+    """Holds an exclusive lock for a folder, and removes temporary files of killed writers in it.
 
     Args:
-        folder: it is made if it is missing.
+        folder: it is created if it is missing.
         seconds: how long to wait: a process that is being killed may hold the lock a moment longer.
-        what: what the holder does, for the message: "training in".
+        what: what the holder does, for the error message, such as "training in".
 
     Raises:
         UserError: another process holds it, or the system refuses.
@@ -78,14 +78,14 @@ def lock_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
                 f"another process is {what} '{folder}'; wait for it or stop it"
             ) from None
     try:
-        _remove(folder, ".*.tmp", ".tmp*")  # ours, and those of safetensors
+        _remove(folder, ".*.tmp", ".tmp*")  # our temporary files, and those of safetensors
         yield
     finally:
         lock.release()
 
 
 def _remove(folder: Path, *patterns: str) -> None:
-    """Removes the files with these names; what cannot be removed stays."""
+    """Removes the files that match; a file that cannot be removed stays."""
     for file in [file for pattern in patterns for file in folder.glob(pattern)]:
         with contextlib.suppress(OSError):
             file.unlink()
@@ -97,7 +97,7 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
-# --- where the system refuses ---------------------------------------------------------------------
+# --- when the system refuses ----------------------------------------------------------------------
 
 _FULL = {
     errno.ENOSPC: "Free some space", errno.EFBIG: "Files of this size must be allowed",
@@ -114,13 +114,13 @@ _REFUSALS = _FULL | {
 
 @contextlib.contextmanager
 def explain_refusals(path: Path | None = None) -> Iterator[None]:
-    """Turns what the system refuses within the block (disk full, not allowed) into a UserError.
+    """Turns a refusal of the system in the block (disk full, not allowed) into a UserError.
 
     Args:
         path: the file that the block writes; the message names it unless the system names another.
 
     Raises:
-        UserError: which path, why, what to do, and which variable sets its folder.
+        UserError: it names the path, the reason, what to do, and the variable of its folder.
     """
     try:
         yield
@@ -141,7 +141,7 @@ def is_disk_full(error: OSError) -> bool:
 
 
 def _refusal(error: BaseException | None) -> tuple[int | None, Path | None]:
-    """The system's error number and the path that it names; None if it was not the system."""
+    """The system's error number and the path that it names; each is None if it is unknown."""
     if isinstance(error, OSError):
         return error.errno, Path(os.fsdecode(error.filename)) if error.filename else None
     while error is not None:  # torch raises errors of its own, and safetensors quotes the number
@@ -159,7 +159,7 @@ def _explanation(number: int, path: Path | None) -> str:
     for variable, name, folder in (
         ("SPCL_RESULTS", "results", results()), ("SPCL_CACHE", "cache", cache()),
     ):  # fmt: skip
-        # The system names the first of a folder's parents that is missing.
+        # The system may name a parent of the folder, if that parent is missing.
         if path and (path.is_relative_to(folder) or folder.is_relative_to(path)):
             return f"{text}, or choose another folder for the {name}: {variable}=DIR ('{folder}')"
     return text

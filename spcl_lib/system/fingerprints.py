@@ -1,7 +1,7 @@
-"""Fingerprints: short texts that name what something was made from.
+"""Fingerprints: short texts that identify the sources of a cached result.
 
-What is made once is kept under a name that holds the fingerprint of all it depends on, code
-included. When any of that changes, it is made anew.
+The name of a cached file holds a fingerprint of everything that the file depends on, code
+included. When any of this changes, the file is made again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from spcl_lib.system.paths import PACKAGE
 
 
 def fingerprint(sources: Sequence[object]) -> str:
-    """Twelve characters that change with any source.
+    """Twelve characters that change when any source changes.
 
-    A module of this package stands for its code and for that of all modules of the package that it
-    imports, directly or through others. Comments and docstrings do not count.
+    A module of this package stands for its own code and for the code of all package modules that
+    it imports, directly or indirectly. Comments and docstrings do not count.
     """
     digest = hashlib.sha256()
     for source in sources:
@@ -35,7 +35,7 @@ def all_code() -> str:
 
 
 def code_behind(module: str, package: Path = PACKAGE) -> str:
-    """The code of a module and of all that it imports from its package, in a fixed order.
+    """The code of a module and of all package modules that it imports, in a fixed order.
 
     Args:
         module: its full name, such as "spcl_lib.data.scenes".
@@ -54,14 +54,14 @@ def code_behind(module: str, package: Path = PACKAGE) -> str:
 
 
 def _file_of(module: str, package: Path) -> Path | None:
-    """The file of a module of the package; None for another name, and for the package's face."""
+    """The file of a module of the package; None for other names and for the package itself."""
     place = package.joinpath(*module.split(".")[1:])
     files = (place.with_suffix(".py"), place / "__init__.py")
     return next((f for f in files if f.is_file()), None) if place != package else None
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    """Full names of all that may be a module of the package, also those imported in functions."""
+    """Full names of imports that may be modules of the package, also imports in functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith(f"{package}."))

@@ -1,4 +1,4 @@
-"""The machine: its device, its cores, and what a run was made with and on."""
+"""The machine: its device, its cores, and the versions of its software."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spcl_lib.system import VERSION, paths
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
-    """What the metrics depend on beside the configuration: versions, device, commit."""
+    """Versions, device and commit: the metrics depend on them besides the configuration."""
     return {
         "spcl": VERSION,
         "commit": _git_commit(),
@@ -52,7 +52,7 @@ def count_cores() -> int:
 
 @contextlib.contextmanager
 def use_one_thread() -> Iterator[None]:
-    """Runs its block with one thread: how many threads share a sum changes its last bits."""
+    """Runs its block with one thread: the number of threads changes the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""How much memory and disk is left: what cannot fit is refused before it begins."""
+"""How much memory and disk space is left, so that a run that cannot fit is refused early."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes that this process can still use: of the machine, or of its container if that is less.
+    """Bytes of memory that this process can still use, within the machine and its container.
 
-    Pages of cached files count as available: they are given up when memory is needed. Where the
-    system does not tell what is available (not Linux), it is all of the machine's memory.
+    Pages of cached files count as available, because the system gives them up when memory is
+    needed. Systems other than Linux do not tell; there, all of the machine's memory counts.
     """
     return min([_of_machine(), *_of_containers()])
 
 
 def available_disk(path: Path) -> int:
-    """Bytes that a file at `path` can take, whether the file is there already or not."""
+    """Bytes that a file at `path` can take; if it exists already, its own bytes count as free."""
     there = next(p for p in (path.parent, *path.parent.parents) if p.exists())
     held = path.stat().st_blocks * 512 if path.is_file() else 0
     return shutil.disk_usage(there).free + held
@@ -41,7 +41,7 @@ def _of_machine() -> int:
 
 
 def _of_containers() -> list[int]:
-    """What is left below the limits of the control groups (version 2) around this process."""
+    """Bytes that are left under each limit of this process's control groups (version 2)."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -55,12 +55,12 @@ def _of_containers() -> list[int]:
 
 
 def _left_below(group: Path) -> list[int]:
-    """Limit less what is held, files apart; empty where there is no limit."""
+    """The limit minus the memory in use, without cached files; empty if there is no limit."""
     try:
         limit = int((group / "memory.max").read_text())
         rows = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
         return [limit - next(int(value) for name, value in rows if name == "anon")]
-    except (OSError, ValueError, StopIteration):  # "max" is no number: no limit
+    except (OSError, ValueError, StopIteration):  # "max" means no limit
         return []
 
 
@@ -78,19 +78,19 @@ def require_memory_for_averages(
     The system gives memory page by page. Without this check the run would stop hours later.
 
     Args:
-        num_images: N, as of HeatmapBank.
+        num_images: N, as in HeatmapBank.
         num_classes: C.
         size: W.
-        dtype: of the heatmaps.
-        path: a file that must fit on its disk; None: the bank must fit into memory.
+        dtype: type of the heatmaps' values.
+        path: the bank's file, which must fit on its disk; None: the bank must fit into memory.
         per_label: further bytes for every image and class.
-        copies: how many copies of the bank exist at a time.
+        copies: how many copies of the bank exist at the same time.
 
     Raises:
         UserError: it does not fit; the message says how much is needed and what would fit.
     """
-    cell = num_classes * torch.empty((), dtype=dtype).element_size() + 1  # 1: whether it was seen
-    beside = num_classes * per_label  # bytes of an image, as copies * cell * size**2 are
+    cell = num_classes * torch.empty((), dtype=dtype).element_size() + 1  # 1 byte: was it seen?
+    beside = num_classes * per_label  # bytes per image, in addition to copies * cell * size**2
     needed = num_images * (copies * cell * size**2 + beside)
     left = available_memory() if path is None else available_disk(Path(path))
     if needed <= left:

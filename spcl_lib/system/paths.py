@@ -1,4 +1,4 @@
-"""Where results, caches and data are; no other module builds such a path."""
+"""The places of results, caches and data; no other module builds these paths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def project() -> Path:
-    """The checkout; for a copy installed without its checkout, `~/spcl`."""
+    """Folder of the checkout, or `~/spcl` if the package is installed without one."""
     checkout = PACKAGE.parent
     return checkout if (checkout / "pyproject.toml").is_file() else Path.home() / "spcl"
 
@@ -23,7 +23,7 @@ def results() -> Path:
 
 
 def cache() -> Path:
-    """Folder of what can be made again: `SPCL_CACHE`, else `data/cache` in the project."""
+    """Folder of files that can be made again: `SPCL_CACHE`, else `data/cache` in the project."""
     return _folder("SPCL_CACHE", project() / "data" / "cache")
 
 
@@ -34,11 +34,11 @@ def _folder(variable: str, default: Path) -> Path:
 def cache_limit() -> float:
     """Bytes that the decoded images of one split may take in the cache.
 
-    `SPCL_CACHE_GB` in units of 10^9 bytes, else 20. Larger splits, and all with 0, are read from
-    their files again and again.
+    It is `SPCL_CACHE_GB` in units of 10^9 bytes, else 20. The images of larger splits are decoded
+    from their files whenever they are needed. With 0, no split is cached.
 
     Raises:
-        UserError: the environment variable is no such number.
+        UserError: the environment variable is not a number, or it is below 0.
     """
     given = os.environ.get(CACHE_GB) or "20"
     try:
@@ -61,10 +61,10 @@ def reference() -> Path:
 
 
 def weights(backbone: str, given: str | Path | None = None) -> Path | None:
-    """File of a backbone's ImageNet weights, the first that is there, or None.
+    """File of a backbone's ImageNet weights: the first that exists, or None.
 
-    It is `weights/<backbone>_imagenet.pth` below `given`, below `SPCL_DATA` or below `data/`: a
-    user's folder of images holds no weights.
+    `weights/<backbone>_imagenet.pth` is looked for below `given`, below `SPCL_DATA` and below
+    `data/`, because a user's folder of images may hold no weights.
     """
     roots = (given, os.environ.get("SPCL_DATA"), project() / "data")
     name = Path("weights") / f"{backbone}_imagenet.pth"

@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them."""
+"""Ends processes that must not live longer than their parent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one named in SPCL_PARENT is gone, however it ended."""
+    """Ends this process when its parent, named in SPCL_PARENT, has ended for any reason."""
     parent = os.getppid()
     if os.environ.get("SPCL_PARENT") != str(parent):
         return

@@ -1,4 +1,4 @@
-"""Files of weights: state dicts that are read safely, or refused with a reason."""
+"""Files of weights: reads state dicts safely, or gives the reason why it cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
     Args:
         model: its weights are replaced.
         weights: "torchvision" for torchvision's ImageNet weights, else a file.
-        name: of the backbone.
+        name: name of the backbone.
 
     Raises:
         UserError: the weights are missing, damaged, or of another model.
@@ -44,12 +44,12 @@ def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
 
 
 def load_weights(model: nn.Module, file: Path, name: str) -> None:
-    """Reads a state dict, also one of float16, into a model.
+    """Reads a state dict into a model; the file's values may be float16.
 
     Args:
         model: its weights are replaced.
-        file: .safetensors, or what `torch.save` wrote.
-        name: of the model, for people.
+        file: a .safetensors file, or one that `torch.save` wrote.
+        name: name of the model, for error messages.
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
@@ -77,10 +77,10 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"weights file '{file}' cannot be read ({type(error).__name__})") from error
     if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
-        raise UserError(f"weights file '{file}' is no state dict: names with a tensor each")
+        raise UserError(f"weights file '{file}' is no state dict (a dictionary of tensors)")
     return state
 
 
 def save_weights(model: nn.Module, file: Path) -> None:
-    """Writes a state dict as safetensors, which wants plain memory order."""
+    """Writes a state dict as safetensors, which needs contiguous tensors."""
     save_safetensors({k: v.contiguous() for k, v in model.state_dict().items()}, file)

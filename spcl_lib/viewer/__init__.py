@@ -1,1 +1,1 @@
-"""What people look at: figures, film strips, overlays, the explorer."""
+"""Draws for people: figures, film strips, overlays, the explorer."""

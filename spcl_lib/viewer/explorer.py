@@ -1,4 +1,4 @@
-"""`HeatmapExplorer`: drag a crop over a training image and see what its heatmaps say of it."""
+"""`HeatmapExplorer`: drag a crop over a training image and see what the heatmaps say about it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from spcl_lib.views import Views
 
 _LEAST = 0.06  # least side of a crop, as a fraction of the image's
 _STEP = 0.02
-_TRIES = 200  # crops, to find one without the label
+_TRIES = 200  # number of crops that are tried to find one without the label
 
 
 def compose_picture(
     trace: Trace, image: int, label: int, epoch: int, view: Views
 ) -> ExplorerPicture:
-    """What the picture shows of an image (a number in the trace), a class, an epoch and a view."""
+    """Collects what the picture shows; `image` and `epoch` are places in the trace."""
     data, bank = trace.data, trace.bank(epoch, image)
     crop = view.crop(data.images[image : image + 1], trace.crop_side)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def compose_picture(
 
 
 def sentence(stage: ExplorerPicture) -> str:
-    """What the picture says, in words: for those who cannot see it, and for tests."""
+    """Says in words what the picture shows, for people who cannot see it and for tests."""
     chosen = next(row for row in stage.rows if row.chosen)
     label = next((row.name for row in stage.rows if row.labelled), "none")
     target = "nothing, these cells are unseen" if chosen.target is None else f"{chosen.target:.2f}"
@@ -66,16 +66,16 @@ def sentence(stage: ExplorerPicture) -> str:
 def view_without_label(
     trace: Trace, image: int, label: int, generator: torch.Generator
 ) -> Views | None:
-    """A random crop that has lost the labelled class and shows as much of another as can be found.
+    """Finds the random crop without the labelled class that shows most of another class.
 
     Args:
-        trace: of a run.
-        image: number in the trace.
-        label: the class to show; if it is the labelled one, no other is looked for.
-        generator: of the chance.
+        trace: trace of a run.
+        image: number of the image in the trace.
+        label: the class to show; if it is the labelled class, any crop without it will do.
+        generator: source of random numbers.
 
     Returns:
-        One view; None where none was found, or where it is not known where the objects are.
+        One view, or None if no such crop was found or the places of the objects are not known.
     """
     regions = trace.region(image)
     if regions is None:
@@ -91,11 +91,11 @@ def view_without_label(
 class HeatmapExplorer(widgets.VBox):
     """Pick a run, an image, a class and an epoch; drag a crop; see label, target and prediction.
 
-    All controls can be used from the keyboard. `still` gives the picture as it stands, for pages
-    without a running kernel.
+    All controls can be used from the keyboard. `still` gives the present picture, for pages without
+    a running kernel.
 
     Args:
-        traces: one for each run to choose from, with the same images.
+        traces: one trace for each run to choose from, all with the same images.
 
     Raises:
         ValueError: there is no trace.
@@ -135,7 +135,7 @@ class HeatmapExplorer(widgets.VBox):
             [self.label, self.epoch, self.flip],
             [self.x, self.y, buttons],
         )
-        # As wide as the page allows: side by side, or below each other where it is narrow.
+        # On a wide page, the columns are side by side; on a narrow page, below each other.
         beside = {"flex": "1 1 300px", "min_width": "290px", "max_width": "460px"}
         boxes = [widgets.VBox(column, layout=widgets.Layout(**beside)) for column in columns]
         super().__init__([widgets.HBox(boxes, layout=_wrapping()), self.text, self.picture])
@@ -152,12 +152,12 @@ class HeatmapExplorer(widgets.VBox):
         return Views(torch.tensor([[x0, y0, x1, y1]]), torch.tensor([self.flip.value]))
 
     def stage(self) -> ExplorerPicture:
-        """What is shown now."""
+        """What the explorer shows now."""
         image = self._images[self.image.value - 1]
         return compose_picture(self.trace, image, self.label.value, self.epoch.value, self.view)
 
     def still(self) -> Image:
-        """The picture as it stands, for pages without a running kernel."""
+        """The present picture, for pages without a running kernel."""
         return Image(as_png(draw(self.stage())))
 
     def _listen(self) -> None:
@@ -180,7 +180,7 @@ class HeatmapExplorer(widgets.VBox):
         self._new_order()
 
     def _new_order(self) -> None:
-        """The images to choose from; the one that is shown stays where it is among them."""
+        """Sets the images to choose from, and shows the first."""
         trace, choice = self.trace, self.order.value
         images = trace.most_corrected()
         if choice == "in order":
@@ -250,7 +250,7 @@ def _wrapping() -> widgets.Layout:
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
-    """A range of at least the least side, within 0..1."""
+    """Makes a range at least as long as the least side, within 0..1."""
     if high - low >= _LEAST:
         return low, high
     low = min(max(0.0, (low + high - _LEAST) / 2), 1 - _LEAST)
@@ -258,7 +258,7 @@ def _widen(low: float, high: float) -> tuple[float, float]:
 
 
 def _visible(trace: Trace, image: int, view: Views) -> list[float | None]:
-    """The share of every class's pixels that the view shows; None where it is not in the image."""
+    """The share of every class's pixels that the view shows; None if it is not in the image."""
     regions = trace.region(image)
     if regions is None:
         return [None] * len(trace.data.classes)
@@ -267,7 +267,7 @@ def _visible(trace: Trace, image: int, view: Views) -> list[float | None]:
 
 
 def _most_telling(rows: list[ClassBar], most: int = 12) -> list[ClassBar]:
-    """At most `most` rows, in the order of the classes: those that have something to say."""
+    """The most informative rows, at most `most`, in the order of the classes."""
     weight = [
         4 * row.chosen + 3 * row.labelled + 2 * (row.visible is not None)
         + max(row.prediction, row.target or 0) for row in rows

@@ -1,6 +1,6 @@
-"""The explorer's picture, drawn with Pillow: a matplotlib figure takes ten times as long.
+"""Draws the explorer's picture with Pillow, because a matplotlib figure takes ten times as long.
 
-Colours can be told apart with any colour vision (viridis; Okabe and Ito's palette).
+People with any colour vision can tell the colours apart (viridis; Okabe and Ito's palette).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from spcl_lib.viewer.heat import draw_heat, heat_colours, picture_of
 from spcl_lib.viewer.style import font
 
 SIDE = 236  # pixels of a panel
-_GAP, _TOP, _BOTTOM = 14, 46, 54  # between panels, for the captions, for the scale
-_BARS, _ROWS = 400, 12  # width of the table of bars; classes that it shows at most
+_GAP, _TOP, _BOTTOM = 14, 46, 54  # pixels between panels, for the captions, for the scale
+_BARS, _ROWS = 400, 12  # width of the table of bars in pixels; most classes that it shows
 _INK, _FAINT, _PAPER = (34, 34, 34), (150, 150, 150), (255, 255, 255)
 _LABEL, _TARGET, _PREDICTION = (107, 107, 107), (0, 114, 178), (230, 159, 0)
 _OUTLINE = (213, 94, 0)
@@ -26,14 +26,14 @@ _OUTLINE = (213, 94, 0)
 
 @dataclass(frozen=True)
 class ClassBar:
-    """One class in the table of bars; the numbers are probabilities, in 0..1.
+    """One class in the table of bars; the numbers are in 0..1.
 
     Attributes:
-        name: of the class.
+        name: name of the class.
         labelled: whether it is the observed label.
         visible: share of its objects that the view shows; None if the image has none.
-        target: what the heatmap says is in the view; None where nothing has been seen.
-        prediction: what the network says is in the view.
+        target: probability of the class in the view, by the heatmap; None if nothing has been seen.
+        prediction: probability of the class in the view, by the network.
         chosen: whether its heatmap is shown.
     """
 
@@ -51,7 +51,7 @@ class ExplorerPicture:
 
     Attributes:
         image: (3, S, S) uint8, the whole image.
-        region: (S, S) bool, where the chosen class is, or None where that is not known.
+        region: (S, S) bool, the pixels of the chosen class, or None if they are not known.
         box: x0, y0, x1, y1 of the crop, as fractions of the image.
         crop: (3, K, K) in 0..255, as the network sees it.
         heatmap: (W, W) in [0, 1], of the chosen class in the whole image.
@@ -59,8 +59,8 @@ class ExplorerPicture:
         target: (G, G) in [0, 1], the heatmap read through the view.
         target_seen: (G, G) bool.
         rows: the classes of the table.
-        name: of the chosen class.
-        epoch: how many epochs were done.
+        name: name of the chosen class.
+        epoch: number of finished epochs.
         flipped: whether the crop is mirrored left to right.
     """
 
@@ -79,7 +79,7 @@ class ExplorerPicture:
 
 
 def draw(stage: ExplorerPicture) -> Image.Image:
-    """The picture: image, heatmap, crop, target, and the table of classes."""
+    """Draws the picture: image, heatmap, crop, target, and the table of classes."""
     width = 4 * SIDE + 4 * _GAP + _BARS
     canvas = Image.new("RGB", (width, _TOP + SIDE + _BOTTOM), _PAPER)
     whole, crop = picture_of(stage.image, SIDE), picture_of(stage.crop, SIDE)
@@ -105,14 +105,14 @@ def draw(stage: ExplorerPicture) -> Image.Image:
 
 
 def as_png(picture: Image.Image) -> bytes:
-    """PNG bytes, quick rather than small."""
+    """PNG bytes, made fast rather than small."""
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
 def _outline(picture: Image.Image, region: Tensor | None) -> Image.Image:
-    """The picture with the border of a region in it."""
+    """Draws the border of a region into the picture."""
     if region is None or not bool(region.any()):
         return picture
     large = Image.fromarray(region.numpy().astype(np.uint8) * 255).resize(
@@ -144,7 +144,7 @@ def _draw_scale(canvas: Image.Image, pen: ImageDraw.ImageDraw, left: int, top: i
 
 
 def _draw_rows(pen: ImageDraw.ImageDraw, rows: Sequence[ClassBar], left: int) -> None:
-    """The table: label, what the crop shows, target and prediction of every class."""
+    """Draws the table: label, visible share, target and prediction of every class."""
     shown, visible, bars = left + 128, left + 178, left + 240
     length = _BARS - 240 - 44
     heads = ((left, "class", _INK), (shown, "label", _LABEL), (visible, "visible", _INK))
@@ -177,7 +177,7 @@ def _draw_bar(
 
 
 def _short(text: str, width: int) -> str:
-    """A name that fits into `width` pixels."""
+    """Shortens a name to `width` pixels."""
     bold, whole = font(14, bold=True), text
     while bold.getlength(text) > width:
         text = text[:-2].rstrip("…") + "…"

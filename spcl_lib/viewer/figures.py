@@ -1,4 +1,4 @@
-"""Figures of images: contact sheets, views, heatmaps over images, and what they teach.
+"""Figures of images: contact sheets, views, heatmaps over images, and targets.
 
 Every function gives a matplotlib Figure and shows nothing itself.
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-WHOLE = (0, 1, 1, 0)  # imshow's extent: boxes are in fractions of the image
+WHOLE = (0, 1, 1, 0)  # extent for imshow, because boxes are fractions of the image
 _PIXELS = 240  # side of a picture in a figure
 
 
 def as_picture(image: Tensor) -> Any:
-    """(3, H, W) in 0..255 as what matplotlib shows: (H, W, 3) uint8."""
+    """Turns (3, H, W) in 0..255 into (H, W, 3) uint8, which matplotlib can show."""
     return image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
@@ -35,7 +35,7 @@ def as_picture(image: Tensor) -> Any:
 def contact_sheet(
     images: Tensor, titles: Sequence[str] | None = None, columns: int = 10, side: float = 0.9
 ) -> Figure:
-    """Many images at a glance.
+    """Shows many images in a grid.
 
     Args:
         images: (N, 3, S, S) in 0..255.
@@ -62,13 +62,13 @@ def contact_sheet(
 
 @house_style
 def show_views(image: Tensor, views: Views, crops: Tensor, titles: Sequence[str]) -> Figure:
-    """One image with the boxes of its views, and beside it what each view shows.
+    """Shows one image with the boxes of its views, and every view beside it.
 
     Args:
         image: (3, S, S) in 0..255, the full image.
         views: V views of this one image.
         crops: (V, 3, s, s) in 0..255, as `views.crop` gives them.
-        titles: 1 + V texts: of the full image, then of every crop.
+        titles: 1 + V texts, for the full image and for every crop.
     """
     import matplotlib.pyplot as plt
 
@@ -89,7 +89,7 @@ def _draw_box(axes: Axes, box: Tensor, number: int | None = None) -> None:
     from matplotlib.patches import Rectangle
 
     x0, y0, x1, y1 = box.tolist()
-    for width, edge in ((3.5, "black"), (1.5, "white")):  # seen on dark and on bright images
+    for width, edge in ((3.5, "black"), (1.5, "white")):  # visible on dark and on bright images
         patch = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=width, edgecolor=edge)
         axes.add_patch(patch)
     if number is not None:
@@ -113,16 +113,16 @@ def overlay(
     highest: float | None = None,
     boxes: Tensor | None = None,
 ) -> Figure:
-    """Heatmaps over their images, side by side, with one colour scale for all.
+    """Shows heatmaps over their images, side by side, with one colour scale for all.
 
-    Where the probability is low the image shows through, in grey.
+    If the probability is low, the image shows through in grey.
 
     Args:
         images: (N, 3, S, S) in 0..255, or one image (3, S, S) for all.
         heatmaps: (N, W, W) probabilities in [0, 1].
         titles: N texts.
         highest: upper end of the colour scale; the largest value by default.
-        boxes: (N, 4) or (4,) crop boxes to draw, in fractions; none by default.
+        boxes: (N, 4) or (4,) crop boxes to draw, as fractions of the image; none by default.
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import Normalize
@@ -148,7 +148,7 @@ def overlay(
 def targets(
     values: Mapping[str, Mapping[str, float]], present: Sequence[str], given: str
 ) -> Figure:
-    """What each kind of supervision says about every class of one view.
+    """Shows what each kind of supervision says about every class of one view.
 
     Args:
         values: name of the supervision -> class -> value in [0, 1].
@@ -187,16 +187,16 @@ def overview(
     given: str,
     hidden: str,
 ) -> Figure:
-    """The method at a glance: an image and its crop, two heatmaps, and what SCL reads through it.
+    """Shows the method: an image and its crop, two heatmaps, and the target that SCL reads.
 
     Args:
         image: (3, S, S) in 0..255, the full image.
-        view: one view of it.
-        crop: (3, s, s) in 0..255, what the view shows.
-        heatmaps: (2, W, W) probabilities, of the labelled class and of one that never was.
+        view: one view of the image.
+        crop: (3, s, s) in 0..255, the crop of the view.
+        heatmaps: (2, W, W) probabilities of the labelled class and of a class without a label.
         target: (G, G) probabilities, the second heatmap read through the view.
         given: name of the labelled class.
-        hidden: name of the other.
+        hidden: name of the class without a label.
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import Normalize

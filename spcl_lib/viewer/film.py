@@ -1,4 +1,4 @@
-"""Heatmaps over time: film strips, and how supervision appears where no label was."""
+"""Heatmaps over the epochs: film strips, and curves of how supervision appears without labels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CLASS_GROUPS = ("the label", "there, not labelled", "not there")
 
 
 def appearance(trace: Trace) -> pd.DataFrame:
-    """The highest value of a heatmap, epoch by epoch, for labelled, hidden and absent classes.
+    """The highest value of a heatmap after every epoch, for labelled, hidden and absent classes.
 
     Returns:
-        One row per epoch and group of CLASS_GROUPS: mean and standard deviation, over all images
-        and classes of the group, of the highest value among a heatmap's seen cells.
+        One row per epoch and group of CLASS_GROUPS. It has the highest value among the seen cells
+        of a heatmap, as mean and standard deviation over all images and classes of the group.
     """
     import pandas as pd
 
@@ -32,7 +32,7 @@ def appearance(trace: Trace) -> pd.DataFrame:
     masks = dict(zip(CLASS_GROUPS, (observed, labels & ~observed, ~labels), strict=True))
     rows = []
     for e, epoch in enumerate(trace.epochs):
-        if not bool(trace.seen[e].any()):  # the averages have not begun
+        if not bool(trace.seen[e].any()):  # the averages have not started
             continue
         cells = trace.heatmaps[e].float() / 255 * trace.seen[e, :, None]  # (n, C, W, W)
         peak = cells.flatten(2).amax(2)  # (n, C)
@@ -44,7 +44,7 @@ def appearance(trace: Trace) -> pd.DataFrame:
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """What the appearance of supervision shows after the last epoch, in words."""
+    """Says whether supervision has appeared without labels after the last epoch."""
     last = table[table.epoch == table.epoch.max()].set_index("group")["mean"]
     label, hidden, absent = (float(last[group]) for group in CLASS_GROUPS)
     ratio = hidden / max(absent, 1e-6)
@@ -63,7 +63,7 @@ def verdict(table: pd.DataFrame) -> str:
 
 @house_style
 def appearance_curves(table: pd.DataFrame) -> Figure:
-    """The table of `appearance` as curves."""
+    """Draws the table of `appearance` as curves."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.8, 3.3), layout="constrained")
@@ -81,14 +81,13 @@ def appearance_curves(table: pd.DataFrame) -> Figure:
 def film_strip(
     trace: Trace, image: int, classes: Sequence[int] | None = None, frames: int = 8
 ) -> Figure:
-    """One image: its objects, and below, epoch by epoch, the heatmaps of some classes.
+    """One image, with a row per class: its objects, then its heatmap epoch by epoch.
 
     Args:
-        trace: of a run.
+        trace: trace of a run.
         image: number of the image in the trace.
-        classes: numbers of classes; by default the label, up to two that are there without a
-            label, and one that is not there.
-        frames: epochs to show, spread evenly over those that are recorded.
+        classes: numbers of classes; by default those of `telling_classes`.
+        frames: number of epochs to show, spread evenly over the recorded epochs.
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import Normalize
@@ -117,7 +116,7 @@ def film_strip(
 
 
 def _frames(trace: Trace, image: int, most: int) -> list[int]:
-    """The places of at most `most` epochs, evenly from the last before anything was seen."""
+    """At most `most` places of epochs, spread evenly from the last one before anything was seen."""
     seen = trace.seen[:, image].flatten(1).any(1).int()
     first = max(0, int(seen.argmax()) - 1) if bool(seen.any()) else 0
     count = min(most, len(trace.epochs) - first)
@@ -125,7 +124,7 @@ def _frames(trace: Trace, image: int, most: int) -> list[int]:
 
 
 def telling_classes(trace: Trace, image: int) -> list[int]:
-    """The label, up to two classes that are there without one, and one that is not there."""
+    """The label, up to two classes that are in the image without a label, and one absent class."""
     peak = trace.heatmaps[-1, image].flatten(1).amax(1).int()
     order = peak.argsort(descending=True).tolist()
     label = [c for c in order if trace.observed[image, c]]
@@ -135,7 +134,7 @@ def telling_classes(trace: Trace, image: int) -> list[int]:
 
 
 def _show_object(axes: object, trace: Trace, image: int, c: int) -> None:
-    """The image with the border of a class's objects, and what is known of the class."""
+    """Shows the image with the border of a class's objects, and the group of the class."""
     axes.set(xticks=[], yticks=[])
     axes.imshow(as_picture(trace.data.images[image]), interpolation="lanczos", extent=WHOLE)
     group = (

@@ -1,7 +1,7 @@
-"""A heatmap over its image: the one way that every figure, page and picture draws it.
+"""Draws a heatmap over its image, in the same way for every figure, page and picture.
 
-Drawn with Pillow: a matplotlib figure takes ten times as long, and the explorer redraws at every
-movement. Figures show the picture that this module gives.
+It uses Pillow, because a matplotlib figure takes ten times as long and the explorer redraws at
+every movement. Figures show the picture that this module gives.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from spcl_lib.viewer.style import HEAT
 
-_FAINT, _STRONG = 0.3, 0.75  # opacity of the colour where the probability is 0, and where it is 1
+_FAINT, _STRONG = 0.3, 0.75  # opacity of the colour for probability 0, and for probability 1
 
 
 def draw_heat(
     image: Image.Image, heat: Tensor, seen: Tensor | None = None, highest: float = 1.0
 ) -> Image.Image:
-    """A heatmap over its image in grey; the object stays in sight.
+    """Draws a heatmap over its image in grey, so that the object stays visible.
 
     Args:
         image: RGB.
         heat: (W, W) probabilities.
-        seen: (W, W) bool; cells that nobody has seen show the grey image alone. None: all are seen.
-        highest: the probability that has the last colour of the scale.
+        seen: (W, W) bool; unseen cells show only the grey image. None: all cells are seen.
+        highest: the probability with the last colour of the scale.
     """
     values = (heat.detach().float().cpu() / highest).clamp(0, 1)
     opacity = _FAINT + (_STRONG - _FAINT) * values
@@ -41,7 +41,7 @@ def draw_heat(
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 colours of probabilities (...) in [0, 1]."""
+    """The colours (..., 3) uint8 of probabilities (...) in [0, 1]."""
     return _palette()[(values * 255).round().astype(np.uint8)]
 
 

@@ -1,6 +1,6 @@
-"""Pictures of where in an image a trained network sees its labels.
+"""Draws where in an image a trained network sees its labels.
 
-Drawn with Pillow: a figure of matplotlib would take many times as long as the prediction.
+It uses Pillow, because a matplotlib figure would take many times as long as the prediction.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from spcl_lib.system.files import atomic_write
 from spcl_lib.viewer.heat import draw_heat, heat_colours
 from spcl_lib.viewer.style import font
 
-_MOST = 5  # labels shown of an image
+_MOST = 5  # most labels that are shown for an image
 _SIDE = 240  # pixels, longer side of an image in the picture
-_GAP, _LINE, _TEXT = 10, 22, 13  # pixels between things, of a line of text, of its letters
+_GAP, _LINE, _TEXT = 10, 22, 13  # pixels: space between parts, height of a line, size of letters
 _SCALE = 84  # pixels, width of the colour scale with its numbers
 
 
@@ -45,17 +45,17 @@ def draw_overlays(
     scores: Tensor,
     threshold: float,
 ) -> None:
-    """Writes a PNG file: the image, and over it the score map of every label that it is given.
+    """Writes a PNG file: the image, and the image under the score map of every predicted label.
 
-    These are at most the five highest; if no score reaches the threshold, the highest one.
+    It shows at most five labels, or the highest one if no score reaches the threshold.
 
     Args:
         image: the image file.
         file: the PNG file.
         classes: C names.
         maps: (C, G, G) probabilities.
-        scores: (C,) of the whole image.
-        threshold: score from which a label is taken as present.
+        scores: (C,) scores of the whole image.
+        threshold: lowest score of a label that counts as present.
     """
     order = scores.argsort(descending=True)[:_MOST]
     present = order[scores[order] >= threshold]
@@ -68,14 +68,14 @@ def draw_overlays(
 
 
 def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.Image:
-    """An image, beside it maps over the same image in grey, and their scale.
+    """Draws an image, maps over the same image in grey, and their colour scale.
 
     The scale (viridis, as everywhere) goes up to the highest value of these maps.
 
     Args:
         image: RGB.
         maps: (K, G, G) probabilities.
-        titles: 1 + K texts: one over everything, then one over every map.
+        titles: 1 + K texts: one above the picture, then one above every map.
     """
     highest = max(float(maps.max()), 1e-3)
     panels = [image, *(draw_heat(image, heat, highest=highest) for heat in maps)]
@@ -94,7 +94,7 @@ def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.I
 
 
 def _shrink(file: Path) -> Image.Image:
-    """The image in its own shape, its longer side as in the picture."""
+    """The image in its own shape, resized so that its longer side fits the picture."""
     with Image.open(file) as image:
         with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
             ImageOps.exif_transpose(image, in_place=True)
@@ -111,7 +111,7 @@ def _draw_scale(
     height: int,
     top: float,
 ) -> None:
-    """Colours from 0 (below) to `top`, with numbers; the unit is above."""
+    """Draws the colours from 0 (bottom) to `top`, with numbers; the unit is above."""
     left, upper = corner
     values = np.linspace(1, 0, height)[:, None].repeat(14, 1)
     picture.paste(Image.fromarray(heat_colours(values)), corner)
@@ -123,7 +123,7 @@ def _draw_scale(
 
 
 def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:
-    """Writes a text, cut off with dots where it is wider than the width."""
+    """Writes a text; if it is wider than `width`, dots replace its end."""
     if draw.textlength(text, font(_TEXT)) > width:
         while text and draw.textlength(f"{text}…", font(_TEXT)) > width:
             text = text[:-1]

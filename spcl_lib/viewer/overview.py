@@ -1,4 +1,4 @@
-"""The README's figure: a training image whose crop has lost the object that is its label."""
+"""Draws the README's figure: a training image whose crop has lost the labelled object."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_overview(config: RunConfig, path: Path) -> Path:
     """Draws the figure from a finished run on scenes whose method keeps heatmaps.
 
     Args:
-        config: of the run.
+        config: configuration of the run.
         path: PNG file to write.
     """
     data, _ = load_splits(config, None)
@@ -52,10 +52,10 @@ def write_overview(config: RunConfig, path: Path) -> Path:
 
 
 def _telling_example(data: ImageSet, observed: Tensor, bank: HeatmapBank) -> tuple[int, Views]:
-    """The image and view to show: the crop has lost the labelled class and holds another.
+    """Chooses an image and a view whose crop has lost the labelled class and shows another.
 
-    Of those, the one whose heatmaps tell most: sure of the labelled class in the image, and of an
-    unlabelled one in the crop.
+    The heatmaps of the chosen image are the most certain: of the labelled class in the image, and
+    of an unlabelled class in the crop.
     """
     views = Views.sample(len(data), (0.25, 0.5), flip=0.0, generator=keyed_generator("overview"))
     values = torch.arange(1, len(data.classes) + 1).view(1, -1, 1, 1)
@@ -73,6 +73,6 @@ def _telling_example(data: ImageSet, observed: Tensor, bank: HeatmapBank) -> tup
 
 
 def _most_present(data: ImageSet, observed: Tensor, bank: HeatmapBank, image: int) -> int:
-    """The class in the image, not its label, whose heatmap is highest."""
+    """The unlabelled class of the image whose heatmap has the highest value."""
     candidates = data.labels[image] & ~observed[image]
     return int(bank.heatmaps[image].amax((1, 2)).int().masked_fill(~candidates, -1).argmax())

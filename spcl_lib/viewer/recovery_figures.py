@@ -1,6 +1,6 @@
 """Figures of the findings about crop recovery and localisation; each gives a matplotlib Figure.
 
-Methods keep their colours of plots.py; what is seen of an object has a sequential scale.
+Methods have the colours of `style.COLOURS`. Visible parts of objects have a sequential scale.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _colour(source: str) -> str:
 
 @house_style
 def label_wrongness(found: Measurements) -> Figure:
-    """What crops leave of the labelled object, by the least area of the crops."""
+    """Shows how much of the labelled object is in the crops, by the least area of the crops."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -60,19 +60,15 @@ def label_wrongness(found: Measurements) -> Figure:
                       ha="center", fontsize="small")  # fmt: skip
     axes.set(xlabel="least area of a crop, in % of the image", ylabel="views, in %", ylim=(0, 110))
     axes.grid(False, axis="x")
-    axes.legend(*_reverse_legend(axes), loc="center left", bbox_to_anchor=(1.01, 0.5),
-                frameon=False, title="visible of the\nlabelled class")  # fmt: skip
+    entries = (part[::-1] for part in axes.get_legend_handles_labels())
+    axes.legend(*entries, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False,
+                title="visible of the\nlabelled class")  # fmt: skip
     return figure
-
-
-def _reverse_legend(axes: Axes) -> tuple[list, list]:
-    handles, labels = axes.get_legend_handles_labels()
-    return handles[::-1], labels[::-1]
 
 
 @house_style
 def source_scores(found: Measurements) -> Figure:
-    """How well each source of supervision says what is in the view: AUROC and AP."""
+    """Shows how well each source of supervision says what is in the view, as AUROC and AP."""
     import matplotlib.pyplot as plt
 
     sources = sources_in(found)
@@ -106,7 +102,7 @@ def source_scores(found: Measurements) -> Figure:
 
 @house_style
 def reliability_curves(found: Measurements) -> Figure:
-    """How often a class is in the view where a source says p: on the diagonal it is calibrated."""
+    """Shows how often a class is in the view if a source says p; calibrated is the diagonal."""
     import matplotlib.pyplot as plt
 
     figure, grid = plt.subplots(1, 2, figsize=(8.2, 4.6), layout="constrained", sharey=True)
@@ -131,7 +127,7 @@ def reliability_curves(found: Measurements) -> Figure:
 
 
 def _pool_bins(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean score, share and count of the bins that are not empty, over all seeds."""
+    """Mean score, share and count over all seeds, for bins that are not empty."""
     count = np.array([r["count"] for r in rows], float)  # (seeds, bins)
     parts = [np.array([r[k] for r in rows], float) for k in ("score", "share")]
     used = count.sum(0) > 0
@@ -142,9 +138,9 @@ def _pool_bins(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @house_style
 def targets_by_visibility(found: Measurements) -> Figure:
-    """The mean target of each source that has one, by what the view shows of the class's objects.
+    """Shows the mean target of each source, by how much of the class's objects the view shows.
 
-    The raw label is left out: it is 1 or 0 for any view.
+    The raw label is left out, because it is the same for every view.
     """
     import matplotlib.pyplot as plt
 
@@ -171,7 +167,7 @@ def targets_by_visibility(found: Measurements) -> Figure:
 
 
 def _in_two_lines(text: str) -> str:
-    """A short text broken at the blank nearest to its middle."""
+    """Breaks a short text at the space nearest to its middle."""
     blanks = [i for i, c in enumerate(text) if c == " "]
     middle = min(blanks, key=lambda i: abs(i - len(text) / 2))
     return f"{text[:middle]}\n{text[middle + 1 :]}"
@@ -179,7 +175,7 @@ def _in_two_lines(text: str) -> str:
 
 @house_style
 def corrections(found: Measurements) -> Figure:
-    """Wrong labels corrected and right ones spoiled: over the epochs, and by how one decides."""
+    """Shows wrong labels corrected and right labels spoiled, over epochs and decision shares."""
     import matplotlib.pyplot as plt
 
     figure, (over, against) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
@@ -219,14 +215,14 @@ def _over_epochs(axes: Axes, rows: Rows) -> None:
 
 
 def _trade_off(axes: Axes, rows: Rows) -> None:
-    """Corrected against spoiled, a mark for every share."""
+    """Draws corrected against spoiled labels, with a mark for every share."""
     falls = sorted({r["fall"] for r in rows})
     points = [[mean_and_deviation(values([r for r in rows if r["fall"] == f], column))[0]
                for column in ("spoiled", "corrected")] for f in falls]  # fmt: skip
     for method in {r["method"] for r in rows}:
         axes.plot(*np.array(points).T, marker=_MARKERS[method], markersize=4,
                   color=colour(method), label=title_of(method))  # fmt: skip
-        if method == "scl":  # the marks of one method tell for all
+        if method == "scl":  # the shares are written for one method only
             for fall, point in zip(falls, points, strict=True):
                 axes.annotate(f"{fall:g}", point, (5, -9), textcoords="offset points",
                               fontsize="x-small", color=colour(method))  # fmt: skip
@@ -234,7 +230,7 @@ def _trade_off(axes: Axes, rows: Rows) -> None:
 
 @house_style
 def map_over_scales(found: Measurements) -> Figure:
-    """The mAP of every method, by the least area of the crops it was trained on."""
+    """Shows the mAP of every method, by the least area of its training crops."""
     import matplotlib.pyplot as plt
 
     rows = found["crop_scale"]
@@ -252,7 +248,7 @@ def map_over_scales(found: Measurements) -> Figure:
                       label=title_of(method))  # fmt: skip
         ends[method] = mean[0]
     axes.set_xscale("log")
-    axes.invert_xaxis()  # smaller crops to the right: harder
+    axes.invert_xaxis()  # smaller, harder crops are on the right
     axes.set_xticks(scales, [f"{100 * s:g}" for s in scales])
     axes.minorticks_off()
     axes.set(xlabel="least area of a crop, in % of the image", ylabel="mAP in %")
@@ -268,7 +264,7 @@ _HATCH = {"network": "", "heatmaps": "///"}
 
 @house_style
 def localisation(found: Measurements) -> Figure:
-    """Do maps lie on the objects? Pointing game and IoU, on training and on new images."""
+    """Shows how well maps lie on objects (pointing game, IoU), on training and on new images."""
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -286,12 +282,8 @@ def localisation(found: Measurements) -> Figure:
         for axes, (split, group, title) in zip(grid[row], cases, strict=True):
             rows = rows_of(found, "localisation", split=split, group=group)
             _bars(axes, rows, metric)
-            axes.axhline(
-                mean_and_deviation(values(rows, chance))[0],
-                color="black",
-                linestyle=":",
-                linewidth=1,
-            )
+            level = mean_and_deviation(values(rows, chance))[0]
+            axes.axhline(level, color="black", linestyle=":", linewidth=1)
             if row == 0:
                 axes.set_title(title, fontsize="small")
         grid[row, 0].set_ylabel(unit)
@@ -305,7 +297,7 @@ def localisation(found: Measurements) -> Figure:
 
 
 def _bars(axes: Axes, rows: Rows, metric: str) -> None:
-    """A bar for every method and kind of maps."""
+    """Draws a bar for every method and kind of maps."""
     kinds = list(dict.fromkeys((r["method"], r["maps"]) for r in rows))
     for place, (method, maps) in enumerate(kinds):
         mean, spread = mean_and_deviation(
@@ -316,12 +308,7 @@ def _bars(axes: Axes, rows: Rows, metric: str) -> None:
         axes.errorbar(place, mean, spread, color="black", capsize=3, linewidth=1)
         axes.annotate(f"{mean:.0f}", (place, mean + spread), (0, 2), ha="center",
                       textcoords="offset points", fontsize="x-small")  # fmt: skip
-    axes.set_xticks(
-        range(len(kinds)),
-        [title_of(m) for m, _ in kinds],
-        rotation=30,
-        ha="right",
-        fontsize="small",
-    )
+    names = [title_of(method) for method, _ in kinds]
+    axes.set_xticks(range(len(kinds)), names, rotation=30, ha="right", fontsize="small")
     axes.margins(y=0.12)  # room for the numbers
     axes.grid(False, axis="x")

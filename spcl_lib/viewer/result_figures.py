@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @house_style
 def map_by_method(runs: Runs) -> Figure:
-    """Draws mAP of every seed (small dots) and their mean (large dot), between AN and Full.
+    """Shows mAP of every seed (small dots) and their mean (large dot), between AN and Full.
 
     Args:
         runs: contents of metrics.json.
@@ -42,7 +42,7 @@ def map_by_method(runs: Runs) -> Figure:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
     axes.set(yticks=range(len(groups)), yticklabels=[title_of(name) for name in groups])
-    axes.set_ylim(len(groups) - 0.5, -0.75)  # AN on top, room for its number
+    axes.set_ylim(len(groups) - 0.5, -0.75)  # AN is on top, with space for its number
     axes.set_xlabel("mAP in % (small: one seed, large: mean; dashed: AN and Full)")
     axes.grid(False, axis="y")
     axes.margins(x=0.06)
@@ -51,7 +51,7 @@ def map_by_method(runs: Runs) -> Figure:
 
 @house_style
 def learning_curves(runs: Runs) -> Figure:
-    """Draws mAP over epochs: mean over seeds, with a band of one standard deviation.
+    """Shows mAP over epochs: mean over seeds, with a band of one standard deviation.
 
     Args:
         runs: contents of metrics.json.
@@ -69,7 +69,7 @@ def learning_curves(runs: Runs) -> Figure:
         ends[name] = float(mean.iloc[-1])
     axes.set(xlabel="epoch", ylabel="mAP in %")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    # The legend has the order of the curves' ends, best on top.
+    # The legend has the order of the curves' ends; the best is on top.
     handles = dict(zip(ends, axes.get_legend_handles_labels()[0], strict=True))
     best = sorted(ends, key=ends.get, reverse=True)
     axes.legend(
@@ -81,9 +81,9 @@ def learning_curves(runs: Runs) -> Figure:
 
 @house_style
 def per_class_ap(runs: Runs) -> Figure:
-    """Gain in AP over AN: a row per class (with AN's own AP), a column per method.
+    """Shows the gain in AP over AN: a row per class (with AN's own AP), a column per method.
 
-    Where there is nothing to compare, AN missing or alone, it is the AP itself.
+    If AN is missing or is the only method, it shows the AP itself.
 
     Args:
         runs: contents of metrics.json.

@@ -1,7 +1,7 @@
-"""How all figures look: colours, fonts, and that a figure is handed back instead of shown.
+"""The style of all figures: colours, fonts, and a decorator that returns figures unshown.
 
-Colours can be told apart with any colour vision: one fixed colour for every method (Okabe and
-Ito's palette), a sequential scale for probabilities and a diverging one for gains.
+People with any colour vision can tell the colours apart: one fixed colour for every method (Okabe
+and Ito's palette), a sequential scale for probabilities and a diverging one for gains.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def colour(method: str) -> str:
 
 
 def house_style(function: F) -> F:
-    """Draws in seaborn's style, without changing it for others, and without pyplot showing it."""
+    """Lets a function draw in seaborn's style, and keeps pyplot from showing its figure."""
 
     @functools.wraps(function)
     def draw(*args: Any, **kwargs: Any) -> Figure:
@@ -50,7 +50,7 @@ def house_style(function: F) -> F:
 
 @functools.cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font that ships inside matplotlib, for pictures; size in pixels."""
+    """A font for pictures that ships inside matplotlib; the size is in pixels."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

@@ -1,4 +1,4 @@
-"""AUROC, AP and calibration against brute force, by hand, and scikit-learn where it is there."""
+"""AUROC, AP and calibration are checked by hand, by brute force, and with scikit-learn."""
 
 import math
 

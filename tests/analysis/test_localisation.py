@@ -1,4 +1,4 @@
-"""Pointing game and IoU on made-up maps, against counts cell by cell and pixel by pixel."""
+"""Pointing game and IoU on made-up maps are checked against counts of cells and pixels."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tables and sentences about made-up findings say what the numbers say, and change with them."""
+"""Tables and sentences about made-up findings agree with the numbers and change with them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Crop recovery on banks made up so that the right answer is known."""
+"""Crop recovery is measured on made-up banks for which the right answer is known."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What people read: the table as texts, and the README's blocks."""
+"""The table for people, as texts and in the README's blocks."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Tables and verdicts worked out by hand; where runs come from, and how they are kept."""
+"""Tables and verdicts are checked by hand; runs are read from the right place and kept."""
 
 import json
 import math

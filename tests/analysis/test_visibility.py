@@ -1,4 +1,4 @@
-"""What a view shows, against a count of pixels one by one."""
+"""The visible part of objects is checked against a count of single pixels."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Caches: made once, never torn, made anew when their source changes."""
+"""Cached files are made once, written completely, and made again when their source changes."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""COCO: labels, boxes and masks as in the file; parsed once; what is wrong is named."""
+"""COCO: labels, boxes and masks agree with the file; it is parsed once; errors name the fault."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`python -m spcl_lib download`: all or nothing. There is no network here: torchvision is acted."""
+"""`python -m spcl_lib download` gets all or nothing. A fake torchvision replaces the network."""
 
 import tarfile
 import urllib.error

@@ -1,4 +1,4 @@
-"""The draws: one positive per image, from their own seed, with the stated probabilities."""
+"""The draws keep one positive per image, from their own seed, with the stated probabilities."""
 
 import json
 import random

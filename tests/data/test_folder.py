@@ -1,4 +1,4 @@
-"""A user's folder of images: labels from folders or a CSV file, what is held out, what is wrong."""
+"""A user's folder of images: labels from folders or CSV, held-out images, and clear errors."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""ImageNet-1K and ReaL: labels paired by name, empty lists left out, and what is wrong is named."""
+"""ImageNet-1K and ReaL: labels match by name, empty lists are left out, errors name the fault."""
 
 import json
 import random

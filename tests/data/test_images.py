@@ -1,4 +1,4 @@
-"""Image files of every kind, damaged ones, and splits that are read batch by batch."""
+"""Image files of every kind, damaged files, and splits that are read batch by batch."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""Scenes: the same everywhere and always, exactly labelled, and solvable."""
+"""Scenes are the same on every machine, have exact labels, and can be solved."""
 
 import hashlib
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""`table`: all labels of all images from two CSV files; what is wrong has its line."""
+"""`table` reads all labels of all images from two CSV files; errors name the line."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pascal VOC: labels from ImageSets/Main, boxes from Annotations; what is wrong is named."""
+"""Pascal VOC: labels come from ImageSets/Main, boxes from Annotations; errors name the fault."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The pages: every notebook, and the index, each in one file that needs nothing from elsewhere."""
+"""Every notebook and the index become pages, each in one file that needs no other file."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The plan of `reproduce`: every experiment and every notebook, what is done, what it costs."""
+"""The plan of `reproduce`: all experiments and notebooks, what is finished, and the cost."""
 
 import json
 

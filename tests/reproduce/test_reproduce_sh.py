@@ -1,8 +1,8 @@
-"""reproduce.sh: what it sets up, when, and what it hands on.
+"""reproduce.sh: what it sets up, when it does so, and which arguments it passes on.
 
-Every test works on a copy of the script in a folder of its own, with a PATH that holds only shims
-(for Python with pip, and for conda) and the few tools that the script needs: no network is used,
-no real environment is touched.
+Every test works on a copy of the script in a folder of its own. The PATH holds only shims (for
+Python with pip, and for conda) and the few tools that the script needs. So no test uses the network
+or touches a real environment.
 """
 
 import re

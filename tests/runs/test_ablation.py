@@ -1,4 +1,4 @@
-"""The ablation of crop sizes: which runs, which command makes them, their table."""
+"""The ablation of crop sizes: its runs, the command that makes them, and their table."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The two measurements: what a training step costs, and how fast images are read."""
+"""The two measurements: the cost of a training step, and the speed of reading images."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The committed notebooks: their structure, their parameters, and that nbval can fail on them."""
+"""The committed notebooks: their structure and parameters, and that nbval can find a difference."""
 
 import ast
 import copy

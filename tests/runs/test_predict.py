@@ -1,4 +1,4 @@
-"""Predictions of a finished run: the numbers of its evaluation, in the files that are wanted."""
+"""Predictions of a finished run have the numbers of its evaluation, in the requested files."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The scenes' backbone is pretrained once, and the same everywhere."""
+"""The scenes' backbone is pretrained once, and is the same on every machine."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How far a run is can be seen while it runs, and does not end up in a notebook."""
+"""People can see how far a run is, but a notebook does not store this output."""
 
 import csv
 import re

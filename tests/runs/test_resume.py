@@ -1,4 +1,4 @@
-"""Stopped at any moment, the same command goes on to the metrics of the uninterrupted run."""
+"""A run that was stopped at any moment continues to the metrics of an uninterrupted run."""
 
 import json
 import os

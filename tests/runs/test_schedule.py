@@ -1,4 +1,4 @@
-"""The scheduler: what it shows, and that nothing is lost or left behind when it is killed."""
+"""The scheduler: its output, and that a killed scheduler loses nothing and leaves no process."""
 
 import json
 import os

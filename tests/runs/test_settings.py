@@ -1,4 +1,4 @@
-"""The configuration: its layers, its digest, and every mistake named with what would be right."""
+"""The configuration: its layers, its digest, and errors that say what would be right."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Snapshots: what they hold, that they change nothing, and that a stopped run gives the same."""
+"""Snapshots have the right content, do not change the run, and survive a stop."""
 
 import json
 

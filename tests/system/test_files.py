@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks that tidy up after killed writers."""
+"""Files are written whole or not at all; locks clean up after killed writers."""
 
 import json
 import os

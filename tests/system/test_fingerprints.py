@@ -1,4 +1,4 @@
-"""Fingerprints follow the code: of a module, and of all that it imports from the package."""
+"""Fingerprints change with the code of a module and of the package modules that it imports."""
 
 import ast
 import shutil

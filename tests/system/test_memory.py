@@ -1,4 +1,4 @@
-"""What cannot fit into memory or on the disk is refused, with what would fit."""
+"""A bank that does not fit into memory or on disk is refused; the message says what would fit."""
 
 import os
 import re

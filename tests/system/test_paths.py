@@ -1,4 +1,4 @@
-"""Where things are, and one clear message where the system refuses to keep them there."""
+"""The places of files, and one clear message if the system refuses to write there."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""The explorer: what it says agrees with the library's own reading, and every control works."""
+"""The explorer: its sentence agrees with the library's own reading, and every control works."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""The figures of crop recovery: drawn whatever has been measured, with nothing clipped."""
+"""The figures of crop recovery are drawn from any measurements, and nothing is cut off."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Every figure is drawn without a warning, is labelled, and no text is cut off or overlaps."""
+"""Every figure is drawn without a warning, has labels, and no text is cut off or overlaps."""
 
 import subprocess
 import sys
