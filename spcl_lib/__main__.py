@@ -7,9 +7,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
 from spcl_lib.pooling import KINDS, parse_pooling
 from spcl_lib.runs.profiles import PROFILES
@@ -59,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--method", help=", ".join(METHODS))
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--force", action="store_true", help="run again even if it is finished")
-    one.add_argument("--config", metavar="FILE", help="config.json of a run, for all of the above")
+    one.add_argument(
+        "--config", metavar="FILE", nargs="+",
+        help="config.json of a run, for all of the above; several are run one after the other",
+    )  # fmt: skip
     one.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
 
     every = add("reproduce", _reproduce, "all methods and seeds, then all notebooks and the page")
@@ -67,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument(
         "--all", action="store_true", help="every experiment of every data set that is there"
     )
+    every.add_argument(
+        "--league", action="store_true",
+        help="every loss of every paper, with the same search for each: see 06_benchmark",
+    )  # fmt: skip
     _add_schedule_options(every)
 
     ahead = add("predict", _predict, "scores and labels of images, by a finished run")
@@ -195,30 +204,40 @@ def _run(options: Options) -> int:
     if bool(options.config) == bool(options.method):
         raise UserError(f"give --method NAME ({', '.join(METHODS)}), or --config FILE")
     if options.config:
-        config, root = read_config(Path(options.config))
+        waiting = [read_config(Path(file)) for file in options.config]
     else:
         names = options.dataset, options.method, options.seed, options.profile
-        config, root = make_config(*names, _overrides(options)), options.data_root
-    config = identify_data(config, root)
-    with print_progress(config, run_folder(config)):
-        metrics = run(config, root, options.force)
+        waiting = [(make_config(*names, _overrides(options)), options.data_root)]
+    for config, root in waiting:
+        config = identify_data(config, root)
+        with print_progress(config, run_folder(config)):
+            metrics = run(config, root, options.force)
+        _say_what_came_out(config, metrics)
     if options.notebook:
         file = str(write_config(config, root))
         execute("01_train", {"config_file": file}, Path(options.notebook))
+    return 0
+
+
+def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
+    from spcl_lib.runs.store import run_folder
+
     more = " against single labels" if metrics.get("report_labels") == "single" else ""
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
     print(
         f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{more} "
-        f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}"
+        f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}",
+        flush=True,
     )
-    return 0
 
 
 def _reproduce(options: Options) -> int:
     from spcl_lib.reproduce.plan import all_experiments, experiment_of
     from spcl_lib.reproduce.steps import reproduce, show_plan
 
+    if options.league:
+        return _league(options)
     if options.all:
         if options.only or options.set or options.profile != "cpu":
             raise UserError("--all runs everything; --only, --set and --profile do not go with it")
@@ -237,6 +256,34 @@ def _reproduce(options: Options) -> int:
         show_plan(experiments, _jobs(options))
         return 0
     return reproduce(experiments, _jobs(options), options.force)
+
+
+def _league(options: Options) -> int:
+    from spcl_lib.analysis.league import collect, league_table, save_league
+    from spcl_lib.runs.league import LEAGUES, SEEDS, League, run_league
+    from spcl_lib.runs.store import load_metrics
+
+    if options.all or options.set or options.force or options.profile != "cpu":
+        raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
+                        "not go with it")  # fmt: skip
+    for dataset in [options.dataset] if options.dataset else LEAGUES:
+        league = League(
+            dataset, options.only or (), options.seeds or SEEDS, options.data_root
+        )
+        if options.list:
+            for title, configs in league.rounds():
+                done = sum(load_metrics(c) is not None for c in configs)
+                print(f"{dataset} {title}: {done} of {len(configs)} runs finished")
+                if done < len(configs):
+                    break
+            continue
+        if run_league(league, _jobs(options)):
+            return 1
+        content = collect(league)
+        if not options.only and tuple(league.seeds) == SEEDS:
+            save_league(content)
+        print(league_table(content).round(2).to_string())
+    return 0
 
 
 def _ablation(options: Options) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -207,6 +207,20 @@ class LabelledImages(Protocol):
     ignored: Tensor | None  # (N, C) bool
 
 
+def predict_scores(
+    model: nn.Module, images: Images, side: int, poolings: Sequence[Pooling], amp: str = "auto"
+) -> list[Tensor]:
+    """Probabilities (N, C) of whole images on the CPU, one tensor for each pooling of their maps.
+
+    The other arguments are those of `evaluate`.
+    """
+    parts = []
+    for part in _batches(len(images)):
+        maps = predict_maps(model, images[part], side, amp)
+        parts.append([pooling(maps).sigmoid() for pooling in poolings])
+    return [torch.cat(scores) for scores in zip(*parts, strict=True)]
+
+
 def evaluate(
     model: nn.Module,
     data: LabelledImages,
@@ -223,7 +237,5 @@ def evaluate(
         amp: see `model.autocast`.
         pooling: of the score maps; the model's own by default.
     """
-    pooling = pooling or pooling_of(model)
-    parts = (predict_maps(model, data.images[p], side, amp) for p in _batches(len(data.images)))
-    scores = torch.cat([pooling(maps).sigmoid() for maps in parts])
+    (scores,) = predict_scores(model, data.images, side, [pooling or pooling_of(model)], amp)
     return evaluate_scores(scores, data.labels, data.classes, data.ignored)

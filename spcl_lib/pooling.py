@@ -80,6 +80,10 @@ class Pooling:
         presence = self(torch.logit(heatmaps, eps=_EPSILON), seen).sigmoid()
         return presence if seen is None else presence.where(seen.sum((2, 3)) > 0, 0)
 
+    def __str__(self) -> str:
+        """What `parse_pooling` reads: "mean", "lse:0.3"."""
+        return f"{self.kind}:{self.strength:g}" if self.strength else self.kind
+
     @property
     def _strength(self) -> float:
         return self.strength or _USUAL[self.kind]
@@ -111,6 +115,11 @@ class Pooling:
 
 
 MEAN_POOLING = Pooling()
+# Trained with one pooling, a network may predict with another at no cost. These are tried (ours).
+TEST_POOLINGS = (
+    MEAN_POOLING, Pooling("lse", 0.3), Pooling("lse", 1.0), Pooling("boost", 2.0), Pooling("top"),
+    Pooling("attention"), Pooling("probability"),
+)  # fmt: skip
 
 
 def parse_pooling(text: str) -> Pooling:

@@ -37,6 +37,7 @@ class MethodSettings:
         entropy_weight: alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper).
         pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
         rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
+        robustness: r of REN, in (0, 1]; 1 forgives wrong negatives most.
     """
 
     weight: float = 1.0
@@ -51,6 +52,7 @@ class MethodSettings:
     entropy_weight: float = 0.2
     pseudo_weight: float = 0.02
     rejected: float = 0.2
+    robustness: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,13 @@ def _expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
         return losses.assume_negative(logits, labels)
     possible = step.presence >= step.tables["threshold"].to(logits.device)
     return losses.expected_negative(logits, labels, possible)
+
+
+def _robust_expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    threshold = step.tables["threshold"].to(logits.device)
+    return losses.robust_expected_negative(
+        logits, labels, step.presence, threshold, step.settings.robustness
+    )
 
 
 def _reject_large(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
@@ -239,6 +248,10 @@ TERMS: dict[str, Term] = {
     "gr": Term(
         lambda s, z, step: losses.generalised_robust(s, z, min(1.0, step.epoch / step.epochs)),
         "generalised robust loss", "Chen et al., IJCAI 2024",
+    ),
+    "ren": Term(
+        _robust_expected_negative, "robust expected negatives: EN, smooth, and forgiving", "ours",
+        reads_averages=True,
     ),
     "crisp": Term(
         _crisp, "estimated class priors", "Crisp", title="Crisp",

@@ -16,6 +16,7 @@ from spcl_lib.losses.label_smoothing import label_smoothing
 from spcl_lib.losses.large_loss import correct_for_good, large_loss, rejected_count
 from spcl_lib.losses.margin import hill, splc
 from spcl_lib.losses.robust import generalised_robust
+from spcl_lib.losses.robust_expected_negative import robust_expected_negative
 from spcl_lib.losses.role import first_estimates, role
 from spcl_lib.losses.weak_negatives import weak_negatives
 
@@ -39,6 +40,7 @@ __all__ = [
     "label_smoothing",
     "large_loss",
     "rejected_count",
+    "robust_expected_negative",
     "role",
     "spatial_consistency",
     "splc",

@@ -11,15 +11,22 @@ from safetensors.torch import save_file
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import draw_labels
-from spcl_lib.evaluate import evaluate
+from spcl_lib.evaluate import (
+    evaluate,
+    evaluate_scores,
+    mean_average_precision,
+    precision_recall,
+    predict_scores,
+)
 from spcl_lib.methods import Method
+from spcl_lib.pooling import TEST_POOLINGS
 from spcl_lib.runs.checkpoint import Checkpoint
 from spcl_lib.runs.features import with_features
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.predict import choose_threshold
 from spcl_lib.runs.progress import write_history
 from spcl_lib.runs.snapshots import Recorder
-from spcl_lib.runs.splits import identify_data, load_splits, report_labels
+from spcl_lib.runs.splits import Splits, identify_data, load_splits, report_labels
 from spcl_lib.runs.store import Metrics, load_metrics, run_folder, write_config, write_summary
 from spcl_lib.system.files import atomic_write, lock_folder, write_json
 from spcl_lib.system.machine import choose_device, describe_machine
@@ -34,7 +41,8 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
 
     The run's folder holds config.json, history.csv (which grows with every epoch),
     weights.safetensors, bank.safetensors (the running averages, for methods that have them),
-    snapshots.safetensors (if asked for) and, written last, metrics.json. While it runs,
+    scores.safetensors (of the images that are reported on), snapshots.safetensors (if asked for)
+    and, written last, metrics.json. While it runs,
     checkpoint.pt holds all that is needed to go on.
 
     Args:
@@ -73,12 +81,28 @@ def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
         print(f"pretrained backbone: {accuracy:.1f} % of held-out glyphs right", flush=True)
 
 
+_DATA_SETTINGS = (
+    "dataset", "content", "draw", "report", "train_images", "eval_images", "difficult",
+    "unannotated", "damaged", "labels", "full_labels", "image_side",
+)  # fmt: skip
+_loaded: dict[object, Splits] = {}
+
+
+def _load_once(config: RunConfig, data_root: str | Path | None) -> Splits:
+    """The splits of a run; those of the run before, in this process, if they are the same."""
+    key = (data_root, *(getattr(config, name) for name in _DATA_SETTINGS))
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = load_splits(config, data_root)
+    return _loaded[key]
+
+
 def _train_and_evaluate(
     config: RunConfig, data_root: str | Path | None, folder: Path, force: bool
 ) -> Metrics:
     began = time.perf_counter()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    train_set, report_set = load_splits(config, data_root)
+    train_set, report_set = _load_once(config, data_root)
     single = draw_labels(train_set, config.draw, config.label_seed)
     observed = train_set.labels if config.method == "full" else single
 
@@ -120,7 +144,16 @@ def _train_and_evaluate(
         model, optimizer, method, train_set.images, observed, config,
         progress, after_step, after_epoch,
     )  # fmt: skip
-    metrics = evaluate(model, report_set, config.eval_side, config.amp)
+    scores, *others = predict_scores(  # (M, C) each
+        model, report_set.images, config.eval_side, [model.pooling, *TEST_POOLINGS], config.amp
+    )
+    metrics = evaluate_scores(scores, report_set.labels, report_set.classes, report_set.ignored)
+    by_pooling = {str(p): s for p, s in zip(TEST_POOLINGS, others, strict=True)}
+    metrics["mAP_by_pooling"] = {
+        name: mean_average_precision(s, report_set.labels, report_set.ignored)
+        for name, s in by_pooling.items()
+    }
+    threshold = choose_threshold(model, train_set.images, config)
     if config.dataset == "imagenet" and config.report == "test":  # ReaL's name for it
         metrics["real_accuracy"] = metrics["top1_accuracy"]
     progress.history[-1]["mAP"] = metrics["mAP"]  # always the last epoch, never the best one
@@ -133,6 +166,8 @@ def _train_and_evaluate(
             save_file({"heatmaps": method.bank.heatmaps, "seen": method.bank.seen}, temporary)
     if recorder is not None:
         recorder.save(folder)
+    with atomic_write(folder / "scores.safetensors") as temporary:
+        save_file({"scores": scores, **by_pooling}, temporary)
     metrics |= {
         "dataset": config.dataset, "profile": config.profile, "method": config.method,
         "seed": config.seed, "epochs": config.epochs,
@@ -140,7 +175,10 @@ def _train_and_evaluate(
         "wall_seconds": round(time.perf_counter() - began, 2),
         "train_images": len(train_set), "report_images": len(report_set),
         "report_labels": report_labels(config),
-        "threshold": choose_threshold(model, train_set.images, config),
+        "threshold": threshold,
+        "at_threshold": precision_recall(
+            scores >= threshold, report_set.labels, report_set.ignored
+        ),
         "classes": list(train_set.classes), "history": progress.history,
         "pretraining_accuracy": pretraining, "config": config.flat(),
         "machine": describe_machine(device), "finished": datetime.date.today().isoformat(),

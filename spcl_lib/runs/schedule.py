@@ -24,6 +24,7 @@ from spcl_lib.system.files import explain_refusals
 
 # Between two states of the bar; a log wants few lines.
 _LIVE_SECONDS, _LOG_SECONDS = 1.0, 60.0
+_IN_TURN = 8  # short runs in one process
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,40 @@ def run_all(
     failed = run_tasks([_task_of(c, data_root, force) for c in waiting], jobs, "runs")
     write_summary()
     return failed
+
+
+def run_in_turns(
+    configs: Sequence[RunConfig], data_root: str | Path | None, jobs: int, title: str
+) -> list[Task]:
+    """Runs what is not finished, many short runs in each process, at most `jobs` side by side.
+
+    A process starts in seconds and reads the data in seconds, which is much for a short run. The
+    arguments are those of `run_all`; `title` is for the bar.
+
+    Returns:
+        What failed.
+    """
+    _check_results_folder()
+    waiting = [c for c in dict.fromkeys(configs) if load_metrics(c) is None]
+    if waiting:
+        prepare(waiting[0], data_root)
+    chunks = [waiting[i : i + _IN_TURN] for i in range(0, len(waiting), _IN_TURN)]
+    failed = run_tasks([_task_of_several(chunk, data_root) for chunk in chunks], jobs, title)
+    write_summary()
+    return failed
+
+
+def _task_of_several(configs: Sequence[RunConfig], data_root: str | Path | None) -> Task:
+    files = [str(write_config(config, data_root)) for config in configs]
+
+    def done() -> int:
+        return sum(load_metrics(config) is not None for config in configs)
+
+    first = run_folder(configs[0])
+    return Task(
+        f"{first.name} and {len(configs) - 1} more", ["run", "--config", *files],
+        first / "log.txt", lambda: done() == len(configs), lambda: f"{done()}/{len(configs)}",
+    )  # fmt: skip
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:

@@ -16,7 +16,8 @@ from spcl_lib.system.errors import UserError, unknown_name
 
 # Training images of these have no full labels: there is no upper bound.
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
-WITHOUT_OBJECTS = SINGLE_LABEL | {"table"}  # these do not tell where objects are
+TABLES = frozenset({"table", "coco18"})  # listed in train.csv and val.csv
+WITHOUT_OBJECTS = SINGLE_LABEL | TABLES  # these do not tell where objects are
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "report": ("test", "val"),
@@ -158,6 +159,7 @@ def _check(values: Mapping[str, object]) -> None:
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
         "label_seed": (0, 2**31), "snapshots": (0, 10**9), "smoothing": (0, 0.5),
         "entropy_weight": (0, 1e6), "pseudo_weight": (0, 1e6), "rejected": (0, 100),
+        "robustness": (1e-3, 1),
     }  # fmt: skip
     for name, (low, high) in limits.items():
         if not low <= values[name] <= high:

@@ -21,7 +21,7 @@ from spcl_lib.data.imagenet import list_imagenet
 from spcl_lib.data.table import list_table
 from spcl_lib.data.voc import list_voc
 from spcl_lib.methods import require_memory
-from spcl_lib.runs.settings import SINGLE_LABEL
+from spcl_lib.runs.settings import SINGLE_LABEL, TABLES
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.fingerprints import fingerprint
@@ -101,8 +101,8 @@ def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool 
         return list_folder_splits(root, config.labels, config.full_labels, config.report)
     if config.dataset == "imagenet":
         return list_imagenet(root, config.report, config.train_images, config.eval_images)
-    if config.dataset == "table":
-        splits = list_table(root)
+    if config.dataset in TABLES:
+        splits = list_table(root if config.dataset == "table" else root / config.dataset)
         return splits if config.report == "test" else _hold_out(splits[0])
     objects = objects or config.draw in NEED_BOXES
     load = partial(_LISTS[config.dataset], config, root, objects=objects)

@@ -1,0 +1,327 @@
+"""The league's table: from finished runs to a small file that is kept, and from it to rows.
+
+Intervals are paired: every resample draws images (with replacement) and seeds once, for both
+methods that are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spcl_lib.analysis.statistics import deviation, mean
+from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
+from spcl_lib.pooling import Pooling
+from spcl_lib.runs.league import LEAGUES, POOLINGS, League, Settings, finished, grid
+from spcl_lib.runs.splits import load_splits
+from spcl_lib.runs.store import read_tensors, run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write
+from spcl_lib.system.randomness import keyed_generator
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Entry = dict[str, Any]  # one method with one pooling, of the file
+
+RESAMPLES = 1000
+OURS = frozenset({"ren"})  # terms that are ours; see terms.py
+
+
+# --- keeping --------------------------------------------------------------------------------------
+
+
+def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Everything of a finished league that is kept.
+
+    Args:
+        league: all its runs have finished.
+        resamples: of the bootstrap.
+
+    Returns:
+        "dataset", "profile", "machine"; "search": every setting that was tried, with its mAP on
+        validation data; "final": an entry for every method with the mean, and one with its chosen
+        pooling if that is another.
+
+    Raises:
+        UserError: a run has not finished.
+    """
+    entries, draws = [], {}
+    _, report = load_splits(league.final_configs("an", {})[0], league.data_root)
+    resampled = Resamples(report.labels, report.ignored, len(league.seeds), resamples)
+    for method in league.methods:
+        best = league.chosen_pooling(method)
+        for pooling, predicts in [({}, "mean"), *([best] if best != ({}, "mean") else [])]:
+            entry, scores = _final_entry(league, method, pooling, predicts)
+            entries.append(entry)
+            draws[_key(entry)] = resampled.mean_average_precisions(scores)
+    _add_intervals(entries, draws)
+    first = finished(league.final_configs("an", {})[0])
+    return {
+        "dataset": league.dataset, "profile": league.profile, "machine": first["machine"],
+        "seeds": list(league.seeds), "report_images": len(report),
+        "train_images": first["train_images"], "search": _search_rows(league), "final": entries,
+    }  # fmt: skip
+
+
+def _final_entry(
+    league: League, method: str, pooling: Settings, predicts: str
+) -> tuple[Entry, list[Tensor]]:
+    """An entry, and the scores of its runs: trained with `pooling`, predicting with `predicts`."""
+    configs = league.final_configs(method, pooling)
+    runs = [finished(config) for config in configs]
+    scores = [read_tensors(run_folder(c) / "scores.safetensors")[predicts] for c in configs]
+    trained = str(Pooling(**_pooling_arguments(pooling)))
+    entry = {
+        "method": method, "pooling": trained, "predicts": predicts,
+        "settings": league.chosen_settings(method),
+        "mAP": [run["mAP_by_pooling"][predicts] for run in runs],
+        "OF1": mean([run["at_threshold"]["OF1"] for run in runs]),
+        "CF1": mean([run["at_threshold"]["CF1"] for run in runs]),
+        "OF1_at_0.5": mean([run["at_0.5"]["OF1"] for run in runs]),
+        "train_seconds": mean([run["train_seconds"] for run in runs]),
+    }  # fmt: skip
+    return entry, scores
+
+
+def _pooling_arguments(settings: Settings) -> dict[str, Any]:
+    return {
+        "kind": settings.get("pooling", "mean"), "strength": settings.get("pooling_strength", 0.0)
+    }  # fmt: skip
+
+
+def _search_rows(league: League) -> list[Entry]:
+    rows = []
+    for method in dict.fromkeys([METHODS[m].term for m in league.methods] + league.methods):
+        tried = list(zip(grid(method, league.dataset), league.search_configs(method), strict=True))
+        if method in league.methods:
+            tried += zip(POOLINGS, league.pooling_configs(method), strict=True)
+        for settings, config in tried:
+            metrics = finished(config)
+            rows.append({
+                "method": method, **settings, "mAP": metrics["mAP"],
+                "mAP_by_pooling": metrics["mAP_by_pooling"],
+            })  # fmt: skip
+    return rows
+
+
+def _key(entry: Entry) -> tuple[str, str, str]:
+    return entry["method"], entry["pooling"], entry["predicts"]
+
+
+def save_league(content: dict[str, Any]) -> None:
+    """Writes notebooks/reference/league-DATASET.json: one row in a line, rounded."""
+    parts = {k: v for k, v in content.items() if k not in ("search", "final")}
+    lists = [
+        f'"{name}": [\n' + ",\n".join(json.dumps(_round(row)) for row in content[name]) + "\n]"
+        for name in ("search", "final")
+    ]
+    text = json.dumps(parts)[:-1] + ",\n" + ",\n".join(lists) + "}\n"
+    with atomic_write(_file(content["dataset"])) as temporary:
+        temporary.write_text(text)
+
+
+def _round(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {k: _round(v) for k, v in value.items()}
+    return [_round(v) for v in value] if isinstance(value, list) else value
+
+
+def _file(dataset: str) -> Path:
+    return paths.reference() / f"league-{dataset}.json"
+
+
+def load_league(dataset: str) -> dict[str, Any] | None:
+    """The league of a data set that is kept; None if there is none.
+
+    Raises:
+        UserError: its file is damaged.
+    """
+    file = _file(dataset)
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        content["final"], content["search"]
+        return content
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
+
+
+def leagues() -> dict[str, dict[str, Any]]:
+    """All leagues that are kept, by data set."""
+    found = {dataset: load_league(dataset) for dataset in LEAGUES}
+    return {dataset: content for dataset, content in found.items() if content is not None}
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+class Resamples:
+    """Bootstrap resamples of images and seeds, the same for all methods.
+
+    Args:
+        labels: (N, C) bool.
+        ignored: (N, C) bool or None.
+        seeds: of every method.
+        count: resamples.
+    """
+
+    def __init__(self, labels: Tensor, ignored: Tensor | None, seeds: int, count: int) -> None:
+        generator = keyed_generator("bootstrap", count)
+        drawn = torch.randint(len(labels), (count, len(labels)), generator=generator)
+        self.weights = torch.zeros(count, len(labels)).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=torch.float32)
+        )
+        self.seeds = torch.randint(seeds, (count, seeds), generator=generator)
+        self.labels, self.ignored = labels, ignored
+
+    def mean_average_precisions(self, scores: Sequence[Tensor]) -> Tensor:
+        """The mAP of a method on every resample, in percent (count,): mean of the resampled seeds.
+
+        Args:
+            scores: (N, C) of every seed.
+        """
+        by_seed = torch.stack([self._of_seed(s) for s in scores], 1)  # (count, seeds)
+        return by_seed.gather(1, self.seeds).mean(1)
+
+    def _of_seed(self, scores: Tensor) -> Tensor:
+        """(count,) mAP; tied scores count in the order of the images."""
+        found = torch.empty(len(self.weights), scores.shape[1])
+        for c in range(scores.shape[1]):
+            order = scores[:, c].argsort(descending=True, stable=True)
+            weight = self.weights[:, order]  # (count, N)
+            if self.ignored is not None:
+                weight = weight * ~self.ignored[order, c]
+            positive = self.labels[order, c].nonzero().flatten()
+            ranks = weight.cumsum(1)[:, positive]
+            hit = weight[:, positive]
+            hits = hit.cumsum(1)
+            found[:, c] = (hit * hits / ranks.clamp(min=1)).sum(1) / hits[:, -1]
+        return 100 * found.nanmean(1)
+
+
+def _add_intervals(entries: list[Entry], draws: dict[tuple[str, str, str], Tensor]) -> None:
+    """Adds to every entry its difference to AN, and to the best competitor, with intervals.
+
+    Entries with the mean are compared with those with the mean; the others with the best there is.
+    """
+    rivals = [e for e in entries if is_competitor(e["method"])]
+    for entry in entries:
+        plain = entry["pooling"] == entry["predicts"] == "mean"
+        equals = [r for r in rivals if not plain or r["pooling"] == r["predicts"] == "mean"]
+        entry["against_an"] = _interval(draws, entry, ("an", "mean", "mean"))
+        if equals:
+            best = max(equals, key=lambda r: mean(r["mAP"]))
+            entry["best_competitor"] = list(_key(best))
+            entry["against_best"] = _interval(draws, entry, _key(best))
+
+
+def _interval(
+    draws: dict[tuple[str, str, str], Tensor], entry: Entry, other: tuple[str, str, str]
+) -> list[float] | None:
+    """Lower and upper end of the 95 % interval of a difference in mAP."""
+    if other not in draws or other == _key(entry):
+        return None
+    difference = draws[_key(entry)] - draws[other]
+    return torch.quantile(difference, torch.tensor([0.025, 0.975])).tolist()
+
+
+def is_competitor(method: str) -> bool:
+    """Whether a method is of another paper, without any consistency of this one."""
+    spec = METHODS[method]
+    return not spec.consistency and spec.term not in {"an", "en", "full"} | OURS
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+
+def league_table(content: dict[str, Any], best_pooling: bool = False) -> pd.DataFrame:
+    """One row per method, best first.
+
+    Args:
+        content: of `load_league`.
+        best_pooling: with each method's chosen pooling; else all with the mean.
+
+    Returns:
+        Columns: mAP and its deviation over seeds, gap_closed (AN and Full pooled by the mean, or
+        with their own chosen pooling), low and high of the difference to AN, OF1 at the run's own
+        threshold, cost (training time relative to AN), pooling.
+    """
+    import pandas as pd
+
+    entries = entries_of(content, best_pooling)
+    means = {m: mean(e["mAP"]) for m, e in entries.items()}
+    gap = means.get("full", math.nan) - means["an"]
+    rows = [
+        {
+            "method": title_of(m), "mAP": means[m], "std": deviation(e["mAP"]),
+            "gap_closed": 100 * (means[m] - means["an"]) / gap,
+            "low": (e["against_an"] or [math.nan] * 2)[0],
+            "high": (e["against_an"] or [math.nan] * 2)[1],
+            "OF1": e["OF1"], "cost": e["train_seconds"] / entries["an"]["train_seconds"],
+            "trained": e["pooling"], "predicts": e["predicts"], "whose": whose(m),
+        }
+        for m, e in entries.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows).set_index("method").sort_values("mAP", ascending=False)
+
+
+def entries_of(content: dict[str, Any], best_pooling: bool) -> dict[str, Entry]:
+    """The entries to show, by method: with the mean, or with the pooling that was chosen."""
+    found: dict[str, Entry] = {}
+    for entry in content["final"]:
+        if entry["method"] not in found or best_pooling:
+            found[entry["method"]] = entry
+    return found
+
+
+def whose(method: str) -> str:
+    """Where a method comes from, for a table."""
+    spec = METHODS[method]
+    if method == "full":
+        return "upper bound"
+    if spec.term in OURS:
+        return "ours"
+    if method in PAPER_METHODS:
+        return "the paper"
+    return "combined by us" if spec.consistency else "competitor"
+
+
+def consistency_gains(content: dict[str, Any]) -> pd.DataFrame:
+    """What SCL adds to each term, with the mean: term, gain, its deviation over seeds."""
+    import pandas as pd
+
+    entries = entries_of(content, False)
+    rows = []
+    for method, entry in entries.items():
+        base = entries.get(METHODS[method].term)
+        if METHODS[method].consistency == "scl" and base is not None:
+            gains = [a - b for a, b in zip(entry["mAP"], base["mAP"], strict=True)]
+            rows.append({"term": title_of(base["method"]), "gain": mean(gains),
+                         "std": deviation(gains)})  # fmt: skip
+    return pd.DataFrame(rows).set_index("term").sort_values("gain", ascending=False)
+
+
+def pooling_scores(content: dict[str, Any]) -> pd.DataFrame:
+    """Each method (rows), trained with the mean, with each pooling in prediction (columns).
+
+    Scores are mAP on validation data, seed 0, with the method's best settings.
+    """
+    import pandas as pd
+
+    best: dict[str, Entry] = {}
+    for row in content["search"]:
+        if "pooling" not in row and row["mAP"] > best.get(row["method"], {"mAP": 0.0})["mAP"]:
+            best[row["method"]] = row
+    rows = {title_of(method): row["mAP_by_pooling"] for method, row in best.items()}
+    return pd.DataFrame(rows).T.rename_axis("method")

@@ -1,0 +1,186 @@
+"""The league: every method on the same labels, with the same small search on validation data.
+
+The protocol, which this module enforces:
+
+1. All methods share backbone, views, epochs, batch size and, for a seed, the observed labels.
+2. Choices are made on validation data (`report=val`, seed 0). Every method gets SEARCHED settings:
+   the values of its own parameters, or learning rates where it has none. A method with SCL takes
+   its term's choice, and gets as many settings of SCL. Every method then gets POOLINGS.
+   A network may also predict with another pooling than it was trained with: all are tried.
+3. The chosen settings train on five seeds, and are evaluated once on the final data: with the mean
+   in training and prediction, and with the two poolings that were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from spcl_lib.config import RunConfig
+from spcl_lib.methods import METHODS
+from spcl_lib.runs.schedule import Task, run_in_turns
+from spcl_lib.runs.settings import make_config, methods_of
+from spcl_lib.runs.splits import identify_all
+from spcl_lib.runs.store import Metrics, load_metrics, run_folder
+from spcl_lib.system.errors import UserError
+
+Settings = dict[str, object]
+
+# data set -> profile of its league
+LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
+SEEDS = (0, 1, 2, 3, 4)
+SEARCHED = 4  # settings for every method, before the poolings
+
+_RATES = (0.5, 1.0, 2.0)  # times the profile's learning rate
+_GRIDS: dict[str, tuple[Settings, ...]] = {
+    "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
+    "ren": tuple({"robustness": r, **more} for r in (0.7, 1.0) for more in ({}, {"start": 6})),
+    "an_ls": tuple({"smoothing": v} for v in (0.05, 0.1, 0.2, 0.3)),
+    "em": tuple({"entropy_weight": v} for v in (0.05, 0.1, 0.2, 0.4)),
+    "apl": tuple(
+        {"entropy_weight": a, "pseudo_weight": b} for a in (0.1, 0.2) for b in (0.02, 0.5)
+    ),
+    **{
+        name: tuple({"rejected": v} for v in (0.1, 0.2, 0.4, 0.8))
+        for name in ("ll_r", "ll_ct", "ll_cp")
+    },
+}  # fmt: skip
+_CONSISTENCY = (
+    {"weight": 0.1}, {"weight": 0.3}, {"weight": 1.0}, {"weight": 0.3, "distance": "l2"},
+)  # fmt: skip
+POOLINGS: tuple[Settings, ...] = (
+    {"pooling": "lse", "pooling_strength": 0.3}, {"pooling": "lse", "pooling_strength": 1.0},
+    {"pooling": "boost", "pooling_strength": 2.0}, {"pooling": "top"},
+)  # fmt: skip
+
+
+def league_methods(dataset: str, only: Sequence[str] = ()) -> list[str]:
+    """The methods of the league: every term alone and with SCL, and the paper's with CL."""
+    usual = [name for name, spec in METHODS.items() if spec.consistency != "cl" or
+             spec.term in ("an", "en")]  # fmt: skip
+    return methods_of(dataset, list(dict.fromkeys(only)) or usual)
+
+
+def grid(method: str, dataset: str) -> tuple[Settings, ...]:
+    """The settings that are tried for a term, or for the consistency of a method that has one."""
+    spec = METHODS[method]
+    if spec.consistency:
+        return _CONSISTENCY
+    rate = make_config(dataset, "an", 0, LEAGUES[dataset]).lr
+    usual = (*({"lr": rate * factor} for factor in _RATES), {"weight_decay": 0.1})
+    return _GRIDS.get(spec.term, usual)
+
+
+def finished(config: RunConfig) -> Metrics:
+    """The metrics of a run of a league.
+
+    Raises:
+        UserError: it has not finished.
+    """
+    metrics = load_metrics(config)
+    if metrics is None:
+        raise UserError(
+            f"the run '{run_folder(config)}' has not finished; run "
+            f"./reproduce.sh --league --dataset {config.dataset}"
+        )
+    return metrics
+
+
+def run_league(league: League, jobs: int) -> list[Task]:
+    """Runs all rounds, and skips what is finished; returns what failed."""
+    for title, configs in league.rounds():
+        failed = run_in_turns(configs, league.data_root, jobs, f"{league.dataset} {title}")
+        if failed:
+            return failed
+    return []
+
+
+class League:
+    """The league of one data set: what to run now, and what was chosen from finished runs.
+
+    Args:
+        dataset: a key of LEAGUES.
+        methods: keys of METHODS; see `league_methods`.
+        seeds: of the final runs.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: a name is unknown, or the data are missing.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        methods: Sequence[str] = (),
+        seeds: Sequence[int] = SEEDS,
+        data_root: str | Path | None = None,
+    ) -> None:
+        if dataset not in LEAGUES:
+            raise UserError(f"there is no league of '{dataset}'; there is of {', '.join(LEAGUES)}")
+        self.dataset, self.profile = dataset, LEAGUES[dataset]
+        self.methods = league_methods(dataset, methods)
+        self.seeds, self.data_root = tuple(seeds), data_root
+        self.content = identify_all([self._config("an", 0, {})], data_root)[0].content
+
+    def rounds(self) -> Iterable[tuple[str, list[RunConfig]]]:
+        """The rounds of runs, each with its title; a round needs the runs of those before it."""
+        terms = dict.fromkeys(self._term_method(m) for m in self.methods)
+        yield "search: terms", [c for m in terms for c in self.search_configs(m)]
+        with_consistency = [m for m in self.methods if METHODS[m].consistency]
+        yield "search: consistency", [c for m in with_consistency for c in self.search_configs(m)]
+        yield "search: pooling", [c for m in self.methods for c in self.pooling_configs(m)]
+        yield "final", [c for m in self.methods for c in self.final_configs(m)]
+
+    def search_configs(self, method: str) -> list[RunConfig]:
+        """The runs that a method's settings are chosen from."""
+        base = self._base_settings(method)
+        return [self._search(method, base | s) for s in grid(method, self.dataset)]
+
+    def pooling_configs(self, method: str) -> list[RunConfig]:
+        """The runs that a method's pooling is chosen from, besides its best run with the mean."""
+        chosen = self.chosen_settings(method)
+        return [self._search(method, chosen | pooling) for pooling in POOLINGS]
+
+    def chosen_settings(self, method: str) -> Settings:
+        """The best of a method's settings, by mAP on validation data."""
+        base, tried = self._base_settings(method), grid(method, self.dataset)
+        return base | self._best(tried, self.search_configs(method))
+
+    def chosen_pooling(self, method: str) -> tuple[Settings, str]:
+        """The best pooling of a method by mAP on validation data: in training, in prediction."""
+        mean = self._search(method, self.chosen_settings(method))
+        found = [
+            (score, pooling, name)
+            for pooling, config in zip(({}, *POOLINGS), [mean, *self.pooling_configs(method)],
+                                       strict=True)
+            for name, score in finished(config)["mAP_by_pooling"].items()
+        ]  # fmt: skip
+        _, pooling, name = max(found, key=lambda row: row[0])
+        return pooling, name
+
+    def final_configs(self, method: str, pooling: Settings | None = None) -> list[RunConfig]:
+        """The final runs of a method: trained with one pooling, or (None) all that are needed."""
+        if pooling is None:
+            both = ({}, self.chosen_pooling(method)[0])
+            return [c for p in both for c in self.final_configs(method, p)]
+        settings = self.chosen_settings(method) | pooling
+        return [self._config(method, seed, settings) for seed in self.seeds]
+
+    def _base_settings(self, method: str) -> Settings:
+        """What a method takes over from its term's search."""
+        term = self._term_method(method)
+        return {} if term == method else self.chosen_settings(term)
+
+    def _term_method(self, method: str) -> str:
+        return METHODS[method].term
+
+    def _best(self, tried: Sequence[Settings], configs: Sequence[RunConfig]) -> Settings:
+        scores = [finished(config)["mAP"] for config in configs]
+        return tried[scores.index(max(scores))]
+
+    def _search(self, method: str, settings: Settings) -> RunConfig:
+        return self._config(method, 0, {**settings, "report": "val"})
+
+    def _config(self, method: str, seed: int, settings: Settings) -> RunConfig:
+        config = make_config(self.dataset, method, seed, self.profile, settings)
+        return config.replace(content=getattr(self, "content", ""))
