@@ -32,6 +32,7 @@ def _seconds(variable: str, default: float) -> float:
 
 # A stopped run loses at most this much work, and at most one epoch. Import finds a wrong value.
 CHECKPOINT_SECONDS = _seconds("SPCL_CHECKPOINT_SECONDS", 30.0)
+_SHORT_SECONDS = 3.0  # an epoch that takes less is not saved on its own
 
 
 class Checkpoint:
@@ -52,10 +53,19 @@ class Checkpoint:
             self.parts["snapshots"] = recorder
         self.saved = time.monotonic()
 
-    def after_step(self, progress: Progress) -> None:
-        """Saves at the end of an epoch, and during an epoch after CHECKPOINT_SECONDS."""
-        if progress.step == 0 or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+    def after_step(self, progress: Progress) -> bool:
+        """Saves at the end of an epoch, and during an epoch after CHECKPOINT_SECONDS.
+
+        Short epochs are not saved one by one: that would take longer than they do.
+
+        Returns:
+            Whether it has saved.
+        """
+        wait = CHECKPOINT_SECONDS if progress.step else min(_SHORT_SECONDS, CHECKPOINT_SECONDS)
+        due = time.monotonic() - self.saved >= wait
+        if due:
             self.save(progress)
+        return due
 
     def save(self, progress: Progress) -> None:
         """Writes the file; the old file stays until the new one is complete on disk."""

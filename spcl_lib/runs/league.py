@@ -20,7 +20,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
 from spcl_lib.runs.schedule import Task, run_in_turns
 from spcl_lib.runs.settings import make_config, methods_of
-from spcl_lib.runs.splits import identify_all
+from spcl_lib.runs.splits import identify_data
 from spcl_lib.runs.store import Metrics, load_metrics, run_folder
 from spcl_lib.system.errors import UserError
 
@@ -120,7 +120,9 @@ class League:
         self.dataset, self.profile = dataset, LEAGUES[dataset]
         self.methods = league_methods(dataset, methods)
         self.seeds, self.data_root = tuple(seeds), data_root
-        self.content = identify_all([self._config("an", 0, {})], data_root)[0].content
+        self._contents: dict[str, str] = {}  # fingerprint of the data, by `report`
+        configs = [self._config("an", 0, {"report": report}) for report in ("val", "test")]
+        self._contents = {c.report: identify_data(c, data_root).content for c in configs}
 
     def rounds(self) -> Iterable[tuple[str, list[RunConfig]]]:
         """The rounds of runs, each with its title; a round needs the runs of those before it."""
@@ -183,4 +185,4 @@ class League:
 
     def _config(self, method: str, seed: int, settings: Settings) -> RunConfig:
         config = make_config(self.dataset, method, seed, self.profile, settings)
-        return config.replace(content=getattr(self, "content", ""))
+        return config.replace(content=self._contents.get(config.report, ""))

@@ -136,8 +136,8 @@ def _train_and_evaluate(
         return {"mAP": evaluate(model, report_set, config.eval_side, config.amp)["mAP"]}
 
     def after_step(progress: Progress) -> None:
-        checkpoint.after_step(progress)
-        if progress.step == 0:  # after the checkpoint: the history must not run ahead of it
+        saved = checkpoint.after_step(progress)
+        if saved and progress.step == 0:  # the history must not run ahead of the checkpoint
             write_history(folder, progress.history)
 
     progress = train(
