@@ -24,19 +24,24 @@ class MethodSettings:
 
     Attributes:
         weight: lambda, weight of the consistency term after the ramp.
-        start: epochs before consistency, EN, APL and Crisp begin: early predictions are noise.
+        start: epochs before consistency, EN, APL, Crisp and GPR's pseudo-labels begin: early
+            predictions are noise.
         ramp: epochs over which lambda grows from 0, linearly.
         distance: d, one of "bce", "l1", "l2".
         momentum: mu of the running averages.
         bank_size: W, cells along each side of a heatmap.
         bank_dtype: "uint8", "float16" or "float32". From a momentum of 0.95 on, uint8's noise is
             above 1/255: take another; see HeatmapBank.
-        expected_positives: k, positives per image that EN, EPR and ROLE expect; the annotated one
-            counts.
+        expected_positives: k, positives per image that EN, EPR, ROLE and GPR expect; the annotated
+            one counts.
         smoothing: of AN-LS (0.1 in the published code).
         entropy_weight: alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper).
         pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
         rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
+        pseudo_least: lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7
+            (0.4 on VOC, 0.5 on COCO in the published code).
+        count_weight: of GPR's penalty of a wrong number of positives (0.05 on VOC, 0.001 on COCO
+            in the published code).
     """
 
     weight: float = 1.0
@@ -51,6 +56,8 @@ class MethodSettings:
     entropy_weight: float = 0.2
     pseudo_weight: float = 0.02
     rejected: float = 0.2
+    pseudo_least: float = 0.4
+    count_weight: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,28 @@ def _expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
     """EN, after `start` epochs of AN."""
     if step.presence is None:
         return losses.assume_negative(logits, labels)
-    possible = step.presence >= step.tables["threshold"].to(logits.device)
-    return losses.expected_negative(logits, labels, possible)
+    return losses.expected_negative(logits, labels, _possible(step))
+
+
+def _possible(step: Step) -> Tensor:
+    """(B, C) bool: the labels whose running averages say that they may be positive."""
+    return step.presence >= step.tables["threshold"].to(step.presence.device)
+
+
+def _pseudo_robust(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    """GPR, after `start` epochs of GR."""
+    s, progress = step.settings, _progress(step)
+    if step.presence is None:
+        return losses.generalised_robust(logits, labels, progress)
+    return losses.pseudo_robust(
+        logits, labels, _possible(step), progress,
+        s.expected_positives, s.pseudo_least, s.count_weight,
+    )  # fmt: skip
+
+
+def _progress(step: Step) -> float:
+    """The share of the training that is done, in [0, 1]."""
+    return min(1.0, step.epoch / step.epochs)
 
 
 def _reject_large(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
@@ -237,8 +264,12 @@ TERMS: dict[str, Term] = {
         "Ridnik et al., ICCV 2021",
     ),
     "gr": Term(
-        lambda s, z, step: losses.generalised_robust(s, z, min(1.0, step.epoch / step.epochs)),
+        lambda s, z, step: losses.generalised_robust(s, z, _progress(step)),
         "generalised robust loss", "Chen et al., IJCAI 2024",
+    ),
+    "gpr": Term(
+        _pseudo_robust, "GR, likely positives are pseudo-labels",
+        "Tran et al., ICCV 2025; the selection is ours", reads_averages=True,
     ),
     "crisp": Term(
         _crisp, "estimated class priors", "Crisp", title="Crisp",

@@ -15,6 +15,7 @@ from spcl_lib.losses.expected_positives import expected_positive_regularisation
 from spcl_lib.losses.label_smoothing import label_smoothing
 from spcl_lib.losses.large_loss import correct_for_good, large_loss, rejected_count
 from spcl_lib.losses.margin import hill, splc
+from spcl_lib.losses.pseudo_robust import pseudo_robust
 from spcl_lib.losses.robust import generalised_robust
 from spcl_lib.losses.role import first_estimates, role
 from spcl_lib.losses.weak_negatives import weak_negatives
@@ -38,6 +39,7 @@ __all__ = [
     "hill",
     "label_smoothing",
     "large_loss",
+    "pseudo_robust",
     "rejected_count",
     "role",
     "spatial_consistency",
