@@ -42,6 +42,9 @@ class MethodSettings:
             (0.4 on VOC, 0.5 on COCO in the published code).
         count_weight: of GPR's penalty of a wrong number of positives (0.05 on VOC, 0.001 on COCO
             in the published code).
+        asset_weight: alpha of the asset regularisation; the published value is not known to us.
+        asset_step: eps, how far its averages move with an image's step (0.001 in the published
+            code, for many steps in an epoch; see losses/asset.py).
     """
 
     weight: float = 1.0
@@ -58,6 +61,8 @@ class MethodSettings:
     rejected: float = 0.2
     pseudo_least: float = 0.4
     count_weight: float = 0.05
+    asset_weight: float = 1.0
+    asset_step: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,14 @@ def _pseudo_robust(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
 def _progress(step: Step) -> float:
     """The share of the training that is done, in [0, 1]."""
     return min(1.0, step.epoch / step.epochs)
+
+
+def _asset(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    averages, s = step.rows("slow_averages", logits), step.settings
+    loss = losses.asset_regularisation(logits, labels, averages, s.asset_weight)
+    moved = losses.moved_averages(averages, logits, s.asset_step)
+    step.tables["slow_averages"][step.indices.cpu()] = moved.cpu()
+    return loss
 
 
 def _reject_large(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
@@ -277,5 +290,10 @@ TERMS: dict[str, Term] = {
             "predictions": torch.full(z.shape, 0.5), "priors": torch.zeros(z.shape[1]),
         },
         end_epoch=_estimate_priors,
+    ),
+    "asset": Term(
+        _asset, "AN with asset regularisation: agreement with a slow average of the predictions",
+        "Sun et al., NeurIPS 2025", title="Asset",
+        make_tables=lambda z, s, seed: {"slow_averages": losses.first_averages(z, seed)},
     ),
 }  # fmt: skip

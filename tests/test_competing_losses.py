@@ -12,6 +12,7 @@ from spcl_lib import Views, losses
 from spcl_lib.methods import Method, MethodSettings
 
 B, C = 5, 4
+AVERAGES = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
 
 
 def sigmoid(x):
@@ -87,6 +88,15 @@ def epr(logits, labels, k=1.5):
     return positive + ((count - k) / C) ** 2
 
 
+def asset(logits, labels, alpha=0.7):
+    total = 0.0
+    for row, marks, averages in zip(logits, labels, AVERAGES.tolist(), strict=True):
+        for s, z, a in zip(row, marks, averages, strict=True):
+            p = sigmoid(s)
+            total += an(s, p, z) + alpha * (-a * math.log(p) - (1 - a) * math.log(1 - p))
+    return total / (B * C)
+
+
 def crisp(logits, labels, priors=(0.3, 0.5, 0.1, 0.2)):
     total = 0
     for c, prior in enumerate(priors):
@@ -108,6 +118,7 @@ CASES = {
     ),
     "asl": (losses.asymmetric, mean_of(asl)),
     "epr": (lambda s, z: losses.expected_positive_regularisation(s, z, 1.5), epr),
+    "asset": (lambda s, z: losses.asset_regularisation(s, z, AVERAGES, 0.7), asset),
     "crisp": (lambda s, z: losses.crisp(s, z, torch.tensor([0.3, 0.5, 0.1, 0.2]).to(s)), crisp),
 }  # fmt: skip
 
@@ -375,6 +386,48 @@ def test_apl_weighs_pseudo_labels_and_keeps_em_for_the_rest():
             total += 0.4 * soft if b == 0 and not labels[b, c] else em(0, p, labels[b, c])
     got = losses.entropy_maximisation(logits, labels, 0.2, pseudo, 0.4)
     assert got.item() == pytest.approx(total / (B * C))
+
+
+def test_the_assets_averages_start_at_one_for_the_annotated_label_and_undecided_for_the_others():
+    _, labels = batch()
+    start = losses.first_averages(labels, 0)
+    assert (start[labels.bool()] == 1).all()
+    others = start[~labels.bool()]
+    assert 0.4 <= others.min() < 0.5 < others.max() <= 0.6
+    assert torch.equal(start, losses.first_averages(labels, 0))
+    assert not torch.equal(start, losses.first_averages(labels, 1))
+
+
+def test_the_assets_averages_move_with_every_step_and_only_for_the_images_that_were_shown():
+    maps, labels, indices, views = whole_images()
+    method = Method("asset", B, C, MethodSettings(asset_step=0.25, asset_weight=0.7), 0, labels)
+    shown, expected = [3, 1], method.tables["slow_averages"].tolist()
+    unseen = [expected[n] for n in (0, 2, 4)]
+    for step in range(3):
+        moved = maps[shown] + step
+        slow = 0.0
+        for row, n in zip(moved[..., 0, 0].tolist(), shown, strict=True):
+            for c, s in enumerate(row):
+                p, average = sigmoid(s), expected[n][c]  # before it moves
+                slow += an(s, p, labels[n, c])
+                slow += 0.7 * (-average * math.log(p) - (1 - average) * math.log(1 - p))
+                expected[n][c] = 0.75 * average + 0.25 * p
+        loss = method.loss(moved, labels[shown], indices[shown], Views.whole(2), 0.0)
+        assert loss.item() == pytest.approx(slow / (2 * C), rel=1e-5)
+        averages = method.tables["slow_averages"]
+        assert torch.allclose(averages, torch.tensor(expected), atol=1e-6)
+    assert averages[[0, 2, 4]].tolist() == unseen and not averages.requires_grad
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 4.0])
+def test_asset_regularisation_is_an_pulled_towards_the_averages(alpha):
+    """The loss is least where p = (z + alpha P) / (1 + alpha)."""
+    logits, labels = batch()
+    z = labels.double()
+    best = ((z + alpha * AVERAGES) / (1 + alpha)).clamp(1e-12, 1 - 1e-12)
+    at_best = best.logit().requires_grad_()
+    losses.asset_regularisation(at_best, labels, AVERAGES, alpha).backward()
+    assert at_best.grad.abs().max() < 1e-9
 
 
 def test_crisp_estimates_how_often_a_class_is_there_from_a_few_annotated_images():

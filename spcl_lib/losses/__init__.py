@@ -5,6 +5,7 @@ m = sigmoid(f); z observed labels (B, C), one 1 per image, 0 = unknown; T_v read
 heatmap through view v. `terms.py` says which loss has which name.
 """
 
+from spcl_lib.losses.asset import asset_regularisation, first_averages, moved_averages
 from spcl_lib.losses.assume_negative import assume_negative
 from spcl_lib.losses.asymmetric import asymmetric
 from spcl_lib.losses.consistency import DISTANCES, consistency, distance, spatial_consistency
@@ -23,6 +24,7 @@ from spcl_lib.losses.weak_negatives import weak_negatives
 __all__ = [
     "DISTANCES",
     "add_pseudo_labels",
+    "asset_regularisation",
     "assume_negative",
     "asymmetric",
     "class_priors",
@@ -34,11 +36,13 @@ __all__ = [
     "expected_negative",
     "expected_negative_threshold",
     "expected_positive_regularisation",
+    "first_averages",
     "first_estimates",
     "generalised_robust",
     "hill",
     "label_smoothing",
     "large_loss",
+    "moved_averages",
     "pseudo_robust",
     "rejected_count",
     "role",
