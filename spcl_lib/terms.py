@@ -3,6 +3,11 @@
 A new loss takes one file in losses/ and one row here; then `NAME`, `NAME_cl` and `NAME_scl` are
 methods. State per image or class is a dictionary of tensors, the term's tables. The method keeps
 them, and a run saves them with its checkpoint.
+
+LAC and IGNORE have no row: a term is a function of logits, labels and the step. LAC compares a weak
+with a strong augmentation, and features with a queue of features; IGNORE passes an image three
+times through the network, once with the annotated object masked out. Without these parts little
+more than AN is left of either, under a name that would promise more.
 """
 
 from __future__ import annotations
