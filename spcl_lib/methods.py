@@ -78,7 +78,8 @@ def title_of(method: str) -> str:
 def require_memory(name: str, num_images: int, num_classes: int, settings: MethodSettings) -> None:
     """Refuses a method whose running averages do not fit into memory; arguments as of Method.
 
-    A checkpoint holds the averages a second time, and EN ranks all labels of all images at once.
+    A checkpoint holds the averages a second time, and EN and GPR rank all labels of all images at
+    once.
 
     Raises:
         UserError: they do not fit, or the name is unknown.
@@ -135,7 +136,7 @@ class Method:
                 num_images, num_classes, size, self.settings.momentum, dtype, seed=seed
             )
         self.tables: dict[str, Tensor] = {}
-        if self.term.reads_averages:  # from this presence on, EN takes a class as possible
+        if self.term.reads_averages:  # from this presence on, a class is possible
             self.tables["threshold"] = torch.full((num_classes,), math.inf)
         if self.term.make_tables is not None:
             if labels is None:
@@ -151,7 +152,7 @@ class Method:
 
     @property
     def spatial(self) -> bool:
-        """Whether the running averages are heatmaps (SCL) or one value per class (CL, EN)."""
+        """Whether the running averages are heatmaps (SCL) or one value per class (CL, EN, GPR)."""
         return self.spec.consistency == "scl"
 
     def parameters(self) -> list[Tensor]:
@@ -159,7 +160,7 @@ class Method:
         return [self.tables[name] for name in self.term.learned]
 
     def begin_epoch(self, epoch: int, labels: Tensor) -> None:
-        """Selects EN's threshold for this epoch from the running averages.
+        """Selects the threshold of EN and GPR for this epoch from the running averages.
 
         Args:
             epoch: epochs done.

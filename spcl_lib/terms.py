@@ -3,6 +3,11 @@
 A new loss takes one file in losses/ and one row here; then `NAME`, `NAME_cl` and `NAME_scl` are
 methods. State per image or class is a dictionary of tensors, the term's tables. The method keeps
 them, and a run saves them with its checkpoint.
+
+LAC and IGNORE have no row: a term is a function of logits, labels and the step. LAC compares a weak
+with a strong augmentation, and features with a queue of features; IGNORE passes an image three
+times through the network, once with the annotated object masked out. Without these parts little
+more than AN is left of either, under a name that would promise more.
 """
 
 from __future__ import annotations
@@ -24,20 +29,28 @@ class MethodSettings:
 
     Attributes:
         weight: lambda, weight of the consistency term after the ramp.
-        start: epochs before consistency, EN, APL and Crisp begin: early predictions are noise.
+        start: epochs before consistency, EN, APL, Crisp and GPR's pseudo-labels begin: early
+            predictions are noise.
         ramp: epochs over which lambda grows from 0, linearly.
         distance: d, one of "bce", "l1", "l2".
         momentum: mu of the running averages.
         bank_size: W, cells along each side of a heatmap.
         bank_dtype: "uint8", "float16" or "float32". From a momentum of 0.95 on, uint8's noise is
             above 1/255: take another; see HeatmapBank.
-        expected_positives: k, positives per image that EN, EPR and ROLE expect; the annotated one
-            counts.
+        expected_positives: k, positives per image that EN, EPR, ROLE and GPR expect; the annotated
+            one counts.
         smoothing: of AN-LS (0.1 in the published code).
         entropy_weight: alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper).
         pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
         rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
         robustness: r of REN, in (0, 1]; 1 forgives wrong negatives most.
+        pseudo_least: lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7
+            (0.4 on VOC, 0.5 on COCO in the published code).
+        count_weight: of GPR's penalty of a wrong number of positives (0.05 on VOC, 0.001 on COCO
+            in the published code).
+        asset_weight: alpha of the asset regularisation; the published value is not known to us.
+        asset_step: eps, how far its averages move with an image's step (0.001 in the published
+            code, for many steps in an epoch; see losses/asset.py).
     """
 
     weight: float = 1.0
@@ -53,6 +66,10 @@ class MethodSettings:
     pseudo_weight: float = 0.02
     rejected: float = 0.2
     robustness: float = 1.0
+    pseudo_least: float = 0.4
+    count_weight: float = 0.05
+    asset_weight: float = 1.0
+    asset_step: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -117,8 +134,36 @@ def _expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
     """EN, after `start` epochs of AN."""
     if step.presence is None:
         return losses.assume_negative(logits, labels)
-    possible = step.presence >= step.tables["threshold"].to(logits.device)
-    return losses.expected_negative(logits, labels, possible)
+    return losses.expected_negative(logits, labels, _possible(step))
+
+
+def _possible(step: Step) -> Tensor:
+    """(B, C) bool: the labels whose running averages say that they may be positive."""
+    return step.presence >= step.tables["threshold"].to(step.presence.device)
+
+
+def _pseudo_robust(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    """GPR, after `start` epochs of GR."""
+    s, progress = step.settings, _progress(step)
+    if step.presence is None:
+        return losses.generalised_robust(logits, labels, progress)
+    return losses.pseudo_robust(
+        logits, labels, _possible(step), progress,
+        s.expected_positives, s.pseudo_least, s.count_weight,
+    )  # fmt: skip
+
+
+def _progress(step: Step) -> float:
+    """The share of the training that is done, in [0, 1]."""
+    return min(1.0, step.epoch / step.epochs)
+
+
+def _asset(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    averages, s = step.rows("slow_averages", logits), step.settings
+    loss = losses.asset_regularisation(logits, labels, averages, s.asset_weight)
+    moved = losses.moved_averages(averages, logits, s.asset_step)
+    step.tables["slow_averages"][step.indices.cpu()] = moved.cpu()
+    return loss
 
 
 def _robust_expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
@@ -246,12 +291,16 @@ TERMS: dict[str, Term] = {
         "Ridnik et al., ICCV 2021",
     ),
     "gr": Term(
-        lambda s, z, step: losses.generalised_robust(s, z, min(1.0, step.epoch / step.epochs)),
+        lambda s, z, step: losses.generalised_robust(s, z, _progress(step)),
         "generalised robust loss", "Chen et al., IJCAI 2024",
     ),
     "ren": Term(
         _robust_expected_negative, "robust expected negatives: EN, smooth, and forgiving", "ours",
         reads_averages=True,
+    ),
+    "gpr": Term(
+        _pseudo_robust, "GR, likely positives are pseudo-labels",
+        "Tran et al., ICCV 2025; the selection is ours", reads_averages=True,
     ),
     "crisp": Term(
         _crisp, "estimated class priors", "Crisp", title="Crisp",
@@ -259,5 +308,10 @@ TERMS: dict[str, Term] = {
             "predictions": torch.full(z.shape, 0.5), "priors": torch.zeros(z.shape[1]),
         },
         end_epoch=_estimate_priors,
+    ),
+    "asset": Term(
+        _asset, "AN with asset regularisation: agreement with a slow average of the predictions",
+        "Sun et al., NeurIPS 2025", title="Asset",
+        make_tables=lambda z, s, seed: {"slow_averages": losses.first_averages(z, seed)},
     ),
 }  # fmt: skip

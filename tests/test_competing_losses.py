@@ -8,9 +8,11 @@ import math
 import pytest
 import torch
 
-from spcl_lib import losses
+from spcl_lib import Views, losses
+from spcl_lib.methods import Method, MethodSettings
 
 B, C = 5, 4
+AVERAGES = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
 
 
 def sigmoid(x):
@@ -86,6 +88,15 @@ def epr(logits, labels, k=1.5):
     return positive + ((count - k) / C) ** 2
 
 
+def asset(logits, labels, alpha=0.7):
+    total = 0.0
+    for row, marks, averages in zip(logits, labels, AVERAGES.tolist(), strict=True):
+        for s, z, a in zip(row, marks, averages, strict=True):
+            p = sigmoid(s)
+            total += an(s, p, z) + alpha * (-a * math.log(p) - (1 - a) * math.log(1 - p))
+    return total / (B * C)
+
+
 def crisp(logits, labels, priors=(0.3, 0.5, 0.1, 0.2)):
     total = 0
     for c, prior in enumerate(priors):
@@ -107,6 +118,7 @@ CASES = {
     ),
     "asl": (losses.asymmetric, mean_of(asl)),
     "epr": (lambda s, z: losses.expected_positive_regularisation(s, z, 1.5), epr),
+    "asset": (lambda s, z: losses.asset_regularisation(s, z, AVERAGES, 0.7), asset),
     "crisp": (lambda s, z: losses.crisp(s, z, torch.tensor([0.3, 0.5, 0.1, 0.2]).to(s)), crisp),
 }  # fmt: skip
 
@@ -165,6 +177,102 @@ def test_gr_with_all_weight_on_its_positive_side_is_nearly_the_cross_entropy():
     """(1 - p^q) / q goes to -log p as q goes to 0."""
     p = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     assert torch.allclose((1 - p**0.01) / 0.01, -p.log(), rtol=0.02)
+
+
+POSSIBLE = torch.tensor(
+    [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_gpr_is_its_formula_and_its_weights_have_no_gradient(progress, seed):
+    fixed = [[sigmoid(s) for s in row] for row in batch(seed)[0].tolist()]
+    mu, sigma = 0.5 + 0.3 * progress, 2 - 1.5 * progress
+
+    def of_label(s, z, f, possible):
+        p = sigmoid(s)
+        if z or not possible:
+            return gr(s, p, z, progress, fixed=f)
+        w = min(max(1 - math.exp(-((f - mu) ** 2) / (2 * sigma**2)), 0.3), 0.7)
+        return w * (-0.9 * math.log(p) - 0.1 * math.log(1 - p))
+
+    def slow(rows, marks):
+        total = sum(
+            of_label(rows[b][c], marks[b][c], fixed[b][c], POSSIBLE[b, c])
+            for b in range(B) for c in range(C)
+        )  # fmt: skip
+        count = sum(p for _, p, _ in each(rows, marks)) / B
+        return total / (B * C) + 0.2 * ((count - 1.5) / C) ** 2
+
+    def fast(s, z):
+        return losses.pseudo_robust(s, z, POSSIBLE, progress, 1.5, 0.3, 0.2)
+
+    check(fast, slow, seed)
+
+
+@pytest.mark.parametrize(
+    ("p", "weight"), [(0.001, 0.7), (0.2, 1 - math.exp(-0.72)), (0.7, 0.3), (0.999, 0.3)]
+)
+def test_gpr_weighs_a_pseudo_positive_between_its_limits_and_more_far_from_the_centre(p, weight):
+    """At the end of the training the centre is 0.8 and the width 0.5."""
+    logits = torch.tensor([[math.log(p / (1 - p))]], dtype=torch.float64)
+    every = torch.ones(1, 1, dtype=torch.bool)
+    got = losses.pseudo_robust(logits, torch.zeros(1, 1), every, 1.0, 1.0, 0.3, 0.0).item()
+    assert got / (-0.9 * math.log(p) - 0.1 * math.log(1 - p)) == pytest.approx(weight)
+
+
+def test_gpr_pulls_pseudo_positives_up_to_nine_tenths_and_leaves_the_annotated_label_alone():
+    for p, sign in ((0.02, 1), (0.5, 1), (0.89, 1), (0.91, -1), (0.99, -1)):
+        logits = torch.full((1, C), math.log(p / (1 - p)), dtype=torch.float64).requires_grad_()
+        labels, every = torch.eye(C)[:1], torch.ones(1, C, dtype=torch.bool)
+        losses.pseudo_robust(logits, labels, every, 0.5, 2.0, count_weight=0.0).backward()
+        assert (logits.grad[0, 1:].sign() == -sign).all()
+        assert logits.grad[0, 0].item() == pytest.approx((p - 1) / C)
+
+
+def test_gpr_without_pseudo_positives_and_penalty_is_gr():
+    logits, labels = batch()
+    none = torch.zeros(B, C, dtype=torch.bool)
+    got = losses.pseudo_robust(logits, labels, none, 0.25, 2.0, count_weight=0.0)
+    assert got == losses.generalised_robust(logits, labels, 0.25)
+
+
+def test_gpr_is_finite_where_the_network_is_sure():
+    logits = torch.tensor([[-200.0, 0.0, 200.0, 1.0]] * B, requires_grad=True)
+    loss = losses.pseudo_robust(logits, torch.zeros(B, C), POSSIBLE, 1.0, 2.0)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def whole_images(seed=3):
+    """Maps of one cell, labels, numbers and views of all images of a tiny training set."""
+    logits, labels = batch(seed)
+    maps = logits.detach().float()[..., None, None]
+    return maps, labels, torch.arange(B), Views.whole(B)
+
+
+@pytest.mark.parametrize("method", ["gpr", "gpr_cl", "gpr_scl"])
+def test_gpr_takes_its_pseudo_positives_as_en_does_and_is_gr_before(method):
+    maps, labels, indices, views = whole_images()
+    s = MethodSettings(start=2, bank_size=4, bank_dtype="float32", weight=0.0)
+    both = [Method(name, B, C, s, epochs=8) for name in (method, method.replace("gpr", "en"))]
+    for each_method in both:
+        each_method.update(maps, indices, views, 1.0)
+        for epoch in (1, 2):
+            each_method.begin_epoch(epoch, labels)
+    gpr, en = both
+    threshold = gpr.tables["threshold"]
+    assert torch.equal(threshold, en.tables["threshold"]) and torch.isfinite(threshold).any()
+    possible = (maps[..., 0, 0].sigmoid() >= threshold) & ~labels.bool()
+    assert int(possible.sum()) == B  # k = 2: one for each image, beside the annotated one
+    before = gpr.loss(maps, labels, indices, views, 1.5)
+    logits = maps[..., 0, 0]
+    assert before == losses.generalised_robust(logits, labels, 1.5 / 8)
+    after = gpr.loss(maps, labels, indices, views, 4.0)
+    assert after.item() == pytest.approx(
+        losses.pseudo_robust(logits, labels, possible, 0.5, 2.0, 0.4, 0.05).item(), rel=1e-6
+    )
 
 
 def test_em_pushes_undecided_unknown_labels_towards_one_half_and_never_down_to_zero():
@@ -278,6 +386,48 @@ def test_apl_weighs_pseudo_labels_and_keeps_em_for_the_rest():
             total += 0.4 * soft if b == 0 and not labels[b, c] else em(0, p, labels[b, c])
     got = losses.entropy_maximisation(logits, labels, 0.2, pseudo, 0.4)
     assert got.item() == pytest.approx(total / (B * C))
+
+
+def test_the_assets_averages_start_at_one_for_the_annotated_label_and_undecided_for_the_others():
+    _, labels = batch()
+    start = losses.first_averages(labels, 0)
+    assert (start[labels.bool()] == 1).all()
+    others = start[~labels.bool()]
+    assert 0.4 <= others.min() < 0.5 < others.max() <= 0.6
+    assert torch.equal(start, losses.first_averages(labels, 0))
+    assert not torch.equal(start, losses.first_averages(labels, 1))
+
+
+def test_the_assets_averages_move_with_every_step_and_only_for_the_images_that_were_shown():
+    maps, labels, indices, views = whole_images()
+    method = Method("asset", B, C, MethodSettings(asset_step=0.25, asset_weight=0.7), 0, labels)
+    shown, expected = [3, 1], method.tables["slow_averages"].tolist()
+    unseen = [expected[n] for n in (0, 2, 4)]
+    for step in range(3):
+        moved = maps[shown] + step
+        slow = 0.0
+        for row, n in zip(moved[..., 0, 0].tolist(), shown, strict=True):
+            for c, s in enumerate(row):
+                p, average = sigmoid(s), expected[n][c]  # before it moves
+                slow += an(s, p, labels[n, c])
+                slow += 0.7 * (-average * math.log(p) - (1 - average) * math.log(1 - p))
+                expected[n][c] = 0.75 * average + 0.25 * p
+        loss = method.loss(moved, labels[shown], indices[shown], Views.whole(2), 0.0)
+        assert loss.item() == pytest.approx(slow / (2 * C), rel=1e-5)
+        averages = method.tables["slow_averages"]
+        assert torch.allclose(averages, torch.tensor(expected), atol=1e-6)
+    assert averages[[0, 2, 4]].tolist() == unseen and not averages.requires_grad
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 4.0])
+def test_asset_regularisation_is_an_pulled_towards_the_averages(alpha):
+    """The loss is least where p = (z + alpha P) / (1 + alpha)."""
+    logits, labels = batch()
+    z = labels.double()
+    best = ((z + alpha * AVERAGES) / (1 + alpha)).clamp(1e-12, 1 - 1e-12)
+    at_best = best.logit().requires_grad_()
+    losses.asset_regularisation(at_best, labels, AVERAGES, alpha).backward()
+    assert at_best.grad.abs().max() < 1e-9
 
 
 def test_crisp_estimates_how_often_a_class_is_there_from_a_few_annotated_images():

@@ -18,5 +18,10 @@ def expected_positive_regularisation(logits: Tensor, labels: Tensor, k: float) -
         k: expected positives per image.
     """
     positive = -(F.logsigmoid(logits) * labels.to(logits)).mean()
+    return positive + count_penalty(logits, k)
+
+
+def count_penalty(logits: Tensor, k: float) -> Tensor:
+    """EPR's second part: ((mean over B of sum over C of p - k) / C)^2."""
     count = logits.sigmoid().sum(1).mean()
-    return positive + ((count - k) / logits.shape[1]).square()
+    return ((count - k) / logits.shape[1]).square()

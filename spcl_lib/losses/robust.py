@@ -28,6 +28,11 @@ def generalised_robust(logits: Tensor, labels: Tensor, progress: float) -> Tenso
         labels: z (B, C).
         progress: share of the training that is done, in [0, 1].
     """
+    return robust_parts(logits, labels, progress)[0].mean()
+
+
+def robust_parts(logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    """GR's loss of every label, and v; both (B, C), arguments as of `generalised_robust`."""
     now = {name: start + progress * (_ENDS[name] - start) for name, start in _STARTS.items()}
     p = logits.sigmoid().clamp(_LEAST, 1 - _LEAST)
     fixed = p.detach()
@@ -36,4 +41,4 @@ def generalised_robust(logits: Tensor, labels: Tensor, progress: float) -> Tenso
     positive = (1 - p**_Q_POSITIVE) / _Q_POSITIVE
     negative = (1 - (1 - p) ** _Q_NEGATIVE) / _Q_NEGATIVE
     unknown = v * (k * positive + (1 - k) * negative)
-    return torch.where(labels.bool(), -F.logsigmoid(logits), unknown).mean()
+    return torch.where(labels.bool(), -F.logsigmoid(logits), unknown), v

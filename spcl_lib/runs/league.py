@@ -35,6 +35,12 @@ _RATES = (0.5, 1.0, 2.0)  # times the profile's learning rate
 _GRIDS: dict[str, tuple[Settings, ...]] = {
     "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
     "ren": tuple({"robustness": r, **more} for r in (0.7, 1.0) for more in ({}, {"start": 6})),
+    "gpr": tuple(
+        {"count_weight": w, "pseudo_least": least} for w in (0.001, 0.05) for least in (0.2, 0.4)
+    ),
+    "asset": tuple(
+        {"asset_weight": w, "asset_step": step} for w in (0.3, 1.0) for step in (0.05, 0.3)
+    ),
     "an_ls": tuple({"smoothing": v} for v in (0.05, 0.1, 0.2, 0.3)),
     "em": tuple({"entropy_weight": v} for v in (0.05, 0.1, 0.2, 0.4)),
     "apl": tuple(

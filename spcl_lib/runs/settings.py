@@ -160,6 +160,8 @@ def _check(values: Mapping[str, object]) -> None:
         "label_seed": (0, 2**31), "snapshots": (0, 10**9), "smoothing": (0, 0.5),
         "entropy_weight": (0, 1e6), "pseudo_weight": (0, 1e6), "rejected": (0, 100),
         "robustness": (1e-3, 1),
+        "pseudo_least": (0, 0.7), "count_weight": (0, 1e6), "asset_weight": (0, 1e6),
+        "asset_step": (0, 1),
     }  # fmt: skip
     for name, (low, high) in limits.items():
         if not low <= values[name] <= high:

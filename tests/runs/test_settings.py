@@ -101,7 +101,8 @@ def test_the_methods_get_the_settings_of_the_configuration():
     values = {"weight": 3.0, "start": 5, "ramp": 0.5, "distance": "l1", "momentum": 0.5,
               "bank_size": 9, "bank_dtype": "float16", "expected_positives": 2.5,
               "smoothing": 0.05, "entropy_weight": 0.3, "pseudo_weight": 0.4,
-              "rejected": 0.1}  # fmt: skip
+              "rejected": 0.1, "pseudo_least": 0.3, "count_weight": 0.2, "asset_weight": 0.5,
+              "asset_step": 0.2}  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(MethodSettings)}
     config = make_config("scenes", "scl", overrides=values)
     assert config.settings == MethodSettings(**values)
@@ -143,7 +144,9 @@ def test_a_wrong_type_is_named(name, value, kind):
      ("momentum", "nan"), ("weight", -1.0), ("weight", "inf"), ("start", -1), ("ramp", -1.0),
      ("bank_size", 0), ("expected_positives", 0.5), ("train_images", -1), ("eval_images", -1),
      ("weight_decay", -0.1), ("head_lr_factor", 0.0), ("label_seed", -1), ("frozen", -1),
-     ("warmup", 1.5), ("pretrain_images", 0), ("pretrain_epochs", 0)],
+     ("warmup", 1.5), ("pretrain_images", 0), ("pretrain_epochs", 0), ("pseudo_least", 0.8),
+     ("pseudo_least", "nan"), ("count_weight", -0.1), ("asset_weight", -1.0), ("asset_step", 1.1),
+     ("asset_step", -0.1)],
 )  # fmt: skip
 def test_a_value_outside_its_range_is_named(name, value):
     assert name in mistake("scenes", "an", overrides={name: value})

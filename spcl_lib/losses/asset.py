@@ -1,0 +1,57 @@
+"""Asset regularisation: a prediction must agree with a slow average of the image's predictions.
+
+Sun et al., "Merlin L48 Spectrogram Dataset" (NeurIPS 2025); the nearest published relative of CL.
+Their asset is a recording, whose clips share one average; ours is an image, whose crops do. They
+add the term to several losses. We take AN, whole and not its positive part alone: CL is AN with
+agreement, too, so what is compared is the averages. These start undecided, act at once and move
+slowly; those of CL start with a prediction, act after `start` epochs and move faster.
+
+A recording has at least 11 clips, and each moves the average in every epoch; an image moves its own
+once. So the published step of 0.001 hardly leaves the start in a short training: try a larger one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spcl_lib.losses.assume_negative import assume_negative
+
+_LOWEST, _HIGHEST = 0.4, 0.6  # as published
+
+
+def asset_regularisation(logits: Tensor, labels: Tensor, averages: Tensor, alpha: float) -> Tensor:
+    """AN + alpha * mean over B * C of BCE(s, P).
+
+    Args:
+        logits: s (B, C).
+        labels: z (B, C).
+        averages: P (B, C), before they move.
+        alpha: weight of the agreement.
+    """
+    agreement = F.binary_cross_entropy_with_logits(logits, averages.to(logits))
+    return assume_negative(logits, labels) + alpha * agreement
+
+
+@torch.no_grad()
+def moved_averages(averages: Tensor, logits: Tensor, step: float) -> Tensor:
+    """P after a step: (1 - eps) P + eps * p; also where z = 1.
+
+    Args:
+        averages: P (B, C).
+        logits: s (B, C).
+        step: eps, in [0, 1].
+    """
+    return (1 - step) * averages + step * logits.sigmoid().to(averages)
+
+
+def first_averages(labels: Tensor, seed: int) -> Tensor:
+    """(N, C) P at the start: 1 for the annotated label, between 0.4 and 0.6 for the others.
+
+    Args:
+        labels: z (N, C) of the whole training set.
+        seed: of the chance.
+    """
+    chance = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.where(labels.bool(), 1.0, _LOWEST + (_HIGHEST - _LOWEST) * chance)
