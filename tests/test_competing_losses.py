@@ -106,6 +106,23 @@ def crisp(logits, labels, priors=(0.3, 0.5, 0.1, 0.2)):
     return total / C
 
 
+PRESENCE = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+THRESHOLD = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
+
+
+def ren(logits, labels, r=0.7):
+    total = weights = 0.0
+    labelled = zip(
+        each(logits, labels), PRESENCE.flatten().tolist(), B * THRESHOLD.tolist(), strict=True
+    )
+    for (_, p, z), q, t in labelled:
+        odds = [math.log(x / (1 - x)) for x in (q, t)]
+        w = 1 if z else 1 / (1 + math.exp(2 * (odds[0] - odds[1])))
+        total += w * (-math.log(p) if z else (1 - (1 - p) ** r) / r)
+        weights += w
+    return total / weights
+
+
 CASES = {
     "an": (losses.assume_negative, mean_of(an)),
     "an_ls": (losses.label_smoothing, mean_of(an_ls)),
@@ -119,6 +136,9 @@ CASES = {
     "asl": (losses.asymmetric, mean_of(asl)),
     "epr": (lambda s, z: losses.expected_positive_regularisation(s, z, 1.5), epr),
     "asset": (lambda s, z: losses.asset_regularisation(s, z, AVERAGES, 0.7), asset),
+    "ren": (
+        lambda s, z: losses.robust_expected_negative(s, z, PRESENCE, THRESHOLD, 0.7), ren,
+    ),
     "crisp": (lambda s, z: losses.crisp(s, z, torch.tensor([0.3, 0.5, 0.1, 0.2]).to(s)), crisp),
 }  # fmt: skip
 
@@ -451,3 +471,26 @@ def test_a_batch_without_a_positive_and_extreme_logits_give_a_finite_loss(name):
     loss = CASES[name][0](logits, torch.zeros(B, C))
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_ren_leaves_out_what_is_surely_there_and_is_near_bce_with_little_robustness():
+    logits, labels = batch()
+    unknown = ~labels.bool()
+    there = torch.where(labels.bool(), 0.5, 1.0).double()
+    losses.robust_expected_negative(logits, labels, there, THRESHOLD, 1.0).backward()
+    assert logits.grad[unknown].abs().max() < 0.01 * logits.grad[~unknown].abs().max()
+    logits, labels = batch()
+    loss = losses.robust_expected_negative(logits, labels, None, THRESHOLD, 1e-3)
+    assert loss.item() == pytest.approx(losses.assume_negative(logits, labels).item(), rel=0.01)
+
+
+def test_ren_forgives_a_negative_that_the_network_is_sure_of():
+    """With r = 1 the gradient at p = 0.99 is smaller than at p = 0.5; BCE's is the largest."""
+    gradient = {}
+    for r in (1.0, 1e-3):
+        logits = torch.tensor([[0.0, 4.6, -9.0]], requires_grad=True)
+        labels = torch.tensor([[0.0, 0.0, 1.0]])
+        losses.robust_expected_negative(logits, labels, None, torch.rand(3), r).backward()
+        gradient[r] = logits.grad[0, :2].abs()
+    assert gradient[1.0][1] < 0.1 * gradient[1.0][0]
+    assert gradient[1e-3][1] > gradient[1e-3][0]

@@ -110,7 +110,8 @@ def _section(name: str, entry: Mapping[str, Any], runs: Runs) -> str:
     parts.append(f'<div class="wide">{table}</div>')
     parts += [_image(map_by_method(runs), f"mAP of every method on {name}"),
               _image(learning_curves(runs), f"Learning curves on {name}")]  # fmt: skip
-    facts = [*provenance(runs), *(f"{key}: {value}" for key, value in entry["facts"].items())]
+    facts = [*provenance(runs), *(f"{key}: {value}" for key, value in entry["facts"].items()
+                                  if key not in ("machine", "torch"))]  # fmt: skip
     parts.append("<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts) + "</ul>")
     return "\n".join(parts)
 
@@ -156,6 +157,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { padding: .3rem .7rem; text-align: left; border: 0; border-bottom: 1px solid #ddd; }
 .dataframe { border: 0; }
 .dataframe td, .dataframe thead th { text-align: right; }
+.dataframe td, .dataframe tbody th { white-space: nowrap; }
 code { font-size: .9em; background: #f3f3f3; padding: .1em .3em; border-radius: 3px; }
 li { margin: .3rem 0; overflow-wrap: anywhere; }
 """

@@ -1,0 +1,158 @@
+"""Features of whole images, computed once, and training of the head alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_voc import voc_ids
+
+from spcl_lib.config import RunConfig
+from spcl_lib.evaluate import predict_maps
+from spcl_lib.model import SpatialClassifier, build_backbone, normalise
+from spcl_lib.runs import features
+from spcl_lib.runs.features import FeatureMaps, with_features
+from spcl_lib.runs.network import build_network, load_network
+from spcl_lib.runs.run import run
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.splits import identify_data, load_splits
+from spcl_lib.runs.store import run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+from spcl_lib.train import predict_views
+from spcl_lib.views import Views
+
+SMALL = {
+    "weights": "none", "image_side": 64, "crop_side": 48, "eval_side": 64, "epochs": 3, "batch": 4,
+    "start": 1, "ramp": 1.0, "bank_size": 4, "eval_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(voc):
+    """A small head-only run, and the folder of its data."""
+    made = make_config("voc2007", "en_scl", 0, "frozen", SMALL)
+    return identify_data(made, voc), voc
+
+
+def prepared(config, voc):
+    model, _ = build_network(config, 20, voc)
+    data, _ = load_splits(config, voc)
+    return model, data
+
+
+def test_features_are_those_of_the_network(results, config):
+    config, voc = config
+    model, data = prepared(config, voc)
+    maps = predict_maps(model, data.images, 64, "off")
+    known = with_features(model, data, config).images
+    assert known.dtype == torch.bfloat16 and known.shape == (6, 1280, 4, 4)
+    assert torch.allclose(predict_maps(model, known, 64, "off"), maps, atol=0.05, rtol=0.02)
+    assert not model.features.training and not any(
+        p.requires_grad for p in model.features.parameters()
+    )
+
+
+def test_they_are_computed_once_and_go_on_where_they_were_stopped(results, config, monkeypatch):
+    config, voc = config
+    model, data = prepared(config, voc)
+    whole = with_features(model, data, config).images[:].clone()
+    (file,) = paths.cache().glob("features-voc2007-*.bin")
+    content = file.read_bytes()
+    monkeypatch.setattr(features, "_BATCH", 2)
+    seen = []
+    forward = model.features.forward
+    monkeypatch.setattr(
+        model.features, "forward", lambda x: (seen.append(len(x)), forward(x))[1]
+    )
+    assert torch.equal(with_features(model, data, config).images[:], whole)
+    assert seen == [1]  # one image to know the shape
+    file.unlink()
+    size = len(content) // 6
+    file.with_suffix(".part").write_bytes(content[: 4 * size + 17])  # stopped within the fifth
+    again = with_features(model, data, config).images[:]
+    assert seen == [1, 1, 2] and torch.equal(again[:4], whole[:4])
+    assert torch.allclose(again.float(), whole.float(), atol=0.05, rtol=0.02)
+    assert not list(paths.cache().glob("*.part"))
+
+
+def test_other_weights_or_other_images_have_other_features(results, config):
+    config, voc = config
+    model, data = prepared(config, voc)
+    with_features(model, data, config)
+    with torch.no_grad():
+        next(model.features.parameters()).add_(1)
+    with_features(model, data, config)
+    with_features(model, data.subset(torch.tensor([1, 0])), config)
+    assert len(list(paths.cache().glob("features-voc2007-*.bin"))) >= 3
+
+
+def test_too_many_features_are_refused(results, config, monkeypatch):
+    config, voc = config
+    model, data = prepared(config, voc)
+    monkeypatch.setenv("SPCL_CACHE_GB", "0.0001")
+    with pytest.raises(UserError, match="SPCL_CACHE_GB=0.0001.*--profile cpu"):
+        with_features(model, data, config)
+
+
+def test_maps_index_like_a_tensor():
+    cells = torch.randn(5, 3, 3, 7)
+    maps, tensor = FeatureMaps(cells), cells.permute(0, 3, 1, 2)
+    which = torch.tensor([4, 0, 4])
+    assert torch.equal(maps[which], tensor[which])
+    assert torch.equal(maps[1:3], tensor[1:3]) and len(maps) == 5
+    assert maps[which].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_head_and_a_crop_change_places():
+    """Cropping the head's maps gives what the head makes of cropped features."""
+    torch.manual_seed(0)
+    model = SpatialClassifier(torch.nn.Sequential(torch.nn.Identity()), 6, 3)
+    config = RunConfig(image_side=64, crop_side=48, eval_side=64, trained="head", amp="off")
+    known = torch.randn(4, 6, 8, 8).contiguous(memory_format=torch.channels_last)
+    views = Views.sample(4, generator=torch.Generator().manual_seed(1))
+    maps = predict_views(model, known, views, config)
+    assert maps.shape == (4, 3, 6, 6)
+    assert torch.allclose(maps, model.head(views.crop(known, 6)), atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet50"])
+def test_a_dilated_stage_gives_the_same_cells_and_those_between(backbone):
+    torch.manual_seed(0)
+    usual, _ = build_backbone(backbone, None)
+    dilated, _ = build_backbone(backbone, None, dilation=2)
+    dilated.load_state_dict(usual.state_dict())
+    images = normalise(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
+    with torch.no_grad():
+        coarse, fine = usual.eval()(images), dilated.eval()(images)
+    assert coarse.shape[-1] == 3 and fine.shape[-1] == 6
+    assert torch.allclose(fine[..., ::2, ::2], coarse, atol=1e-4 * coarse.abs().max())
+
+
+@pytest.mark.parametrize("backbone", ["small_resnet", "resnet18"])
+def test_a_backbone_without_a_dilated_form_is_refused(backbone):
+    with pytest.raises(UserError, match="no dilated form"):
+        build_backbone(backbone, None, dilation=2)
+
+
+@pytest.mark.parametrize("sides", [{"crop_side": 80}, {"eval_side": 96}, {"image_side": 96}])
+def test_sides_that_do_not_go_together_are_refused(sides):
+    with pytest.raises(UserError, match="image_side and eval_side must be equal"):
+        make_config("voc2007", "an", 0, "frozen", SMALL | sides)
+
+
+def test_a_run_trains_the_head_only_and_can_predict(results, config):
+    config, voc = config
+    metrics = run(config, voc)
+    start, _ = build_network(config, 20, voc)
+    trained = load_network(run_folder(config), config, 20)
+    for (name, before), after in zip(
+        start.state_dict().items(), trained.state_dict().values(), strict=True
+    ):
+        assert torch.equal(before, after) != name.startswith("head."), name
+    scores = load_file(run_folder(config) / "scores.safetensors")
+    assert {"scores", "mean", "lse:0.3", "probability"} <= scores.keys()
+    assert torch.equal(scores["scores"], scores["mean"])
+    assert metrics["mAP_by_pooling"]["mean"] == metrics["mAP"]
+    assert json.loads((run_folder(config) / "metrics.json").read_text())["at_threshold"]["OF1"] >= 0
+    assert len(voc_ids()["val"]) == metrics["report_images"]

@@ -1,0 +1,151 @@
+"""The league: the same search for every method, choices on validation data, honest intervals."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spcl_lib.analysis import league as tables
+from spcl_lib.evaluate import mean_average_precision
+from spcl_lib.methods import METHODS
+from spcl_lib.runs import league
+from spcl_lib.runs.league import League, grid, league_methods
+from spcl_lib.runs.store import run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+
+SEEDS = (0, 1)
+
+
+@pytest.fixture
+def small(results, monkeypatch):
+    """A league on the smoke profile of scenes."""
+    monkeypatch.setattr(league, "LEAGUES", {"scenes": "smoke"})
+    return League("scenes", ["an", "gr", "gr_scl", "ren", "full"], SEEDS)
+
+
+def finish(config, score, by_pooling=None):
+    """Pretends that a run has finished with this mAP, and with scores that are chance."""
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    by_pooling = {"mean": score, "lse:0.3": score - 1} | (by_pooling or {})
+    metrics = {
+        "mAP": score, "mAP_by_pooling": by_pooling, "config": config.flat(), "train_seconds": 2.0,
+        "at_threshold": {"OF1": 50.0, "CF1": 40.0}, "at_0.5": {"OF1": 30.0, "CF1": 20.0},
+        "machine": {"device": "a machine"}, "train_images": 500, "method": config.method,
+        "dataset": "scenes", "profile": "smoke", "seed": config.seed, "epochs": 8,
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    generator = torch.Generator().manual_seed(config.seed)
+    scores = torch.rand(500, 12, generator=generator)
+    save_file({name: scores.clone() for name in by_pooling}, folder / "scores.safetensors")
+
+
+def finish_rounds(made, score_of=lambda config: 50.0):
+    for _, configs in made.rounds():
+        for config in configs:
+            finish(config, score_of(config))
+
+
+def test_every_method_gets_the_same_number_of_settings():
+    for dataset in league.LEAGUES:
+        for method in league_methods(dataset):
+            assert len(grid(method, dataset)) == league.SEARCHED, method
+            assert len({json.dumps(s, sort_keys=True) for s in grid(method, dataset)}) == 4
+
+
+def test_all_losses_are_in_it_alone_and_with_scl():
+    names = league_methods("voc2007")
+    assert {spec.term for spec in METHODS.values()} == {METHODS[n].term for n in names}
+    assert {"cl", "en_cl", "gr_scl", "ren_scl"} <= set(names) and "gr_cl" not in names
+
+
+def test_choices_are_made_on_validation_data_with_one_seed(small):
+    finish_rounds(small)
+    for title, configs in small.rounds():
+        if title == "final":
+            assert {c.report for c in configs} == {"test"} and {c.seed for c in configs} == {0, 1}
+        else:
+            assert {c.report for c in configs} == {"val"} and {c.seed for c in configs} == {0}
+
+
+def test_the_best_settings_and_poolings_are_taken(small):
+    def score_of(config):
+        score = 50.0 + 5 * (config.settings.robustness == 0.7)
+        score += 3 * (config.settings.weight == 0.1 and config.method == "gr_scl")
+        return score + 2 * (config.lr == 4e-3) + (config.pooling == "top")
+
+    finish_rounds(small, score_of)
+    assert small.chosen_settings("ren") == {"robustness": 0.7}
+    assert small.chosen_settings("gr") == {"lr": 4e-3}
+    assert small.chosen_settings("gr_scl") == {"lr": 4e-3, "weight": 0.1}
+    assert small.chosen_pooling("gr") == ({"pooling": "top"}, "mean")
+    finals = {(c.seed, c.pooling) for c in small.final_configs("gr_scl")}
+    assert finals == {(0, "mean"), (1, "mean"), (0, "top"), (1, "top")}
+
+
+def test_another_pooling_in_prediction_can_be_chosen(small):
+    finish_rounds(small)
+    best = small.search_configs("ren")[0]
+    finish(best, 50.0, {"lse:0.3": 58.0})
+    assert small.chosen_pooling("ren") == ({}, "lse:0.3")
+
+
+def test_an_unfinished_search_names_the_command(small):
+    with pytest.raises(UserError, match="reproduce.sh --league --dataset scenes"):
+        small.final_configs("an")
+
+
+def test_a_data_set_without_a_league_is_refused(results):
+    with pytest.raises(UserError, match="no league of 'imagenet'; there is of scenes"):
+        League("imagenet")
+
+
+def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
+    finish_rounds(small, lambda c: {"an": 40.0, "full": 60.0}.get(c.method, 50.0) + c.seed)
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
+    monkeypatch.setattr(tables, "LEAGUES", {"scenes": "smoke"})
+    content = tables.collect(small, resamples=20)
+    tables.save_league(content)
+    kept = tables.leagues()["scenes"]
+    assert kept["seeds"] == [0, 1] and len(kept["search"]) == 5 * 8
+    table = tables.league_table(kept)
+    assert table.loc["Full", "gap_closed"] == 100 and table.loc["AN", "gap_closed"] == 0
+    assert table.loc["GR", "gap_closed"] == pytest.approx(50)
+    assert table.loc["REN", "whose"] == "ours"
+    assert list(table["mAP"]) == sorted(table["mAP"], reverse=True)
+    gains = tables.consistency_gains(kept)
+    assert gains.loc["GR", "gain"] == pytest.approx(0)
+    assert tables.pooling_scores(kept).loc["GR", "lse:0.3"] == pytest.approx(49)
+    (ren,) = [e for e in kept["final"] if e["method"] == "ren" and e["predicts"] == "mean"]
+    low, high = ren["against_best"]
+    assert low == high == 0  # the pretended scores of both are the same
+
+
+def test_resampled_map_is_that_of_the_images_drawn():
+    """Against the metric itself, on tables in which every image stands as often as it was drawn."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.rand(40, 3, generator=generator) < 0.3
+    ignored = torch.rand(40, 3, generator=generator) < 0.1
+    scores = [torch.rand(40, 3, generator=generator) for _ in range(2)]
+    made = tables.Resamples(labels & ~ignored, ignored, 2, 5)
+    found = made.mean_average_precisions(scores)
+    for i, weight in enumerate(made.weights):
+        rows = torch.arange(40).repeat_interleave(weight.long())
+        assert len(rows) == 40
+        by_seed = [
+            mean_average_precision(s[rows], (labels & ~ignored)[rows], ignored[rows])
+            for s in scores
+        ]
+        expected = sum(by_seed[s] for s in made.seeds[i].tolist()) / 2
+        assert found[i].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_better_method_has_an_interval_above_zero():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.rand(300, 4, generator=generator) < 0.3
+    good, bad = (labels * s + torch.randn(300, 4, generator=generator) for s in (3.0, 0.5))
+    made = tables.Resamples(labels, None, 1, 200)
+    difference = made.mean_average_precisions([good]) - made.mean_average_precisions([bad])
+    assert torch.quantile(difference, 0.025) > 0
