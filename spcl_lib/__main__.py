@@ -14,7 +14,7 @@ from typing import Any
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
 from spcl_lib.pooling import KINDS, parse_pooling
-from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.runs.profiles import PROFILES, usual_profile
 from spcl_lib.runs.settings import make_config, methods_of, parse_overrides
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 fine, 1 a run failed, 2 a user's mistake."""
     try:
         options = _parser().parse_args(arguments)
+        if getattr(options, "profile", "") is None:
+            options.profile = usual_profile(options.dataset)
         with explain_refusals():
             return options.command(options)
     except UserError as error:
@@ -145,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data_options(parser: argparse.ArgumentParser, dataset: str | None = "scenes") -> None:
     parser.add_argument("--dataset", default=dataset, help=", ".join(PROFILES))
-    parser.add_argument("--profile", default="cpu", help="cpu (default), smoke, ...")
+    parser.add_argument(
+        "--profile", help="frozen, cpu, smoke, ... (default: frozen for your own images, else cpu)"
+    )
     parser.add_argument("--data-root", help="folder of the real data (else SPCL_DATA, else data/)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
@@ -263,7 +267,8 @@ def _league(options: Options) -> int:
     from spcl_lib.runs.league import LEAGUES, SEEDS, League, run_league
     from spcl_lib.runs.store import load_metrics
 
-    if options.all or options.set or options.force or options.profile != "cpu":
+    usual = options.profile == usual_profile(options.dataset)
+    if options.all or options.set or options.force or not usual:
         raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
                         "not go with it")  # fmt: skip
     for dataset in [options.dataset] if options.dataset else LEAGUES:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spcl_lib.analysis.statistics import deviation, mean
+from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.league import LEAGUES, POOLINGS, League, Settings, finished, grid
@@ -325,3 +325,59 @@ def pooling_scores(content: dict[str, Any]) -> pd.DataFrame:
             best[row["method"]] = row
     rows = {title_of(method): row["mAP_by_pooling"] for method, row in best.items()}
     return pd.DataFrame(rows).T.rename_axis("method")
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def league_sentences(content: dict[str, Any]) -> list[str]:
+    """What the league says, computed: the best method, ours, the paper's, what SCL adds."""
+    sentences = []
+    for best_pooling, how in ((False, "With the mean"), (True, "With the poolings chosen")):
+        entries = entries_of(content, best_pooling)
+        table = league_table(content, best_pooling)
+        ranked = [m for m in sorted(entries, key=lambda m: -mean(entries[m]["mAP"])) if m != "full"]
+        first = ranked[0]
+        sentences.append(
+            f"{how}, {title_of(first)} is the best of {len(ranked)} methods: "
+            f"{table.loc[title_of(first), 'mAP']:.1f} mAP, "
+            f"{table.loc[title_of(first), 'gap_closed']:.0f} % of the gap between AN and Full."
+        )
+        ours = next((m for m in ranked if METHODS[m].term in OURS), None)
+        if ours is not None:
+            sentences.append(f"{how}: {_against(entries[ours])}")
+        if "en_scl" in ranked:
+            sentences.append(
+                f"{how}, the paper's EN + SCL has place {ranked.index('en_scl') + 1} of "
+                f"{len(ranked)}: {_against(entries['en_scl'])}"
+            )
+    return [*sentences, _consistency_sentence(content)]
+
+
+def _against(entry: Entry) -> str:
+    name, rival = title_of(entry["method"]), title_of(entry["best_competitor"][0])
+    if entry["against_best"] is None:
+        return f"{name} is itself the best loss of another paper."
+    low, high = entry["against_best"]
+    verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not settled against"
+    return (
+        f"{name} is {verdict} the best loss of another paper, {rival}: the 95 % interval of the "
+        f"difference is {low:+.2f} to {high:+.2f}."
+    )
+
+
+def _consistency_sentence(content: dict[str, Any]) -> str:
+    entries, adds, takes = entries_of(content, False), [], []
+    count = 0
+    for method, entry in entries.items():
+        base = entries.get(METHODS[method].term)
+        if METHODS[method].consistency != "scl" or base is None:
+            continue
+        count += 1
+        gains = [a - b for a, b in zip(entry["mAP"], base["mAP"], strict=True)]
+        sign = sign_of_difference(gains)
+        (adds if sign > 0 else takes if sign < 0 else []).append(title_of(base["method"]))
+    return (
+        f"SCL helps {len(adds)} of {count} terms ({', '.join(adds) or 'none'}) and harms "
+        f"{len(takes)} ({', '.join(takes) or 'none'}); for the others it is not settled."
+    )

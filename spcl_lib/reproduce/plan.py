@@ -27,7 +27,7 @@ from spcl_lib.system.fingerprints import all_code, fingerprint
 # Expected seconds of a notebook on one core, after the runs that it shows; measured.
 NOTEBOOK_SECONDS = {
     "00_tour": 60, "01_train": 10, "02_results": 10, "03_crop_recovery": 12, "04_heatmaps": 15,
-    "05_folder": 45,
+    "05_folder": 45, "06_benchmark": 10,
 }  # fmt: skip
 PRETRAINING_SECONDS = {"cpu": 100, "smoke": 30}
 # The notebooks that train themselves: with the pretraining of the main job, which is there already;

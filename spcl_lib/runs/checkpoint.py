@@ -56,13 +56,14 @@ class Checkpoint:
     def after_step(self, progress: Progress) -> bool:
         """Saves at the end of an epoch, and during an epoch after CHECKPOINT_SECONDS.
 
-        Short epochs are not saved one by one: that would take longer than they do.
+        Short epochs are not saved one by one: that would take longer than they do. The end of the
+        training always is: the results are still to be written.
 
         Returns:
             Whether it has saved.
         """
         wait = CHECKPOINT_SECONDS if progress.step else min(_SHORT_SECONDS, CHECKPOINT_SECONDS)
-        due = time.monotonic() - self.saved >= wait
+        due = time.monotonic() - self.saved >= wait or progress.epoch == self.config.epochs
         if due:
             self.save(progress)
         return due

@@ -28,6 +28,7 @@ from spcl_lib.runs.progress import write_history
 from spcl_lib.runs.snapshots import Recorder
 from spcl_lib.runs.splits import Splits, identify_data, load_splits, report_labels
 from spcl_lib.runs.store import Metrics, load_metrics, run_folder, write_config, write_summary
+from spcl_lib.system import paths
 from spcl_lib.system.files import atomic_write, lock_folder, write_json
 from spcl_lib.system.machine import choose_device, describe_machine
 from spcl_lib.system.weights import save_weights
@@ -90,7 +91,8 @@ _loaded: dict[object, Splits] = {}
 
 def _load_once(config: RunConfig, data_root: str | Path | None) -> Splits:
     """The splits of a run; those of the run before, in this process, if they are the same."""
-    key = (data_root, *(getattr(config, name) for name in _DATA_SETTINGS))
+    places = data_root, paths.cache(), paths.cache_limit()
+    key = (*places, *(getattr(config, name) for name in _DATA_SETTINGS))
     if key not in _loaded:
         _loaded.clear()
         _loaded[key] = load_splits(config, data_root)

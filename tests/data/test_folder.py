@@ -467,7 +467,7 @@ def test_reproduce_leaves_out_full_and_says_why(spcl, root):
     assert first == "without full: the training images of folder have one known label each"
     rows = [line for line in lines if line.startswith("  run ") and "snapshots=" not in line]
     assert len(rows) == 6 and not any("full" in row for row in rows)
-    assert "03_crop_recovery-folder-cpu.ipynb: skipped: these data do not tell" in outcome.out
+    assert "03_crop_recovery-folder-frozen.ipynb: skipped: these data do not tell" in outcome.out
     assert spcl(*arguments, "--only", "full").status == 2
 
 
