@@ -285,7 +285,7 @@ def _league(options: Options) -> int:
         if run_league(league, _jobs(options)):
             return 1
         content = collect(league)
-        if not options.only and tuple(league.seeds) == SEEDS:
+        if not options.only:
             save_league(content)
         print(league_table(content).round(2).to_string())
     return 0

@@ -44,6 +44,7 @@ class MethodSettings:
         pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
         rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
         robustness: r of REN, in (0, 1]; 1 forgives wrong negatives most.
+        prior_weight: of the class priors (Crisp's loss) in REN.
         pseudo_least: lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7
             (0.4 on VOC, 0.5 on COCO in the published code).
         count_weight: of GPR's penalty of a wrong number of positives (0.05 on VOC, 0.001 on COCO
@@ -66,6 +67,7 @@ class MethodSettings:
     pseudo_weight: float = 0.02
     rejected: float = 0.2
     robustness: float = 1.0
+    prior_weight: float = 1.0
     pseudo_least: float = 0.4
     count_weight: float = 0.05
     asset_weight: float = 1.0
@@ -167,10 +169,15 @@ def _asset(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
 
 
 def _robust_expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
+    """REN, and from `start` on Crisp's loss beside it, which says how often each class is there."""
     threshold = step.tables["threshold"].to(logits.device)
-    return losses.robust_expected_negative(
+    loss = losses.robust_expected_negative(
         logits, labels, step.presence, threshold, step.settings.robustness
     )
+    if step.epoch < step.settings.start:
+        return loss
+    priors = step.tables["priors"].to(logits)
+    return loss + step.settings.prior_weight * losses.crisp(logits, labels, priors)
 
 
 def _reject_large(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
@@ -209,6 +216,11 @@ def _crisp(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
     if step.epoch < step.settings.start:
         return losses.assume_negative(logits, labels)
     return losses.crisp(logits, labels, step.tables["priors"].to(logits))
+
+
+def _start_priors(labels: Tensor, settings: MethodSettings, seed: int) -> Tables:
+    predictions = torch.full(labels.shape, 0.5)
+    return {"predictions": predictions, "priors": torch.zeros(labels.shape[1])}
 
 
 def _estimate_priors(
@@ -295,8 +307,9 @@ TERMS: dict[str, Term] = {
         "generalised robust loss", "Chen et al., IJCAI 2024",
     ),
     "ren": Term(
-        _robust_expected_negative, "robust expected negatives: EN, smooth, and forgiving", "ours",
-        reads_averages=True,
+        _robust_expected_negative,
+        "robust expected negatives: EN made smooth and forgiving, with class priors", "ours",
+        make_tables=_start_priors, end_epoch=_estimate_priors, reads_averages=True,
     ),
     "gpr": Term(
         _pseudo_robust, "GR, likely positives are pseudo-labels",
@@ -304,10 +317,7 @@ TERMS: dict[str, Term] = {
     ),
     "crisp": Term(
         _crisp, "estimated class priors", "Crisp", title="Crisp",
-        make_tables=lambda z, s, seed: {
-            "predictions": torch.full(z.shape, 0.5), "priors": torch.zeros(z.shape[1]),
-        },
-        end_epoch=_estimate_priors,
+        make_tables=_start_priors, end_epoch=_estimate_priors,
     ),
     "asset": Term(
         _asset, "AN with asset regularisation: agreement with a slow average of the predictions",

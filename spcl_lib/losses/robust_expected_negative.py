@@ -1,4 +1,7 @@
-"""REN, robust expected negatives: ours, built from EN and a loss that forgives wrong negatives."""
+"""REN, robust expected negatives: ours. EN, with a loss that forgives wrong negatives.
+
+The term `ren` adds Crisp's loss, which says how often each class is there: see terms.py.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def robust_expected_negative(
     threshold: Tensor,
     robustness: float,
 ) -> Tensor:
-    """REN: -log p where z = 1; elsewhere w (1 - (1 - p)^r) / r; the weighted mean.
+    """The first part of REN: -log p where z = 1, else w (1 - (1 - p)^r) / r; the weighted mean.
 
     EN (the paper) leaves likely positives out. REN does so smoothly, with
     w = sigmoid(-2 (logit(q) - logit(t))), q the presence and t EN's threshold. What is left still

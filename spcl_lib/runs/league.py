@@ -34,7 +34,7 @@ SEARCHED = 4  # settings for every method, before the poolings
 _RATES = (0.5, 1.0, 2.0)  # times the profile's learning rate
 _GRIDS: dict[str, tuple[Settings, ...]] = {
     "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
-    "ren": tuple({"robustness": r, **more} for r in (0.7, 1.0) for more in ({}, {"start": 6})),
+    "ren": (*({"prior_weight": w} for w in (0.0, 0.5, 1.0)), {"start": 6}),
     "gpr": tuple(
         {"count_weight": w, "pseudo_least": least} for w in (0.001, 0.05) for least in (0.2, 0.4)
     ),

@@ -72,12 +72,12 @@ def test_choices_are_made_on_validation_data_with_one_seed(small):
 
 def test_the_best_settings_and_poolings_are_taken(small):
     def score_of(config):
-        score = 50.0 + 5 * (config.settings.robustness == 0.7)
+        score = 50.0 + 5 * (config.settings.prior_weight == 0.5)
         score += 3 * (config.settings.weight == 0.1 and config.method == "gr_scl")
         return score + 2 * (config.lr == 4e-3) + (config.pooling == "top")
 
     finish_rounds(small, score_of)
-    assert small.chosen_settings("ren") == {"robustness": 0.7}
+    assert small.chosen_settings("ren") == {"prior_weight": 0.5}
     assert small.chosen_settings("gr") == {"lr": 4e-3}
     assert small.chosen_settings("gr_scl") == {"lr": 4e-3, "weight": 0.1}
     assert small.chosen_pooling("gr") == ({"pooling": "top"}, "mean")
