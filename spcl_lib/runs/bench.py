@@ -22,9 +22,10 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.images import ImageFiles, Images, LazyImages
 from spcl_lib.methods import Method
 from spcl_lib.model import MEAN, STD, normalise
+from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import methods_of
-from spcl_lib.runs.splits import load_splits
+from spcl_lib.runs.splits import identify_data, load_splits
 from spcl_lib.system import paths
 from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.randomness import keyed_generator
@@ -51,8 +52,11 @@ def step_seconds(
         steps: timed steps per method.
         warm_up: untimed steps before.
     """
+    config = identify_data(config, data_root)
     data, _ = load_splits(config, data_root)
     labels = draw_labels(data, config.draw, config.label_seed)
+    network, _ = build_network(config, len(data.classes), data_root)
+    data = inputs_of(network.to(choose_device()), data, config)
     parts = {}
     for name in methods_of(config.dataset):
         model, _ = build_network(config, len(data.classes), data_root)
@@ -109,6 +113,7 @@ def bench_input(config: RunConfig, data_root: str | Path | None, steps: int) -> 
     if config.dataset == "scenes":
         print("scenes are drawn, not read: there are no files to measure")
         return 0
+    config = identify_data(config, data_root)
     data, _ = load_splits(config, data_root)
     data = data.subset(torch.arange(min(len(data), _MOST)))
     rates = input_rates(data.files, config)
@@ -192,10 +197,12 @@ def step_rate(data: ImageSet, config: RunConfig, data_root: str | Path | None, s
     count, classes = min(config.batch, len(data)), len(data.classes)
     device = choose_device()
     model, _ = build_network(config, classes, data_root)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer = _optimizer(model, config)
     method = Method("an", count, classes, config.settings)
-    images, indices = data.images[:count], torch.arange(count)
+    indices = torch.arange(count)
+    images = inputs_of(model, data.subset(indices), config).images[:]
+    model.train()
     labels = single_label_draw(data.labels[:count], config.label_seed)
 
     def taken(number: int) -> Iterator[Tensor]:

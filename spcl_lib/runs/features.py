@@ -52,6 +52,11 @@ class FeatureMaps:
         return chosen.permute(0, 3, 1, 2)
 
 
+def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> ImageSet:
+    """The split as a run uses it: as it is, or with features if only the head is trained."""
+    return with_features(model, data, config) if config.trained == "head" else data
+
+
 def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> ImageSet:
     """The same split with features (N, D, G, G) in place of images.
 

@@ -21,7 +21,7 @@ from spcl_lib.evaluate import (
 from spcl_lib.methods import Method
 from spcl_lib.pooling import TEST_POOLINGS
 from spcl_lib.runs.checkpoint import Checkpoint
-from spcl_lib.runs.features import with_features
+from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.predict import choose_threshold
 from spcl_lib.runs.progress import write_history
@@ -75,9 +75,8 @@ def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
     config = identify_data(config, data_root)
     train_set, report_set = load_splits(config, data_root)
     model, accuracy = build_network(config, len(train_set.classes), data_root)
-    if config.trained == "head":
-        for part in (train_set, report_set):
-            with_features(model.to(choose_device()), part, config)
+    for part in (train_set, report_set):
+        inputs_of(model.to(choose_device()), part, config)
     if accuracy is not None:
         print(f"pretrained backbone: {accuracy:.1f} % of held-out glyphs right", flush=True)
 
@@ -112,8 +111,7 @@ def _train_and_evaluate(
     model, pretraining = build_network(config, len(train_set.classes), data_root)
     model = model.to(device, memory_format=torch.channels_last)
     pictures = train_set.images  # for the snapshots, which show them
-    if config.trained == "head":
-        train_set, report_set = (with_features(model, p, config) for p in (train_set, report_set))
+    train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
     method = Method(
         config.method, len(train_set), len(train_set.classes), config.settings, config.seed,
         observed, config.epochs, model.pooling,

@@ -12,7 +12,6 @@ import numpy as np
 from spcl_lib.analysis.league import (
     consistency_gains,
     entries_of,
-    league_table,
     pooling_scores,
     whose,
 )
@@ -133,9 +132,3 @@ def f1_against_map(content: dict[str, Any]) -> Figure:
         axes.plot(score, entry["OF1"], "o", color=colour)
     axes.set(xlabel="mAP in %", ylabel="OF1 in % (hollow: at 0.5; filled: own threshold)")
     return figure
-
-
-def gain_over_an(content: dict[str, Any], method: str) -> float:
-    """The mean gain of a method over AN, both with the mean, in points of mAP."""
-    table = league_table(content)
-    return float(table.loc[title_of(method), "mAP"] - table.loc[title_of("an"), "mAP"])
