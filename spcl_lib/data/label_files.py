@@ -11,13 +11,19 @@ from pathlib import Path, PurePosixPath
 
 from spcl_lib.system.errors import UserError
 
+Box = tuple[float, ...]  # x0, y0, x1, y1 as fractions of the image
+
 
 @dataclass(frozen=True)
 class LabelRow:
-    """Labels of one image, and the number of the line that gives them."""
+    """Labels of one image, and the number of the line that gives them.
+
+    `objects` has the label and the box of every object; None where the file has no boxes.
+    """
 
     labels: frozenset[str]
     line: int
+    objects: tuple[tuple[str, Box], ...] | None = None
 
 
 def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
@@ -29,22 +35,28 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
     Args:
         root: the file and the paths in it are relative to this folder.
         name: the file.
-        column: "label" for one label per image, "labels" for any number, with "|" between them.
+        column: "label" for one label per image, "labels" for any number, with "|" between them. In
+            the second case a third column, "boxes", may give a box for each label: "x0 y0 x1 y1" as
+            fractions of the image, with "|" between them; a label then stands once per object.
 
     Raises:
         UserError: the file is missing or malformed, or names an image that is not in the folder.
     """
     file = root / name
     rows: dict[str, LabelRow] = {}
-    for line, fields in _records(file, column):
+    (_, header), *records = _records(file, column)
+    for line, fields in records:
         where = f"'{file}', line {line}"
-        if len(fields) != 2:
+        if len(fields) != len(header):
             raise UserError(
-                f"{where}: {len(fields)} fields; expected path,{column} (quote fields with commas)"
+                f"{where}: {len(fields)} fields; expected {','.join(header)} (quote fields with "
+                "commas)"
             )
         path = _existing(root, fields[0], where)
-        row = LabelRow(_labels(fields[1], column, where), line)
-        if path in rows and rows[path].labels != row.labels:
+        names = _labels(fields[1], column, where)
+        objects = _objects(names, fields[2], where) if len(header) == 3 else None
+        row = LabelRow(frozenset(names), line, objects)
+        if path in rows and (rows[path].labels, rows[path].objects) != (row.labels, objects):
             raise UserError(
                 f"{where}: '{path}' has other labels in line {rows[path].line}; give every image "
                 "one line" + (", with one label" if column == "label" else "")
@@ -61,7 +73,7 @@ def compose_accents(text: str) -> str:
 
 
 def _records(file: Path, column: str) -> list[tuple[int, list[str]]]:
-    """Line numbers and fields of all lines except the header and empty lines."""
+    """Line numbers and fields of the header, and of all lines below it that are not empty."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -77,12 +89,13 @@ def _records(file: Path, column: str) -> list[tuple[int, list[str]]]:
         records = [(reader.line_num, fields) for fields in reader if any(fields)]
     except csv.Error as error:
         raise UserError(f"'{file}', line {reader.line_num}: {error}; check its quotes") from error
-    _check_header(file, records[0][1] if records else [], column)
-    return records[1:]
+    header = [field.strip() for field in records[0][1]] if records else []
+    _check_header(file, header, column)
+    return [(1, header), *records[1:]]
 
 
 def _check_header(file: Path, fields: list[str], column: str) -> None:
-    if [field.strip() for field in fields] == ["path", column]:
+    if fields == ["path", column] or fields == ["path", "labels", "boxes"] and column == "labels":
         return
     other = next((mark for mark in ";\t" if any(mark in field for field in fields)), None)
     if other is not None:
@@ -93,14 +106,36 @@ def _check_header(file: Path, fields: list[str], column: str) -> None:
     )
 
 
-def _labels(text: str, column: str, where: str) -> frozenset[str]:
-    names = text.split("|") if column == "labels" and text.strip() else [text]
-    labels = frozenset(compose_accents(name.strip()) for name in names)
+def _labels(text: str, column: str, where: str) -> list[str]:
     if column == "labels" and not text.strip():
-        return frozenset()  # the image shows none of the classes
+        return []  # the image shows none of the classes
+    names = text.split("|") if column == "labels" else [text]
+    labels = [compose_accents(name.strip()) for name in names]
     if "" in labels:
         raise UserError(f"{where}: a label is empty")
     return labels
+
+
+def _objects(labels: list[str], text: str, where: str) -> tuple[tuple[str, Box], ...]:
+    """The label and the box of every object."""
+    parts = text.split("|") if text.strip() else []
+    if len(parts) != len(labels):
+        raise UserError(f"{where}: {len(labels)} labels and {len(parts)} boxes; give one for each")
+    return tuple(zip(labels, (_box(part, where) for part in parts), strict=True))
+
+
+def _box(text: str, where: str) -> Box:
+    try:
+        x0, y0, x1, y1 = box = tuple(float(number) for number in text.split())
+    except ValueError:
+        x0 = y0 = x1 = y1 = -1.0
+        box = ()
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise UserError(
+            f"{where}: box '{text.strip()}'; expected x0 y0 x1 y1 as fractions of the image, with "
+            "0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+        )
+    return box
 
 
 def _existing(root: Path, text: str, where: str) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from spcl_lib.data.image_set import ImageSet, list_image_files
 from spcl_lib.data.label_files import LabelRow, read_label_file
+from spcl_lib.data.objects import Boxes
 from spcl_lib.system.errors import UserError
 
 TRAIN, VAL = "train.csv", "val.csv"
@@ -22,6 +23,7 @@ def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
         root: folder with train.csv and val.csv. Each has the header `path,labels` and a line for
             every image: its path below the folder, and its labels with "|" between them. An image
             that shows no class has no label.
+            A third column, boxes, is optional: see `label_files.read_label_file`.
 
     Returns:
         The images of train.csv and those of val.csv. The classes are the labels of train.csv,
@@ -57,5 +59,18 @@ def _image_set(root: Path, rows: Mapping[str, LabelRow], classes: tuple[str, ...
     labels = torch.zeros((len(rows), len(classes)), dtype=torch.bool)
     for i, row in enumerate(rows.values()):
         labels[i, [number[name] for name in row.labels]] = True
-    files = [root / path for path in rows]
-    return list_image_files(files, labels=labels, classes=classes, ids=tuple(rows))
+    files, boxes = [root / path for path in rows], _boxes(rows, number)
+    return list_image_files(files, labels=labels, classes=classes, ids=tuple(rows), boxes=boxes)
+
+
+def _boxes(rows: Mapping[str, LabelRow], number: Mapping[str, int]) -> Boxes | None:
+    """The objects of all images; None where the file has no boxes."""
+    if any(row.objects is None for row in rows.values()):
+        return None
+    found = [(i, number[name], box) for i, row in enumerate(rows.values())
+             for name, box in row.objects]  # fmt: skip
+    images, labels, corners = zip(*found, strict=True) if found else ((), (), ())
+    return Boxes(
+        torch.tensor(images, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64),
+        torch.tensor(corners, dtype=torch.float32).view(-1, 4),
+    )  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 from small_folder import QUICK, save_noise, write_csv
 
 from spcl_lib import UserError
+from spcl_lib.data.draws import draw_labels
 from spcl_lib.data.table import list_table
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_data, load_splits
@@ -83,6 +84,38 @@ def test_a_run_goes_from_the_files_to_metrics(root, spcl):
 )
 def test_what_is_wrong_is_named_with_its_line(root, file, lines, words):
     write_csv(root / file, "path,labels", *lines)
+    with pytest.raises(UserError, match=words):
+        list_table(root)
+
+
+BOXED = ["a.png,dog|cat|dog,0 0 .5 1|.1 .1 .2 .2|.5 .5 1 1", "b.png,cat,0 0 1 1", "d.png,,"]
+
+
+def test_boxes_are_read_and_the_draws_that_need_them_work(root):
+    write_csv(root / "train.csv", "path,labels,boxes", *BOXED)
+    write_csv(root / "val.csv", "path,labels", "f.png,dog")
+    train, val = list_table(root)
+    assert val.boxes is None and train.labels.int().tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert train.boxes.image.tolist() == [0, 0, 0, 1] and train.boxes.label.tolist() == [1, 0, 1, 0]
+    assert torch.allclose(train.boxes.box[1], torch.tensor([0.1, 0.1, 0.2, 0.2]))
+    # Size alone decides nothing here, but the cat of a.png is so small that it is hardly drawn.
+    kept = [draw_labels(train.first(2), "size", seed)[0].tolist() for seed in range(20)]
+    assert kept.count([False, True]) >= 17
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("a.png,dog,0 0 1", "line 2: box '0 0 1'; expected x0 y0 x1 y1"),
+        ("a.png,dog,0 0 1 2", "line 2: box '0 0 1 2'"),
+        ("a.png,dog,0 0 nan 1", "line 2: box '0 0 nan 1'"),
+        ("a.png,dog,1 0 0 1", "0 <= x0 < x1 <= 1"),
+        ("a.png,dog|cat,0 0 1 1", "line 2: 2 labels and 1 boxes; give one for each"),
+        ("a.png,dog", "line 2: 2 fields; expected path,labels,boxes"),
+    ],
+)
+def test_a_wrong_box_is_named_with_its_line(root, line, words):
+    write_csv(root / "train.csv", "path,labels,boxes", line, "b.png,cat,0 0 1 1")
     with pytest.raises(UserError, match=words):
         list_table(root)
 
