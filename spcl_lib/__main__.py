@@ -264,6 +264,7 @@ def _reproduce(options: Options) -> int:
 
 def _league(options: Options) -> int:
     from spcl_lib.analysis.league import collect, league_table, save_league
+    from spcl_lib.analysis.report import update_readme
     from spcl_lib.runs.league import LEAGUES, SEEDS, League, run_league
     from spcl_lib.runs.store import load_metrics
 
@@ -287,6 +288,7 @@ def _league(options: Options) -> int:
         content = collect(league)
         if not options.only:
             save_league(content)
+            update_readme()
         print(league_table(content).round(2).to_string())
     return 0
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from spcl_lib.analysis import league as tables
+from spcl_lib.analysis.report import fill_tables
 from spcl_lib.evaluate import mean_average_precision
 from spcl_lib.methods import METHODS
 from spcl_lib.runs import league
@@ -118,6 +119,9 @@ def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
     gains = tables.consistency_gains(kept)
     assert gains.loc["GR", "gain"] == pytest.approx(0)
     assert tables.pooling_scores(kept).loc["GR", "lse:0.3"] == pytest.approx(49)
+    readme = fill_tables("a\n<!-- league scenes -->\n<!-- end -->\nb")
+    assert "| GR | competitor | 50.5 ± 0.7 | 50 % |" in readme and readme.endswith("\nb")
+    assert any("GR" in s and "best" in s for s in tables.league_sentences(kept))
     (ren,) = [e for e in kept["final"] if e["method"] == "ren" and e["predicts"] == "mean"]
     low, high = ren["against_best"]
     assert low == high == 0  # the pretended scores of both are the same
