@@ -109,6 +109,12 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("voc2007", "cpu"): Cost(360, "2.1 GB (measured)"),
     ("voc2007", "frozen"): Cost(15, "2 GB (measured), once 1 min and 1.8 GB of cache"),
     ("coco18", "frozen"): Cost(35, "4 GB (measured), once 2 min and 3.3 GB of cache"),
+    ("voc2012", "frozen"): Cost(30, f"3 GB, once 2 min and 4.2 GB of cache ({_NEVER})"),
+    ("coco2014", "frozen"): Cost(480, f"10 GB, once 20 min and 45 GB of cache ({_NEVER})"),
+    ("coco2017", "frozen"): Cost(660, f"10 GB, once 25 min and 45 GB of cache ({_NEVER})"),
+    ("imagenet", "frozen"): Cost(
+        120, f"with --set train_images=20000: once 10 min and 26 GB of cache ({_NEVER})"
+    ),
     ("coco18", "cpu"): Cost(900, "2.5 GB (estimated from voc2007)"),
     ("voc2012", "cpu"): Cost(840, f"2.3 GB ({_NEVER})"),
     ("coco2014", "cpu"): Cost(14400, f"4 GB, 14 GB of cache ({_NEVER})"),
