@@ -1,9 +1,9 @@
 """HeatmapBank: a running-average heatmap for every training image and class.
 
 The paper keeps "per-class running-average heatmaps for every training image" in full-image
-coordinates. Our choices: the storage types, the mask of seen cells, the resolution, bilinear
-resampling, and that the first value seen enters whole. With `size=1` the same store holds the
-image-level running average P of the consistency loss (CL).
+coordinates. These choices are ours: the storage types, the mask of seen cells, the resolution,
+bilinear resampling, and the first value of a cell, which is stored unchanged. With `size=1` the
+bank holds the image-level running average P of the consistency loss (CL).
 """
 
 from __future__ import annotations
@@ -22,33 +22,32 @@ _STORED = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}
 class HeatmapBank:
     """Running averages H of probabilities, read and written through views.
 
-    After a step, for the cells that the view shows only:
-    `H <- momentum * H + (1 - momentum) * T_v^-1(maps)`; a cell seen for the first time takes
-    the value whole, so that nothing pulls towards zero at the start.
+    A step changes only the cells that the view shows:
+    `H <- momentum * H + (1 - momentum) * T_v^-1(maps)`. A cell that is seen for the first time
+    takes the new value unchanged. So the start value 0 has no effect.
 
     Args:
         num_images: N, images of the training set.
         num_classes: C.
         size: W, cells along each side of a heatmap; 1 keeps one value per class.
-        momentum: mu in [0, 1); second-hand 0.8 in the paper.
+        momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
         dtype: torch.uint8, torch.float16 or torch.float32; see below.
-        path: file to keep the heatmaps in (memory-mapped) instead of in memory. An existing file
-            of the right size is continued only by `load_state_dict`; here it is overwritten.
+        path: file that holds the heatmaps (memory-mapped) instead of the memory. An existing
+            file is overwritten; `load_state_dict` restores the contents.
         seed: seed of the rounding.
 
     Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
 
-    Storage: uint8 rounds up or down by chance, so that steps smaller than 1/255 are kept on
-    average. The price is noise: 0.33 / sqrt(1 - mu^2) steps of 1/255. Measured against float32 on
-    averages that drift, by momentum: 0.55 steps at 0.8, 0.75 steps at 0.9, 1.0 steps at 0.95 and
-    2.2 steps at 0.99.
-    From 0.95 on, take float16 (0.06 steps at 0.95, 0.15 at 0.99) or float32. float16 rounds to the
-    nearest: towards a value that stays, it stops up to 2^-12 / (1 - mu) short of it, which is 1.2
-    steps at 0.95 and 6 at 0.99. float32 does not.
+    Storage: uint8 rounds up or down by chance. So it keeps changes below 1/255 on average, but
+    adds noise: 0.33 / sqrt(1 - mu^2) steps of 1/255. We measured the noise against float32, on
+    averages that drift: 0.55 steps at 0.8, 0.75 steps at 0.9, 1.0 steps at 0.95 and 2.2 steps at
+    0.99. For a momentum of 0.95 or more, use float16 (0.06 steps at 0.95, 0.15 at 0.99) or float32.
+    float16 rounds to the nearest value. If the predictions stay constant, its average stops up to
+    2^-12 / (1 - mu) before it reaches them: 1.2 steps at 0.95 and 6 at 0.99. float32 reaches them.
 
     Raises:
         ValueError: an argument is outside its range.
-        UserError: the memory, or the disk of `path`, that is available is too small.
+        UserError: the memory, or the disk of `path`, has too little free space.
 
     Example:
         >>> bank = HeatmapBank(num_images=10, num_classes=3, size=8)
@@ -82,13 +81,13 @@ class HeatmapBank:
 
     @classmethod
     def of(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
-        """A bank with these contents (no copies), to read from: of a run, or of a snapshot.
+        """A bank to read the contents of a run or of a snapshot; it makes no copies.
 
         Args:
             heatmaps: (N, C, W, W) in a type that a bank stores.
             seen: (N, W, W) bool.
         """
-        bank = cls.__new__(cls)  # nothing to allocate, so nothing to check for room
+        bank = cls.__new__(cls)  # allocates nothing, so needs no memory check
         bank._hold(heatmaps, seen, momentum=0.0, seed=0)
         return bank
 
@@ -107,8 +106,8 @@ class HeatmapBank:
             grid: G, cells along each side of the result.
 
         Returns:
-            target: (B, C, G, G) float32 in [0, 1]; averages over seen cells only, 0 where none is.
-            seen: (B, 1, G, G) float32 in {0, 1}; 1 where at least half of what is read was seen.
+            target: (B, C, G, G) float32 in [0, 1]; averages over seen cells, 0 without seen cells.
+            seen: (B, 1, G, G) float32 in {0, 1}; 1 where at least half of the read area was seen.
         """
         self._check(indices, views)
         device = views.boxes.device
@@ -117,7 +116,7 @@ class HeatmapBank:
         if bool(mask.all()):  # usual after the first epochs
             target = views.crop(maps, grid).clamp(max=1)  # rounding can exceed 1 by 1e-7
             return target, maps.new_ones(len(indices), 1, grid, grid)
-        weight = views.crop(mask, grid)  # (B, 1, G, G) share of what is read that was seen
+        weight = views.crop(mask, grid)  # (B, 1, G, G) seen share of the read area
         target = (views.crop(maps * mask, grid) / weight.clamp(min=1e-6)).clamp(max=1)
         seen = (weight >= 0.5 - 1e-6).to(torch.float32)
         return target * seen, seen
@@ -132,8 +131,8 @@ class HeatmapBank:
             maps: (B, C, G, G) probabilities.
 
         Raises:
-            ValueError: wrong shapes, an index outside 0..N-1 or named twice, or values that are
-                no probabilities (outside [0, 1] or not finite).
+            ValueError: a shape is wrong, an index is outside 0..N-1 or occurs twice, or a value
+                is not a probability (outside [0, 1] or not finite).
         """
         self._check(indices, views)
         if maps.ndim != 4 or maps.shape[:2] != (len(indices), self.num_classes):
@@ -155,7 +154,7 @@ class HeatmapBank:
         self.seen[indices] |= visible.squeeze(1)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that changes, as copies."""
+        """Copies of everything that changes."""
         return {
             "heatmaps": self.heatmaps.clone(),
             "seen": self.seen.clone(),
@@ -163,7 +162,7 @@ class HeatmapBank:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restores a state that `state_dict` returned."""
         self.heatmaps.copy_(state["heatmaps"])
         self.seen.copy_(state["seen"])
         self._rounding.set_state(state["rounding"])
@@ -176,7 +175,7 @@ class HeatmapBank:
     def _store(self, indices: Tensor, average: Tensor, visible: Tensor) -> None:
         scaled = average * _STORED[self.heatmaps.dtype]
         if self.heatmaps.dtype == torch.uint8:
-            # Rounding up with the probability of the fraction keeps small steps on average.
+            # The fraction is the probability to round up: this keeps small steps on average.
             scaled = (scaled + torch.rand(scaled.shape, generator=self._rounding)).floor()
             scaled = scaled.clamp(max=255)  # 255 + 0.9999999 rounds to 256, which would wrap to 0
         stored = scaled.to(self.heatmaps.dtype)

@@ -1,7 +1,7 @@
 """RunConfig: the frozen configuration of one run.
 
-All values are our choice, unless a comment says otherwise: the paper's settings are not published.
-`runs/profiles.py` has the values for every data set, `runs/settings.py` checks what a person sets.
+All values are our choice, unless a comment says otherwise: the paper does not publish its settings.
+`runs/profiles.py` has the values for every data set. `runs/settings.py` checks the user's settings.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class RunConfig:
     # what
     dataset: str = "scenes"
     method: str = "an"
-    seed: int = 0  # of network, order and views
+    seed: int = 0  # of the network, the order of images and the views
     profile: str = "cpu"
-    draw: str = "uniform"  # which label of an image is kept, see data.draws.DRAWS
-    label_seed: int = 0  # of the draw: all methods and seeds see the same labels; cole: 1200 + this
+    draw: str = "uniform"  # rule that selects the kept label of an image, see data.draws.DRAWS
+    label_seed: int = 0  # all methods and seeds see the same labels; cole adds 1200
     report: str = "test"  # "test": final; "val": for choices, never touches the final data
     # data
     content: str = ""  # fingerprint of the data set's files and labels; "" for drawn scenes
@@ -37,10 +37,10 @@ class RunConfig:
     damaged: str = "stop"  # images that cannot be read: "stop", or "skip" and count them
     labels: str = ""  # folder: CSV of path,label below the data root; "" = class/image.jpg
     full_labels: str = ""  # folder: CSV of path,labels (a|b) for the evaluation; "" = none
-    image_side: int = 64  # whole images are kept as squares of this side
+    image_side: int = 64  # side of the squares that store whole images
     crop_side: int = 64  # side of the crops that the network trains on
-    eval_side: int = 64  # side of the whole images that it is evaluated on
-    scale_min: float = 0.25  # least area of a crop
+    eval_side: int = 64  # side of the whole images in the evaluation
+    scale_min: float = 0.25  # smallest area of a crop, as a share of the image
     scale_max: float = 1.0
     ratio_max: float = 4 / 3  # widest crop, width / height; the narrowest is its inverse
     flip: float = 0.5
@@ -48,17 +48,17 @@ class RunConfig:
     backbone: str = "small_resnet"
     weights: str = "auto"  # "auto", "none", "torchvision" or a file
     pooling: str = "mean"  # from score maps to logits, see pooling.KINDS
-    pooling_strength: float = 0.0  # 0: the usual one of the kind, see Pooling
+    pooling_strength: float = 0.0  # 0 = the usual strength of the kind, see Pooling
     frozen: int = 0  # leading blocks of the backbone that are not trained
     trained: str = "network"  # or "head": only the 1x1 convolution, on features computed once
     dilation: int = 1  # of the backbone's last stage; 2 makes the score maps twice as fine
-    pretrain_images: int = 10000  # scenes: glyph images that small_resnet is pretrained on
+    pretrain_images: int = 10000  # scenes: glyph images for the pretraining of small_resnet
     pretrain_epochs: int = 12
     # optimisation: AdamW, one-cycle
     epochs: int = 16
     batch: int = 32
     lr: float = 2e-3
-    head_lr_factor: float = 1.0  # the new layer learns faster than a pretrained backbone
+    head_lr_factor: float = 1.0  # above 1, the new layer learns faster than the backbone
     weight_decay: float = 1e-2
     warmup: float = 0.2  # share of the steps over which the learning rate rises
     amp: str = "auto"  # "auto", "bfloat16" or "off"
@@ -66,19 +66,19 @@ class RunConfig:
     # method
     settings: MethodSettings = MethodSettings()
     # records
-    snapshots: int = 0  # training images to follow over the epochs, see runs/snapshots.py; 0 = none
+    snapshots: int = 0  # training images followed over the epochs, see runs/snapshots.py; 0 = none
 
     def flat(self) -> dict[str, Any]:
-        """All values by their names, those of the method beside the others; for files."""
+        """All values by name, with the method's settings at the same level; for files."""
         values = dataclasses.asdict(self)
         return values | values.pop("settings")
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration that `flat` gave; a value that is missing has its default.
+        """The configuration from the values of `flat`; a missing value gets its default.
 
         Raises:
-            TypeError: a name that is no setting.
+            TypeError: a name is not a setting.
         """
         names = {field.name for field in dataclasses.fields(MethodSettings)}
         own = {k: v for k, v in values.items() if k not in names}
@@ -86,15 +86,15 @@ class RunConfig:
         return cls(**own, settings=settings)
 
     def replace(self, **values: Any) -> RunConfig:
-        """The same configuration with other values, those of the method included."""
+        """A copy with other values; the method's settings are allowed, too."""
         return self.from_flat(self.flat() | values)
 
     def grid_of_crop(self, grid: int) -> int:
-        """Cells along a side of a crop's maps, where the whole image has `grid`."""
+        """Cells along a side of a crop's maps, if the whole image has `grid` cells."""
         return max(1, round(grid * self.crop_side / self.image_side))
 
     def digest(self) -> str:
-        """Eight characters that change with any value, but not when a setting is added later."""
+        """Eight characters that change with any value; a new setting does not change them."""
         defaults = type(self)().flat()
         values = {k: v for k, v in self.flat().items() if v != defaults[k]}
         text = json.dumps(values, sort_keys=True)

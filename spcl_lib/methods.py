@@ -1,10 +1,10 @@
-"""The methods: each is a supervised term, with or without a consistency term.
+"""The methods: each has a supervised term, and some add a consistency term.
 
     loss = term(s, z) + lambda(epoch) * consistency(f, running averages)
 
-AN, CL, SCL and the idea of EN are the paper's. Ours: the distance, lambda, the start, the ramp, and
-the rule that selects the expected negatives. `terms.py` has the terms of other papers; with each of
-them, NAME, NAME_cl and NAME_scl are methods. See `losses` for the notation.
+AN, CL, SCL and the idea of EN are from the paper. These are ours: the distance, lambda, the start,
+the ramp, and the rule that selects the expected negatives. `terms.py` has the terms of other
+papers. Each of these gives three methods: NAME, NAME_cl and NAME_scl. `losses` has the notation.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from spcl_lib.views import Views
 
 __all__ = ["METHODS", "PAPER_METHODS", "Method", "MethodSettings", "MethodSpec", "title_of"]
 
-_EN_BYTES = 24  # for every label, at the peak of `expected_negative_threshold`; measured
+_EN_BYTES = 24  # per label, the measured peak of `expected_negative_threshold`
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a method is made of."""
+    """The parts of a method."""
 
     term: str  # a key of TERMS
     consistency: str  # "", "cl" or "scl"
@@ -42,13 +42,13 @@ class MethodSpec:
 
     @property
     def description(self) -> str:
-        """For people."""
+        """The method in words."""
         more = {"": "", "cl": " + consistency of image predictions over epochs",
                 "scl": " + spatial consistency with the heatmaps"}  # fmt: skip
         return TERMS[self.term].description + more[self.consistency]
 
 
-# The methods of the paper, and its upper bound: the rows of the reproduction.
+# The methods of the paper and its upper bound; the reproduction has a row for each.
 PAPER_METHODS = ("an", "cl", "scl", "en", "en_cl", "en_scl", "full")
 
 
@@ -67,7 +67,7 @@ METHODS: dict[str, MethodSpec] = _all_methods()
 
 
 def title_of(method: str) -> str:
-    """A method's name for people: "en_scl" is EN + SCL."""
+    """The name of a method as people read it: EN + SCL for "en_scl"."""
     if method not in METHODS:
         return method.upper().replace("_", " + ")
     spec = METHODS[method]
@@ -76,13 +76,13 @@ def title_of(method: str) -> str:
 
 
 def require_memory(name: str, num_images: int, num_classes: int, settings: MethodSettings) -> None:
-    """Refuses a method whose running averages do not fit into memory; arguments as of Method.
+    """Refuses a method whose running averages do not fit into memory; arguments as in Method.
 
-    A checkpoint holds the averages a second time, and EN and GPR rank all labels of all images at
+    A checkpoint holds a second copy of the averages. EN and GPR rank all labels of all images at
     once.
 
     Raises:
-        UserError: they do not fit, or the name is unknown.
+        UserError: the averages do not fit, or the name is unknown.
     """
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
@@ -97,7 +97,7 @@ def require_memory(name: str, num_images: int, num_classes: int, settings: Metho
 
 
 class Method:
-    """One method at work: its loss, and its running averages over the training images.
+    """One method in a training: its loss, and its running averages for the training images.
 
     Args:
         name: a key of METHODS.
@@ -106,8 +106,8 @@ class Method:
         settings: see MethodSettings.
         seed: seed of the bank's rounding, and of the term's state.
         labels: z (N, C) of the whole training set; only terms with state need them.
-        epochs: of the whole training; some terms change with it.
-        pooling: of the network.
+        epochs: length of the whole training; some terms depend on it.
+        pooling: pooling of the network.
 
     Raises:
         UserError: the name is unknown, or the running averages do not fit into memory.
@@ -136,7 +136,7 @@ class Method:
                 num_images, num_classes, size, self.settings.momentum, dtype, seed=seed
             )
         self.tables: dict[str, Tensor] = {}
-        if self.term.reads_averages:  # from this presence on, a class is possible
+        if self.term.reads_averages:  # a class with at least this presence is possible
             self.tables["threshold"] = torch.full((num_classes,), math.inf)
         if self.term.make_tables is not None:
             if labels is None:
@@ -147,7 +147,7 @@ class Method:
 
     @property
     def term(self) -> Term:
-        """Its supervised term."""
+        """The supervised term."""
         return TERMS[self.spec.term]
 
     @property
@@ -156,11 +156,11 @@ class Method:
         return self.spec.consistency == "scl"
 
     def parameters(self) -> list[Tensor]:
-        """What the optimiser changes together with the network's weights."""
+        """Tensors that the optimiser changes together with the network's weights."""
         return [self.tables[name] for name in self.term.learned]
 
     def begin_epoch(self, epoch: int, labels: Tensor) -> None:
-        """Selects the threshold of EN and GPR for this epoch from the running averages.
+        """Selects this epoch's threshold of EN and GPR from the running averages.
 
         Args:
             epoch: epochs done.
@@ -173,7 +173,7 @@ class Method:
             )
 
     def end_epoch(self, epoch: int, labels: Tensor) -> None:
-        """Changes the term's state after an epoch; arguments as of `begin_epoch`."""
+        """Changes the term's state after an epoch; arguments as in `begin_epoch`."""
         if self.term.end_epoch is not None:
             self.term.end_epoch(self.tables, labels, epoch, self.epochs, self.settings)
 
@@ -184,9 +184,9 @@ class Method:
 
         Args:
             maps: f (B, C, G, G) score-map logits.
-            labels: z (B, C); for the method "full", y.
+            labels: z (B, C); y for the method "full".
             indices: (B,) int64 image numbers.
-            views: B views that the images were shown through.
+            views: B views through which the network saw the images.
             epoch: epochs done, with the fraction of the current one.
         """
         logits, settings = self.pooling(maps), self.settings
@@ -200,7 +200,7 @@ class Method:
             return total
         if self.spatial:
             agreement = spatial_consistency(maps, target, seen, settings.distance)
-        else:  # an image that is new agrees with itself: no pull to 0
+        else:  # a new image is compared with its own prediction, not with 0
             own = torch.sigmoid(logits.detach())[..., None, None]
             average = torch.where(seen > 0, target, own)[:, :, 0, 0]
             agreement = consistency(logits, average, settings.distance)
@@ -208,10 +208,10 @@ class Method:
 
     @torch.no_grad()
     def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
-        """Updates the running averages after a step, from the maps that the step predicted.
+        """Updates the running averages after a step, with the maps that the step predicted.
 
-        The averages begin one epoch before they are used. What an untrained layer says of an image
-        would otherwise stay in its average for many epochs.
+        The averages begin one epoch before the loss uses them. An earlier begin would keep the
+        predictions of an untrained layer in the averages for many epochs.
         """
         maps = maps.float()
         if "predictions" in self.tables:
@@ -225,13 +225,13 @@ class Method:
             self.bank.update(indices, whole, self.pooling(maps).sigmoid()[:, :, None, None])
 
     def state_dict(self) -> dict[str, object]:
-        """Everything per image that changes during training, as copies."""
+        """Copies of everything per image that changes during training."""
         bank = None if self.bank is None else self.bank.state_dict()
         return {"bank": bank} | {k: v.detach().clone() for k, v in self.tables.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restores a state that `state_dict` returned."""
         for name, table in self.tables.items():
             table.copy_(state[name])
         if self.bank is not None:
@@ -247,9 +247,9 @@ class Method:
         return self.bank.read(indices, Views.whole(len(indices), views.boxes.device), 1)
 
     def _presence_of_all(self) -> Tensor:
-        """(N, C) presence of every class in every whole image, by its running averages."""
+        """(N, C) presence of every class in every whole image, from the running averages."""
         size = self.bank.size
-        few = 2**26 // (self.bank.num_classes * size**2)  # 1,000 classes take much memory an image
+        few = 2**26 // (self.bank.num_classes * size**2)  # 1,000 classes need much memory per image
         chunks = torch.arange(self.bank.num_images).split(min(1024, max(1, few)))
         read = (self.bank.read(c, Views.whole(len(c)), size) for c in chunks)
         return torch.cat([self.pooling.presence(*part) for part in read])

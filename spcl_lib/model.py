@@ -19,7 +19,7 @@ from spcl_lib.system.weights import load_backbone
 class Images(Protocol):
     """Whole images (N, 3, S, S) uint8, or their features (N, D, G, G) in a floating type.
 
-    A tensor, or what gives tensors when it is indexed.
+    A tensor, or an object that returns tensors when it is indexed.
     """
 
     def __len__(self) -> int: ...
@@ -30,15 +30,15 @@ class Images(Protocol):
 class SpatialClassifier(nn.Module):
     """A fully convolutional classifier whose output keeps its spatial axes.
 
-    Pooled by the mean, the score maps give what global average pooling and a linear layer would
-    give. So a pretrained classification backbone fits unchanged.
+    The mean of the score maps equals the result of global average pooling and a linear layer. So a
+    pretrained classification backbone fits unchanged.
 
     Args:
         features: backbone; maps images (B, 3, H, W) to features (B, D, G, G).
         num_features: D.
         num_classes: C.
-        frozen: leading blocks of the backbone that stay as they are, batch statistics included;
-            on a CPU this halves the cost of a step, since the early layers are the expensive ones.
+        frozen: leading blocks of the backbone that do not change, batch statistics included. On a
+            CPU this halves the cost of a step, because the early layers are expensive.
         pooling: from score maps to logits.
     """
 
@@ -57,7 +57,7 @@ class SpatialClassifier(nn.Module):
         self.features[:frozen].requires_grad_(False)
 
     def train(self, mode: bool = True) -> SpatialClassifier:
-        """Training mode for all but the frozen blocks."""
+        """Sets the training mode of all blocks except the frozen ones."""
         super().train(mode)
         self.features[: self.frozen].eval()
         return self
@@ -69,7 +69,7 @@ class SpatialClassifier(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of features (B, D, G, G) in channels-last order.
 
-        On every cell a 1x1 convolution is a linear layer. Written so, it is faster on a CPU.
+        A 1x1 convolution is a linear layer on every cell. The linear form is faster on a CPU.
         """
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.head.weight.dtype)
@@ -114,17 +114,17 @@ def build_backbone(
     Args:
         name: "small_resnet", "mobilenet_v2", "resnet18" or "resnet50".
         weights: None for random weights, "torchvision" for torchvision's ImageNet weights
-            (downloaded once where the network allows), or a file with a state dict: of
-            `small_resnet`, or of the whole torchvision model.
-        dilation: of the last stage. With 2 that stage keeps its resolution: the maps are twice as
-            fine, with the same weights.
+            (downloaded once where the network allows), or a file with the state dict of
+            `small_resnet` or of the whole torchvision model.
+        dilation: dilation of the last stage. With 2, this stage keeps its resolution: the maps are
+            twice as fine, with the same weights.
 
     Returns:
         The backbone and its number of output features D.
 
     Raises:
-        UserError: an unknown name, weights that are missing or do not fit, or a backbone that has
-            no dilated form.
+        UserError: the name is unknown, weights are missing or do not fit, or the backbone has no
+            dilated form.
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
@@ -135,7 +135,7 @@ def build_backbone(
         if weights is not None:
             load_backbone(model, weights, name)
         return model, 128
-    from torchvision import models  # here, because it takes seconds that the scenes need not spend
+    from torchvision import models  # imported here: it takes seconds, and scenes do not need it
 
     dilated = dilation == 2
     form = {"replace_stride_with_dilation": (False, False, dilated)} if name == "resnet50" else {}
@@ -151,7 +151,7 @@ def build_backbone(
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Gives a stage stride 1; what came after the stride looks twice as far, as before."""
+    """Sets the stride of a stage to 1, and doubles the dilation of the layers after the stride."""
     dilation = 1
     for layer in stage.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
@@ -161,7 +161,7 @@ def _dilate(stage: nn.Module) -> None:
 
 
 BACKBONES = ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in torchvision's weights
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -175,9 +175,9 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
     """Mixed precision for a forward pass.
 
     Args:
-        device: where the model is.
-        amp: "off", "bfloat16", or "auto": bfloat16 on CUDA and on CPUs with bfloat16 instructions
-            (elsewhere it is emulated, and slower than float32).
+        device: device of the model.
+        amp: "off", "bfloat16" or "auto". "auto" takes bfloat16 on CUDA and on CPUs with bfloat16
+            instructions; other CPUs emulate it, more slowly than float32.
     """
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
     if amp == "off" or (amp == "auto" and not fast):

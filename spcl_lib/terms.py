@@ -1,13 +1,13 @@
-"""The supervised terms: a row of TERMS for each loss, with its name, its state and its source.
+"""The supervised terms: TERMS has a row for each loss, with its name, its state and its source.
 
-A new loss takes one file in losses/ and one row here; then `NAME`, `NAME_cl` and `NAME_scl` are
-methods. State per image or class is a dictionary of tensors, the term's tables. The method keeps
-them, and a run saves them with its checkpoint.
+A new loss needs one file in losses/ and one row here. Then `NAME`, `NAME_cl` and `NAME_scl` are
+methods. The state per image or class is a dictionary of tensors: the term's tables. The method
+keeps the tables, and a run saves them in its checkpoint.
 
-LAC and IGNORE have no row: a term is a function of logits, labels and the step. LAC compares a weak
-with a strong augmentation, and features with a queue of features; IGNORE passes an image three
-times through the network, once with the annotated object masked out. Without these parts little
-more than AN is left of either, under a name that would promise more.
+LAC and IGNORE have no row, because a term is a function of logits, labels and the step. LAC
+compares a weak augmentation with a strong one, and features with a queue of features. IGNORE passes
+an image through the network three times, once without the annotated object. Without these parts,
+both losses are little more than AN, and their names would mislead.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ Tables = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of the methods; ours, where no paper is named.
+    """Settings of the methods; values without a named paper are ours.
 
     Attributes:
         weight: lambda, weight of the consistency term after the ramp.
-        start: epochs before consistency, EN, APL, Crisp and GPR's pseudo-labels begin: early
+        start: epochs before consistency, EN, APL, Crisp and GPR's pseudo-labels begin; early
             predictions are noise.
-        ramp: epochs over which lambda grows from 0, linearly.
+        ramp: epochs in which lambda grows linearly from 0.
         distance: d, one of "bce", "l1", "l2".
         momentum: mu of the running averages.
         bank_size: W, cells along each side of a heatmap.
-        bank_dtype: "uint8", "float16" or "float32". From a momentum of 0.95 on, uint8's noise is
-            above 1/255: take another; see HeatmapBank.
-        expected_positives: k, positives per image that EN, EPR, ROLE and GPR expect; the annotated
-            one counts.
-        smoothing: of AN-LS (0.1 in the published code).
+        bank_dtype: "uint8", "float16" or "float32". For a momentum of 0.95 or more, use another
+            type than uint8: its noise is above 1/255; see HeatmapBank.
+        expected_positives: k, positives per image that EN, EPR, ROLE and GPR expect, with the
+            annotated one.
+        smoothing: smoothing of AN-LS (0.1 in the published code).
         entropy_weight: alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper).
         pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
         rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
         robustness: r of REN, in (0, 1]; 1 forgives wrong negatives most.
-        prior_weight: of the class priors (Crisp's loss) in REN.
+        prior_weight: weight of the class priors (Crisp's loss) in REN.
         pseudo_least: lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7
             (0.4 on VOC, 0.5 on COCO in the published code).
-        count_weight: of GPR's penalty of a wrong number of positives (0.05 on VOC, 0.001 on COCO
-            in the published code).
-        asset_weight: alpha of the asset regularisation; the published value is not known to us.
-        asset_step: eps, how far its averages move with an image's step (0.001 in the published
-            code, for many steps in an epoch; see losses/asset.py).
+        count_weight: weight of GPR's penalty for a wrong number of positives (0.05 on VOC, 0.001
+            on COCO in the published code).
+        asset_weight: alpha of the asset regularisation; we do not know the published value.
+        asset_step: eps, how far one step of an image moves its average (0.001 in the published
+            code, which makes many steps in an epoch; see losses/asset.py).
     """
 
     weight: float = 1.0
@@ -76,16 +76,16 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class Step:
-    """Where in the training a batch stands, and what is known of its images.
+    """The position of a batch in the training, and the known facts about its images.
 
     Attributes:
         indices: (B,) int64 image numbers.
         epoch: epochs done, with the fraction of the current one.
-        epochs: of the whole training.
-        settings: of the method.
+        epochs: length of the whole training.
+        settings: settings of the method.
         tables: the term's state.
-        presence: (B, C) what the running averages say of the views; None before they are used,
-            and for terms that need none.
+        presence: (B, C) presence in the views, from the running averages; None before the loss
+            uses the averages, and for terms that need none.
     """
 
     indices: Tensor
@@ -108,13 +108,13 @@ class Term:
     """A supervised term.
 
     Attributes:
-        loss: of a batch.
-        description: for people.
-        source: where it comes from.
-        title: its name for people; None: the key in capitals.
-        make_tables: the state at the start, from labels z (N, C), settings and a seed.
-        end_epoch: changes the state after an epoch, from the state, labels, epochs done, epochs in
-            all, and settings.
+        loss: the loss of a batch.
+        description: the term in words.
+        source: the paper that it comes from.
+        title: the name that people read; None means the key in capitals.
+        make_tables: makes the first state from labels z (N, C), settings and a seed.
+        end_epoch: changes the state after an epoch; takes the state, labels, epochs done, the
+            number of all epochs, and settings.
         learned: tables that the optimiser changes together with the network.
         reads_averages: whether it needs running averages of every training image.
     """
@@ -140,7 +140,7 @@ def _expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
 
 
 def _possible(step: Step) -> Tensor:
-    """(B, C) bool: the labels whose running averages say that they may be positive."""
+    """(B, C) bool: labels that may be positive, according to the running averages."""
     return step.presence >= step.tables["threshold"].to(step.presence.device)
 
 
@@ -156,7 +156,7 @@ def _pseudo_robust(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
 
 
 def _progress(step: Step) -> float:
-    """The share of the training that is done, in [0, 1]."""
+    """The finished share of the training, in [0, 1]."""
     return min(1.0, step.epoch / step.epochs)
 
 
@@ -169,7 +169,7 @@ def _asset(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
 
 
 def _robust_expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
-    """REN, and from `start` on Crisp's loss beside it, which says how often each class is there."""
+    """REN; from `start` on with Crisp's loss, which tells how frequent each class is."""
     threshold = step.tables["threshold"].to(logits.device)
     loss = losses.robust_expected_negative(
         logits, labels, step.presence, threshold, step.settings.robustness
