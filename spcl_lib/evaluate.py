@@ -1,4 +1,4 @@
-"""Metrics of multi-label classification, and the scores that they are computed from."""
+"""Metrics of multi-label classification, and the scores that they use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from spcl_lib.pooling import Pooling, pooling_of
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
     """Average precision of every class, in percent; NaN for a class without a positive.
 
-    AP = sum over distinct scores of (recall gained) * (precision at that score), the
-    non-interpolated definition that scikit-learn uses: tied scores count together, so the order
-    of the images does not matter.
+    AP = sum over distinct scores of (gain in recall) * (precision at that score). This is
+    scikit-learn's definition without interpolation. Equal scores count together, so the order of
+    the images does not matter.
 
     Args:
         scores: (N, C), higher means more likely present.
@@ -54,8 +54,8 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
 def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
     """Gives mAP in percent: the mean AP over the classes that have a positive.
 
-    Classes without a positive have no AP and are left out (scikit-learn and torchmetrics count
-    them as 0); `evaluate_scores` tells how many. NaN if no class has a positive.
+    Classes without a positive have no AP and do not count (scikit-learn and torchmetrics count
+    them as 0); `evaluate_scores` returns their number. NaN if no class has a positive.
 
     Args:
         scores: (N, C), higher means more likely present.
@@ -77,11 +77,11 @@ def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | Non
 def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
     """Share of the images whose highest-ranked class is one of their labels, in percent.
 
-    Images without a label are left out; NaN if there are only such. With ReaL's labels this is
+    Images without a label do not count; NaN if no image has a label. With ReaL's labels this is
     ReaL accuracy (Beyer et al., 2020, "Are we done with ImageNet?").
 
     Args:
-        scores: (N, C), higher means more likely present; of equal ones the first class counts.
+        scores: (N, C), higher means more likely present; the first class wins a tie.
         labels: (N, C) bool.
         ignored: (N, C) bool; images whose highest-ranked class is ignored are left out.
 
@@ -100,16 +100,16 @@ def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None)
 def precision_recall(
     chosen: Tensor, labels: Tensor, ignored: Tensor | None = None
 ) -> dict[str, float]:
-    """Precision, recall and F1 in percent, overall (O) and per class averaged (C).
+    """Precision, recall and F1 in percent, overall (O) and as an average over classes (C).
 
-    As the field reports them (CP, CR, CF1, OP, OR, OF1): CF1 is the F1 of the averaged CP and CR.
-    A class that is never chosen counts with precision 0; classes without a positive are left out
-    of CP and CR.
+    The names are usual in the field (CP, CR, CF1, OP, OR, OF1). CF1 is the F1 of the averages CP
+    and CR. A class that is never chosen has precision 0. CP and CR leave out classes without a
+    positive.
 
     Args:
         chosen: (N, C) bool predictions.
         labels: (N, C) bool.
-        ignored: (N, C) bool; what is chosen there is neither right nor wrong.
+        ignored: (N, C) bool; a prediction there is neither right nor wrong.
     """
     chosen, labels = chosen.bool(), labels.bool()
     if ignored is not None:
@@ -142,13 +142,13 @@ def evaluate_scores(
         scores: (N, C) probabilities.
         labels: (N, C) bool, full labels.
         classes: C names.
-        ignored: (N, C) bool; labels that count neither way. Such a class still takes its place
-            among the 3 highest of an image: the ranking is the model's.
+        ignored: (N, C) bool; labels that are neither right nor wrong. An ignored class can still
+            be among the 3 highest of an image.
 
     Returns:
-        mAP, AP per class (None without a positive), how many classes were left out, accuracy of
-        the highest-ranked class, precision, recall and F1 at probability 0.5, and for the 3
-        highest-ranked classes of every image.
+        mAP, AP per class (None without a positive), the number of classes without a positive, and
+        the accuracy of the highest-ranked class. Precision, recall and F1 at probability 0.5, and
+        for the 3 highest-ranked classes of every image.
     """
     ap = average_precisions(scores, labels, ignored)
     top = min(3, scores.shape[1])
@@ -175,7 +175,7 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto")
     Args:
         model: gives score maps.
         images: (N, 3, H, W) uint8, or their features (N, D, G, G).
-        side: the images are resized to it, in pixels; features stay as they are.
+        side: side of the resized images, in pixels; features stay unchanged.
         amp: see `model.autocast`.
     """
     device = next(model.parameters()).device
@@ -199,7 +199,7 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto")
 
 
 class LabelledImages(Protocol):
-    """What a model is evaluated on, such as `data.image_set.ImageSet`."""
+    """The data of an evaluation, such as `data.image_set.ImageSet`."""
 
     images: Images
     labels: Tensor  # (N, C) bool
@@ -233,9 +233,9 @@ def evaluate(
     Args:
         model: gives score maps.
         data: the split.
-        side: the images are resized to it, in pixels.
+        side: side of the resized images, in pixels.
         amp: see `model.autocast`.
-        pooling: of the score maps; the model's own by default.
+        pooling: pooling of the score maps; by default the model's own.
     """
     (scores,) = predict_scores(model, data.images, side, [pooling or pooling_of(model)], amp)
     return evaluate_scores(scores, data.labels, data.classes, data.ignored)

@@ -22,11 +22,11 @@ from spcl_lib.views import Views
 
 @dataclass
 class Progress:
-    """Where a training stands. To resume it takes this, the model, the optimiser and the method.
+    """The state of a training. A resume also needs the model, the optimiser and the method.
 
     Attributes:
         epoch: epochs done.
-        step: batches done of the current epoch.
+        step: batches done in the current epoch.
         loss_sum: sum of the losses of those batches.
         seconds: training time so far, over all interruptions.
         history: one row per finished epoch.
@@ -40,15 +40,16 @@ class Progress:
 
 
 def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
-    """A random order of all images, cut into batches of nearly equal size (none is left out)."""
+    """A random order of all images, cut into batches of nearly equal size."""
     order = torch.randperm(num_images, generator=keyed_generator("order", seed, epoch))
     return order.tensor_split(math.ceil(num_images / batch))
 
 
 def learning_rate(done: float, warmup: float) -> float:
-    """One-cycle schedule: factor of the highest rate when the share `done` of all steps is done.
+    """One-cycle schedule: factor of the highest rate after the share `done` of all steps.
 
-    Rises from 1/25 along a cosine over the share `warmup`, then falls to 0 along a cosine.
+    The factor rises from 1/25 along a cosine during the share `warmup`, then falls to 0 along a
+    cosine.
     """
     if done < warmup:
         return 1 - (1 - 1 / 25) * (1 + math.cos(math.pi * done / warmup)) / 2
@@ -64,8 +65,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW; the 1x1 convolution learns `head_factor` times as fast as the backbone.
 
-    Labels that a method estimates learn ten times as fast (as ROLE's authors have it), and do not
-    decay.
+    The estimated labels of a method learn ten times as fast, as in ROLE's paper, and do not decay.
     """
     groups = [
         {"params": [p for p in model.features.parameters() if p.requires_grad], "factor": 1.0},
@@ -79,13 +79,13 @@ def make_optimizer(
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, lr: float, done: float, warmup: float
 ) -> None:
-    """Sets the rate of every group when the share `done` of all steps is done; lr: the highest."""
+    """Sets the rate of every group after the share `done` of all steps; lr: the highest rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"] * learning_rate(done, warmup)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-    """Changes the weights by one step down the gradient of a loss; gives the loss."""
+    """Changes the weights by one step down the gradient of a loss; returns the loss."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -103,13 +103,13 @@ def predict_views(
 ) -> Tensor:
     """Score-map logits f (B, C, G, G) float32 of views.
 
-    Where only the head is trained, `images` are the features of the whole images. A 1x1
-    convolution and a crop can change places; so the head goes first, and its C maps are cropped
-    in place of D features. A network that is shown the crop would see it larger.
+    If only the head is trained, `images` are the features of the whole images. A 1x1 convolution
+    and a crop give the same result in both orders. So the head comes first, and the crop reads C
+    maps instead of D features. A network that sees the crop itself would see it larger.
 
     Args:
         model: gives score maps.
-        images: (B, 3, S, S) uint8 whole images, or (B, D, G', G') their features.
+        images: whole images (B, 3, S, S) uint8, or their features (B, D, G', G').
         views: B views of them.
         config: the run's configuration.
     """
@@ -144,7 +144,7 @@ def train_step(
     maps = predict_views(model, images[indices].to(device), views, config)  # (B, C, G, G)
     loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
     value = descend(optimizer, loss)
-    if not math.isfinite(value):  # found now, before it gets into the running averages
+    if not math.isfinite(value):  # stop before the loss changes the running averages
         raise UserError(
             f"the loss became {value} in epoch {int(epochs_done) + 1}; "
             f"lower the learning rate: --set lr={config.lr / 10:g}"
@@ -171,11 +171,11 @@ def train(
         optimizer: with one "factor" per parameter group.
         method: loss and running averages.
         images: (N, 3, S, S) uint8; read batch by batch.
-        labels: (N, C) what the method may see: single labels, or full ones for "full".
+        labels: (N, C) labels that the method may see: single labels, or full ones for "full".
         config: the run's configuration.
-        progress: where to go on; None to start.
+        progress: the state to continue from; None to start.
         after_step: called after every step (to save a checkpoint).
-        after_epoch: called after every epoch; what it returns is added to the history.
+        after_epoch: called after every epoch; the history gets the values that it returns.
 
     Returns:
         The final progress with the history.
@@ -220,6 +220,6 @@ def _finish_epoch(
 
 
 def read_ahead(images: Images, indices: Tensor | None) -> None:
-    """Names the images after the next ones: those that lie in files are read in the background."""
+    """Announces the images of the following batch: `LazyImages` reads them in the background."""
     if indices is not None and hasattr(images, "expect"):
         images.expect(indices)

@@ -2,7 +2,7 @@
 
 Notation: f score-map logits (B, C, G, G); s = f pooled over the cells (B, C); p = sigmoid(s);
 m = sigmoid(f); z observed labels (B, C), one 1 per image, 0 = unknown; T_v reads a full-image
-heatmap through view v. `terms.py` says which loss has which name.
+heatmap through view v. `terms.py` lists the names of the losses.
 """
 
 from spcl_lib.losses.asset import asset_regularisation, first_averages, moved_averages

@@ -1,13 +1,13 @@
 """Asset regularisation: a prediction must agree with a slow average of the image's predictions.
 
-Sun et al., "Merlin L48 Spectrogram Dataset" (NeurIPS 2025); the nearest published relative of CL.
-Their asset is a recording, whose clips share one average; ours is an image, whose crops do. They
-add the term to several losses. We take AN, whole and not its positive part alone: CL is AN with
-agreement, too, so what is compared is the averages. These start undecided, act at once and move
-slowly; those of CL start with a prediction, act after `start` epochs and move faster.
+Sun et al., "Merlin L48 Spectrogram Dataset" (NeurIPS 2025). It is the published loss nearest to CL.
+Their asset is a recording: its clips share one average. Our asset is an image: its crops share one
+average. They add the term to several losses. We add it to the whole of AN, because CL is also AN
+with agreement: so only the averages differ. These averages start undecided, act at once and move
+slowly. CL's averages start with a prediction, act after `start` epochs and move faster.
 
-A recording has at least 11 clips, and each moves the average in every epoch; an image moves its own
-once. So the published step of 0.001 hardly leaves the start in a short training: try a larger one.
+A recording has at least 11 clips, and each clip moves the average in every epoch. An image moves
+its average once per epoch. So the published step of 0.001 is too small for a short training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def asset_regularisation(logits: Tensor, labels: Tensor, averages: Tensor, alpha
 
 @torch.no_grad()
 def moved_averages(averages: Tensor, logits: Tensor, step: float) -> Tensor:
-    """P after a step: (1 - eps) P + eps * p; also where z = 1.
+    """P after a step: (1 - eps) P + eps * p, for all labels, also where z = 1.
 
     Args:
         averages: P (B, C).
@@ -51,7 +51,7 @@ def first_averages(labels: Tensor, seed: int) -> Tensor:
 
     Args:
         labels: z (N, C) of the whole training set.
-        seed: of the chance.
+        seed: seed of the random values.
     """
     chance = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(labels.bool(), 1.0, _LOWEST + (_HIGHEST - _LOWEST) * chance)

@@ -1,7 +1,7 @@
-"""ASL, asymmetric loss: easy negatives weigh little, and probabilities below 0.05 nothing.
+"""ASL, asymmetric loss: easy negatives have little weight, and none if p is below 0.05.
 
-Ridnik et al., "Asymmetric Loss for Multi-Label Classification" (ICCV 2021). Theirs is a sum over
-B * C; ours is a mean.
+Ridnik et al., "Asymmetric Loss for Multi-Label Classification" (ICCV 2021). They take the sum over
+B * C; we take the mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def asymmetric(logits: Tensor, labels: Tensor, gamma: float = 4.0) -> Tensor:
     Args:
         logits: s (B, C).
         labels: z (B, C).
-        gamma: focusing of the negatives.
+        gamma: focusing exponent of the negatives.
     """
     q = (logits.sigmoid() - _SHIFT).clamp(min=0)
     negative = -(q**gamma) * (1 - q).clamp(min=_LEAST).log()

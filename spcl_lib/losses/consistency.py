@@ -1,6 +1,6 @@
 """CL and SCL, the consistency terms: a prediction must agree with its running average.
 
-Both are the paper's. The distance is ours; second-hand sources say that the paper's is L1.
+Both come from the paper. The distance is ours; second-hand sources say that the paper uses L1.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ DISTANCES = ("bce", "l1", "l2")
 
 
 def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
-    """Elementwise distance d between sigmoid(logits) and a probability, same shapes.
+    """Elementwise distance d between sigmoid(logits) and a probability of the same shape.
 
-    "bce" is the soft binary cross-entropy minus its smallest value (the target's entropy): a
-    Kullback-Leibler divergence. "l1" and "l2" compare probabilities.
+    "bce" is the soft binary cross-entropy minus its smallest value, which is the target's entropy.
+    So it is a Kullback-Leibler divergence. "l1" and "l2" compare probabilities.
 
     Raises:
         UserError: an unknown kind.

@@ -1,7 +1,7 @@
-"""Crisp: class priors estimated from the annotated positives, and a loss that is right for them.
+"""Crisp: estimates class priors from the annotated positives, and uses them in the loss.
 
-"Class prior-driven single positive multi-label learning" (Crisp). Its final form adds a logit term
-whose formula we have not found; it is left out here.
+"Class prior-driven single positive multi-label learning" (Crisp). Its final form adds a logit term.
+We have not found the formula of that term, so our loss lacks it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _DELTA = _TAU = 0.01  # as published
 
 
 def class_priors(scores: Tensor, labels: Tensor) -> Tensor:
-    """(C,) share of the images that show each class, estimated from the annotated ones.
+    """(C,) share of the images that show each class, estimated from the annotated images.
 
-    For the threshold t that gives the tightest bound, the share of all images that score at least
-    t, divided by that of the annotated ones.
+    A threshold t gives two shares: of all images, and of the annotated images, that score at least
+    t. The estimate is the first share divided by the second, at the t with the tightest bound.
 
     Args:
-        scores: (N, C) predictions of all training images.
+        scores: (N, C) predictions for all training images.
         labels: z (N, C); a class without annotation has the prior 0.
     """
     priors = torch.zeros(scores.shape[1])
@@ -44,9 +44,9 @@ def _prior(scores: Tensor, annotated: Tensor) -> float:
 
 
 def crisp(logits: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
-    """Crisp: mean over C of 2 pi * mean(1 - p of those annotated) + |mean(p) - pi|.
+    """Crisp: mean over C of 2 pi * mean(1 - p of annotated images) + |mean(p) - pi|.
 
-    A class that no image of the batch is annotated with has no first part.
+    The first part is 0 for a class without an annotated image in the batch.
 
     Args:
         logits: s (B, C).

@@ -1,4 +1,4 @@
-"""EM, entropy maximisation: what is unknown stays undecided; APL, asymmetric pseudo-labels on top.
+"""EM, entropy maximisation: unknown labels stay undecided. APL adds asymmetric pseudo-labels.
 
 Zhou et al., "Acknowledging the Unknown for Multi-label Learning with Single Positive Labels"
 (ECCV 2022).
@@ -24,7 +24,7 @@ def entropy_maximisation(
         logits: s (B, C).
         labels: z (B, C).
         alpha: weight of the entropy.
-        pseudo: (B, C) pseudo-labels in [0, 1], NaN where there is none; those of APL.
+        pseudo: (B, C) pseudo-labels of APL in [0, 1], NaN where there is none.
         beta: weight of the cross-entropy with the pseudo-labels.
     """
     p = logits.sigmoid()
@@ -41,14 +41,15 @@ def entropy_maximisation(
 def add_pseudo_labels(
     pseudo: Tensor, predictions: Tensor, labels: Tensor, epochs_left: int
 ) -> None:
-    """APL: after an epoch, for every class, the lowest predictions become soft negative labels.
+    """APL: after an epoch, the lowest predictions of every class become soft negative labels.
 
-    Of the U labels unknown at first, the lowest int(0.9 * U / T) that have no pseudo-label
-    yet take their own prediction as one. So 90 % have one after T epochs.
+    A class has U unknown labels at the start. Each call selects, among those without a
+    pseudo-label, the int(0.9 * U / T) labels with the lowest predictions. Their predictions become
+    their pseudo-labels. So 90 % of the U labels have one after T epochs.
 
     Args:
         pseudo: (N, C) pseudo-labels, NaN where there is none; changed in place.
-        predictions: (N, C) of the last epoch.
+        predictions: (N, C) probabilities from the last epoch.
         labels: z (N, C).
         epochs_left: T, epochs from the first pseudo-labels to the end of the training.
     """

@@ -1,6 +1,6 @@
-"""EN, expected negatives: likely positives are left out of the loss.
+"""EN, expected negatives: the loss leaves out likely positives.
 
-The idea is the paper's (WACV version); the rule that selects the expected negatives is ours.
+The idea comes from the paper (WACV version). The rule that selects the expected negatives is ours.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ def expected_negative(logits: Tensor, labels: Tensor, possible: Tensor) -> Tenso
     Args:
         logits: s (B, C).
         labels: z (B, C).
-        possible: (B, C) bool; unknown labels that may be positive and are left out.
+        possible: (B, C) bool; unknown labels that may be positive; the loss leaves them out.
 
     Returns:
-        The sum over what is left, divided by B * C: each label weighs what it weighs in AN.
+        The sum over the other labels, divided by B * C: each label has the same weight as in AN.
     """
     loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
     return loss.masked_fill(possible & ~labels.bool(), 0).mean()
 
 
 def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> Tensor:
-    """The presence from which an unknown label counts as a possible positive (our rule).
+    """The least presence that makes an unknown label a possible positive (our rule).
 
-    Classes differ in how sure the network is of them. So a class's presence is divided by its mean
-    over the images that are annotated with it (Elkan and Noto, 2008). The N * (k - 1) unknown
-    labels that rank highest are possible positives: k per image, with the annotated one. A class
-    that no image is annotated with stays negative: nothing is known of it.
+    The network is surer of some classes than of others. So we divide the presence of a class by its
+    mean over the images with this annotation (Elkan and Noto, 2008). The N * (k - 1) unknown labels
+    with the highest ratios are possible positives. With the annotated one this makes k per image. A
+    class without any annotated image stays negative, because nothing is known about it.
 
     Args:
         presence: (N, C) running averages.
@@ -41,8 +41,7 @@ def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> T
         k: expected positives per image.
 
     Returns:
-        (C,) thresholds, the least presence that makes a class possible; infinite where nothing may
-        be positive.
+        (C,) thresholds; infinite for a class that cannot be positive.
     """
     labels = labels.bool()
     annotated = labels.sum(0)
@@ -52,6 +51,6 @@ def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> T
     count = min(round(len(labels) * (k - 1)), int((~certain).sum()))
     if count <= 0:
         return torch.full_like(scale, math.inf)
-    # A hair lower: rounding must not lose the label that sets the threshold.
+    # Slightly lower, so that rounding does not lose the label that sets the threshold.
     least = ratio.flatten().topk(count).values[-1] * scale * (1 - 1e-6)
     return least.masked_fill(annotated == 0, math.inf)

@@ -1,4 +1,4 @@
-"""AN-LS, assume negative with label smoothing: no target is quite 0 or 1.
+"""AN-LS, assume negative with label smoothing: no target is exactly 0 or 1.
 
 Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021). The paper writes
 eps / 2 with eps = 0.1; the published code uses 0.1 itself.

@@ -1,8 +1,9 @@
 """LL, large loss matters: the unknown labels with the largest losses are probably positive.
 
 Kim et al., "Large Loss Matters in Weakly Supervised Multi-Label Classification" (CVPR 2022). The
-first epoch is plain AN. Then, in every batch, the K unknown labels with the largest losses are
-rejected (LL-R), counted as positive (LL-Ct), or made positive for good (LL-Cp).
+first epoch is plain AN. Later, every batch treats its K unknown labels with the largest losses
+differently: LL-R ignores them, LL-Ct counts them as positive in this batch, and LL-Cp makes them
+positive permanently.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 
 
 def large_loss(logits: Tensor, labels: Tensor, count: int, kind: str = "reject") -> Tensor:
-    """AN, mean over B * C, but for the `count` unknown labels with the largest losses.
+    """AN, mean over B * C, with an exception for the `count` largest losses of unknown labels.
 
     Args:
         logits: s (B, C).
         labels: z (B, C).
         count: K.
-        kind: "reject": their loss is 0; "correct": it is -log p.
+        kind: the exception: "reject" sets their loss to 0, "correct" to -log p.
     """
     loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
     largest = largest_losses(loss, labels, count)
@@ -39,7 +40,7 @@ def largest_losses(loss: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def rejected_count(size: int, epochs: float, delta: float) -> int:
-    """K: delta percent of a batch's B * C = `size` labels for each of `epochs` whole epochs."""
+    """K: delta percent of the B * C = `size` labels of a batch, times the whole epochs done."""
     return math.ceil(size * int(epochs) * delta / 100)
 
 
@@ -49,7 +50,7 @@ def correct_for_good(logits: Tensor, labels: Tensor, made: Tensor, count: int) -
     Args:
         logits: s (B, C).
         labels: z (B, C).
-        made: (B, C) bool, the labels that earlier batches made positive; changed in place.
+        made: (B, C) bool; labels that earlier batches made positive; changed in place.
         count: K.
     """
     positive = labels.bool() | made

@@ -1,7 +1,7 @@
 """Hill and SPLC: robust losses with a margin on the annotated labels.
 
 Zhang et al., "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels" (2021).
-Theirs are sums over B * C; ours are means, so that all losses have one scale.
+They take sums over B * C. We take means, so that all losses have one scale.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def splc(logits: Tensor, labels: Tensor, epoch: float, threshold: float = 0.6) -
     """SPLC: focal loss (gamma 2); after the first epoch p > threshold counts as a positive.
 
     Args:
-        logits: s (B, C); annotated ones are lowered by a margin of 1.
+        logits: s (B, C); the loss lowers the annotated ones by a margin of 1.
         labels: z (B, C).
         epoch: epochs done.
         threshold: tau.

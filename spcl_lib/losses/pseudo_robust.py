@@ -1,11 +1,11 @@
-"""GPR, the generalised pseudo-label robust loss: GR, and likely positives are pseudo-labels.
+"""GPR, the generalised pseudo-label robust loss: GR with likely positives as pseudo-labels.
 
 Tran et al., "More Reliable Pseudo-labels, Better Performance: A Generalized Approach to Single
-Positive Multi-label Learning" (ICCV 2025; the framework is AEVLP). Theirs: the loss and its
-numbers. Ours: where the pseudo-labels come from. Their pseudo-positives are a vision-language
-model's; ours are the labels that EN takes as possible positives, chosen by the running averages.
-Their pseudo-negatives have no counterpart here: what is no pseudo-positive stays with GR. GR's
-schedule is GR's own, which is theirs for VOC; for other data sets theirs is steeper.
+Positive Multi-label Learning" (ICCV 2025; the framework is AEVLP). The loss and its numbers come
+from the paper. The source of the pseudo-labels is ours. The paper takes pseudo-positives from a
+vision-language model. We take EN's possible positives, which the running averages select. The paper
+also has pseudo-negatives; we use GR for all unknown labels that are not pseudo-positives. We keep
+GR's own schedule. The paper uses it for VOC, and steeper schedules for other data sets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from spcl_lib.losses.expected_positives import count_penalty
 from spcl_lib.losses.robust import robust_parts
 
-_RHO = 0.9  # as published: a pseudo-positive is one with this probability
+_RHO = 0.9  # as published: the probability that a pseudo-positive is positive
 _MOST = 0.7  # as published for VOC, COCO and NUS: the largest weight of a pseudo-positive
 
 
@@ -32,14 +32,14 @@ def pseudo_robust(
 ) -> Tensor:
     """GPR: mean over B * C of GR, or of w (-0.9 log p - 0.1 log(1 - p)); + reg * count penalty.
 
-    The second is that of pseudo-positives. Their weight is w = 1 - v, limited to [least, 0.7], with
-    GR's v; it is larger the farther p is from GR's centre, and no gradient runs through it.
+    The second form is for pseudo-positives. Their weight is w = 1 - v, limited to [least, 0.7],
+    with GR's v. The weight grows with the distance of p from GR's centre. It has no gradient.
 
     Args:
         logits: s (B, C).
         labels: z (B, C).
         possible: (B, C) bool; unknown labels that become pseudo-positives.
-        progress: share of the training that is done, in [0, 1].
+        progress: finished share of the training, in [0, 1].
         k: expected positives per image.
         least: smallest weight of a pseudo-positive (0.4 for VOC, 0.5 for COCO and NUS).
         count_weight: reg, weight of EPR's penalty (0.05 for VOC, 0.001 for COCO and NUS).

@@ -1,6 +1,6 @@
-"""REN, robust expected negatives: ours. EN, with a loss that forgives wrong negatives.
+"""REN, robust expected negatives: our EN with a loss that forgives wrong negatives.
 
-The term `ren` adds Crisp's loss, which says how often each class is there: see terms.py.
+The term `ren` adds Crisp's loss, which tells how frequent each class is: see terms.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SLOPE = 2.0  # how sharply a class stops being a negative where its presence passes the threshold
+_SLOPE = 2.0  # how fast the weight of a negative falls when the presence passes the threshold
 _LEAST = 1e-3
 
 
@@ -22,17 +22,17 @@ def robust_expected_negative(
 ) -> Tensor:
     """The first part of REN: -log p where z = 1, else w (1 - (1 - p)^r) / r; the weighted mean.
 
-    EN (the paper) leaves likely positives out. REN does so smoothly, with
-    w = sigmoid(-2 (logit(q) - logit(t))), q the presence and t EN's threshold. What is left still
-    holds hidden positives. The generalised cross-entropy (Zhang and Sabuncu, NeurIPS 2018) has a
-    small gradient where the network is sure that such a class is there: r = 1 is the mean absolute
-    error, r -> 0 is BCE.
+    EN (the paper) leaves out likely positives. REN gives them a small weight instead:
+    w = sigmoid(-2 (logit(q) - logit(t))), with the presence q and EN's threshold t. The other
+    unknown labels still contain hidden positives. The generalised cross-entropy (Zhang and Sabuncu,
+    NeurIPS 2018) has a small gradient where the network is sure that the class is present. r = 1
+    is the mean absolute error, r -> 0 is BCE.
 
     Args:
         logits: s (B, C).
         labels: z (B, C).
-        presence: q (B, C) in [0, 1]; None before the running averages are used: then w = 1.
-        threshold: t (C,), from which on a class is possible.
+        presence: q (B, C) in [0, 1]; None, so w = 1, before the loss uses the running averages.
+        threshold: t (C,), the least presence of a possible class.
         robustness: r in (0, 1].
     """
     positive = labels.bool()

@@ -1,4 +1,4 @@
-"""ROLE, regularised online label estimation: labels are learned together with the network.
+"""ROLE, regularised online label estimation: the optimiser learns labels with the network.
 
 Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
 """
@@ -22,7 +22,7 @@ def role(logits: Tensor, labels: Tensor, estimates: Tensor, k: float) -> Tensor:
     Args:
         logits: s (B, C).
         labels: z (B, C).
-        estimates: (B, C) logits of the estimated labels y; the optimiser changes them, too.
+        estimates: (B, C) logits of the estimated labels y; the optimiser also changes them.
         k: expected positives per image.
     """
     return (_one_side(logits, estimates, labels, k) + _one_side(estimates, logits, labels, k)) / 2
@@ -34,11 +34,11 @@ def _one_side(learning: Tensor, fixed: Tensor, labels: Tensor, k: float) -> Tens
 
 
 def first_estimates(labels: Tensor, seed: int) -> Tensor:
-    """(N, C) logits: 0.995 for the annotated label, between 0.4 and 0.6 for the others.
+    """(N, C) logits of the first estimates: 0.995 where annotated, else between 0.4 and 0.6.
 
     Args:
         labels: z (N, C) of the whole training set.
-        seed: of the chance.
+        seed: seed of the random values.
     """
     limit = math.log(_START_UNKNOWN / (1 - _START_UNKNOWN))
     chance = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""WAN, weak assumed negatives: an unknown label counts as a negative, but weighs little.
+"""WAN, weak assumed negatives: an unknown label counts as a negative with little weight.
 
 Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def weak_negatives(logits: Tensor, labels: Tensor) -> Tensor:
-    """WAN: AN with the unknown labels weighted 1 / (C - 1), so that both sides weigh the same.
+    """WAN: AN with weight 1 / (C - 1) for unknown labels: both sides get the same total weight.
 
     Args:
         logits: s (B, C), C >= 2.
