@@ -1,4 +1,4 @@
-"""What things cost: a training step of every method, and the way of an image to the network."""
+"""Measures speed: the training step of every method, and the input of images."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def step_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of every training step, for every method.
 
-    The methods take turns, so that a machine that slows down slows all of them. Consistency is
-    active in all timed steps, and the batches are the same for all.
+    The methods take turns, so a slower machine affects all of them. Consistency is active in all
+    timed steps. All methods get the same batches.
 
     Args:
-        config: data set, network and batch size; its method does not matter.
+        config: gives the data set, network and batch size; the method has no effect.
         data_root: see `paths.data_root`.
         steps: timed steps per method.
-        warm_up: untimed steps before.
+        warm_up: steps before the timed ones.
     """
     config = identify_data(config, data_root)
     data, _ = load_splits(config, data_root)
@@ -83,7 +83,7 @@ def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
 
 
 def bench(config: RunConfig, data_root: str | Path | None, steps: int) -> int:
-    """Prints the median step of every method and its ratio to AN's, step by step."""
+    """Prints every method's median step time, and the median ratio to AN's time per step."""
     seconds = step_seconds(config, data_root, steps)
     print(
         f"{config.dataset}, profile {config.profile}: batch {config.batch}, crops of "
@@ -96,17 +96,17 @@ def bench(config: RunConfig, data_root: str | Path | None, steps: int) -> int:
     return 0
 
 
-_MOST = 1000  # images that are read; enough for a rate
-_EPOCHS = 10  # over the cache, which is fast
+_MOST = 1000  # images to read; enough to measure a rate
+_EPOCHS = 10  # passes over the cache, because one pass is short
 
 
 def bench_input(config: RunConfig, data_root: str | Path | None, steps: int) -> int:
     """Prints the images/s of every way from a file to the network, and of the training step.
 
-    Files that were read before come from the system's memory, for all ways alike.
+    The system keeps files in memory after the first read. This helps all ways equally.
 
     Args:
-        config: data set, crops, network and batch size.
+        config: gives the data set, crops, network and batch size.
         data_root: see `paths.data_root`.
         steps: training steps to time.
     """
@@ -130,7 +130,7 @@ def bench_input(config: RunConfig, data_root: str | Path | None, steps: int) -> 
 
 
 def input_rates(files: Sequence[Path], config: RunConfig) -> dict[str, float]:
-    """Images/s of the ways from a file to a batch of normalised crops on the device."""
+    """Images/s of each way from a file to a batch of normalised crops on the device."""
     batches = batches_of_epoch(len(files), config.batch, 0, 0)
     rates = {"torchvision Dataset + DataLoader": torchvision_rate(files, config)}
     plain = LazyImages(ImageFiles(files, config.image_side), torch.arange(len(files)))
@@ -159,7 +159,7 @@ def _crops(images: Images, batches: Sequence[Tensor], config: RunConfig) -> Iter
 def torchvision_rate(files: Sequence[Path], config: RunConfig) -> float:
     """Images/s of a plain Dataset and DataLoader with the same transforms, one worker per core.
 
-    Its second epoch is timed, when the workers have started.
+    It times the second epoch, after the workers have started.
     """
     ratio = (1 / config.ratio_max, config.ratio_max)
     transform = transforms.Compose([
@@ -173,14 +173,14 @@ def torchvision_rate(files: Sequence[Path], config: RunConfig) -> float:
         num_workers=count_cores(), persistent_workers=True,
     )  # fmt: skip
     device = choose_device()
-    with warnings.catch_warnings():  # Python 3.12 warns of workers that are forked beside threads
+    with warnings.catch_warnings():  # Python 3.12 warns of forks in a process with threads
         warnings.simplefilter("ignore", DeprecationWarning)
         _rate(loader)
         return _rate(batch.to(device) for batch in loader)
 
 
 class _PlainFiles(torch.utils.data.Dataset):
-    """What torchvision's ImageFolder does, for any files and without labels."""
+    """Reads images as torchvision's ImageFolder does, but from any files and without labels."""
 
     def __init__(self, files: Sequence[Path], transform: transforms.Compose) -> None:
         self.files, self.transform = files, transform
@@ -193,7 +193,7 @@ class _PlainFiles(torch.utils.data.Dataset):
 
 
 def step_rate(data: ImageSet, config: RunConfig, data_root: str | Path | None, steps: int) -> float:
-    """Images/s of AN's training step on one batch that is at hand."""
+    """Images/s of AN's training step on one batch in memory."""
     count, classes = min(config.batch, len(data)), len(data.classes)
     device = choose_device()
     model, _ = build_network(config, classes, data_root)

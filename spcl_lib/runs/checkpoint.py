@@ -30,9 +30,9 @@ def _seconds(variable: str, default: float) -> float:
     )
 
 
-# A stopped run loses at most this much work, and at most one epoch. Import finds a wrong value.
+# A stopped run loses at most this time, and at most one epoch. The import reports a wrong value.
 CHECKPOINT_SECONDS = _seconds("SPCL_CHECKPOINT_SECONDS", 30.0)
-_SHORT_SECONDS = 3.0  # an epoch that takes less is not saved on its own
+_SHORT_SECONDS = 3.0  # a shorter epoch does not get its own save
 
 
 class Checkpoint:
@@ -56,11 +56,11 @@ class Checkpoint:
     def after_step(self, progress: Progress) -> bool:
         """Saves at the end of an epoch, and during an epoch after CHECKPOINT_SECONDS.
 
-        Short epochs are not saved one by one: that would take longer than they do. The end of the
-        training always is: the results are still to be written.
+        A short epoch does not get its own save, because the save would take longer than the epoch.
+        The end of the training always gets one, because the results are not written yet.
 
         Returns:
-            Whether it has saved.
+            Whether this call has saved.
         """
         wait = CHECKPOINT_SECONDS if progress.step else min(_SHORT_SECONDS, CHECKPOINT_SECONDS)
         due = time.monotonic() - self.saved >= wait or progress.epoch == self.config.epochs
@@ -83,7 +83,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def load(self) -> Progress:
-        """Restores all parts and gives the progress; without a checkpoint, a new progress."""
+        """Restores all parts and returns the progress; a new progress without a checkpoint."""
         if not self.path.exists():
             return Progress()
         state = torch.load(self.path, map_location="cpu", weights_only=True)

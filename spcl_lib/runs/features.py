@@ -1,4 +1,4 @@
-"""Features of whole images, computed once: for runs that train only the head."""
+"""Computes the features of whole images once, for runs that train only the head."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.machine import choose_device
 
 _BATCH = 32
-# Of the bytes of float16, and as precise as the head's own arithmetic in bfloat16: a step needs no
+# bfloat16 needs as many bytes as float16, and the head computes in bfloat16. So a step needs no
 # conversion, which halves its time.
 _DTYPE = torch.bfloat16
 
@@ -47,26 +47,26 @@ class FeatureMaps:
         """The features at `which` (B, D, G, G), in channels-last order."""
         if isinstance(which, slice):
             chosen = self.cells[which]
-        else:  # five times as fast as an index on four axes
+        else:  # five times as fast as indexing four axes
             chosen = self.cells.flatten(1).index_select(0, which).view(-1, *self.cells.shape[1:])
         return chosen.permute(0, 3, 1, 2)
 
 
 def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> ImageSet:
-    """The split as a run uses it: as it is, or with features if only the head is trained."""
+    """The input of a run: features if only the head is trained, else the split itself."""
     return with_features(model, data, config) if config.trained == "head" else data
 
 
 def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> ImageSet:
     """The same split with features (N, D, G, G) in place of images.
 
-    They are memory-mapped from one file in the cache folder. Whoever stops the computation goes on
-    at the image where it was.
+    The features are memory-mapped from one file in the cache folder. A stopped computation
+    continues at the next image.
 
     Args:
-        model: its backbone gives the features.
+        model: the model whose backbone computes the features.
         data: a decoded split.
-        config: of the run; its `content` tells the files apart.
+        config: configuration of the run; the file name depends on its `content`.
 
     Raises:
         UserError: the features would be larger than `paths.cache_limit`, or the disk is full.
@@ -118,7 +118,7 @@ def _digest(model: nn.Module) -> str:
 def _compute(
     model: SpatialClassifier, data: ImageSet, config: RunConfig, numbers: int, file: Path
 ) -> None:
-    """Writes the features of one image after the other, `numbers` of them each."""
+    """Writes the features of the images in order, `numbers` values per image."""
     part = file.with_suffix(".part")
     size = numbers * _DTYPE.itemsize
     device = next(model.parameters()).device

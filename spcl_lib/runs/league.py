@@ -1,14 +1,14 @@
 """The league: every method on the same labels, with the same small search on validation data.
 
-The protocol, which this module enforces:
+This module enforces the protocol:
 
-1. All methods share backbone, views, epochs, batch size and, for a seed, the observed labels.
-2. Choices are made on validation data (`report=val`, seed 0). Every method gets SEARCHED settings:
-   the values of its own parameters, or learning rates where it has none. A method with SCL takes
-   its term's choice, and gets as many settings of SCL. Every method then gets POOLINGS.
-   A network may also predict with another pooling than it was trained with: all are tried.
-3. The chosen settings train on five seeds, and are evaluated once on the final data: with the mean
-   in training and prediction, and with the two poolings that were chosen.
+1. All methods share backbone, views, epochs and batch size. They also share the observed labels.
+2. Validation data (`report=val`, seed 0) decide all choices. Every method tries SEARCHED settings:
+   values of its own parameters, or optimiser settings if it has none. A method with SCL takes the
+   choice of its term, and tries the same number of SCL settings. Every method then tries POOLINGS.
+   A network can predict with another pooling than in training: the search tries all poolings.
+3. The chosen settings train on five seeds. One evaluation on the final data uses the mean in
+   training and prediction; another one uses the two chosen poolings.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from spcl_lib.system.errors import UserError
 
 Settings = dict[str, object]
 
-# data set -> profile of its league
+# data set -> profile of the league
 LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
 SEEDS = (0, 1, 2, 3, 4)
-SEARCHED = 4  # settings for every method, before the poolings
+SEARCHED = 4  # tried settings of every method, before the poolings
 
 _RATES = (0.5, 1.0, 2.0)  # times the profile's learning rate
 _GRIDS: dict[str, tuple[Settings, ...]] = {
@@ -61,14 +61,14 @@ POOLINGS: tuple[Settings, ...] = (
 
 
 def league_methods(dataset: str, only: Sequence[str] = ()) -> list[str]:
-    """The methods of the league: every term alone and with SCL, and the paper's with CL."""
+    """The methods of the league: every term alone and with SCL, and AN and EN with CL."""
     usual = [name for name, spec in METHODS.items() if spec.consistency != "cl" or
              spec.term in ("an", "en")]  # fmt: skip
     return methods_of(dataset, list(dict.fromkeys(only)) or usual)
 
 
 def grid(method: str, dataset: str) -> tuple[Settings, ...]:
-    """The settings that are tried for a term, or for the consistency of a method that has one."""
+    """The settings to try: those of the consistency if the method has one, else of the term."""
     spec = METHODS[method]
     if spec.consistency:
         return _CONSISTENCY
@@ -81,7 +81,7 @@ def finished(config: RunConfig) -> Metrics:
     """The metrics of a run of a league.
 
     Raises:
-        UserError: it has not finished.
+        UserError: the run has not finished.
     """
     metrics = load_metrics(config)
     if metrics is None:
@@ -93,7 +93,7 @@ def finished(config: RunConfig) -> Metrics:
 
 
 def run_league(league: League, jobs: int) -> list[Task]:
-    """Runs all rounds, and skips what is finished; returns what failed."""
+    """Runs all rounds without the finished runs; returns the failed tasks."""
     for title, configs in league.rounds():
         failed = run_in_turns(configs, league.data_root, jobs, f"{league.dataset} {title}")
         if failed:
@@ -102,12 +102,12 @@ def run_league(league: League, jobs: int) -> list[Task]:
 
 
 class League:
-    """The league of one data set: what to run now, and what was chosen from finished runs.
+    """The league of one data set: lists the next runs, and chooses settings by finished runs.
 
     Args:
         dataset: a key of LEAGUES.
         methods: keys of METHODS; see `league_methods`.
-        seeds: of the final runs.
+        seeds: seeds of the final runs.
         data_root: see `paths.data_root`.
 
     Raises:
@@ -131,7 +131,7 @@ class League:
         self._contents = {c.report: identify_data(c, data_root).content for c in configs}
 
     def rounds(self) -> Iterable[tuple[str, list[RunConfig]]]:
-        """The rounds of runs, each with its title; a round needs the runs of those before it."""
+        """The rounds of runs with their titles; a round needs the runs of the earlier rounds."""
         terms = dict.fromkeys(self._term_method(m) for m in self.methods)
         yield "search: terms", [c for m in terms for c in self.search_configs(m)]
         with_consistency = [m for m in self.methods if METHODS[m].consistency]
@@ -140,12 +140,12 @@ class League:
         yield "final", [c for m in self.methods for c in self.final_configs(m)]
 
     def search_configs(self, method: str) -> list[RunConfig]:
-        """The runs that a method's settings are chosen from."""
+        """The runs that decide the settings of a method."""
         base = self._base_settings(method)
         return [self._search(method, base | s) for s in grid(method, self.dataset)]
 
     def pooling_configs(self, method: str) -> list[RunConfig]:
-        """The runs that a method's pooling is chosen from, besides its best run with the mean."""
+        """The runs that decide the pooling of a method, besides its best run with the mean."""
         chosen = self.chosen_settings(method)
         return [self._search(method, chosen | pooling) for pooling in POOLINGS]
 
@@ -155,7 +155,7 @@ class League:
         return base | self._best(tried, self.search_configs(method))
 
     def chosen_pooling(self, method: str) -> tuple[Settings, str]:
-        """The best pooling of a method by mAP on validation data: in training, in prediction."""
+        """The best poolings of a method, in training and prediction, by mAP on validation data."""
         mean = self._search(method, self.chosen_settings(method))
         found = [
             (score, pooling, name)
@@ -167,7 +167,7 @@ class League:
         return pooling, name
 
     def final_configs(self, method: str, pooling: Settings | None = None) -> list[RunConfig]:
-        """The final runs of a method: trained with one pooling, or (None) all that are needed."""
+        """The final runs of a method with one training pooling; None means all final runs."""
         if pooling is None:
             both = ({}, self.chosen_pooling(method)[0])
             return [c for p in both for c in self.final_configs(method, p)]
@@ -175,7 +175,7 @@ class League:
         return [self._config(method, seed, settings) for seed in self.seeds]
 
     def _base_settings(self, method: str) -> Settings:
-        """What a method takes over from its term's search."""
+        """The settings that a method takes from the search of its term."""
         term = self._term_method(method)
         return {} if term == method else self.chosen_settings(term)
 

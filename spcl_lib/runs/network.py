@@ -17,10 +17,10 @@ from spcl_lib.system.weights import load_weights
 def build_network(
     config: RunConfig, num_classes: int, data_root: str | Path | None = None
 ) -> tuple[SpatialClassifier, float | None]:
-    """The network at the start of a run, and the pretraining accuracy where we pretrained it.
+    """The network at the start of a run, and the accuracy of our pretraining if there was one.
 
-    `weights="auto"` means: for small_resnet, our pretraining on glyphs; else the file that
-    `paths.weights` finds, or torchvision's weights.
+    `weights="auto"` means our pretraining on glyphs for small_resnet. For other backbones it means
+    the file that `paths.weights` finds, or torchvision's weights.
     """
     weights: str | Path | None = config.weights
     accuracy = None
@@ -43,7 +43,7 @@ def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialCl
     """The trained network of the run in `folder`, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: its weights are missing, damaged, or of another network.
+        UserError: the weights are missing, damaged, or from another network.
     """
     features, num_features = build_backbone(config.backbone, None, config.dilation)
     pooling = Pooling(config.pooling, config.pooling_strength)

@@ -1,7 +1,7 @@
-"""The profiles: the settings for every data set, and what one run costs.
+"""The profiles: the settings for every data set, and the cost of one run.
 
-All values are ours, unless a comment says otherwise. They were chosen on validation data: on runs
-with `report=val`, which never touch the data that final results are reported on.
+All values are ours, unless a comment says otherwise. We chose them on validation data, in runs with
+`report=val`. These runs never use the data of the final results.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ _MOBILENET = {
     "bank_size": 14, "start": 3, "ramp": 1.0, "distance": "l1",
 }  # fmt: skip
 # Only the head is trained, on features that are computed once: an epoch takes less than a second.
-# The last stage is dilated: 12 x 12 cells, which can show where small objects are.
+# The last stage is dilated. It gives 12 x 12 cells, which can show the places of small objects.
 _FROZEN = {
     "backbone": "mobilenet_v2", "image_side": 192, "crop_side": 160, "eval_side": 192,
     "trained": "head", "dilation": 2, "epochs": 15, "batch": 64, "lr": 2e-3, "warmup": 0.2,
     "eval_every": 5, "bank_size": 12, "start": 4, "ramp": 2.0, "distance": "l1",
 }  # fmt: skip
 _SCENES = {
-    # Crops of 48 px from images of 64: objects in a crop are, on average, as large as in the whole
-    # images of the evaluation, and a step costs half.
+    # Crops have 48 px, images 64 px. So objects in crops have, on average, the same size as in the
+    # whole images of the evaluation, and a step costs half.
     "image_side": 64, "crop_side": 48, "eval_side": 64, "epochs": 24, "batch": 32, "lr": 2e-3,
     "head_lr_factor": 5.0, "warmup": 0.2, "eval_every": 4, "bank_size": 16, "start": 6,
     "distance": "l1", "weight": 1.0, "expected_positives": 2.0,
 }  # fmt: skip
 _SMOKE = {"train_images": 64, "eval_images": 64, "epochs": 2, "start": 1, "ramp": 1.0, "batch": 16}
-# The field's settings for ResNet-50 (Cole et al., 2021, and those who followed): whole images at
-# 448 px, Adam at 1e-5 with a faster head, 10 epochs. The crops are this method's.
+# The usual settings for ResNet-50 (Cole et al., 2021, and later papers): whole images at 448 px,
+# Adam at 1e-5 with a faster head, 10 epochs. We add the crops for this method.
 _RESNET = {
     "backbone": "resnet50", "image_side": 512, "crop_side": 448, "eval_side": 448, "epochs": 10,
     "batch": 16, "lr": 1e-5, "head_lr_factor": 10.0, "warmup": 0.1, "eval_every": 5,
@@ -39,7 +39,7 @@ _RESNET = {
 _PHOTOGRAPHS = {
     "frozen": _FROZEN,
     "cpu": _MOBILENET,
-    # Twice the passes, which cost AN most: on voc2007's held-out part of train (seed 0), 8 and 16
+    # Twice the epochs, which harm AN most. On voc2007's held-out part of train (seed 0), 8 and 16
     # epochs give AN 69.7 and 66.9, EN + SCL 71.2 and 71.6, Full 73.5 and 73.0.
     "long": {**_MOBILENET, "epochs": 16, "start": 4},
     "smoke": {**_MOBILENET, **_SMOKE, "crop_side": 96, "eval_side": 96, "eval_every": 1},
@@ -55,37 +55,37 @@ def _photographs(expected_positives: float) -> dict[str, dict[str, object]]:
     }
 
 
-# data set -> profile -> what differs from RunConfig's defaults
+# data set -> profile -> settings that differ from RunConfig's defaults
 PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "scenes": {
         "cpu": _SCENES,
-        # Half a minute: enough for an order that means something (mAP of one seed: AN 37, Full 50;
-        # 20 is chance), not enough for SCL.
+        # It takes half a minute. This is enough to see that Full is better than AN (mAP of one
+        # seed: AN 37, Full 50; chance gives 20), but not enough for SCL.
         "smoke": {
             **_SCENES, **_SMOKE, "train_images": 500, "eval_images": 500, "epochs": 8, "start": 3,
             "ramp": 2.0, "eval_every": 2, "pretrain_images": 4000, "pretrain_epochs": 4,
         },
     },
-    # Expected positives as published for the data sets (Cole et al., 2021), not read from labels.
+    # Expected positives are the published values (Cole et al., 2021), not counts of the labels.
     "voc2007": _photographs(1.5),
     "voc2012": _photographs(1.5),
     "coco2014": _photographs(2.9),
     "coco2017": _photographs(2.9),
-    "imagenet": _photographs(1.2),  # ours, a prior: ReaL counts 1.2 valid labels an image
+    "imagenet": _photographs(1.2),  # our prior: ReaL has 1.2 valid labels per image
     "folder": _photographs(1.5),  # ours
     "table": _photographs(1.5),  # ours
-    "coco18": _photographs(1.5),  # ours: a table by that name below the data root
+    "coco18": _photographs(1.5),  # ours: a table with this name below the data root
 }  # fmt: skip
 
 
 def usual_profile(dataset: str | None) -> str:
-    """The profile that is taken where a person names none: the fast one for their own images."""
+    """The default profile: the fast one for a user's own images."""
     return "frozen" if dataset in ("folder", "table", "coco18") else "cpu"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Expected cost of one run: its time, and for people the memory and how it is known."""
+    """Expected cost of one run: the time, and a text with the memory and the source."""
 
     seconds: float
     rest: str
@@ -95,15 +95,15 @@ class Cost:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "30 s", "6 min", "4 h"."""
+    """A time as a short text: "30 s", "6 min", "4 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 _NEVER = "estimated, never run by us"
-# (data set, profile) -> cost. "Measured": on one core, two runs side by side on two cores,
-# bfloat16. The estimates for a CPU are voc2007's, scaled by the number of images.
+# (data set, profile) -> cost. "Measured" means one core for each of two runs at the same time, with
+# bfloat16. The CPU estimates scale voc2007's cost by the number of images.
 COSTS: dict[tuple[str, str], Cost] = {
     ("scenes", "cpu"): Cost(30, "0.8 GB (measured), once 1 to 2 min of pretraining"),
     ("voc2007", "cpu"): Cost(360, "2.1 GB (measured)"),
@@ -133,7 +133,7 @@ COSTS: dict[tuple[str, str], Cost] = {
     ("imagenet", "paper"): Cost(86400, f"for AN; heatmaps of all images do not fit ({_NEVER})"),
     ("folder", "paper"): Cost(60, f"8 GB of GPU memory, for 1,000 images ({_NEVER})"),
 }  # fmt: skip
-_SMOKE_COST = Cost(10, "1 GB")  # of every data set
+_SMOKE_COST = Cost(10, "1 GB")  # for every data set
 
 
 def cost(dataset: str, profile: str) -> Cost:

@@ -1,4 +1,4 @@
-"""One run, from configuration to metrics.json, that can be stopped at any moment and resumed."""
+"""One run, from configuration to metrics.json. A run can stop at any moment and resume later."""
 
 from __future__ import annotations
 
@@ -34,28 +34,27 @@ from spcl_lib.system.machine import choose_device, describe_machine
 from spcl_lib.system.weights import save_weights
 from spcl_lib.train import Progress, make_optimizer, train
 
-_LOCK_SECONDS = 20.0  # how long to wait for a process that still holds a run's folder
+_LOCK_SECONDS = 20.0  # time to wait for another process that locks the run's folder
 
 
 def run(config: RunConfig, data_root: str | Path | None = None, force: bool = False) -> Metrics:
-    """Trains and evaluates one configuration, unless that is done already.
+    """Trains and evaluates one configuration, unless its run is finished.
 
-    The run's folder holds config.json, history.csv (which grows with every epoch),
-    weights.safetensors, bank.safetensors (the running averages, for methods that have them),
-    scores.safetensors (of the images that are reported on), snapshots.safetensors (if asked for)
-    and, written last, metrics.json. While it runs,
-    checkpoint.pt holds all that is needed to go on.
+    The run's folder holds config.json, history.csv (one row per epoch), weights.safetensors,
+    bank.safetensors (the running averages, for methods that have them), scores.safetensors (of the
+    images in the report), snapshots.safetensors (if the configuration has snapshots) and
+    metrics.json, which comes last. During the run, checkpoint.pt holds the state for a resume.
 
     Args:
-        config: what to run.
+        config: the configuration.
         data_root: see `paths.data_root`.
-        force: start again even if it is finished.
+        force: start again even if the run is finished.
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: the data or weights are missing or damaged, or another process is at this run.
+        UserError: the data or weights are missing or damaged, or another process does this run.
     """
     config = identify_data(config, data_root)
     folder = run_folder(config)
@@ -63,15 +62,15 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
         metrics = None if force else load_metrics(config)
         if metrics is None:
             metrics = _train_and_evaluate(config, data_root, folder, force)
-        # A run may have been stopped after its metrics and before this line; so this is done for
-        # runs that were finished before, too.
+        # An earlier process may have stopped after the metrics and before this line. So finished
+        # runs also come here.
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     write_summary()
     return metrics
 
 
 def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
-    """Makes what runs share (decoded images, pretrained backbone) and finds missing data early."""
+    """Makes the shared parts of runs (decoded images, backbone), and finds missing data early."""
     config = identify_data(config, data_root)
     train_set, report_set = load_splits(config, data_root)
     model, accuracy = build_network(config, len(train_set.classes), data_root)
@@ -89,7 +88,7 @@ _loaded: dict[object, Splits] = {}
 
 
 def _load_once(config: RunConfig, data_root: str | Path | None) -> Splits:
-    """The splits of a run; those of the run before, in this process, if they are the same."""
+    """The splits of a run; keeps those of this process's previous run if they are the same."""
     places = data_root, paths.cache(), paths.cache_limit()
     key = (*places, *(getattr(config, name) for name in _DATA_SETTINGS))
     if key not in _loaded:
@@ -110,7 +109,7 @@ def _train_and_evaluate(
     device = choose_device()
     model, pretraining = build_network(config, len(train_set.classes), data_root)
     model = model.to(device, memory_format=torch.channels_last)
-    pictures = train_set.images  # for the snapshots, which show them
+    pictures = train_set.images  # snapshots show the images, not the features
     train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
     method = Method(
         config.method, len(train_set), len(train_set.classes), config.settings, config.seed,
@@ -119,14 +118,14 @@ def _train_and_evaluate(
     optimizer = make_optimizer(
         model, config.lr, config.head_lr_factor, config.weight_decay, method.parameters()
     )
-    # Data, weights and memory are there: the old results can go.
+    # The run has its data, weights and memory. So it can delete the old results.
     for old in ("metrics.json", *(["checkpoint.pt"] if force else [])):
         (folder / old).unlink(missing_ok=True)
     write_config(config, data_root)
     recorder = Recorder(pictures, config) if config.snapshots else None
     checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method, recorder)
     progress = checkpoint.load()
-    write_history(folder, progress.history)  # from here on the file is this run's
+    write_history(folder, progress.history)  # replaces the history of an earlier run
 
     def after_epoch(progress: Progress) -> dict[str, float]:
         if recorder is not None:
@@ -154,7 +153,7 @@ def _train_and_evaluate(
         for name, s in by_pooling.items()
     }
     threshold = choose_threshold(model, train_set.images, config)
-    if config.dataset == "imagenet" and config.report == "test":  # ReaL's name for it
+    if config.dataset == "imagenet" and config.report == "test":  # the name that ReaL uses
         metrics["real_accuracy"] = metrics["top1_accuracy"]
     progress.history[-1]["mAP"] = metrics["mAP"]  # always the last epoch, never the best one
 

@@ -1,4 +1,4 @@
-"""The scheduler: runs and notebooks in processes of their own, some side by side."""
+"""The scheduler: starts a process for each run or notebook, several at the same time."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from spcl_lib.runs.store import load_metrics, run_folder, write_config, write_su
 from spcl_lib.system import paths
 from spcl_lib.system.files import explain_refusals
 
-# Between two states of the bar; a log wants few lines.
+# Time between two updates of the bar; a log needs few lines.
 _LIVE_SECONDS, _LOG_SECONDS = 1.0, 60.0
 _IN_TURN = 8  # short runs in one process
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something that one process does.
+    """The work of one process.
 
     Attributes:
-        name: for people.
-        arguments: of `python -m spcl_lib`.
-        log: file for its output.
-        is_done: whether its result is there.
-        progress: how far it is, as text; asked for while it runs.
+        name: name in messages.
+        arguments: arguments of `python -m spcl_lib`.
+        log: file for the output.
+        is_done: returns whether the result exists.
+        progress: returns the progress as text; called while the task runs.
     """
 
     name: str
@@ -49,27 +49,27 @@ class Task:
 def run_all(
     configs: Sequence[RunConfig], data_root: str | Path | None, jobs: int, force: bool
 ) -> list[Task]:
-    """Runs what is not finished, at most `jobs` at a time, and writes the summary anew.
+    """Runs the unfinished runs, at most `jobs` at a time, and rewrites the summary.
 
     Args:
-        configs: what to run, on one data set.
+        configs: configurations on one data set.
         data_root: see `paths.data_root`.
-        jobs: runs side by side; they share the cores.
-        force: run again what is finished.
+        jobs: number of runs at the same time; they share the cores.
+        force: repeat finished runs.
 
     Returns:
-        What failed.
+        The failed tasks.
 
     Raises:
-        UserError: the data are missing or damaged, or results cannot be written: found before any
-            run starts.
+        UserError: the data are missing or damaged, or results cannot be written. The check comes
+            before the first run.
     """
     _check_results_folder()
     waiting = [c for c in configs if force or load_metrics(c) is None]
     if waiting:
         print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
         print(f"one run: {cost(waiting[0].dataset, waiting[0].profile)}", flush=True)
-        # If some runs keep heatmaps, prepare one of those: it finds whether they fit into memory.
+        # If some runs keep heatmaps, prepare one of them: this checks whether they fit into memory.
         spatial = [c for c in waiting if METHODS[c.method].consistency == "scl"]
         prepare((spatial or waiting)[0], data_root)
     failed = run_tasks([_task_of(c, data_root, force) for c in waiting], jobs, "runs")
@@ -80,13 +80,13 @@ def run_all(
 def run_in_turns(
     configs: Sequence[RunConfig], data_root: str | Path | None, jobs: int, title: str
 ) -> list[Task]:
-    """Runs what is not finished, many short runs in each process, at most `jobs` side by side.
+    """Runs the unfinished runs, several in each process, at most `jobs` processes at a time.
 
-    A process starts in seconds and reads the data in seconds, which is much for a short run. The
-    arguments are those of `run_all`; `title` is for the bar.
+    A process needs seconds to start and to read the data, which is long compared with a short run.
+    The arguments are those of `run_all`; `title` is the title of the bar.
 
     Returns:
-        What failed.
+        The failed tasks.
     """
     _check_results_folder()
     waiting = [c for c in dict.fromkeys(configs) if load_metrics(c) is None]
@@ -112,16 +112,16 @@ def _task_of_several(configs: Sequence[RunConfig], data_root: str | Path | None)
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
-    """Runs tasks, at most `jobs` at a time, with a bar that shows which are at work.
+    """Runs tasks, at most `jobs` at a time, with a bar that shows the running ones.
 
     Returns:
-        What failed.
+        The failed tasks.
     """
     running: dict[subprocess.Popen, Task] = {}
     failed: list[Task] = []
     queue = list(tasks)
-    # The last task gets as many threads as the first: the number of threads that share a sum
-    # changes its last bits, and a result must not depend on what had been finished before.
+    # All tasks get the same number of threads. This number changes the last bits of a sum, and a
+    # result must not depend on the number of tasks that are left.
     threads = max(1, (os.cpu_count() or 1) // jobs)
     bar = tqdm(total=len(queue), desc=title, unit="run", smoothing=0, disable=not queue)
     every = _LIVE_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
@@ -142,7 +142,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
                 states = (f"{t.name} {t.progress()}".strip() for t in running.values())
                 bar.set_postfix_str(", ".join(states))
                 shown = time.monotonic()
-    finally:  # also on Ctrl-C: nothing goes on in the background
+    finally:  # also on Ctrl-C: no process continues in the background
         for process in running:
             process.terminate()
         bar.close()
@@ -150,7 +150,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
 
 
 def _check_results_folder() -> None:
-    """Finds out now, and not after the first run, whether results can be written."""
+    """Checks before the first run whether results can be written."""
     folder = paths.results()
     with explain_refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def _start(task: Task, threads: int) -> subprocess.Popen:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        "TQDM_DISABLE": "1",  # a log wants lines, not bars
+        "TQDM_DISABLE": "1",  # no bars in a log
         "SPCL_PARENT": str(os.getpid()),  # the task ends if this process is killed
     }
     task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +183,6 @@ def _start(task: Task, threads: int) -> subprocess.Popen:
 
 
 def _last_line(log: Path) -> str:
-    """What a task said last, which is what stopped it."""
+    """The last line of a log; it tells why the task stopped."""
     text = log.read_text(errors="replace").replace("\r", "\n").strip()
     return text.rpartition("\n")[2] or "it said nothing"

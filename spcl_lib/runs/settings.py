@@ -1,4 +1,4 @@
-"""From names and `--set key=value` to a checked RunConfig, and back to what a person has set."""
+"""Makes a checked RunConfig from names and `--set key=value`, and lists the changed settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from spcl_lib.pooling import KINDS, Pooling
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.system.errors import UserError, unknown_name
 
-# Training images of these have no full labels: there is no upper bound.
+# The training images of these data sets have no full labels, so there is no upper bound.
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
-TABLES = frozenset({"table", "coco18"})  # listed in train.csv and val.csv
+TABLES = frozenset({"table", "coco18"})  # train.csv and val.csv list the images
 WITHOUT_OBJECTS = SINGLE_LABEL | TABLES  # these do not tell where objects are
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -39,7 +39,7 @@ _POSITIVE = (
 
 
 def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
-    """Methods that a data set allows: "full" needs the full labels of its training images."""
+    """The methods that a data set allows; "full" needs full labels of the training images."""
     full = dataset not in SINGLE_LABEL
     return [name for name in among if full or METHODS[name].term != "full"]
 
@@ -58,11 +58,11 @@ def make_config(
         method: a key of METHODS.
         seed: seed of the training.
         profile: a key of PROFILES[dataset].
-        overrides: names and values; texts are parsed by the type of the default.
+        overrides: names and values; a text is converted to the type of the default.
 
     Raises:
-        UserError: an unknown name, a method that the data set does not allow, or a value of the
-            wrong type or outside its range.
+        UserError: a name is unknown, the data set does not allow the method, or a value has the
+            wrong type or is outside its range.
     """
     if dataset not in PROFILES:
         raise unknown_name("data set", dataset, PROFILES)
@@ -85,16 +85,16 @@ def make_config(
 
 
 def changes(config: RunConfig) -> dict[str, object]:
-    """What differs from the profile: the settings that a person has given, by name."""
+    """The settings that differ from the profile, by name."""
     profile = make_config(config.dataset, config.method, config.seed, config.profile).flat()
     return {k: v for k, v in config.flat().items() if v != profile[k] and k != "content"}
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
-    """`key=value` texts of the command line as a dictionary, checked.
+    """Checks `key=value` texts of the command line, and returns them as a dictionary.
 
     Raises:
-        UserError: a text without "=", an unknown key, or a value of the wrong type.
+        UserError: a text has no "=", a key is unknown, or a value has the wrong type.
     """
     overrides = {}
     for pair in pairs:
@@ -105,7 +105,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
     return overrides
 
 
-# These have options of their own, are filled in, or are not one value.
+# --set does not take these: they have their own options, the code sets them, or they are a group.
 _NOT_SET = ("dataset", "method", "seed", "profile", "content", "settings")
 _TYPES = {
     name: kind
