@@ -26,12 +26,12 @@ Options = argparse.Namespace
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        """One line and exit status 2, like every other mistake of a user."""
+        """Raises a UserError: a mistake of the user gives one line and exit status 2."""
         raise UserError(f"{message}. See: {self.prog} --help")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 fine, 1 a run failed, 2 a user's mistake."""
+    """Runs a command; returns the exit status: 0 success, 1 a failed run, 2 a user's mistake."""
     try:
         options = _parser().parse_args(arguments)
         if getattr(options, "profile", "") is None:
@@ -174,7 +174,7 @@ def _threshold(text: str) -> float | None:
 
 
 def _overrides(options: Options) -> dict[str, object]:
-    """What `--set` gave; the file of weights as an absolute path, for notebooks elsewhere."""
+    """The settings of `--set`; a weights file as an absolute path, valid in other folders, too."""
     found = parse_overrides(options.set)
     if found.get("weights", "auto") not in ("auto", "none", "torchvision"):
         found["weights"] = os.path.abspath(os.path.expanduser(str(found["weights"])))
@@ -182,7 +182,7 @@ def _overrides(options: Options) -> dict[str, object]:
 
 
 def _seeds(options: Options) -> list[int]:
-    """The seeds, each once; a smoke test needs one."""
+    """The seeds without repeats; a smoke test needs only one seed."""
     usual = [0] if options.profile == "smoke" else [0, 1, 2]
     return list(dict.fromkeys(options.seeds or usual))
 
@@ -194,7 +194,7 @@ def _jobs(options: Options) -> int:
     return jobs
 
 
-# --- commands; each imports what it needs, so that the others start at once ---------------------
+# --- commands; each has its own imports, so that the others start fast ---------------------------
 
 
 def _run(options: Options) -> int:

@@ -1,7 +1,7 @@
-"""The league's table: from finished runs to a small file that is kept, and from it to rows.
+"""The league's table: a small reference file from finished runs, and the rows from this file.
 
-Intervals are paired: every resample draws images (with replacement) and seeds once, for both
-methods that are compared.
+Intervals are paired. Every resample draws images (with replacement) and seeds once, and both
+compared methods use the same draw.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from spcl_lib.system.randomness import keyed_generator
 if TYPE_CHECKING:
     import pandas as pd
 
-Entry = dict[str, Any]  # one method with one pooling, of the file
+Entry = dict[str, Any]  # a row of the file: one method with one pooling
 
 RESAMPLES = 1000
-OURS = frozenset({"ren"})  # terms that are ours; see terms.py
+OURS = frozenset({"ren"})  # our own terms; see terms.py
 
 
 # --- keeping --------------------------------------------------------------------------------------
 
 
 def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Everything of a finished league that is kept.
+    """The content of the reference file of a finished league.
 
     Args:
-        league: all its runs have finished.
-        resamples: of the bootstrap.
+        league: a league without unfinished runs.
+        resamples: number of bootstrap resamples.
 
     Returns:
-        "dataset", "profile", "machine"; "search": every setting that was tried, with its mAP on
-        validation data; "final": an entry for every method with the mean, and one with its chosen
-        pooling if that is another.
+        "dataset", "profile", "machine" and other facts. "search": every tried setting with its mAP
+        on validation data. "final": for every method one entry with the mean, and one with the
+        chosen poolings if these differ from the mean.
 
     Raises:
         UserError: a run has not finished.
@@ -74,7 +74,7 @@ def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
 def _final_entry(
     league: League, method: str, pooling: Settings, predicts: str
 ) -> tuple[Entry, list[Tensor]]:
-    """An entry, and the scores of its runs: trained with `pooling`, predicting with `predicts`."""
+    """An entry and the scores of its runs, with a pooling in training and one in prediction."""
     configs = league.final_configs(method, pooling)
     runs = [finished(config) for config in configs]
     scores = [read_tensors(run_folder(c) / "scores.safetensors")[predicts] for c in configs]
@@ -117,7 +117,7 @@ def _key(entry: Entry) -> tuple[str, str, str]:
 
 
 def save_league(content: dict[str, Any]) -> None:
-    """Writes notebooks/reference/league-DATASET.json: one row in a line, rounded."""
+    """Writes notebooks/reference/league-DATASET.json with rounded numbers, one row per line."""
     parts = {k: v for k, v in content.items() if k not in ("search", "final")}
     lists = [
         f'"{name}": [\n' + ",\n".join(json.dumps(_round(row)) for row in content[name]) + "\n]"
@@ -141,10 +141,10 @@ def _file(dataset: str) -> Path:
 
 
 def load_league(dataset: str) -> dict[str, Any] | None:
-    """The league of a data set that is kept; None if there is none.
+    """The content of a league's reference file; None if there is no file.
 
     Raises:
-        UserError: its file is damaged.
+        UserError: the file is damaged.
     """
     file = _file(dataset)
     if not file.is_file():
@@ -158,7 +158,7 @@ def load_league(dataset: str) -> dict[str, Any] | None:
 
 
 def leagues() -> dict[str, dict[str, Any]]:
-    """All leagues that are kept, by data set."""
+    """The contents of all leagues' reference files, by data set."""
     found = {dataset: load_league(dataset) for dataset in LEAGUES}
     return {dataset: content for dataset, content in found.items() if content is not None}
 
@@ -172,8 +172,8 @@ class Resamples:
     Args:
         labels: (N, C) bool.
         ignored: (N, C) bool or None.
-        seeds: of every method.
-        count: resamples.
+        seeds: number of seeds of every method.
+        count: number of resamples.
     """
 
     def __init__(self, labels: Tensor, ignored: Tensor | None, seeds: int, count: int) -> None:
@@ -186,16 +186,16 @@ class Resamples:
         self.labels, self.ignored = labels, ignored
 
     def mean_average_precisions(self, scores: Sequence[Tensor]) -> Tensor:
-        """The mAP of a method on every resample, in percent (count,): mean of the resampled seeds.
+        """The mAP of a method on every resample, the mean over its seeds: (count,), in percent.
 
         Args:
-            scores: (N, C) of every seed.
+            scores: for every seed (N, C).
         """
         by_seed = torch.stack([self._of_seed(s) for s in scores], 1)  # (count, seeds)
         return by_seed.gather(1, self.seeds).mean(1)
 
     def _of_seed(self, scores: Tensor) -> Tensor:
-        """(count,) mAP; tied scores count in the order of the images."""
+        """(count,) mAP of one seed; images with equal scores keep their order."""
         found = torch.empty(len(self.weights), scores.shape[1])
         for c in range(scores.shape[1]):
             order = scores[:, c].argsort(descending=True, stable=True)
@@ -211,9 +211,10 @@ class Resamples:
 
 
 def _add_intervals(entries: list[Entry], draws: dict[tuple[str, str, str], Tensor]) -> None:
-    """Adds to every entry its difference to AN, and to the best competitor, with intervals.
+    """Adds the intervals of the differences to AN and to the best competitor to every entry.
 
-    Entries with the mean are compared with those with the mean; the others with the best there is.
+    An entry with the mean is compared with the best competitor with the mean. An entry with other
+    poolings is compared with the best competitor with any poolings.
     """
     rivals = [e for e in entries if is_competitor(e["method"])]
     for entry in entries:
@@ -229,7 +230,7 @@ def _add_intervals(entries: list[Entry], draws: dict[tuple[str, str, str], Tenso
 def _interval(
     draws: dict[tuple[str, str, str], Tensor], entry: Entry, other: tuple[str, str, str]
 ) -> list[float] | None:
-    """Lower and upper end of the 95 % interval of a difference in mAP."""
+    """Ends of the 95 % interval of a difference in mAP; None if there is no other entry."""
     if other not in draws or other == _key(entry):
         return None
     difference = draws[_key(entry)] - draws[other]
@@ -237,7 +238,7 @@ def _interval(
 
 
 def is_competitor(method: str) -> bool:
-    """Whether a method is of another paper, without any consistency of this one."""
+    """Whether a method comes from another paper and has no consistency term."""
     spec = METHODS[method]
     return not spec.consistency and spec.term not in {"an", "en", "full"} | OURS
 
@@ -249,13 +250,13 @@ def league_table(content: dict[str, Any], best_pooling: bool = False) -> pd.Data
     """One row per method, best first.
 
     Args:
-        content: of `load_league`.
-        best_pooling: with each method's chosen pooling; else all with the mean.
+        content: the result of `load_league`.
+        best_pooling: True takes each method's chosen poolings; False takes the mean for all.
 
     Returns:
-        Columns: mAP and its deviation over seeds, gap_closed (AN and Full pooled by the mean, or
-        with their own chosen pooling), low and high of the difference to AN, OF1 at the run's own
-        threshold, cost (training time relative to AN), pooling.
+        Columns: mAP and its deviation over seeds, gap_closed (share of the gap between AN and Full,
+        with the same choice of poolings), low and high of the difference to AN, OF1 at the run's
+        own threshold, cost (training time relative to AN), the poolings, and the origin.
     """
     import pandas as pd
 
@@ -277,7 +278,7 @@ def league_table(content: dict[str, Any], best_pooling: bool = False) -> pd.Data
 
 
 def entries_of(content: dict[str, Any], best_pooling: bool) -> dict[str, Entry]:
-    """The entries to show, by method: with the mean, or with the pooling that was chosen."""
+    """The entries of a table by method: with the mean, or with the chosen poolings."""
     found: dict[str, Entry] = {}
     for entry in content["final"]:
         if entry["method"] not in found or best_pooling:
@@ -286,7 +287,7 @@ def entries_of(content: dict[str, Any], best_pooling: bool) -> dict[str, Entry]:
 
 
 def whose(method: str) -> str:
-    """Where a method comes from, for a table."""
+    """The origin of a method, for a table."""
     spec = METHODS[method]
     if method == "full":
         return "upper bound"
@@ -298,7 +299,7 @@ def whose(method: str) -> str:
 
 
 def consistency_gains(content: dict[str, Any]) -> pd.DataFrame:
-    """What SCL adds to each term, with the mean: term, gain, its deviation over seeds."""
+    """The gain of SCL for each term, with the mean: term, gain, deviation over seeds."""
     import pandas as pd
 
     entries = entries_of(content, False)
@@ -313,9 +314,10 @@ def consistency_gains(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def pooling_scores(content: dict[str, Any]) -> pd.DataFrame:
-    """Each method (rows), trained with the mean, with each pooling in prediction (columns).
+    """The mAP of each method (rows) with each pooling in prediction (columns).
 
-    Scores are mAP on validation data, seed 0, with the method's best settings.
+    The networks are trained with the mean and the method's best settings, with seed 0. The data are
+    validation data.
     """
     import pandas as pd
 
@@ -331,7 +333,7 @@ def pooling_scores(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def league_sentences(content: dict[str, Any]) -> list[str]:
-    """What the league says, computed: the best method, ours, the paper's, what SCL adds."""
+    """Sentences about the league: the best method, ours, the paper's, and the gain of SCL."""
     sentences = []
     for best_pooling, how in ((False, "With the mean"), (True, "With the poolings chosen")):
         entries = entries_of(content, best_pooling)

@@ -1,4 +1,4 @@
-"""Things that are made once: decoded images, drawn scenes, parsed annotations."""
+"""The cache makes things once: decoded images, drawn scenes, parsed annotations."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, is_disk_full, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 
-_NAMED = 5  # damaged files that a message names
+_NAMED = 5  # number of damaged files that a message names
 
 
 def make_once(
     name: str, make: Callable[[], dict[str, Tensor]], *sources: object
 ) -> dict[str, Tensor]:
-    """Tensors that `make` gives, from the cache if they are there.
+    """The tensors that `make` returns; the cache keeps them for later calls.
 
     Args:
-        name: start of the file's name, for people.
+        name: readable start of the file's name.
         make: called once; other processes wait for it.
-        sources: all that the result depends on, see `fingerprints.fingerprint`; a change makes it
-            anew.
+        sources: everything that the result depends on, see `fingerprints.fingerprint`; after a
+            change, `make` runs again.
     """
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
     with lock_file(path):
         if not path.exists():
             made = make()
             with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-                torch.save(made, handle)  # by its path, torch would not say that the disk is full
+                torch.save(made, handle)  # with a path, torch would not report a full disk
     return torch.load(path, weights_only=True, mmap=True)
 
 
@@ -59,24 +59,24 @@ def decode_images(
 ) -> tuple[Images, Tensor]:
     """The images of a split as squares, see `images.try_image`, decoded once.
 
-    One file in the cache folder holds them; it is read through a memory map. If that file would be
-    larger than `paths.cache_limit`, every image is tried once and then read from its own file,
-    batch by batch. In both cases damaged images are found here, once, and remembered. A change of
-    the names, sizes or dates of the files makes all of it anew and removes what was made before;
-    so does a change of the code that decodes.
+    One memory-mapped file in the cache folder holds the images. If this file would be larger than
+    `paths.cache_limit`, the call only checks every image, and later batches read the image files.
+    In both cases the cache records the damaged images. If the names, sizes or dates of the files
+    change, or the code that decodes them, the call removes the old cache and makes a new one.
 
     Args:
         files: N image files.
         side: height and width of the squares, in pixels.
-        name: of the split, for people; another selection of the same files has another name.
-        damaged: what to do about images that are missing or cannot be read: "stop", or "skip".
+        name: readable name of the split; each selection of the same files needs its own name.
+        damaged: what to do with missing or unreadable images: "stop" or "skip".
 
     Returns:
-        The K images that can be read, (K, 3, side, side) uint8: a tensor, or what is used like one.
-        (K,) int64: their numbers in `files`, ascending. Drop the labels of all others.
+        The K readable images (K, 3, side, side) uint8: a tensor, or an object used like a tensor.
+        (K,) int64: their numbers in `files`, ascending. Drop the labels of the other images.
 
     Raises:
-        UserError: images are damaged and `damaged` is "stop", or all are; or the disk is full.
+        UserError: an image is damaged and `damaged` is "stop", all images are damaged, or the disk
+            is full.
     """
     if not files:
         raise UserError(f"{name} has no images")
@@ -107,13 +107,13 @@ def decode_images(
 
 
 def _version(files: Sequence[Path], side: int, name: str) -> tuple[Path, Path]:
-    """Start of the cache's file names for this split at this side and place; the whole name."""
+    """The start of the cache files' names for this split, side and folder, and the whole name."""
     stamps = []
     for file in files:
         try:
             status = file.stat()
             stamp = (status.st_size, status.st_mtime_ns, os.access(file, os.R_OK))
-        except OSError:  # it is missing, perhaps; when it comes, all is made anew
+        except OSError:  # perhaps the file is missing; if it appears later, the cache is renewed
             stamp = None
         stamps.append((str(file), stamp))
     place = fingerprint([os.path.commonpath({file.parent for file in files})])
@@ -125,9 +125,9 @@ def _version(files: Sequence[Path], side: int, name: str) -> tuple[Path, Path]:
 def _decode_or_check(
     files: Sequence[Path], side: int, name: str, record: Path, path: Path | None
 ) -> None:
-    """Tries all images; writes those that can be read to `path`, and to `record` what is damaged.
+    """Tries all images; writes the readable images to `path` and the damage to `record`.
 
-    The record comes last: where it is, the images are complete.
+    The record comes last: if it exists, the images are complete.
     """
     with atomic_write(record) as new_record:
         if path is None:
@@ -143,7 +143,7 @@ def write_squares(files: Sequence[Path], side: int, name: str, path: Path) -> di
     """Decodes images into one .npy file of (K, 3, side, side) uint8.
 
     Returns:
-        What is wrong with the images that cannot be read, by their numbers in `files`.
+        The flaws of the unreadable images, by their numbers in `files`.
     """
     with open(path, "wb") as handle:  # not open_memmap: a full disk must raise, not kill (SIGBUS)
         _write_header(handle, len(files), side)
@@ -151,9 +151,9 @@ def write_squares(files: Sequence[Path], side: int, name: str, path: Path) -> di
             files, side, f"decoding {name}", lambda image: handle.write(image.tobytes())
         )
         handle.seek(0)
-        _write_header(handle, len(files) - len(flaws), side)  # as long as the one before
+        _write_header(handle, len(files) - len(flaws), side)  # as long as the first header
         handle.flush()
-        os.fsync(handle.fileno())  # some file systems notice only now that they are full
+        os.fsync(handle.fileno())  # some file systems report a full disk only now
     return flaws
 
 
@@ -165,7 +165,7 @@ def _write_header(handle: BinaryIO, count: int, side: int) -> None:
 def _try_all(
     files: Sequence[Path], side: int, title: str, keep: Callable[[np.ndarray], object]
 ) -> dict[int, str]:
-    """Calls `keep` with every image in turn; says what is wrong with those that cannot be read."""
+    """Calls `keep` with every readable image in order; returns the flaws of the others."""
     flaws = {}
     results = map_in_threads(lambda file: try_image(file, side), files)
     bar = tqdm(results, desc=title, total=len(files), unit="image", mininterval=1)
@@ -179,12 +179,12 @@ def _try_all(
 
 
 def _report_damage(flaws: dict[int, str], files: Sequence[Path], name: str, damaged: str) -> None:
-    """Says which images are damaged, and stops unless they are to be left out.
+    """Reports the damaged images; raises an error unless the caller wants to skip them.
 
     Args:
-        flaws: what is wrong with an image, by its number in `files`.
+        flaws: the flaw of each damaged image, by its number in `files`.
         files: all files.
-        name: of the split.
+        name: name of the split.
         damaged: "stop" or "skip".
 
     Raises:
@@ -226,7 +226,7 @@ def explain_full_disk(folder: Path, needed: int, what: str, advice: str) -> Iter
 
 
 def format_size(count: int) -> str:
-    """A number of bytes for people: "1.2 GB"."""
+    """A number of bytes as a short text: "1.2 GB"."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 

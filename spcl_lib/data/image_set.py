@@ -1,4 +1,4 @@
-"""What every data set gives: images with their full labels and, where known, their objects."""
+"""ImageSet, the form of every data set: images, full labels and, where known, the objects."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from spcl_lib.data.cache import decode_images
 from spcl_lib.data.images import Images, select_images
 from spcl_lib.data.objects import Boxes, Masks
 
-_HELD_OUT = 0.4  # share of a real training split that choices are made on
+_HELD_OUT = 0.4  # share of a real training split that is used for choices
 _HELD_OUT_SEED = 1200
-_SAMPLED = 50_000  # of more files than this, only the sizes identify the content
+_SAMPLED = 50_000  # with more files, only their sizes identify the content
 _SAMPLE_BYTES = 4096
 
 
 def hold_out(count: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the training images that stay, and of those held out to make choices on.
+    """Splits the training images into a part for training and a held-out part for choices.
 
     Args:
-        count: training images there are.
+        count: number of training images.
 
     Returns:
-        Two ascending int64 tensors, 60 % and 40 % of 0..count-1; always the same ones.
+        The image numbers of both parts, ascending int64: 60 % and 40 % of 0..count-1. The result
+        depends only on `count`.
     """
     generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
     order = torch.randperm(count, generator=generator)
@@ -43,20 +44,20 @@ class ImageSet:
 
     Attributes:
         images: (N, 3, S, S) uint8; whole images, resized to squares. A tensor, or `LazyImages`,
-            which give tensors when they are indexed. (N, 0) before they are decoded.
+            which return tensors when they are indexed. (N, 0) before the decoding.
         labels: (N, C) bool; the full labels. Training on a single label never sees them.
         classes: C names.
-        ids: N names, for people and for predictions.
-        class_map: (N, S, S) uint8 or None; class number + 1 that is visible at a pixel, 0 = none.
-        boxes: the annotated objects, or None where a data set has none or they were not asked for.
-        masks: exact masks, or None where a data set has none.
-        ignored: (N, C) bool or None; labels that count neither way in the evaluation. They are
-            False in `labels`.
-        files: N files that the images come from, or None where they are drawn.
-        notes: what a person should know of the selection: lines such as "3 images left out".
+        ids: N names, for messages and predictions.
+        class_map: (N, S, S) uint8 or None; number + 1 of the class visible at a pixel, 0 = none.
+        boxes: the annotated objects, or None if the data set has none or the caller needs none.
+        masks: exact masks, or None if the data set has none.
+        ignored: (N, C) bool or None; labels that the evaluation does not count. They are False in
+            `labels`.
+        files: N image files, or None for drawn images.
+        notes: messages about the selection, such as "3 images left out".
 
     Raises:
-        ValueError: images, labels and ids are not equally many.
+        ValueError: the numbers of images, labels and ids differ.
     """
 
     images: Images
@@ -72,7 +73,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         counts = len(self.images), len(self.labels), len(self.ids)
-        if len(set(counts)) > 1:  # else images would get the labels of others
+        if len(set(counts)) > 1:  # images would get wrong labels
             raise ValueError(f"images, labels and ids must be equally many; got {counts}")
 
     def __len__(self) -> int:
@@ -97,7 +98,7 @@ class ImageSet:
         return self if count >= len(self) else self.subset(torch.arange(count))
 
     def regions(self, indices: Tensor) -> Tensor:
-        """Where the objects of every class are: from exact masks, else from boxes.
+        """The pixels of the objects of every class, from exact masks or else from boxes.
 
         Args:
             indices: (B,) int64 image numbers; they may repeat.
@@ -106,7 +107,7 @@ class ImageSet:
             (B, C, S, S) bool; True where an object of the class covers the centre of the pixel.
 
         Raises:
-            ValueError: the data set knows neither masks nor boxes.
+            ValueError: the data set has neither masks nor boxes.
         """
         if self.class_map is not None:
             values = torch.arange(1, len(self.classes) + 1, dtype=torch.uint8)
@@ -117,9 +118,9 @@ class ImageSet:
         return objects.regions(indices, len(self.classes), self.images.shape[-1])
 
     def content(self) -> str:
-        """Eight characters that change with any image file or label, wherever the files lie.
+        """Eight characters that change with any image file or label, but not with the folder.
 
-        Of a file the size counts, and 4 kB from its middle (for up to 50,000 files).
+        They depend on the size of each file and, for up to 50,000 files, on 4 kB from its middle.
         """
         digest = hashlib.sha256()
         for part in (self.labels, self.ignored):
@@ -132,7 +133,7 @@ class ImageSet:
 
 
 def _identify_file(file: Path, sampled: bool) -> bytes:
-    """Size and sample of a file; nothing for a broken link: decoding will find it damaged."""
+    """Size and sample of a file; empty for a broken link, which the decoding reports later."""
     try:
         size = file.stat().st_size
         if not sampled:
@@ -145,22 +146,22 @@ def _identify_file(file: Path, sampled: bool) -> bytes:
 
 
 def list_image_files(files: Sequence[Path], **known: Any) -> ImageSet:
-    """A data set whose images are still in their files, to choose from before they are decoded.
+    """A data set without decoded images, so that the caller can select images before decoding.
 
     Args:
         files: N image files.
-        known: everything else that `ImageSet` takes, for all N images: labels, classes, ids, ...
+        known: the other arguments of `ImageSet`, for all N images: labels, classes, ids, ...
     """
     return ImageSet(torch.empty((len(files), 0), dtype=torch.uint8), files=tuple(files), **known)
 
 
 def decode_image_set(data: ImageSet, side: int, name: str, damaged: str) -> ImageSet:
-    """A listed data set with its images; an image that is left out takes its labels along.
+    """Decodes the images of a listed data set; drops skipped images together with their labels.
 
     Args:
         data: see `list_image_files`.
-        side: as in `cache.decode_images`, and so are the others.
-        name: of this selection of images.
+        side: see `cache.decode_images`.
+        name: name of this selection of images.
         damaged: "stop" or "skip".
 
     Raises:
@@ -173,7 +174,7 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str) -> Imag
 def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
     """The smallest box around the visible pixels of every class of an image.
 
-    Objects of one class in one image share a box: a class map does not tell them apart.
+    Objects of one class in one image share a box, because a class map does not separate them.
 
     Args:
         class_map: (N, S, S) uint8; class number + 1, 0 = none.
@@ -193,5 +194,5 @@ def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
 
 
 def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
-    """First True of every row of (M, S), and one past the last."""
+    """Index of the first True in every row of (M, S), and index of the last True plus one."""
     return lines.int().argmax(1), lines.shape[1] - lines.flip(1).int().argmax(1)

@@ -1,4 +1,4 @@
-"""Reads CSV files of labels; every error names the line."""
+"""Reads CSV files of labels; an error in a line names the line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Box = tuple[float, ...]  # x0, y0, x1, y1 as fractions of the image
 
 @dataclass(frozen=True)
 class LabelRow:
-    """Labels of one image, and the number of the line that gives them.
+    """Labels of one image, and the number of their line.
 
-    `objects` has the label and the box of every object; None where the file has no boxes.
+    `objects` has the label and the box of every object; None if the file has no boxes.
     """
 
     labels: frozenset[str]
@@ -27,17 +27,17 @@ class LabelRow:
 
 
 def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
-    """Rows of a CSV file by the path of their image, in the order of the file.
+    """Rows of a CSV file by image path, in the order of the file.
 
-    The file is UTF-8, with or without a byte order mark. Lines may end in any way. Fields with
-    commas are quoted. A line that repeats another is dropped.
+    The file is UTF-8, with or without a byte order mark. All line endings are allowed. Fields with
+    commas need quotes. Repeated lines are dropped.
 
     Args:
         root: the file and the paths in it are relative to this folder.
-        name: the file.
-        column: "label" for one label per image, "labels" for any number, with "|" between them. In
-            the second case a third column, "boxes", may give a box for each label: "x0 y0 x1 y1" as
-            fractions of the image, with "|" between them; a label then stands once per object.
+        name: name of the file.
+        column: "label" for one label per image; "labels" for any number, with "|" between them.
+            With "labels", a third column "boxes" may give a box for each label: "x0 y0 x1 y1" as
+            fractions of the image, with "|" between boxes. Then each object has its own label.
 
     Raises:
         UserError: the file is missing or malformed, or names an image that is not in the folder.
@@ -68,12 +68,12 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
 
 
 def compose_accents(text: str) -> str:
-    """A name with its accents in one form, because file systems and editors use several."""
+    """A name with accents in one form; file systems and editors use different forms."""
     return unicodedata.normalize("NFC", text)
 
 
 def _records(file: Path, column: str) -> list[tuple[int, list[str]]]:
-    """Line numbers and fields of the header, and of all lines below it that are not empty."""
+    """Line numbers and fields of the header and of all lines that are not empty."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -139,7 +139,7 @@ def _box(text: str, where: str) -> Box:
 
 
 def _existing(root: Path, text: str, where: str) -> str:
-    """The path of an image below the folder, as the file system writes it."""
+    """The path of an image below the folder, in the spelling of the file system."""
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:[\\/]|\\", text):
         raise UserError(f"{where}: '{text}' leads out of '{root}'; write paths below that folder")

@@ -17,17 +17,16 @@ TRAIN, VAL = "train.csv", "val.csv"
 
 
 def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
-    """The images of both files, in the order of the files; none is read yet.
+    """Lists the images of both files in the order of the files, without reading the images.
 
     Args:
         root: folder with train.csv and val.csv. Each has the header `path,labels` and a line for
             every image: its path below the folder, and its labels with "|" between them. An image
-            that shows no class has no label.
-            A third column, boxes, is optional: see `label_files.read_label_file`.
+            without any class has no label. A third column, boxes, is optional: see
+            `label_files.read_label_file`.
 
     Returns:
-        The images of train.csv and those of val.csv. The classes are the labels of train.csv,
-        sorted.
+        The images of train.csv and of val.csv. The classes are the sorted labels of train.csv.
 
     Raises:
         UserError: a file is missing or malformed, an image is in both files, there are fewer than
@@ -64,7 +63,7 @@ def _image_set(root: Path, rows: Mapping[str, LabelRow], classes: tuple[str, ...
 
 
 def _boxes(rows: Mapping[str, LabelRow], number: Mapping[str, int]) -> Boxes | None:
-    """The objects of all images; None where the file has no boxes."""
+    """The objects of all images; None if the file has no boxes."""
     if any(row.objects is None for row in rows.values()):
         return None
     found = [(i, number[name], box) for i, row in enumerate(rows.values())

@@ -1,1 +1,1 @@
-"""What ./reproduce.sh does: the plan of all experiments, and the pages that show them."""
+"""The code of ./reproduce.sh: the plan of all experiments, and the pages that show them."""

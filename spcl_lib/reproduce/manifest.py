@@ -1,4 +1,4 @@
-"""results/manifest.json: what was run, with which commit, versions and data, and how long."""
+"""results/manifest.json lists the runs with their commit, versions, data and time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _file() -> Path:
 
 
 def read_manifest() -> dict[str, Any]:
-    """results/manifest.json; an empty one if it is missing or damaged."""
+    """The content of results/manifest.json; an empty manifest if it is missing or damaged."""
     empty: dict[str, Any] = {"experiments": {}, "notebooks": {}}
     try:
         return empty | json.loads(_file().read_text())
@@ -36,12 +36,12 @@ def _note(part: str, name: str, entry: dict[str, Any]) -> None:
 
 
 def note_notebook(task: NotebookTask, entry: dict[str, Any]) -> None:
-    """Notes what became of a notebook."""
+    """Notes the outcome of a notebook."""
     _note("notebooks", task.name, entry)
 
 
 def note_experiment(experiment: Experiment, seconds: float) -> None:
-    """Notes the finished runs of an experiment, and what they were made with and on."""
+    """Notes the finished runs of an experiment, with their versions, machine and data."""
     first = experiment.main[0]
     machine = describe_machine(choose_device())
     facts = {
@@ -62,7 +62,7 @@ def note_experiment(experiment: Experiment, seconds: float) -> None:
 
 
 def is_current(task: NotebookTask, manifest: dict[str, Any]) -> bool:
-    """Whether the notebook has been executed, and nothing that it depends on has changed."""
+    """Whether the notebook was executed and everything that it depends on is unchanged."""
     entry = manifest["notebooks"].get(task.name, {})
     files = task.output, task.output.with_suffix(".html")
     return all(f.is_file() for f in files) and entry.get("key") == task.key()

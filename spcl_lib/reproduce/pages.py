@@ -1,4 +1,4 @@
-"""Pages that need nothing from elsewhere: every notebook as HTML, and results/index.html."""
+"""Pages that need no other files: every notebook as HTML, and results/index.html."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 def write_notebook_page(notebook: Path, show_code: bool = True) -> Path:
-    """Writes an executed notebook as HTML beside it; figures and style are inside.
+    """Writes the HTML page of an executed notebook beside it, with figures and style inside.
 
     Args:
         notebook: the .ipynb file.
-        show_code: whether the code cells are shown.
+        show_code: whether the page shows the code cells.
 
     Returns:
         The .html file.
@@ -53,12 +53,12 @@ def write_notebook_page(notebook: Path, show_code: bool = True) -> Path:
     return page
 
 
-# $$...$$ or $...$; a code span, which may hold a $, is matched first and left as it is.
+# $$...$$ or $...$; code spans may contain a $, so they match first and stay unchanged.
 _FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
 
 
 def _as_mathml(found: re.Match[str]) -> str:
-    """A formula as MathML, which browsers show without a script from elsewhere."""
+    """A formula as MathML, which browsers show without an external script."""
     formula = found["block"] or found["inline"]
     if not formula or importlib.util.find_spec("latex2mathml") is None:
         return found[0]
@@ -73,7 +73,7 @@ def write_index(manifest: Mapping[str, Any], runs: Mapping[str, Runs]) -> Path:
 
     Args:
         manifest: content of results/manifest.json, see `plan`.
-        runs: finished runs of every experiment in the manifest that has some.
+        runs: finished runs by experiment; experiments without finished runs are left out.
 
     Returns:
         The file.
@@ -124,7 +124,7 @@ def _image(figure: Figure, text: str) -> str:
 
 
 def _page(title: str, body: str) -> str:
-    from pygments.formatters import HtmlFormatter  # nbconvert brings it
+    from pygments.formatters import HtmlFormatter  # installed with nbconvert
 
     style = _STYLE + HtmlFormatter().get_style_defs(".highlight")
     return _PAGE.format(title=html.escape(title), style=style, body=body)

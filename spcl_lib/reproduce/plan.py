@@ -2,9 +2,8 @@
 
     runs -> ablation -> measurements -> all notebooks, executed -> results/index.html
 
-One `Experiment` is one data set with one profile. Everything that is finished is skipped, so the
-same command goes on where it was stopped. `steps` carries the plan out, `manifest` keeps what was
-run.
+One `Experiment` is one data set with one profile. The plan skips finished parts, so the same
+command continues after a stop. `steps` carries out the plan. `manifest` records the runs.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.fingerprints import all_code, fingerprint
 
-# Expected seconds of a notebook on one core, after the runs that it shows; measured.
+# Measured seconds of a notebook on one core, without the runs that it shows.
 NOTEBOOK_SECONDS = {
     "00_tour": 60, "01_train": 10, "02_results": 10, "03_crop_recovery": 12, "04_heatmaps": 15,
     "05_folder": 45, "06_benchmark": 10,
 }  # fmt: skip
 PRETRAINING_SECONDS = {"cpu": 100, "smoke": 30}
-# The notebooks that train themselves: with the pretraining of the main job, which is there already;
-# in a smoke test as small as can be.
+# Settings of the notebooks that train a network. They use the pretraining of the main runs, which
+# exists already. A smoke test uses very small values.
 _PRETRAINED = {"pretrain_images": 10000, "pretrain_epochs": 12}
 _SMALL = {"epochs": 4, "pretrain_images": 4000, "pretrain_epochs": 4}
 _NOTEBOOKS = {"00_tour": _PRETRAINED, "05_folder": _PRETRAINED}
 _SMOKE_NOTEBOOKS = {
     "00_tour": _SMALL | {"train_images": 200}, "05_folder": _SMALL | {"images": 200},
 }  # fmt: skip
-_EXTRA_PROFILES = {"voc2007": ("long",)}  # with --all, beside cpu
-_FOLLOWED_METHODS = ("scl", "an")  # that 04_heatmaps shows
+_EXTRA_PROFILES = {"voc2007": ("long",)}  # with --all, in addition to cpu
+_FOLLOWED_METHODS = ("scl", "an")  # 04_heatmaps shows them
 _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet")
 
 
@@ -49,7 +48,7 @@ class Experiment:
 
     Attributes:
         main: the runs of the table: methods x seeds.
-        ablation: the runs of the crop-scale ablation, if it is part of the plan.
+        ablation: the runs of the crop-scale ablation, if the plan includes it.
         followed: runs that follow some images over the epochs, for 04_heatmaps.
         data_root: see `paths.data_root`.
     """
@@ -61,7 +60,7 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """Data set, profile and, where there are any, changed settings: "voc2007-cpu"."""
+        """Data set, profile and a code for changed settings, if any: "voc2007-cpu"."""
         first = self.main[0]
         digest = [first.digest()] if changes(first) else []
         return "-".join([first.dataset, first.profile, *digest])
@@ -73,7 +72,7 @@ class Experiment:
 
     @property
     def knows_objects(self) -> bool:
-        """Whether the data tell where objects are, so that crop recovery can be measured."""
+        """Whether the data tell where objects are; crop recovery needs this."""
         return self.main[0].dataset not in WITHOUT_OBJECTS
 
 
@@ -83,10 +82,10 @@ class NotebookTask:
 
     Attributes:
         notebook: its name, as in "02_results".
-        name: of the executed file; another one for every experiment.
-        parameters: what differs from its defaults.
+        name: name of the executed file; different for every experiment.
+        parameters: parameters that differ from the notebook's defaults.
         runs: the runs that it shows.
-        skipped: why it is not executed; empty if it is.
+        skipped: the reason to skip it; empty if it is executed.
     """
 
     notebook: str
@@ -101,7 +100,7 @@ class NotebookTask:
         return paths.results() / "notebooks" / f"{self.name}.ipynb"
 
     def key(self) -> str:
-        """Changes with anything that the executed notebook depends on."""
+        """A text that changes with everything that the executed notebook depends on."""
         metrics = [run_folder(c) / "metrics.json" for c in self.runs]
         contents = [file.read_bytes() for file in metrics if file.is_file()]
         source = notebook_file(self.notebook).read_bytes()
@@ -126,15 +125,15 @@ def experiment_of(
     Args:
         dataset: a key of PROFILES.
         profile: a key of PROFILES[dataset].
-        methods: keys of METHODS; all that the data set allows by default.
-        seeds: of the training.
+        methods: keys of METHODS; by default the paper's methods that the data set allows.
+        seeds: seeds of the training.
         overrides: other settings, for all runs.
         data_root: see `paths.data_root`.
-        ablation: whether the crop-scale ablation is part of it.
-        must_exist: if not, missing data are only mentioned, to show the plan.
+        ablation: whether to include the crop-scale ablation.
+        must_exist: False prints a message about missing data, so that a plan can still be shown.
 
     Raises:
-        UserError: an unknown name, a wrong setting, or the data are missing.
+        UserError: a name is unknown, a setting is wrong, or the data are missing.
     """
     overrides = dict(overrides or {})
     names = list(dict.fromkeys(methods)) or methods_of(dataset)
@@ -159,10 +158,10 @@ def experiment_of(
 def all_experiments(
     dataset: str | None, seeds: Sequence[int], data_root: str | Path | None
 ) -> list[Experiment]:
-    """Every experiment of every data set that is there, or of one data set.
+    """Every experiment of all existing data sets, or of one data set.
 
     Raises:
-        UserError: the one data set is missing.
+        UserError: `dataset` names a data set that is missing.
     """
     found = []
     for name in [dataset] if dataset else _EVERYWHERE:
@@ -183,7 +182,7 @@ def all_experiments(
 
 
 def notebook_tasks(experiments: Sequence[Experiment]) -> list[NotebookTask]:
-    """Every notebook of the project: once, or once for each experiment if it shows runs."""
+    """Every notebook of the project; a notebook that shows runs once for each experiment."""
     tasks = [
         task
         for number, experiment in enumerate(experiments)

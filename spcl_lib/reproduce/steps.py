@@ -1,4 +1,4 @@
-"""The steps of the plan: shown with their cost, and carried out one after the other."""
+"""Shows the steps of the plan with their cost, and carries them out in order."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
 _USUAL_NOTEBOOK_SECONDS = 30
-_MEASURED_SHARE = 0.1  # of the runs' time that measuring them takes
+_MEASURED_SHARE = 0.1  # time of the measurements, as a share of the runs' time
 
 
 # --- showing the plan -----------------------------------------------------------------------------
 
 
 def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
-    """Prints every step: what is finished, what is to do, and what that costs."""
+    """Prints every step, whether it is finished, and the cost of the rest."""
     for experiment in experiments:
         print(f"{experiment.name}:")
         for config in experiment.runs:
@@ -60,12 +60,12 @@ def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
 
 
 def _what(config: RunConfig) -> str:
-    """What differs from the profile, as text."""
+    """The settings that differ from the profile, as text."""
     return "".join(f"{k}={v} " for k, v in changes(config).items())
 
 
 def _total(experiments: Sequence[Experiment], jobs: int) -> str:
-    """What is still to do, and about how long it takes."""
+    """The number of unfinished steps and their approximate time, as text."""
     runs = [c for e in experiments for c in e.runs if load_metrics(c) is None]
     manifest = read_manifest()
     tasks = [t for t in notebook_tasks(experiments) if not t.skipped]
@@ -89,16 +89,16 @@ def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
     """Carries out the plan.
 
     Args:
-        experiments: what to run.
-        jobs: runs, and then notebooks, side by side; they share the cores.
-        force: run again what is finished.
+        experiments: the experiments of the plan.
+        jobs: number of runs, and later of notebooks, at the same time; they share the cores.
+        force: repeat finished runs and notebooks.
 
     Returns:
         0 if everything has finished, else 1.
 
     Raises:
-        UserError: data are missing or damaged, or results cannot be written: found before any run
-            of that data starts.
+        UserError: data are missing or damaged, or results cannot be written. The check comes before
+            the first run on these data.
     """
     print(_total(experiments, jobs), flush=True)
     failed: list[Task] = []
@@ -131,7 +131,7 @@ def _print_table(configs: Sequence[RunConfig], failed: Sequence[Task], seconds: 
 
 
 def _measure(experiment: Experiment) -> None:
-    """Measures crop recovery on the finished runs, once; 03_crop_recovery shows it."""
+    """Measures crop recovery on the finished runs once, for 03_crop_recovery."""
     first = experiment.main[0]
     if not experiment.knows_objects:
         return
@@ -146,10 +146,10 @@ def _measure(experiment: Experiment) -> None:
 
 
 def _execute_notebooks(tasks: Sequence[NotebookTask], jobs: int, force: bool) -> list[Task]:
-    """Executes the notebooks that are not up to date; notes what happened to each.
+    """Executes the notebooks that are not up to date, and notes the outcome of each.
 
     Returns:
-        What failed.
+        The failed tasks.
     """
     missing = [n for n in ("papermill", "nbconvert") if importlib.util.find_spec(n) is None]
     if missing:
@@ -164,7 +164,7 @@ def _execute_notebooks(tasks: Sequence[NotebookTask], jobs: int, force: bool) ->
 
 
 def _process_of(task: NotebookTask) -> Task:
-    """The process that executes a notebook; what became of it is noted as soon as it ends."""
+    """The task that executes a notebook and notes the outcome as soon as it ends."""
     page, key = task.output.with_suffix(".html"), task.key()
     page.unlink(missing_ok=True)
     entry = {"title": title_of_notebook(task.notebook), "parameters": task.parameters}
@@ -182,7 +182,7 @@ def _process_of(task: NotebookTask) -> Task:
 
 
 def _seconds_of(task: NotebookTask) -> float:
-    """How long the notebook took, as papermill has noted it in the file."""
+    """Seconds that the notebook took; papermill stores them in the file."""
     try:
         noted = json.loads(task.output.read_text())["metadata"]["papermill"]["duration"]
         return round(float(noted), 1)
@@ -191,7 +191,7 @@ def _seconds_of(task: NotebookTask) -> float:
 
 
 def _write_index() -> bool:
-    """Writes results/index.html; returns whether it could."""
+    """Writes results/index.html; returns False if no run has finished."""
     missing = [n for n in ("pandas", "seaborn") if importlib.util.find_spec(n) is None]
     if missing:
         print(f"page:   not written ({', '.join(missing)} not installed)")
