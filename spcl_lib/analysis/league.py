@@ -255,8 +255,9 @@ def league_table(content: dict[str, Any], best_pooling: bool = False) -> pd.Data
 
     Returns:
         Columns: mAP and its deviation over seeds, gap_closed (share of the gap between AN and Full:
-        both with the mean, or AN with its choice and the best Full there is), low and high of the difference to AN, OF1 at the run's
-        own threshold, cost (training time relative to AN), the poolings, and the origin.
+        both with the mean, or AN with its choice and the best Full there is), low and high of the
+        difference to AN, OF1 at the run's own threshold, cost (training time relative to AN), the
+        poolings, and the origin.
     """
     import pandas as pd
 
