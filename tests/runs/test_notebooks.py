@@ -20,7 +20,7 @@ from spcl_lib.system.errors import UserError
 
 FILES = sorted(paths.notebooks().glob("*.ipynb"))
 LONGEST_CELL = 15
-LARGEST_TREE = 2 * 2**20
+LARGEST_TREE = 3 * 2**20
 
 
 @pytest.fixture(params=FILES, ids=[f.stem for f in FILES])
