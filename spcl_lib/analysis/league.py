@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spcl_lib.analysis.results import round_floats
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
@@ -119,21 +120,13 @@ def _key(entry: Entry) -> tuple[str, str, str]:
 def save_league(content: dict[str, Any]) -> None:
     """Writes notebooks/reference/league-DATASET.json with rounded numbers, one row per line."""
     parts = {k: v for k, v in content.items() if k not in ("search", "final")}
-    lists = [
-        f'"{name}": [\n' + ",\n".join(json.dumps(_round(row)) for row in content[name]) + "\n]"
-        for name in ("search", "final")
-    ]
+    lists = []
+    for name in ("search", "final"):
+        rows = ",\n".join(json.dumps(round_floats(row)) for row in content[name])
+        lists.append(f'"{name}": [\n{rows}\n]')
     text = json.dumps(parts)[:-1] + ",\n" + ",\n".join(lists) + "}\n"
     with atomic_write(_file(content["dataset"])) as temporary:
         temporary.write_text(text)
-
-
-def _round(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, dict):
-        return {k: _round(v) for k, v in value.items()}
-    return [_round(v) for v in value] if isinstance(value, list) else value
 
 
 def _file(dataset: str) -> Path:
@@ -213,14 +206,15 @@ class Resamples:
 def _add_intervals(entries: list[Entry], draws: dict[tuple[str, str, str], Tensor]) -> None:
     """Adds the intervals of the differences to AN and to the best competitor to every entry.
 
-    An entry with the mean is compared with the best competitor with the mean. An entry with other
-    poolings is compared with the best competitor with any poolings.
+    An entry with the mean is compared with AN and the best competitor with the mean. An entry with
+    other poolings is compared with AN with its own choice, and the best competitor with any.
     """
-    rivals = [e for e in entries if is_competitor(e["method"])]
+    rivals = [e for e in entries if whose(e["method"]) == "competitor"]
     for entry in entries:
         plain = entry["pooling"] == entry["predicts"] == "mean"
         equals = [r for r in rivals if not plain or r["pooling"] == r["predicts"] == "mean"]
-        entry["against_an"] = _interval(draws, entry, ("an", "mean", "mean"))
+        baselines = [_key(e) for e in entries if e["method"] == "an"]  # the mean, then its choice
+        entry["against_an"] = _interval(draws, entry, baselines[0 if plain else -1])
         if equals:
             best = max(equals, key=lambda r: mean(r["mAP"]))
             entry["best_competitor"] = list(_key(best))
@@ -235,12 +229,6 @@ def _interval(
         return None
     difference = draws[_key(entry)] - draws[other]
     return torch.quantile(difference, torch.tensor([0.025, 0.975])).tolist()
-
-
-def is_competitor(method: str) -> bool:
-    """Whether a method comes from another paper and has no consistency term."""
-    spec = METHODS[method]
-    return not spec.consistency and spec.term not in {"an", "en", "full"} | OURS
 
 
 # --- showing --------------------------------------------------------------------------------------

@@ -142,20 +142,20 @@ def save_reference(dataset: str, profile: str, data_root: str | Path | None = No
     """
     runs = load_runs("results", dataset, profile, None, data_root)
     file = _reference_file(dataset, profile)
-    lines = [json.dumps(_round_floats(run), separators=(",", ":"), sort_keys=True) for run in runs]
+    lines = [json.dumps(round_floats(run), separators=(",", ":"), sort_keys=True) for run in runs]
     with atomic_write(file) as temporary:
         temporary.write_text('{"runs": [\n' + ",\n".join(lines) + "\n]}\n")
     return file
 
 
-def _round_floats(value: Any) -> Any:
-    """Rounds floats to 4 decimals, except settings: a learning rate may be 1e-5."""
+def round_floats(value: Any) -> Any:
+    """Rounds floats to 6 digits (a score in percent: 4 decimals), but not a run's configuration."""
     if isinstance(value, float):
-        return round(value, 4)
+        return float(f"{value:.6g}")
     if isinstance(value, list):
-        return [_round_floats(v) for v in value]
+        return [round_floats(v) for v in value]
     if isinstance(value, dict):
-        return {k: v if k == "config" else _round_floats(v) for k, v in value.items()}
+        return {k: v if k == "config" else round_floats(v) for k, v in value.items()}
     return value
 
 
