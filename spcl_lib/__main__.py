@@ -102,11 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     varied = add("ablation", _ablation, "the same methods with one setting varied")
-    varied.add_argument("name", choices=["crop_scale"], help="what is varied")
+    varied.add_argument(
+        "name", help="what is varied: crop_scale, another of 07_ablations, or all of those"
+    )
     _add_data_options(varied)
     varied.add_argument(
         "--scales", type=float, nargs="+", metavar="S", help="least areas of a crop, of the image's"
     )
+    varied.add_argument("--keep", action="store_true", help="keep them as notebooks/reference")
     _add_schedule_options(varied)
 
     views = add(
@@ -273,9 +276,7 @@ def _league(options: Options) -> int:
         raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
                         "not go with it")  # fmt: skip
     for dataset in [options.dataset] if options.dataset else LEAGUES:
-        league = League(
-            dataset, options.only or (), options.seeds or SEEDS, options.data_root
-        )
+        league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)
         if options.list:
             for title, configs in league.rounds():
                 done = sum(load_metrics(c) is not None for c in configs)
@@ -294,6 +295,50 @@ def _league(options: Options) -> int:
 
 
 def _ablation(options: Options) -> int:
+    from spcl_lib.analysis.ablations import (
+        ablation_sentences,
+        ablation_table,
+        collect_ablations,
+        save_ablations,
+    )
+    from spcl_lib.analysis.statistics import bullets
+    from spcl_lib.runs.ablation import ablation_configs, ablations
+    from spcl_lib.runs.schedule import run_in_turns
+    from spcl_lib.runs.splits import identify_all, load_splits
+    from spcl_lib.runs.store import load_metrics
+    from spcl_lib.system.errors import unknown_name
+
+    if options.name == "crop_scale":
+        return _crop_scale(options)
+    if options.only or options.set or options.force or options.scales:
+        raise UserError(f"ablation {options.name} has settings of its own; --only, --set, --force "
+                        "and --scales do not go with it")  # fmt: skip
+    about, seeds = (options.dataset, options.profile), _seeds(options)
+    train, _ = load_splits(make_config(options.dataset, "an", 0, options.profile),
+                           options.data_root)  # fmt: skip
+    known = ablations(*about, len(train))
+    if options.name not in {*known, "all"}:
+        raise unknown_name("ablation", options.name, ["crop_scale", *known, "all"])
+    asked = known if options.name == "all" else {options.name: known[options.name]}
+    groups = [ablation_configs(a, *about, seeds).values() for a in asked.values()]
+    configs = identify_all([c for group in groups for runs in group for c in runs],
+                           options.data_root)  # fmt: skip
+    if options.list:
+        done = sum(load_metrics(c) is not None for c in dict.fromkeys(configs))
+        print(f"{len(set(configs)) - done} of {len(set(configs))} runs to do")
+        return 0
+    if run_in_turns(configs, options.data_root, _jobs(options), f"ablation {options.name}"):
+        return 1
+    content = collect_ablations(asked, *about, seeds, options.data_root)
+    if options.keep:
+        print(f"kept: {save_ablations(content)}")
+    for name, ablation in asked.items():
+        print(f"\n{ablation.question}\n{ablation_table(content, name).to_string()}")
+        print(bullets(ablation_sentences(content, name)))
+    return 0
+
+
+def _crop_scale(options: Options) -> int:
     from spcl_lib.analysis.measurement_tables import crop_scale_texts
     from spcl_lib.runs.ablation import (
         CROP_METHODS,

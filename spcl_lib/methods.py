@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.losses import consistency, expected_negative_threshold, spatial_consistency
+from spcl_lib.losses import (
+    class_priors,
+    consistency,
+    expected_negative_threshold,
+    spatial_consistency,
+)
 from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.memory import require_memory_for_averages
@@ -167,10 +172,10 @@ class Method:
             labels: z (N, C) of the whole training set.
         """
         if "threshold" in self.tables and epoch >= self.settings.start:
-            k = self.settings.expected_positives
-            self.tables["threshold"] = expected_negative_threshold(
-                self._presence_of_all(), labels, k
-            )
+            presence, k = self._presence_of_all(), self.settings.expected_positives
+            if self.settings.expected_count == "estimated":
+                k = max(1.0, class_priors(presence, labels).sum().item())
+            self.tables["threshold"] = expected_negative_threshold(presence, labels, k)
 
     def end_epoch(self, epoch: int, labels: Tensor) -> None:
         """Changes the term's state after an epoch; arguments as in `begin_epoch`."""

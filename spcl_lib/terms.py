@@ -39,6 +39,8 @@ class MethodSettings:
             type than uint8: its noise is above 1/255; see HeatmapBank.
         expected_positives: k, positives per image that EN, EPR, ROLE and GPR expect, with the
             annotated one.
+        expected_count: "given": EN and GPR choose possible positives by k; "estimated": by the sum
+            of the class priors, which Crisp's rule estimates from the running averages.
         smoothing: smoothing of AN-LS (0.1 in the published code).
         entropy_weight: alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper).
         pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
@@ -62,6 +64,7 @@ class MethodSettings:
     bank_size: int = 16
     bank_dtype: str = "uint8"
     expected_positives: float = 2.0
+    expected_count: str = "given"
     smoothing: float = 0.1
     entropy_weight: float = 0.2
     pseudo_weight: float = 0.02

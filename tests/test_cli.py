@@ -61,8 +61,14 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
 
     (folder,) = results.glob("scenes-smoke/*")
     assert folder.name.startswith(f"{method}-seed3-")
-    expected = {".lock", "config.json", "history.csv", "metrics.json", "weights.safetensors",
-                "scores.safetensors"}
+    expected = {
+        ".lock",
+        "config.json",
+        "history.csv",
+        "metrics.json",
+        "weights.safetensors",
+        "scores.safetensors",
+    }
     expected |= {"bank.safetensors"} if method == "en_scl" else set()
     assert set(files_in(folder)) == expected  # no checkpoint is left, nothing temporary
 

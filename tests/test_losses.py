@@ -7,7 +7,7 @@ import pytest
 import slow_reference as slow
 import torch
 
-from spcl_lib import UserError, Views
+from spcl_lib import UserError, Views, methods
 from spcl_lib.losses.assume_negative import assume_negative
 from spcl_lib.losses.consistency import DISTANCES, consistency, distance, spatial_consistency
 from spcl_lib.losses.expected_negative import expected_negative, expected_negative_threshold
@@ -171,6 +171,22 @@ def test_a_class_that_no_image_is_annotated_with_stays_negative():
     assert threshold[2].isinf()
     assert ((presence >= threshold) & (labels == 0)).tolist() == [[0, 1, 0], [0, 0, 0]]
     assert expected_negative_threshold(presence, labels, 100.0)[2].isinf()
+
+
+def test_an_estimated_count_takes_the_place_of_the_given_one(monkeypatch):
+    labels = one_label_each(N, seed=5)
+    given, estimated, asked = (MethodSettings(start=0, **more) for more in (
+        {"expected_positives": 3.0}, {"expected_count": "estimated"}, {"expected_positives": 1.0},
+    ))  # fmt: skip
+    monkeypatch.setattr(methods, "class_priors", lambda presence, z: torch.full((C,), 3.0 / C))
+    found = []
+    for settings in (given, estimated, asked):
+        method = Method("en", N, C, settings)
+        maps = torch.randn(N, C, 2, 2, generator=torch.Generator().manual_seed(1))
+        method.update(maps, torch.arange(N), Views.whole(N), 0)
+        method.begin_epoch(0, labels)
+        found.append(method.tables["threshold"])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
 def test_presence_is_pooled_over_logits_as_the_model_pools():

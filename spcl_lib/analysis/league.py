@@ -6,7 +6,6 @@ compared methods use the same draw.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spcl_lib.analysis.results import round_floats
+from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
@@ -23,8 +22,6 @@ from spcl_lib.runs.league import LEAGUES, POOLINGS, League, Settings, finished, 
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import read_tensors, run_folder
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write
 from spcl_lib.system.randomness import keyed_generator
 
 if TYPE_CHECKING:
@@ -118,15 +115,8 @@ def _key(entry: Entry) -> tuple[str, str, str]:
 
 
 def save_league(content: dict[str, Any]) -> None:
-    """Writes notebooks/reference/league-DATASET.json with rounded numbers, one row per line."""
-    parts = {k: v for k, v in content.items() if k not in ("search", "final")}
-    lists = []
-    for name in ("search", "final"):
-        rows = ",\n".join(json.dumps(round_floats(row)) for row in content[name])
-        lists.append(f'"{name}": [\n{rows}\n]')
-    text = json.dumps(parts)[:-1] + ",\n" + ",\n".join(lists) + "}\n"
-    with atomic_write(_file(content["dataset"])) as temporary:
-        temporary.write_text(text)
+    """Writes notebooks/reference/league-DATASET.json."""
+    write_tables(_file(content["dataset"]), content)
 
 
 def _file(dataset: str) -> Path:
@@ -139,15 +129,7 @@ def load_league(dataset: str) -> dict[str, Any] | None:
     Raises:
         UserError: the file is damaged.
     """
-    file = _file(dataset)
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_text())
-        content["final"], content["search"]
-        return content
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
+    return read_tables(_file(dataset), "final", "search")
 
 
 def leagues() -> dict[str, dict[str, Any]]:

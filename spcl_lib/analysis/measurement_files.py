@@ -7,13 +7,12 @@ training. `measurement_tables` makes tables of them, and `measurement_sentences`
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spcl_lib.analysis import measurements, recovery, visibility
+from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.ablation import RECOVERY_SCALE, command_of, crop_scale_configs, crop_scale_rows
 from spcl_lib.runs.settings import changes, make_config
@@ -21,7 +20,7 @@ from spcl_lib.runs.splits import identify_all
 from spcl_lib.runs.store import load_metrics, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.files import atomic_write, lock_file
+from spcl_lib.system.files import lock_file
 from spcl_lib.system.fingerprints import fingerprint
 
 Measurements = dict[str, Any]  # "about", and tables, which are lists of rows
@@ -73,17 +72,13 @@ def reference_file(dataset: str, profile: str) -> Path:
 
 
 def _read(file: Path) -> Measurements:
-    try:
-        found = json.loads(file.read_text())
-        found["about"]["scale_min"]
-        return found
-    except FileNotFoundError:
+    found = read_tables(file, "about")
+    if found is None:
         raise UserError(
             f"there are no reference measurements '{file.name}'; measure this machine's runs with "
             "source=results, or keep them with: python -m spcl_lib recovery --keep"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"file '{file}' is damaged ({error}); make it again") from error
+        )
+    return found
 
 
 def _measure_runs(
@@ -119,7 +114,7 @@ def _measure_runs(
     with lock_file(file):
         tables = _read(file) if file.is_file() else measurements.measure(done, data_root)
         about = _about(wanted, done)
-        _write(file, tables | {"about": about} | _effect_of_scale(every, dataset, profile))
+        write_tables(file, tables | {"about": about} | _effect_of_scale(every, dataset, profile))
         return _read(file)
 
 
@@ -139,7 +134,7 @@ def _has_averages(configs: Sequence[RunConfig]) -> bool:
 def keep_as_reference(found: Measurements) -> Path:
     """Writes measurements as the reference file of their data set, and gives the file."""
     file = reference_file(found["about"]["dataset"], found["about"]["profile"])
-    _write(file, found)
+    write_tables(file, found)
     return file
 
 
@@ -160,30 +155,3 @@ def _about(wanted: Sequence[RunConfig], done: Sequence[RunConfig]) -> dict[str, 
         "commits": sorted({str(r["machine"]["commit"]) for r in runs}),
         "finished": sorted({r["finished"] for r in runs}),
     }  # fmt: skip
-
-
-def _write(file: Path, found: Measurements) -> None:
-    """Writes one row per line, with rounded numbers, and NaN as null because JSON has no NaN."""
-    parts = []
-    for name, value in found.items():
-        if isinstance(value, list):
-            lines = ",\n".join(_json(row) for row in value)
-            parts.append(f'"{name}": [\n{lines}\n]')
-        else:
-            parts.append(f'"{name}": {_json(value)}')
-    with atomic_write(file) as temporary:
-        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
-
-
-def _json(value: object) -> str:
-    return json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 4)
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value

@@ -108,18 +108,15 @@ def _reference_file(dataset: str, profile: str) -> Path:
 
 
 def _read_reference(dataset: str, profile: str) -> Runs:
-    file = _reference_file(dataset, profile)
-    try:
-        return json.loads(file.read_text())["runs"]
-    except FileNotFoundError:
+    content = read_tables(_reference_file(dataset, profile), "runs")
+    if content is None:
         raise UserError(
-            f"there are no reference results '{file.name}'; make the runs with "
+            f"there are no reference results '{dataset}-{profile}.json'; make the runs with "
             f"./reproduce.sh --dataset {dataset} --profile {profile} and read them with "
             "source=results, or keep them with: "
             f"python -m spcl_lib reference --dataset {dataset} --profile {profile}"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
+        )
+    return content["runs"]
 
 
 def references() -> list[tuple[str, str]]:
@@ -142,16 +139,53 @@ def save_reference(dataset: str, profile: str, data_root: str | Path | None = No
     """
     runs = load_runs("results", dataset, profile, None, data_root)
     file = _reference_file(dataset, profile)
-    lines = [json.dumps(round_floats(run), separators=(",", ":"), sort_keys=True) for run in runs]
-    with atomic_write(file) as temporary:
-        temporary.write_text('{"runs": [\n' + ",\n".join(lines) + "\n]}\n")
+    write_tables(file, {"runs": [dict(sorted(run.items())) for run in runs]})
     return file
 
 
+def write_tables(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes a reference file: one row per line for each list, with rounded numbers.
+
+    NaN becomes null because JSON has no NaN.
+    """
+    parts = []
+    for name, value in content.items():
+        text = _json(value)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n" + ",\n".join(_json(row) for row in value) + "\n]"
+        parts.append(f'"{name}": {text}')
+    with atomic_write(file) as temporary:
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def read_tables(file: Path, *needed: str) -> dict[str, Any] | None:
+    """The content of a file that `write_tables` wrote; None if there is no file.
+
+    Raises:
+        UserError: the file is damaged, or lacks one of the `needed` names.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        for name in needed:
+            content[name]
+        return content
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
+
+
+def _json(value: object) -> str:
+    return json.dumps(round_floats(value), separators=(",", ":"), allow_nan=False)
+
+
 def round_floats(value: Any) -> Any:
-    """Rounds floats to 6 digits (a score in percent: 4 decimals), but not a run's configuration."""
+    """Rounds floats to 6 digits (a score in percent: 4 decimals), but not a run's configuration.
+
+    NaN becomes None.
+    """
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return None if math.isnan(value) else float(f"{value:.6g}")
     if isinstance(value, list):
         return [round_floats(v) for v in value]
     if isinstance(value, dict):

@@ -1,12 +1,14 @@
 """Ablations: the same methods with one setting varied.
 
 `crop_scale` varies the least area of the random crops. With small crops, the one label is more
-often wrong for the crop; the paper claims that SCL then recovers the right supervision.
+often wrong for the crop; the paper claims that SCL then recovers the right supervision. ABLATIONS
+has the others. Each varies one choice that the paper leaves open or that a user must make.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spcl_lib.config import RunConfig
@@ -18,6 +20,106 @@ CROP_SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)
 CROP_METHODS = ("an", "cl", "scl", "en_scl", "full")
 RECOVERY_SCALE = 0.1  # crop recovery is measured on the runs with this scale
 FOLLOWED = 64  # number of images that these runs follow over the epochs
+
+Settings = Mapping[str, object]
+_SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One choice and its alternatives.
+
+    Attributes:
+        question: what it asks, in words.
+        axis: name of the varied quantity, with its unit.
+        methods: keys of METHODS.
+        values: the settings of each alternative, by its name in tables and figures.
+    """
+
+    question: str
+    axis: str
+    methods: tuple[str, ...]
+    values: Mapping[str, Settings]
+
+
+def _vary(setting: str, *values: object) -> dict[str, Settings]:
+    return {f"{v:g}" if isinstance(v, float) else str(v): {setting: v} for v in values}
+
+
+def ablations(dataset: str, profile: str, train_images: int) -> dict[str, Ablation]:
+    """The ablations of a profile by name; the values depend on its own settings.
+
+    Args:
+        dataset: a key of PROFILES.
+        profile: a key of PROFILES[dataset].
+        train_images: number of training images without this ablation.
+    """
+    usual = make_config(dataset, "en_scl", 0, profile)
+    k, start = usual.settings.expected_positives, usual.settings.start
+    counts = {f"{v:g}": {"expected_positives": v} for v in (max(1.0, k / 2), k, 2 * k)}
+    parts = {f"{train_images // n}": {"train_images": train_images // n} for n in (8, 4, 2)}
+    found = {
+        "momentum": Ablation(
+            "How long should the running averages remember?", "momentum", _SPATIAL,
+            _vary("momentum", 0.5, 0.8, 0.9, 0.95),
+        ),
+        "bank_size": Ablation(
+            "How fine should a heatmap be?", "W, cells along a side of a heatmap", _SPATIAL,
+            _vary("bank_size", 3, 6, 12, 16, 24),
+        ),
+        "weight": Ablation(
+            "How much should consistency count?", "lambda, weight of the consistency", _SPATIAL,
+            _vary("weight", 0.1, 0.3, 1.0, 3.0),
+        ),
+        "distance": Ablation(
+            "Which distance should it have?", "distance d", _SPATIAL,
+            _vary("distance", "bce", "l1", "l2"),
+        ),
+        "start": Ablation(
+            "When should it start?", "start, in epochs", _SPATIAL,
+            _vary("start", 1, start // 2, start, 2 * start),
+        ),
+        "expected_positives": Ablation(
+            "What if the expected number of positives is wrong by a factor of two, or estimated?",
+            "k, expected positives per image", ("en", "en_scl"),
+            counts | {"estimated": {"expected_count": "estimated"}},
+        ),
+        "bank_dtype": Ablation(
+            "Does one byte per cell suffice?", "type of the running averages", _SPATIAL,
+            _vary("bank_dtype", "uint8", "float16", "float32"),
+        ),
+        "train_images": Ablation(
+            "How many images does it need?", "number of training images", _ALL,
+            parts | {f"{train_images}": {}},
+        ),
+        "draw": Ablation(
+            "What if annotators prefer large or central objects?", "rule that draws the label",
+            _ALL, _vary("draw", "uniform", "size", "location"),
+        ),
+    }  # fmt: skip
+    if usual.trained == "head":
+        found["grid"] = Ablation(
+            "How fine should the score maps be?", "cells along a side of an image", _ALL,
+            {
+                f"{cells} ({side} px{', stride 32' if dilation == 1 else ''})":
+                {"image_side": side, "eval_side": side, "crop_side": crop, "dilation": dilation}
+                for side, crop, dilation, cells in
+                ((192, 160, 1, 6), (128, 107, 2, 8), (160, 133, 2, 10), (192, 160, 2, 12),
+                 (224, 187, 2, 14))
+            },
+        )  # fmt: skip
+    return found
+
+
+def ablation_configs(
+    ablation: Ablation, dataset: str, profile: str, seeds: Sequence[int] = (0, 1, 2)
+) -> dict[tuple[str, str], list[RunConfig]]:
+    """The runs of an ablation by (value, method), one for each seed of the training."""
+    return {
+        (value, method): [make_config(dataset, method, s, profile, settings) for s in seeds]
+        for value, settings in ablation.values.items()
+        for method in ablation.methods
+    }
 
 
 def crop_scale_configs(

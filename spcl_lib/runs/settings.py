@@ -31,6 +31,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "amp": ("auto", "bfloat16", "off"),
     "distance": DISTANCES,
     "bank_dtype": ("uint8", "float16", "float32"),
+    "expected_count": ("given", "estimated"),
 }
 _POSITIVE = (
     "pretrain_images", "pretrain_epochs", "image_side", "crop_side", "eval_side", "epochs",

@@ -5,11 +5,13 @@ Every function gives a matplotlib Figure and shows nothing itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spcl_lib.analysis.ablations import scores_of, usual_value
 from spcl_lib.analysis.results import Runs, by_method, histories, per_class, table
+from spcl_lib.analysis.statistics import mean
 from spcl_lib.methods import title_of
 from spcl_lib.viewer.style import colour, house_style
 
@@ -115,4 +117,32 @@ def per_class_ap(runs: Runs) -> Figure:
     )  # fmt: skip
     axes.grid(False)
     axes.tick_params(length=0)
+    return figure
+
+
+@house_style
+def ablation(content: dict[str, Any], name: str) -> Figure:
+    """Shows mAP for each value of an ablation: dots are seeds, lines join the means.
+
+    Args:
+        content: of `load_ablations`.
+        name: an ablation of it.
+    """
+    import matplotlib.pyplot as plt
+
+    scores = scores_of(content, name)
+    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    for method in next(iter(scores.values())):
+        rows = [by_method[method] for by_method in scores.values()]
+        axes.plot([mean(row) for row in rows], color=colour(method), label=title_of(method))
+        for place, row in enumerate(rows):
+            axes.plot([place] * len(row), row, "o", color=colour(method), markersize=4, alpha=0.6)
+    usual = usual_value(content, name)
+    if usual is not None:
+        axes.axvline(list(scores).index(usual), color="#555555", linestyle="--", linewidth=1)
+    axes.set_xticks(range(len(scores)), scores)
+    axes.set_xlabel(f"{content['ablations'][name]['axis']} (dashed: our usual value)")
+    axes.set_ylabel("mAP in %")
+    axes.grid(False, axis="x")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -2,19 +2,11 @@
 
 import re
 
-import pytest
 from fake_runs import fake_runs, runs_of, write_reference
 
 from spcl_lib.analysis import report
 from spcl_lib.analysis.results import references
 from spcl_lib.system import paths
-
-
-@pytest.fixture
-def reference(tmp_path, monkeypatch):
-    """An empty folder of reference results."""
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "reference")
-    return tmp_path / "reference"
 
 
 def test_readable_table():

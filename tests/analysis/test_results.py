@@ -11,16 +11,7 @@ from spcl_lib import methods
 from spcl_lib.analysis import results
 from spcl_lib.analysis.report import readable_table
 from spcl_lib.analysis.results import claim_sentences, load_runs, references, save_reference
-from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
-
-
-@pytest.fixture
-def reference(tmp_path, monkeypatch):
-    """An empty folder of reference results."""
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "reference")
-    return tmp_path / "reference"
-
 
 # --- table ----------------------------------------------------------------------------------------
 
@@ -195,7 +186,7 @@ def test_reference_keeps_what_the_tables_need(results, reference):
     assert [f.name for f in reference.iterdir()] == ["scenes-cpu.json"]  # nothing left beside it
     first = file.read_bytes()
     assert save_reference("scenes", "cpu").read_bytes() == first
-    assert len(first.splitlines()) == 2 + 21 and len(first) < 70_000
+    assert len(first.splitlines()) == 4 + 21 and len(first) < 70_000
 
     kept, here = load_runs("reference", "scenes", "cpu"), load_runs("results", "scenes", "cpu")
     assert readable_table(kept).equals(readable_table(here)) and claim_sentences(

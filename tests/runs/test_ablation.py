@@ -114,7 +114,8 @@ def test_it_runs_what_is_not_finished_and_ends_with_the_table(
 
 def test_mistakes_are_one_line(spcl, results):
     for arguments, said in (
-        (("ablation", "crop_scle"), "invalid choice: 'crop_scle'"),
+        (("ablation", "momentun"), "unknown ablation 'momentun'. Did you mean 'momentum'? Valid: "),
+        (("ablation", "weight", "--only", "scl"), "--scales do not go with it"),
         (("ablation", "crop_scale", "--only", "sclx"), "unknown method 'sclx'. Did you mean"),
         (("ablation", "crop_scale", "--scales", "0"), "0 < scale_min"),
         (("ablation", "crop_scale", "--jobs", "0"), "--jobs must be at least 1"),

@@ -62,9 +62,7 @@ def test_they_are_computed_once_and_go_on_where_they_were_stopped(results, confi
     monkeypatch.setattr(features, "_BATCH", 2)
     seen = []
     forward = model.features.forward
-    monkeypatch.setattr(
-        model.features, "forward", lambda x: (seen.append(len(x)), forward(x))[1]
-    )
+    monkeypatch.setattr(model.features, "forward", lambda x: (seen.append(len(x)), forward(x))[1])
     assert torch.equal(with_features(model, data, config).images[:], whole)
     assert seen == [1]  # one image to know the shape
     file.unlink()

@@ -61,8 +61,20 @@ class Stopped(BaseException):
 
 @pytest.mark.parametrize(
     "method",
-    ["cl", "scl", "en", "en_scl", "role", "apl", "ll_cp", "crisp_scl", "asset", "gpr", "gpr_scl",
-     "ren_scl"],
+    [
+        "cl",
+        "scl",
+        "en",
+        "en_scl",
+        "role",
+        "apl",
+        "ll_cp",
+        "crisp_scl",
+        "asset",
+        "gpr",
+        "gpr_scl",
+        "ren_scl",
+    ],
 )
 def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     method, results, tmp_path, tiny, monkeypatch
