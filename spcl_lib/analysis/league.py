@@ -249,6 +249,35 @@ def league_table(content: dict[str, Any], best_pooling: bool = False) -> pd.Data
     return pd.DataFrame(rows).set_index("method").sort_values("mAP", ascending=False)
 
 
+def leagues_side_by_side(found: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """All leagues in one table: mAP and the share of the gap closed, as text.
+
+    Args:
+        found: the result of `leagues`.
+
+    Returns:
+        One row per method, the largest mean share of the gap (own pooling) first. A column for
+        the origin, and two for each data set: with the mean, and with each method's own pooling.
+        None where a league lacks the method.
+    """
+    import pandas as pd
+
+    columns: dict[str, dict[str, str]] = {"whose": {}}
+    shares: dict[str, list[float]] = {}
+    for dataset, content in found.items():
+        for best_pooling, how in ((False, "mean"), (True, "own")):
+            table = league_table(content, best_pooling)
+            columns["whose"] |= table["whose"].to_dict()
+            columns[f"{dataset}, {how}"] = {
+                name: f"{row['mAP']:.1f} ({row['gap_closed']:.0f} %)"
+                for name, row in table.iterrows()
+            }
+        for name, share in table["gap_closed"].items():
+            shares.setdefault(name, []).append(share)
+    order = sorted(shares, key=lambda name: -mean(shares[name]))
+    return pd.DataFrame(columns).reindex(order).rename_axis("method")
+
+
 def entries_of(content: dict[str, Any], best_pooling: bool) -> dict[str, Entry]:
     """The entries of a table by method: with the mean, or with the chosen poolings."""
     found: dict[str, Entry] = {}

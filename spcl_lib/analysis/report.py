@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spcl_lib.analysis.league import league_table, load_league
+from spcl_lib.analysis.league import leagues, leagues_side_by_side
 from spcl_lib.analysis.results import Runs, by_method, load_runs, references, table
 from spcl_lib.analysis.statistics import spread_text
 from spcl_lib.methods import title_of
@@ -124,36 +124,30 @@ def fill_tables(text: str) -> str:
             return block[0]
         return f"{start}\n{readme_table(load_runs('reference', dataset, profile))}\n\n{end}"
 
-    return _LEAGUE_BLOCK.sub(_fill_league, _BLOCK.sub(fill, text))
+    return _LEAGUE_BLOCK.sub(_fill_leagues, _BLOCK.sub(fill, text))
 
 
-_LEAGUE_BLOCK = re.compile(r"(<!-- league (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-_SHOWN = {"ours": 2, "combined by us": 2, "competitor": 4, "the paper": 7, "upper bound": 1}
+_LEAGUE_BLOCK = re.compile(r"(<!-- leagues -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def _fill_league(block: re.Match[str]) -> str:
-    start, dataset, _, end = block.groups()
-    content = load_league(dataset)
-    return block[0] if content is None else f"{start}\n{readme_league(content)}\n\n{end}"
+def _fill_leagues(block: re.Match[str]) -> str:
+    start, _, end = block.groups()
+    found = leagues()
+    return f"{start}\n{readme_leagues(found)}\n\n{end}" if found else block[0]
 
 
-def readme_league(content: dict[str, Any]) -> str:
-    """The best methods of a league in Markdown, with the mean and with their own poolings."""
-    plain, chosen = league_table(content), league_table(content, best_pooling=True)
-    lines = ["| method | whose | mAP %, mean pooling | gap closed | own pooling | gap closed |",
-             "| --- | --- | --: | --: | --: | --: |"]  # fmt: skip
-    left = dict(_SHOWN)
-    for name, row in chosen.iterrows():
-        left[row["whose"]] -= 1
-        if left[row["whose"]] >= 0:
-            both = (
-                f"{spread_text(r['mAP'], r['std'])} | {r['gap_closed']:.0f} %"
-                for r in (plain.loc[name], row)
-            )
-            lines.append(f"| {name} | {row['whose']} | {' | '.join(both)} |")
-    note = (
-        f"{content['dataset']}, profile {content['profile']}: {content['train_images']:,} training "
-        f"images with one label each, {content['report_images']:,} images to report on, "
-        f"{len(content['seeds'])} seeds; machine: {content['machine']['device']}"
+def readme_leagues(found: dict[str, dict[str, Any]]) -> str:
+    """The methods that all leagues have in Markdown, and a line below about the runs."""
+    frame = leagues_side_by_side(found).dropna()
+    rows = [["method", *frame.columns], ["---", "---", *["--:"] * (frame.shape[1] - 1)]]
+    rows += [[name, *row] for name, row in zip(frame.index, frame.values.tolist(), strict=True)]
+    notes = (
+        f"{dataset}: profile {content['profile']}, {content['train_images']:,} training images "
+        f"with one label each, {content['report_images']:,} images to report on, "
+        f"{len(content['seeds'])} seeds, {content['machine']['device']}"
+        for dataset, content in found.items()
     )
-    return "\n".join([*lines, "", f"<sub>{note}.</sub>"])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(
+        [*lines, "", f"<sub>mAP in % (share of the gap closed). {'; '.join(notes)}.</sub>"]
+    )

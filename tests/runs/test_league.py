@@ -119,8 +119,12 @@ def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
     gains = tables.consistency_gains(kept)
     assert gains.loc["GR", "gain"] == pytest.approx(0)
     assert tables.pooling_scores(kept).loc["GR", "lse:0.3"] == pytest.approx(49)
-    readme = fill_tables("a\n<!-- league scenes -->\n<!-- end -->\nb")
-    assert "| GR | competitor | 50.5 ± 0.7 | 50 % |" in readme and readme.endswith("\nb")
+    readme = fill_tables("a\n<!-- leagues -->\n<!-- end -->\nb")
+    assert "| GR | competitor | 50.5 (50 %) | 50.5 (50 %) |" in readme and readme.endswith("\nb")
+    both = tables.leagues_side_by_side({"scenes": kept, "few": kept | {"final": [
+        e for e in kept["final"] if e["method"] in ("an", "full")]}})  # fmt: skip
+    assert both.index[0] == "Full" and both.loc["GR", "scenes, own"] == "50.5 (50 %)"
+    assert list(both.dropna().index) == ["Full", "AN"]
     assert any("GR" in s and "best" in s for s in tables.league_sentences(kept))
     (ren,) = [e for e in kept["final"] if e["method"] == "ren" and e["predicts"] == "mean"]
     low, high = ren["against_best"]
