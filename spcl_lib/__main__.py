@@ -266,10 +266,8 @@ def _reproduce(options: Options) -> int:
 
 
 def _league(options: Options) -> int:
-    from spcl_lib.analysis.league import collect, league_table, save_league
-    from spcl_lib.analysis.report import update_readme
-    from spcl_lib.runs.league import LEAGUES, SEEDS, League, run_league
-    from spcl_lib.runs.store import load_metrics
+    from spcl_lib.reproduce.studies import reproduce_league, show_league_plan
+    from spcl_lib.runs.league import LEAGUES, SEEDS, League
 
     usual = options.profile == usual_profile(options.dataset)
     if options.all or options.set or options.force or not usual:
@@ -278,64 +276,27 @@ def _league(options: Options) -> int:
     for dataset in [options.dataset] if options.dataset else LEAGUES:
         league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)
         if options.list:
-            for title, configs in league.rounds():
-                done = sum(load_metrics(c) is not None for c in configs)
-                print(f"{dataset} {title}: {done} of {len(configs)} runs finished")
-                if done < len(configs):
-                    break
-            continue
-        if run_league(league, _jobs(options)):
+            show_league_plan(league)
+        elif not reproduce_league(league, _jobs(options), keep=not options.only):
             return 1
-        content = collect(league)
-        if not options.only:
-            save_league(content)
-            update_readme()
-        print(league_table(content).round(2).to_string())
     return 0
 
 
 def _ablation(options: Options) -> int:
-    from spcl_lib.analysis.ablations import (
-        ablation_sentences,
-        ablation_table,
-        collect_ablations,
-        save_ablations,
-    )
-    from spcl_lib.analysis.statistics import bullets
-    from spcl_lib.runs.ablation import ablation_configs, ablations
-    from spcl_lib.runs.schedule import run_in_turns
-    from spcl_lib.runs.splits import identify_all, load_splits
-    from spcl_lib.runs.store import load_metrics
-    from spcl_lib.system.errors import unknown_name
+    from spcl_lib.reproduce.studies import Ablations
 
     if options.name == "crop_scale":
         return _crop_scale(options)
     if options.only or options.set or options.force or options.scales:
         raise UserError(f"ablation {options.name} has settings of its own; --only, --set, --force "
                         "and --scales do not go with it")  # fmt: skip
-    about, seeds = (options.dataset, options.profile), _seeds(options)
-    train, _ = load_splits(make_config(options.dataset, "an", 0, options.profile),
-                           options.data_root)  # fmt: skip
-    known = ablations(*about, len(train))
-    if options.name not in {*known, "all"}:
-        raise unknown_name("ablation", options.name, ["crop_scale", *known, "all"])
-    asked = known if options.name == "all" else {options.name: known[options.name]}
-    groups = [ablation_configs(a, *about, seeds).values() for a in asked.values()]
-    configs = identify_all([c for group in groups for runs in group for c in runs],
-                           options.data_root)  # fmt: skip
+    ablations = Ablations(
+        options.name, options.dataset, options.profile, _seeds(options), options.data_root
+    )
     if options.list:
-        done = sum(load_metrics(c) is not None for c in dict.fromkeys(configs))
-        print(f"{len(set(configs)) - done} of {len(set(configs))} runs to do")
+        ablations.show_plan()
         return 0
-    if run_in_turns(configs, options.data_root, _jobs(options), f"ablation {options.name}"):
-        return 1
-    content = collect_ablations(asked, *about, seeds, options.data_root)
-    if options.keep:
-        print(f"kept: {save_ablations(content)}")
-    for name, ablation in asked.items():
-        print(f"\n{ablation.question}\n{ablation_table(content, name).to_string()}")
-        print(bullets(ablation_sentences(content, name)))
-    return 0
+    return 0 if ablations.reproduce(_jobs(options), options.keep) else 1
 
 
 def _crop_scale(options: Options) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
@@ -54,7 +55,7 @@ def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
     entries, draws = [], {}
     _, report = load_splits(league.final_configs("an", {})[0], league.data_root)
     resampled = Resamples(report.labels, report.ignored, len(league.seeds), resamples)
-    for method in league.methods:
+    for method in tqdm(league.methods, desc="intervals", unit="method"):
         best = league.chosen_pooling(method)
         for pooling, predicts in [({}, "mean"), *([best] if best != ({}, "mean") else [])]:
             entry, scores = _final_entry(league, method, pooling, predicts)

@@ -5,6 +5,7 @@ import pytest
 from spcl_lib.analysis import ablations as kept
 from spcl_lib.runs.ablation import Ablation, ablation_configs, ablations
 from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system.errors import UserError
@@ -82,7 +83,7 @@ def test_the_table_and_the_figure_mark_our_value():
 def test_runs_are_collected_kept_and_read_again(spcl, results, reference, tiny, monkeypatch):
     few = {"weight": Ablation("How much?", "lambda", ("scl",),
                               {"1": {}, "0.1": {"weight": 0.1}})}  # fmt: skip
-    monkeypatch.setattr("spcl_lib.runs.ablation.ablations", lambda *about: few)
+    monkeypatch.setattr("spcl_lib.reproduce.studies.ablations", lambda *about: few)
     monkeypatch.setitem(PROFILES["scenes"], "smoke", tiny)
     asked = ("ablation", "all", "--profile", "smoke", "--seeds", 0)
     assert spcl(*asked, "--list").out == "2 of 2 runs to do\n"
@@ -91,8 +92,6 @@ def test_runs_are_collected_kept_and_read_again(spcl, results, reference, tiny, 
     with pytest.raises(UserError, match="no kept ablations of scenes.*ablation all"):
         kept.load_ablations("scenes", "smoke")
     for settings in few["weight"].values.values():
-        from spcl_lib.runs.run import run
-
         run(make_config("scenes", "scl", 0, "smoke", settings))
     outcome = spcl(*asked, "--keep")
     assert outcome.status == 0 and "How much?" in outcome.out, outcome.err

@@ -1,0 +1,100 @@
+"""The league and the ablations: makes their runs, keeps and prints what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from spcl_lib.analysis.ablations import (
+    ablation_sentences,
+    ablation_table,
+    collect_ablations,
+    save_ablations,
+)
+from spcl_lib.analysis.league import collect, league_table, save_league
+from spcl_lib.analysis.report import update_readme
+from spcl_lib.analysis.statistics import bullets
+from spcl_lib.runs.ablation import ablation_configs, ablations
+from spcl_lib.runs.league import League, run_league
+from spcl_lib.runs.schedule import run_in_turns
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.splits import identify_all, load_splits
+from spcl_lib.runs.store import load_metrics
+from spcl_lib.system.errors import unknown_name
+
+
+def show_league_plan(league: League) -> None:
+    """Prints how much of each round is finished, up to the round that is not."""
+    for title, configs in league.rounds():
+        done = sum(load_metrics(c) is not None for c in configs)
+        print(f"{league.dataset} {title}: {done} of {len(configs)} runs finished")
+        if done < len(configs):
+            return
+
+
+def reproduce_league(league: League, jobs: int, keep: bool) -> bool:
+    """Makes the unfinished runs of a league, and prints its table.
+
+    Args:
+        league: the league of one data set.
+        jobs: number of runs at the same time.
+        keep: replace the reference file and the README's table.
+
+    Returns:
+        Whether all runs finished.
+    """
+    if run_league(league, jobs):
+        return False
+    content = collect(league)
+    if keep:
+        save_league(content)
+        update_readme()
+    print(league_table(content).round(2).to_string())
+    return True
+
+
+class Ablations:
+    """Some ablations of a profile.
+
+    Args:
+        name: an ablation, or "all".
+        dataset: a key of PROFILES.
+        profile: a key of PROFILES[dataset].
+        seeds: seeds of the training.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: the name is unknown, or the data are missing.
+    """
+
+    def __init__(
+        self, name: str, dataset: str, profile: str, seeds: Sequence[int],
+        data_root: str | Path | None,
+    ) -> None:  # fmt: skip
+        self.about, self.seeds, self.data_root = (dataset, profile), seeds, data_root
+        train, _ = load_splits(make_config(dataset, "an", 0, profile), data_root)
+        known = ablations(dataset, profile, len(train))
+        if name not in {*known, "all"}:
+            raise unknown_name("ablation", name, ["crop_scale", *known, "all"])
+        self.name = name
+        self.asked = known if name == "all" else {name: known[name]}
+        groups = [ablation_configs(a, *self.about, seeds).values() for a in self.asked.values()]
+        configs = [config for group in groups for runs in group for config in runs]
+        self.configs = list(dict.fromkeys(identify_all(configs, data_root)))
+
+    def show_plan(self) -> None:
+        """Prints how many runs are left."""
+        left = sum(load_metrics(c) is None for c in self.configs)
+        print(f"{left} of {len(self.configs)} runs to do")
+
+    def reproduce(self, jobs: int, keep: bool) -> bool:
+        """Makes the unfinished runs and prints tables and sentences; see `reproduce_league`."""
+        if run_in_turns(self.configs, self.data_root, jobs, f"ablation {self.name}"):
+            return False
+        content = collect_ablations(self.asked, *self.about, self.seeds, self.data_root)
+        if keep:
+            print(f"kept: {save_ablations(content)}")
+        for name, ablation in self.asked.items():
+            print(f"\n{ablation.question}\n{ablation_table(content, name).to_string()}")
+            print(bullets(ablation_sentences(content, name)))
+        return True
