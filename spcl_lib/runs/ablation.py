@@ -99,9 +99,10 @@ def ablations(dataset: str, profile: str, train_images: int) -> dict[str, Ablati
     }  # fmt: skip
     if usual.trained == "head":
         found["grid"] = Ablation(
-            "How fine should the score maps be?", "cells along a side of an image", _ALL,
+            "How fine should the score maps be?",
+            "cells along a side of an image (its pixels / pixels between cells)", _ALL,
             {
-                f"{cells} ({side} px{', stride 32' if dilation == 1 else ''})":
+                f"{cells} ({side} / {32 // dilation})":
                 {"image_side": side, "eval_side": side, "crop_side": crop, "dilation": dilation}
                 for side, crop, dilation, cells in
                 ((192, 160, 1, 6), (128, 107, 2, 8), (160, 133, 2, 10), (192, 160, 2, 12),
