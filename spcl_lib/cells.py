@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spcl_lib.system.compiled import load_compiled
+from spcl_lib.system.compiled import call, load_compiled
 from spcl_lib.views import Views
 
 SCALES = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}  # stored value of 1
@@ -86,7 +86,7 @@ def update_cells(
     if _is_compiled(heatmaps, seen):
         _call("update_cells", heatmaps, seen, indices, views.boxes.float(), views.flipped,
               maps, noise, starts, batch, classes, size, maps.shape[-1],
-              ctypes.c_float(fresh))  # fmt: skip
+              fresh)  # fmt: skip
         return
     scale = SCALES[heatmaps.dtype]
     for part in _parts(batch, classes * size**2):
@@ -130,13 +130,6 @@ def compiled() -> ctypes.CDLL | None:
     return load_compiled(Path(__file__).with_name("cells.c"))
 
 
-def _call(name: str, *arguments: Tensor | int | ctypes.c_float) -> None:
-    # Contiguous copies of small arguments live until the call ends, because `held` holds them.
-    held = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]
-    passed = [
-        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor)
-        else ctypes.c_int64(a) if isinstance(a, int) else a
-        for a in held
-    ]  # fmt: skip
-    if getattr(compiled(), name)(*passed):
+def _call(name: str, *arguments: Tensor | int | float) -> None:
+    if call(getattr(compiled(), name), *arguments):
         raise MemoryError(f"{name}: no memory for one plane")

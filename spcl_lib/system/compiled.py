@@ -9,8 +9,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+
+from torch import Tensor
 
 from spcl_lib.system import paths
 
@@ -43,6 +46,24 @@ def load_compiled(source: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError):  # no space, not allowed, an unknown option, ...
         return None
+
+
+def call(function: Callable[..., int], *arguments: Tensor | int | float | None) -> int:
+    """Calls a C function and returns its int.
+
+    Args:
+        function: a function of a compiled library.
+        arguments: a tensor becomes the pointer of its elements, in order; an int is an int64_t, a
+            float is a float, None is a null pointer.
+    """
+    held = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]  # until it returns
+    passed = [
+        None if a is None
+        else ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor)
+        else ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_float(a)
+        for a in held
+    ]  # fmt: skip
+    return function(*passed)
 
 
 def _compile(command: list[str], library: Path) -> None:
