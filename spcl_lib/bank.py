@@ -37,8 +37,7 @@ class HeatmapBank:
         device: where the heatmaps are. A step of a network on a GPU is fastest with "cuda"; then
             the GPU must hold the heatmaps. The results are on the device of the views.
 
-    Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells. Reads and
-    updates take less than 10 MB on the CPU: see `cells`.
+    Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
 
     Storage: uint8 rounds up or down by chance. So it keeps changes below 1/255 on average, but
     adds noise: 0.33 / sqrt(1 - mu^2) steps of 1/255. We measured the noise against float32, on
@@ -71,17 +70,12 @@ class HeatmapBank:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if min(num_images, num_classes, size) < 1:
-            raise ValueError(f"sizes must be positive: {num_images=}, {num_classes=}, {size=}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1); got {momentum}")
-        if dtype not in SCALES:
-            raise ValueError(f"dtype must be one of {[str(d) for d in SCALES]}; got {dtype}")
+        self._check_sizes(num_images, num_classes, size, momentum, dtype)
         if torch.device(device).type != "cpu" and path is not None:
             raise ValueError(f"a bank in a file is on the CPU; got path '{path}' and {device=}")
         if torch.device(device).type == "cpu":
             require_memory_for_averages(num_images, num_classes, size, dtype, path)
-        heatmaps = _allocate((num_images, num_classes, size, size), dtype, path, device)
+        heatmaps = allocate((num_images, num_classes, size, size), dtype, path, device)
         seen = torch.zeros((num_images, size, size), dtype=torch.bool, device=device)
         self._hold(heatmaps, seen, momentum, seed)
 
@@ -133,6 +127,28 @@ class HeatmapBank:
             ValueError: a shape is wrong, an index is outside 0..N-1 or occurs twice, or a value
                 is not a probability (outside [0, 1] or not finite).
         """
+        maps = self._check_update(indices, views, maps)
+        home = self.heatmaps.device
+        # Each image's noise starts anywhere; its planes follow each other in the noise's table.
+        starts = self._first_noise(len(indices)) + torch.arange(self.num_classes) * self.size**2
+        update_cells(
+            self.heatmaps, self.seen, indices.to(home), views.to(home), maps,
+            1 - self.momentum, (starts % NOISE).to(home),
+        )  # fmt: skip
+
+    def stored(self, which: slice) -> tuple[Tensor, Tensor]:
+        """The heatmaps (n, C, W, W) as they are stored, and the seen cells (n, W, W), of images."""
+        return self.heatmaps[which], self.seen[which]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `of` needs, to write it to a file."""
+        return {"heatmaps": self.heatmaps, "seen": self.seen}
+
+    def _first_noise(self, batch: int) -> Tensor:
+        return torch.randint(NOISE, (batch, 1), generator=self._rounding)
+
+    def _check_update(self, indices: Tensor, views: Views, maps: Tensor) -> Tensor:
+        """The maps as float32 where the heatmaps are; see `update` for the errors."""
         self._check(indices, views)
         if maps.ndim != 4 or maps.shape[:2] != (len(indices), self.num_classes):
             raise ValueError(
@@ -140,18 +156,11 @@ class HeatmapBank:
             )
         if len(set(indices.tolist())) != len(indices):
             raise ValueError("an image may appear only once in an update")
-        home = self.heatmaps.device
-        maps = maps.detach().to(home, torch.float32)
+        maps = maps.detach().to(self.heatmaps.device, torch.float32)
         lowest, highest = maps.aminmax() if maps.numel() else (0, 1)  # NaN, if there is one
         if not (lowest >= 0 and highest <= 1):
             raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
-        # Each image's noise starts anywhere; its planes follow each other in the noise's table.
-        first = torch.randint(NOISE, (len(indices), 1), generator=self._rounding)
-        starts = (first + torch.arange(self.num_classes) * self.size**2) % NOISE
-        update_cells(
-            self.heatmaps, self.seen, indices.to(home), views.to(home), maps,
-            1 - self.momentum, starts.to(home),
-        )  # fmt: skip
+        return maps
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of everything that changes, on the CPU."""
@@ -167,6 +176,17 @@ class HeatmapBank:
         self.seen.copy_(state["seen"])
         self._rounding.set_state(state["rounding"])
 
+    @staticmethod
+    def _check_sizes(
+        num_images: int, num_classes: int, size: int, momentum: float, dtype: torch.dtype
+    ) -> None:
+        if min(num_images, num_classes, size) < 1:
+            raise ValueError(f"sizes must be positive: {num_images=}, {num_classes=}, {size=}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1); got {momentum}")
+        if dtype not in SCALES:
+            raise ValueError(f"dtype must be one of {[str(d) for d in SCALES]}; got {dtype}")
+
     def _check(self, indices: Tensor, views: Views) -> None:
         if indices.ndim != 1 or indices.dtype != torch.int64 or len(indices) != len(views):
             raise ValueError(
@@ -176,9 +196,13 @@ class HeatmapBank:
             raise ValueError(f"indices must be in 0..{self.num_images - 1}")
 
 
-def _allocate(
-    shape: tuple[int, ...], dtype: torch.dtype, path: str | Path | None, device: torch.device | str
+def allocate(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    path: str | Path | None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
+    """Zeros in memory, or in a memory-mapped file."""
     if path is None:
         return torch.zeros(shape, dtype=dtype, device=device)
     path = Path(path)
