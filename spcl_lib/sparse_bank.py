@@ -113,13 +113,7 @@ class SparseHeatmapBank(HeatmapBank):
         held, heatmaps, seen = self._take(indices)
         planes = torch.arange(held.numel())
         target, mask = read_cells(heatmaps, seen, planes, self._spread(views), grid)
-        places = held.where(held >= 0, self.num_classes)[:, :, None, None]  # a spare class: empty
-        places = places.expand(-1, -1, grid, grid)
-        spread = torch.zeros(len(indices), self.num_classes + 1, grid, grid)
-        return tuple(
-            spread.scatter(1, places, part.view(places.shape))[:, :-1].to(device)
-            for part in (target, mask)
-        )
+        return self._dense(held, target).to(device), self._dense(held, mask).to(device)
 
     @torch.no_grad()
     def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
@@ -142,12 +136,8 @@ class SparseHeatmapBank(HeatmapBank):
         """The dense heatmaps (n, C, W, W) and seen cells (n, W, W) of some images, as copies."""
         indices = torch.arange(self.num_images)[which]
         held, heatmaps, seen = self._take(indices)
-        shape = (len(indices), self.num_classes + 1, self.size, self.size)
-        places = held.where(held >= 0, self.num_classes)[:, :, None, None]
-        dense = torch.zeros(shape, dtype=heatmaps.dtype)
-        heatmaps = heatmaps.view(*held.shape, self.size, self.size)
-        dense.scatter_(1, places.expand_as(heatmaps), heatmaps)
-        return dense[:, :-1], seen.view_as(heatmaps)[:, 0]  # the annotated class sees every view
+        seen = seen.view(*held.shape, self.size, self.size)
+        return self._dense(held, heatmaps), seen[:, 0]  # the annotated class sees every view
 
     def tensors(self) -> dict[str, Tensor]:
         """What `of` needs."""
@@ -169,6 +159,13 @@ class SparseHeatmapBank(HeatmapBank):
         planes = (-1, self.size, self.size)
         seen = _unpack(self.seen[indices], self.size**2).reshape(planes)
         return self.classes[indices].long(), self.heatmaps[indices].view(planes).unsqueeze(1), seen
+
+    def _dense(self, held: Tensor, planes: Tensor) -> Tensor:
+        """(B, C, S, S) with the planes (B * K, 1, S, S) of the kept classes, else 0."""
+        full = planes.new_zeros(len(held), self.num_classes, *planes.shape[2:])
+        image, place = torch.nonzero(held >= 0, as_tuple=True)  # without the empty places
+        full[image, held[image, place]] = planes.view(*held.shape, *planes.shape[2:])[image, place]
+        return full
 
     def _spread(self, views: Views) -> Views:
         """The views of the B * K planes, on the CPU."""
