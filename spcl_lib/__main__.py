@@ -124,9 +124,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
 
-    bench = add("bench", _bench, "cost of every method's training step against AN's")
+    bench = add(
+        "bench", _bench, "speed of the heatmap bank, of mAP and of every method's training step"
+    )
     _add_data_options(bench)
-    bench.add_argument("--steps", type=int, default=40, help="timed steps per method")
+    bench.add_argument("--steps", type=int, default=40, help="timed steps of everything but mAP")
+    bench.add_argument(
+        "--only", nargs="+", choices=["bank", "map", "step"], default=["bank", "map", "step"],
+        help="bank: against a plain loop and the bytes moved; map: against scikit-learn; "
+        "step: every method's training step against AN's (default: all)",
+    )  # fmt: skip
     bench.add_argument(
         "--input", action="store_true", help="instead: how fast images are read, against the step"
     )
@@ -381,12 +388,18 @@ def _predict(options: Options) -> int:
 
 def _bench(options: Options) -> int:
     from spcl_lib.runs.bench import bench, bench_input
+    from spcl_lib.runs.speed import bench_bank, bench_map
 
     if options.steps < 1:
         raise UserError(f"--steps must be at least 1; got {options.steps}")
     config = make_config(options.dataset, "an", 0, options.profile, _overrides(options))
-    measure = bench_input if options.input else bench
-    return measure(config, options.data_root, options.steps)
+    if options.input:
+        return bench_input(config, options.data_root, options.steps)
+    if "bank" in options.only:
+        bench_bank(options.steps)
+    if "map" in options.only:
+        bench_map(1 + options.steps // 20)  # a turn takes half a minute
+    return bench(config, options.data_root, options.steps) if "step" in options.only else 0
 
 
 def _download(options: Options) -> int:

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from spcl_lib.cells import NOISE, SCALES, read_cells, update_cells
 from spcl_lib.system.memory import require_memory_for_averages
 from spcl_lib.views import Views
-
-_STORED = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}
 
 
 class HeatmapBank:
@@ -35,6 +34,8 @@ class HeatmapBank:
         path: file that holds the heatmaps (memory-mapped) instead of the memory. An existing
             file is overwritten; `load_state_dict` restores the contents.
         seed: seed of the rounding.
+        device: where the heatmaps are. A step of a network on a GPU is fastest with "cuda"; then
+            the GPU must hold the heatmaps. The results are on the device of the views.
 
     Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
 
@@ -67,16 +68,15 @@ class HeatmapBank:
         dtype: torch.dtype = torch.uint8,
         path: str | Path | None = None,
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
-        if min(num_images, num_classes, size) < 1:
-            raise ValueError(f"sizes must be positive: {num_images=}, {num_classes=}, {size=}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1); got {momentum}")
-        if dtype not in _STORED:
-            raise ValueError(f"dtype must be one of {[str(d) for d in _STORED]}; got {dtype}")
-        require_memory_for_averages(num_images, num_classes, size, dtype, path)
-        heatmaps = _allocate((num_images, num_classes, size, size), dtype, path)
-        seen = torch.zeros((num_images, size, size), dtype=torch.bool)
+        self._check_sizes(num_images, num_classes, size, momentum, dtype)
+        if torch.device(device).type != "cpu" and path is not None:
+            raise ValueError(f"a bank in a file is on the CPU; got path '{path}' and {device=}")
+        if torch.device(device).type == "cpu":
+            require_memory_for_averages(num_images, num_classes, size, dtype, path)
+        heatmaps = allocate((num_images, num_classes, size, size), dtype, path, device)
+        seen = torch.zeros((num_images, size, size), dtype=torch.bool, device=device)
         self._hold(heatmaps, seen, momentum, seed)
 
     @classmethod
@@ -110,16 +110,9 @@ class HeatmapBank:
             seen: (B, 1, G, G) float32 in {0, 1}; 1 where at least half of the read area was seen.
         """
         self._check(indices, views)
-        device = views.boxes.device
-        maps = self._load(indices).to(device)
-        mask = self.seen[indices.cpu()].unsqueeze(1).to(device, torch.float32)
-        if bool(mask.all()):  # usual after the first epochs
-            target = views.crop(maps, grid).clamp(max=1)  # rounding can exceed 1 by 1e-7
-            return target, maps.new_ones(len(indices), 1, grid, grid)
-        weight = views.crop(mask, grid)  # (B, 1, G, G) seen share of the read area
-        target = (views.crop(maps * mask, grid) / weight.clamp(min=1e-6)).clamp(max=1)
-        seen = (weight >= 0.5 - 1e-6).to(torch.float32)
-        return target * seen, seen
+        device, home = views.boxes.device, self.heatmaps.device
+        target, seen = read_cells(self.heatmaps, self.seen, indices.to(home), views.to(home), grid)
+        return target.to(device), seen.to(device)
 
     @torch.no_grad()
     def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
@@ -134,30 +127,46 @@ class HeatmapBank:
             ValueError: a shape is wrong, an index is outside 0..N-1 or occurs twice, or a value
                 is not a probability (outside [0, 1] or not finite).
         """
+        maps = self._check_update(indices, views, maps)
+        home = self.heatmaps.device
+        # Each image's noise starts anywhere; its planes follow each other in the noise's table.
+        starts = self._first_noise(len(indices)) + torch.arange(self.num_classes) * self.size**2
+        update_cells(
+            self.heatmaps, self.seen, indices.to(home), views.to(home), maps,
+            1 - self.momentum, (starts % NOISE).to(home),
+        )  # fmt: skip
+
+    def stored(self, which: slice) -> tuple[Tensor, Tensor]:
+        """The heatmaps (n, C, W, W) as they are stored, and the seen cells (n, W, W), of images."""
+        return self.heatmaps[which], self.seen[which]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `of` needs, to write it to a file."""
+        return {"heatmaps": self.heatmaps, "seen": self.seen}
+
+    def _first_noise(self, batch: int) -> Tensor:
+        return torch.randint(NOISE, (batch, 1), generator=self._rounding)
+
+    def _check_update(self, indices: Tensor, views: Views, maps: Tensor) -> Tensor:
+        """The maps as float32 where the heatmaps are; see `update` for the errors."""
         self._check(indices, views)
         if maps.ndim != 4 or maps.shape[:2] != (len(indices), self.num_classes):
             raise ValueError(
                 f"maps must be ({len(indices)}, {self.num_classes}, G, G); got {tuple(maps.shape)}"
             )
-        if len(indices.unique()) != len(indices):
+        if len(set(indices.tolist())) != len(indices):
             raise ValueError("an image may appear only once in an update")
-        maps = maps.detach().to(views.boxes.device, torch.float32)
-        if not bool(((maps >= 0) & (maps <= 1)).all()):
+        maps = maps.detach().to(self.heatmaps.device, torch.float32)
+        lowest, highest = maps.aminmax() if maps.numel() else (0, 1)  # NaN, if there is one
+        if not (lowest >= 0 and highest <= 1):
             raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
-        new, visible = views.uncrop(maps, self.size)
-        new, visible = new.cpu(), visible.cpu()
-        indices = indices.cpu()
-        seen = self.seen[indices].unsqueeze(1)  # (B, 1, W, W)
-        old = self._load(indices)
-        average = torch.where(seen, old.lerp(new, 1 - self.momentum), new)
-        self._store(indices, average, visible)
-        self.seen[indices] |= visible.squeeze(1)
+        return maps
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of everything that changes."""
+        """Copies of everything that changes, on the CPU."""
         return {
-            "heatmaps": self.heatmaps.clone(),
-            "seen": self.seen.clone(),
+            "heatmaps": self.heatmaps.to("cpu", copy=True),
+            "seen": self.seen.to("cpu", copy=True),
             "rounding": self._rounding.get_state(),
         }
 
@@ -167,19 +176,16 @@ class HeatmapBank:
         self.seen.copy_(state["seen"])
         self._rounding.set_state(state["rounding"])
 
-    def _load(self, indices: Tensor) -> Tensor:
-        """(B, C, W, W) float32 in [0, 1], on the CPU."""
-        stored = self.heatmaps[indices.cpu()]
-        return stored.float() / _STORED[stored.dtype]
-
-    def _store(self, indices: Tensor, average: Tensor, visible: Tensor) -> None:
-        scaled = average * _STORED[self.heatmaps.dtype]
-        if self.heatmaps.dtype == torch.uint8:
-            # The fraction is the probability to round up: this keeps small steps on average.
-            scaled = (scaled + torch.rand(scaled.shape, generator=self._rounding)).floor()
-            scaled = scaled.clamp(max=255)  # 255 + 0.9999999 rounds to 256, which would wrap to 0
-        stored = scaled.to(self.heatmaps.dtype)
-        self.heatmaps[indices] = torch.where(visible, stored, self.heatmaps[indices])
+    @staticmethod
+    def _check_sizes(
+        num_images: int, num_classes: int, size: int, momentum: float, dtype: torch.dtype
+    ) -> None:
+        if min(num_images, num_classes, size) < 1:
+            raise ValueError(f"sizes must be positive: {num_images=}, {num_classes=}, {size=}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1); got {momentum}")
+        if dtype not in SCALES:
+            raise ValueError(f"dtype must be one of {[str(d) for d in SCALES]}; got {dtype}")
 
     def _check(self, indices: Tensor, views: Views) -> None:
         if indices.ndim != 1 or indices.dtype != torch.int64 or len(indices) != len(views):
@@ -190,9 +196,15 @@ class HeatmapBank:
             raise ValueError(f"indices must be in 0..{self.num_images - 1}")
 
 
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, path: str | Path | None) -> Tensor:
+def allocate(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    path: str | Path | None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Zeros in memory, or in a memory-mapped file."""
     if path is None:
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device=device)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")  # emptied first: the file must start as zeros

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 
 from spcl_lib.model import Images, autocast, normalise
 from spcl_lib.pooling import Pooling, pooling_of
+from spcl_lib.system.compiled import call, load_compiled
+
+_EXACT_AS_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
+_NOT_FINITE = "scores must be finite: NaN or infinity among them"
 
 
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -18,7 +23,7 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
 
     AP = sum over distinct scores of (gain in recall) * (precision at that score). This is
     scikit-learn's definition without interpolation. Equal scores count together, so the order of
-    the images does not matter.
+    the images does not matter. float32 scores use `evaluate.c`, if this machine has a C compiler.
 
     Args:
         scores: (N, C), higher means more likely present.
@@ -36,9 +41,21 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
             f"scores and labels must both be (N, C); got {tuple(scores.shape)} "
             f"and {tuple(labels.shape)}"
         )
+    scores = scores.detach()
+    library = load_compiled(Path(__file__).with_suffix(".c"))
+    if library is not None and scores.dtype in _EXACT_AS_FLOAT32 and scores.device.type == "cpu":
+        result = torch.empty(scores.shape[1], dtype=torch.float64)
+        failed = call(
+            library.average_precisions, scores.float(), labels.bool(), ignored, result,
+            *scores.shape,
+        )  # fmt: skip
+        if failed == 2:
+            raise ValueError(_NOT_FINITE)
+        if not failed:
+            return result
     if not bool(torch.isfinite(scores).all()):
-        raise ValueError("scores must be finite: NaN or infinity among them")
-    ranked, order = scores.detach().sort(0, descending=True)  # (N, C)
+        raise ValueError(_NOT_FINITE)
+    ranked, order = scores.sort(0, descending=True)  # (N, C)
     counted = torch.ones_like(labels, dtype=torch.bool) if ignored is None else ~ignored
     hits = (labels.bool() & counted).gather(0, order).double().cumsum(0)
     ranks = counted.gather(0, order).double().cumsum(0)

@@ -23,6 +23,7 @@ from spcl_lib.losses import (
     spatial_consistency,
 )
 from spcl_lib.pooling import MEAN_POOLING, Pooling
+from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.memory import require_memory_for_averages
 from spcl_lib.terms import TERMS, MethodSettings, Step, Term
@@ -96,6 +97,10 @@ def require_memory(name: str, num_images: int, num_classes: int, settings: Metho
         size = settings.bank_size if spec.consistency == "scl" else 1
         per_label = _EN_BYTES if TERMS[spec.term].reads_averages else 0
         dtype = getattr(torch, settings.bank_dtype)
+        if spec.consistency == "scl" and settings.bank_classes:
+            kept = min(settings.bank_classes, num_classes)
+            per_label = -(-per_label * num_classes // kept) + 2 * (size**2 // 8 + 5)
+            num_classes = kept
         require_memory_for_averages(
             num_images, num_classes, size, dtype, per_label=per_label, copies=2
         )
@@ -110,7 +115,7 @@ class Method:
         num_classes: C.
         settings: see MethodSettings.
         seed: seed of the bank's rounding, and of the term's state.
-        labels: z (N, C) of the whole training set; only terms with state need them.
+        labels: z (N, C) of the whole training set; terms with state and `bank_classes` need them.
         epochs: length of the whole training; some terms depend on it.
         pooling: pooling of the network.
 
@@ -137,9 +142,17 @@ class Method:
         if self.spec.keeps_averages:
             size = self.settings.bank_size if self.spatial else 1
             dtype = getattr(torch, self.settings.bank_dtype)
-            self.bank = HeatmapBank(
-                num_images, num_classes, size, self.settings.momentum, dtype, seed=seed
-            )
+            rest = size, self.settings.momentum, dtype, None, seed
+            if self.spatial and self.settings.bank_classes:
+                if labels is None:
+                    raise ValueError(
+                        "bank_classes needs the annotated classes: give labels, z (N, C)"
+                    )
+                kept = min(self.settings.bank_classes, num_classes)
+                annotated = labels.to(torch.uint8).argmax(1)
+                self.bank = SparseHeatmapBank(num_images, num_classes, kept, annotated, *rest)
+            else:
+                self.bank = HeatmapBank(num_images, num_classes, *rest)
         self.tables: dict[str, Tensor] = {}
         if self.term.reads_averages:  # a class with at least this presence is possible
             self.tables["threshold"] = torch.full((num_classes,), math.inf)

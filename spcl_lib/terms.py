@@ -37,6 +37,7 @@ class MethodSettings:
         bank_size: W, cells along each side of a heatmap.
         bank_dtype: "uint8", "float16" or "float32". For a momentum of 0.95 or more, use another
             type than uint8: its noise is above 1/255; see HeatmapBank.
+        bank_classes: K, classes per image whose heatmaps are kept; 0 = all. See SparseHeatmapBank.
         expected_positives: k, positives per image that EN, EPR, ROLE and GPR expect, with the
             annotated one.
         expected_count: "given": EN and GPR choose possible positives by k; "estimated": by the sum
@@ -63,6 +64,7 @@ class MethodSettings:
     momentum: float = 0.8
     bank_size: int = 16
     bank_dtype: str = "uint8"
+    bank_classes: int = 0
     expected_positives: float = 2.0
     expected_count: str = "given"
     smoothing: float = 0.1

@@ -125,15 +125,6 @@ class Views:
         row_y = torch.stack((zero, y1 - y0, y0 + y1 - 1), 1)
         return torch.stack((row_x, row_y), 1)
 
-    def inverse_theta(self) -> Tensor:
-        """(B, 2, 3) affine from the full image's coordinates to the view's, both in [-1, 1]."""
-        x0, y0, x1, y1 = self.boxes.unbind(1)
-        sign = 1 - 2 * self.flipped.to(x0.dtype)
-        zero = torch.zeros_like(x0)
-        row_x = torch.stack((sign / (x1 - x0), zero, -sign * (x0 + x1 - 1) / (x1 - x0)), 1)
-        row_y = torch.stack((zero, 1 / (y1 - y0), -(y0 + y1 - 1) / (y1 - y0)), 1)
-        return torch.stack((row_x, row_y), 1)
-
     def crop(self, images: Tensor, size: int) -> Tensor:
         """Cuts the views out of full images or maps: T_v of the method.
 
@@ -153,9 +144,29 @@ class Views:
         grid = F.affine_grid(self.theta().to(images), shape, align_corners=False)
         return F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
 
+    def crop_maps(self, maps: Tensor, size: int) -> Tensor:
+        """Cuts the views out of full-image maps: `crop` in two steps, first rows, then columns.
+
+        It uses only additions and multiplications in a fixed order. So every machine, and the
+        compiled code of the bank, gives the same bits.
+
+        Args:
+            maps: (B, K, H, W) float32.
+            size: height and width of the result.
+
+        Returns:
+            (B, K, size, size); a constant map stays exactly constant.
+        """
+        self._check(maps)
+        centres = _centres(size, self.boxes.device).expand(len(self), size)
+        x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
+        across = torch.where(self.flipped[:, None], 1 - centres, centres)
+        low = _interpolate(maps, y0 + centres * (y1 - y0), 2)  # (B, K, size, W)
+        return _interpolate(low, x0 + across * (x1 - x0), 3)
+
     def visible(self, size: int) -> Tensor:
         """(B, 1, size, size) bool: the full image's cells whose centre the view shows."""
-        centres = (torch.arange(size, device=self.boxes.device) + 0.5) / size
+        centres = _centres(size, self.boxes.device)
         x0, y0, x1, y1 = self.boxes[:, :, None].unbind(1)  # (B, 1) each
         columns = (centres >= x0) & (centres <= x1)  # (B, size)
         rows = (centres >= y0) & (centres <= y1)
@@ -173,11 +184,37 @@ class Views:
             the view shows. The maps have a meaning only in these cells.
         """
         self._check(maps)
-        shape = [len(maps), maps.shape[1], size, size]
-        grid = F.affine_grid(self.inverse_theta().to(maps), shape, align_corners=False)
-        full = F.grid_sample(maps, grid, "bilinear", "border", align_corners=False)
-        return full, self.visible(size)
+        centres = _centres(size, self.boxes.device)
+        x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
+        across, down = (centres - x0) / (x1 - x0), (centres - y0) / (y1 - y0)  # (B, size)
+        across = torch.where(self.flipped[:, None], 1 - across, across)
+        wide = _interpolate(maps, across, 3)  # (B, C, G, size)
+        return _interpolate(wide, down, 2), self.visible(size)
 
     def _check(self, maps: Tensor) -> None:
         if maps.ndim != 4 or len(maps) != len(self):
             raise ValueError(f"expected ({len(self)}, K, H, W); got {tuple(maps.shape)}")
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """(size,) centres of the cells along one side, as fractions of it."""
+    return (torch.arange(size, device=device) + 0.5) / size
+
+
+def _interpolate(maps: Tensor, at: Tensor, axis: int) -> Tensor:
+    """Values of maps (B, K, H, W) at the fractions `at` (B, S) of one axis, 2 or 3; linear.
+
+    Beyond the outer cells' centres it gives the outer cells' values.
+    """
+    cells = maps.shape[axis]
+    at = (at * cells - 0.5).clamp(0, cells - 1)
+    shape = (len(maps), 1, -1, 1) if axis == 2 else (len(maps), 1, 1, -1)
+    full = list(maps.shape)
+    full[axis] = at.shape[1]
+    left = at.long()  # the cell before each position; its right neighbour is the next one
+    share = (at - left).view(shape)
+    low, high = (
+        maps.gather(axis, cell.view(shape).expand(full))
+        for cell in (left, (left + 1).clamp(max=cells - 1))
+    )
+    return low + share * (high - low)

@@ -7,7 +7,18 @@ import pytest
 import slow_reference as slow
 import torch
 
-from spcl_lib import HeatmapBank, Views
+from spcl_lib import HeatmapBank, Views, cells
+
+COMPILED = pytest.param("compiled", marks=pytest.mark.skipif(
+    cells.compiled() is None, reason="this machine has no C compiler"
+))  # fmt: skip
+WAYS = ("pytorch", COMPILED)
+
+
+def choose(way, monkeypatch):
+    """Makes the banks use PyTorch's operations, or the compiled code."""
+    if way == "pytorch":
+        monkeypatch.setattr(cells, "compiled", lambda: None)
 
 
 def views_of_every_kind(count, rng):
@@ -134,7 +145,7 @@ def apart_from_float32(momentum, dtype, updates=200):
         level = np.clip(level + rng.normal(0, 0.02, level.shape), 0, 1)  # it drifts, as in training
         for bank in (exact, small):
             bank.update(everything, whole, torch.from_numpy(level).float())
-        apart.append(255 * (small._load(everything) - exact.heatmaps))
+        apart.append(255 * (small.heatmaps.float() / cells.SCALES[dtype] - exact.heatmaps))
     return torch.stack(apart)
 
 
@@ -202,12 +213,66 @@ def test_certainty_stays_certain(dtype):
         assert not target[:, 1].any()
 
 
-def test_the_largest_random_number_does_not_wrap_uint8_around(monkeypatch):
-    bank = HeatmapBank(1, 1, 4)
-    largest = 1 - 2**-24  # of torch.rand; 255 + it rounds to 256
-    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.full(shape, largest))
-    bank.update(torch.tensor([0]), Views.whole(1), torch.ones(1, 1, 4, 4))
-    assert (bank.heatmaps == 255).all()
+def test_the_noise_takes_each_value_once_and_starts_anywhere():
+    noise = cells.rounding_noise(5, torch.device("cpu"))
+    assert torch.equal(noise[: cells.NOISE].sort().values * cells.NOISE, torch.arange(2.0**16))
+    assert torch.equal(noise[cells.NOISE :], noise[:25])  # a piece never ends before its plane
+    pairs = torch.stack((noise[: cells.NOISE], noise[: cells.NOISE].roll(1)))
+    assert torch.corrcoef(pairs)[0, 1].abs() < 0.02  # neighbouring cells are rounded apart
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.5, 100.25 / 255, 254.9 / 255, 1.0])
+def test_the_rounding_is_unbiased_over_all_starts_of_the_noise(way, value, monkeypatch):
+    """Not a sample: every start occurs once, so the mean of all results is the expectation."""
+    choose(way, monkeypatch)
+    count = cells.NOISE
+    heatmaps = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
+    seen = torch.zeros(count, 2, 2, dtype=torch.bool)
+    starts, maps = torch.arange(count)[:, None], torch.full((count, 1, 1, 1), value)
+    arguments = torch.arange(count), Views.whole(count)
+    cells.update_cells(heatmaps, seen, *arguments, maps, 0.2, starts)  # the first value: whole
+    means = heatmaps.double().mean((0, 1))
+    assert (means - 255 * value).abs().max() <= 1.1 * 2**-16
+    before = heatmaps.clone()
+    cells.update_cells(heatmaps, seen, *arguments, 1 - maps, 0.2, starts.roll(1, 0))  # an average
+    expected = 0.8 * before.double().mean() + 0.2 * 255 * (1 - value)
+    assert (heatmaps.double().mean((0, 1)) - expected).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_noise_moves_certain_values_or_cells_outside_the_view(way, monkeypatch):
+    choose(way, monkeypatch)
+    count = cells.NOISE
+    heatmaps = torch.randint(256, (count, 1, 1, 2), dtype=torch.uint8).expand(-1, -1, 2, -1).clone()
+    heatmaps[:, :, :, 0] = 255
+    before, seen = heatmaps.clone(), torch.ones(count, 2, 2, dtype=torch.bool)
+    left = Views(torch.tensor([0.0, 0, 0.5, 1]).repeat(count, 1), torch.zeros(count) > 0)
+    starts, maps = torch.arange(count)[:, None], torch.ones(count, 1, 3, 3)
+    cells.update_cells(heatmaps, seen, torch.arange(count), left, maps, 0.2, starts)
+    assert torch.equal(heatmaps, before)
+
+
+@pytest.mark.skipif(cells.compiled() is None, reason="this machine has no C compiler")
+@pytest.mark.parametrize(("size", "grid"), [(1, 1), (4, 3), (28, 7), (12, 4), (5, 9), (33, 1)])
+def test_the_compiled_code_gives_the_bits_of_pytorch_and_of_any_number_of_threads(
+    size, grid, monkeypatch
+):
+    results = []
+    threads = torch.get_num_threads()
+    for way, number in (("compiled", 1), ("compiled", 2), ("pytorch", 1), ("pytorch", 2)):
+        with monkeypatch.context() as patch:
+            choose(way, patch)
+            patch.setattr(cells, "_AT_ONCE", 3 * 5 * size**2 + 1)  # parts of 3 images
+            torch.set_num_threads(number)
+            bank, read = HeatmapBank(9, 5, size, seed=4), []
+            for indices, views, maps in updates(8, 9, 5, grid, seed=size):
+                bank.update(indices, views, maps)
+                read += bank.read(indices, views, grid)
+            results.append([bank.heatmaps, bank.seen, *read])
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
@@ -223,6 +288,22 @@ def test_a_memory_mapped_bank_is_the_bank_in_memory(dtype, tmp_path):
     for a, b in zip(*(bank.read(torch.arange(6), views, 3) for bank in banks), strict=True):
         assert torch.equal(a, b)
     assert path.read_bytes() == banks[0].heatmaps.numpy().tobytes()  # it is the file that changed
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
+def test_a_bank_on_the_gpu_is_the_bank_in_memory(dtype):
+    banks = [HeatmapBank(6, 3, 5, dtype=dtype, seed=3, device=d) for d in ("cpu", "cuda")]
+    for indices, views, maps in updates(4, 6, 3, 4):
+        banks[0].update(indices, views, maps)
+        banks[1].update(indices, views.to("cuda"), maps.cuda())
+    apart = banks[1].state_dict()["heatmaps"].float() - banks[0].heatmaps.float()
+    assert (apart.abs() <= (1 if dtype == torch.uint8 else 1e-3)).all()
+    for mine, theirs in zip(
+        banks[0].read(indices, views, 4), banks[1].read(indices, views.to("cuda"), 4), strict=True
+    ):
+        assert theirs.device.type == "cuda"
+        torch.testing.assert_close(theirs.cpu(), mine, atol=0.01, rtol=0)
 
 
 def test_a_new_memory_mapped_bank_starts_empty_over_an_old_file(tmp_path):
@@ -271,6 +352,12 @@ def test_no_gradient_flows_into_or_out_of_the_bank():
 
 
 # --- mistakes -------------------------------------------------------------------------------------
+
+
+def test_a_file_and_a_gpu_do_not_go_together(tmp_path):
+    with pytest.raises(ValueError, match="on the CPU; got path"):
+        HeatmapBank(2, 2, path=tmp_path / "bank.bin", device="cuda")
+    assert not (tmp_path / "bank.bin").exists()
 
 
 @pytest.mark.parametrize(

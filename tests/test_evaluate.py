@@ -53,11 +53,34 @@ def test_ap_is_its_definition_with_and_without_ties(levels):
         assert mean_average_precision(scores, labels) == pytest.approx(np.mean(expected))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["all apart", "ties", "tiny and negative", "one image", "many"])
+def test_the_compiled_ap_is_that_of_pytorch(kind, dtype, monkeypatch):
+    count, classes = {"one image": (1, 3), "many": (3000, 21)}.get(kind, (60, 17))
+    scores, labels = random_case(1, count, classes, levels=4 if kind == "ties" else None)
+    scores = scores.to(dtype)
+    if kind == "tiny and negative":
+        scores = (scores - 0.5) * 1e-3
+        scores[::7], scores[1::7] = 0.0, -0.0  # equal, though their bits are not
+    labels[:, 2] = False
+    ignored = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+    given = [None, ignored, torch.ones_like(ignored)]
+    fast = [average_precisions(scores, labels, i) for i in given]
+    part = average_precisions(scores[:, 1:2], labels[:, 1:2], ignored[:, 1:2])  # not contiguous
+    torch.testing.assert_close(part, fast[1][1:2], rtol=1e-12, atol=0, equal_nan=True)
+    monkeypatch.setattr("spcl_lib.evaluate.load_compiled", lambda source: None)
+    slow = [average_precisions(scores, labels, i) for i in given]
+    for mine, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("levels", [None, 5, 1])
-def test_map_is_scikit_learns_where_every_class_has_a_positive(levels):
+def test_map_is_scikit_learns_where_every_class_has_a_positive(levels, dtype):
     metrics = pytest.importorskip("sklearn.metrics", reason="not needed to run, only to compare")
     for seed in range(5):
         scores, labels = random_case(seed, levels=levels)
+        scores = scores.to(dtype)
         expected = 100 * metrics.average_precision_score(labels, scores, average="macro")
         assert mean_average_precision(scores, labels) == pytest.approx(expected, rel=1e-9)
 
@@ -124,6 +147,8 @@ def test_labels_may_be_of_any_type_and_gradients_do_not_matter(dtype):
         (torch.rand(4), torch.ones(4), r"\(N, C\)"),
         (torch.tensor([[0.5], [float("nan")]]), torch.ones(2, 1), "finite"),
         (torch.tensor([[0.5], [float("inf")]]), torch.ones(2, 1), "finite"),
+        (torch.tensor([[0.5], [float("-inf")]]), torch.ones(2, 1), "finite"),
+        (torch.tensor([[0.5], [float("nan")]]).double(), torch.ones(2, 1), "finite"),
     ],
 )
 def test_what_has_no_ap_is_refused(scores, labels, message):

@@ -108,14 +108,6 @@ def test_uint8_images_are_read_as_their_values():
     assert torch.equal(cropped, views.crop(images.float(), 8))
 
 
-def test_the_two_affine_matrices_are_inverse():
-    views = boxes_of("random", 16)
-    bottom = torch.tensor([[[0.0, 0.0, 1.0]]]).expand(16, 1, 3)
-    forth = torch.cat((views.theta(), bottom), 1)
-    back = torch.cat((views.inverse_theta(), bottom), 1)
-    torch.testing.assert_close(forth @ back, torch.eye(3).expand(16, 3, 3), atol=1e-5, rtol=0)
-
-
 def test_views_can_be_selected():
     views = boxes_of("random", 6)
     some = views[torch.tensor([4, 1])]

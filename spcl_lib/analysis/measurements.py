@@ -188,7 +188,8 @@ def _measure_localisation(run: FinishedRun) -> Rows:
     observed = run.observed[: len(train)]
     rows = []
     if run.bank is not None and run.bank.size > 1:
-        rows += _rows(run, "heatmaps", "train", run.bank.heatmaps[: len(train)], train, observed)
+        heatmaps, _ = run.bank.stored(slice(len(train)))
+        rows += _rows(run, "heatmaps", "train", heatmaps, train, observed)
     rows += _rows(run, "network", "train", _maps(run, train), train, observed)
     return rows + _rows(run, "network", "report", _maps(run, report), report, None)
 

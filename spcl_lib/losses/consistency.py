@@ -52,8 +52,9 @@ def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = 
     Args:
         maps: f (B, C, G, G) logits.
         target: T_v(H) (B, C, G, G) in [0, 1].
-        seen: (B, 1, G, G) in {0, 1}.
+        seen: (B, 1, G, G) in {0, 1}, or (B, C, G, G) for a bank that keeps some of the classes.
+            The others count as if they agreed.
         kind: the distance, one of DISTANCES.
     """
     total = (distance(maps, target, kind) * seen).sum()
-    return total / (seen.sum() * maps.shape[1]).clamp(min=1)
+    return total / (seen.amax(1).sum() * maps.shape[1]).clamp(min=1)

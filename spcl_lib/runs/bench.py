@@ -61,7 +61,7 @@ def step_seconds(
     for name in methods_of(config.dataset):
         model, _ = build_network(config, len(data.classes), data_root)
         model = model.to(choose_device(), memory_format=torch.channels_last).train()
-        method = Method(name, len(data), len(data.classes), config.settings)
+        method = Method(name, len(data), len(data.classes), config.settings, labels=labels)
         parts[name] = (model, _optimizer(model, config), method)
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for step in range(warm_up + steps):

@@ -162,7 +162,7 @@ def _train_and_evaluate(
         save_weights(model, temporary)
     if method.bank is not None:
         with atomic_write(folder / "bank.safetensors") as temporary:
-            save_file({"heatmaps": method.bank.heatmaps, "seen": method.bank.seen}, temporary)
+            save_file(method.bank.tensors(), temporary)
     if recorder is not None:
         recorder.save(folder)
     with atomic_write(folder / "scores.safetensors") as temporary:

@@ -155,7 +155,7 @@ def _check(values: Mapping[str, object]) -> None:
     limits = {
         "ratio_max": (1, 10), "flip": (0, 1), "warmup": (0, 1), "momentum": (0, 0.9999),
         "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6),
-        "bank_size": (1, 1024), "frozen": (0, 1000), "dilation": (1, 2),
+        "bank_size": (1, 1024), "bank_classes": (0, 10**6), "frozen": (0, 1000), "dilation": (1, 2),
         "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
         "label_seed": (0, 2**31), "snapshots": (0, 10**9), "smoothing": (0, 0.5),

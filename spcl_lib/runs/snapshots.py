@@ -55,8 +55,8 @@ class Recorder:
         found = {"maps": as_bytes(torch.sigmoid(maps))}
         if method.bank is not None:
             first = slice(len(self.images))
-            found["heatmaps"] = as_bytes(method.bank.heatmaps[first])
-            found["seen"] = method.bank.seen[first].clone()
+            heatmaps, seen = method.bank.stored(first)
+            found["heatmaps"], found["seen"] = as_bytes(heatmaps), seen.clone()
         for name, tensor in found.items():
             self.taken.setdefault(name, []).append(tensor)
 

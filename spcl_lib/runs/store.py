@@ -24,6 +24,7 @@ from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.splits import Splits, load_splits
+from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, lock_file, write_json
@@ -190,7 +191,7 @@ def load_run(
     model = load_network(folder, config, len(train.classes))
     observed = draw_labels(train, config.draw, config.label_seed)
     stored = folder / "bank.safetensors"
-    bank = HeatmapBank.of(**read_tensors(stored)) if stored.is_file() else None
+    bank = bank_of(read_tensors(stored)) if stored.is_file() else None
     return FinishedRun(config, metrics, model, train, report, observed, bank)
 
 

@@ -98,6 +98,7 @@ def require_memory_for_averages(
     fitting = math.isqrt(max(0, left // num_images - beside) // (copies * cell))
     ways = [f"train on at most {num_images * left // needed:,} images (setting train_images)"]
     ways += [f"keep heatmaps of at most {fitting} cells a side (bank_size)"] * (1 < fitting < size)
+    ways += ["keep heatmaps of fewer classes per image (bank_classes)"] * (size > 1)
     ways += ["keep them in a file (HeatmapBank's path)"] * (path is None and copies == 1)
     place = "memory" if path is None else f"disk at '{path}'"
     place += " (with the copy of a checkpoint)" if copies > 1 else ""

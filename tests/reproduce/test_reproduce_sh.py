@@ -122,7 +122,7 @@ def pins():
 
 def test_every_pin_is_exact_and_nothing_is_named_twice():
     names = [pin.split("==")[0] for pin in pins()]
-    assert all(re.fullmatch(r"[a-z0-9]+==\d+(\.\d+)+", pin) for pin in pins())
+    assert all(re.fullmatch(r"[a-z0-9-]+==\d+(\.\d+)+", pin) for pin in pins())
     assert len(names) == len(set(names)) > 10
 
 

@@ -1,9 +1,13 @@
-"""The two measurements: the cost of a training step, and the speed of reading images."""
+"""The measurements: a training step, the input of images, the heatmap bank and mAP."""
+
+import sys
 
 import pytest
 import torch
 
+from spcl_lib import HeatmapBank, Views
 from spcl_lib.methods import PAPER_METHODS
+from spcl_lib.runs import speed
 
 QUICK = {
     "backbone": "small_resnet", "weights": "none", "frozen": 0, "image_side": 32, "crop_side": 24,
@@ -26,7 +30,7 @@ def of_voc(voc, spcl, tmp_path, monkeypatch):
 @pytest.mark.parametrize("limit", ["20", "0"])
 def test_steps_of_all_methods_are_timed_from_the_cache_and_from_files(of_voc, monkeypatch, limit):
     monkeypatch.setenv("SPCL_CACHE_GB", limit)
-    outcome = of_voc("--steps", 1)
+    outcome = of_voc("--steps", 1, "--only", "step")
     assert outcome.status == 0, outcome.err
     rows = dict(line.split(maxsplit=1) for line in outcome.out.splitlines()[-len(PAPER_METHODS) :])
     assert set(rows) == set(PAPER_METHODS)
@@ -68,3 +72,56 @@ def test_scenes_are_said_to_be_drawn_not_read(spcl):
 def test_a_number_of_steps_that_is_none_is_an_error(spcl):
     outcome = spcl("bench", "--steps", 0)
     assert outcome.status == 2 and "--steps must be at least 1; got 0" in outcome.err
+
+
+SMALL = speed.Shape("tiny", 3, 6, 2, batch=4, images=8)
+
+
+def test_the_bank_is_timed_against_the_loop_and_the_bytes(spcl, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPCL_CACHE", str(tmp_path))
+    monkeypatch.setattr(speed, "SHAPES", (SMALL,))
+    outcome = spcl("bench", "--only", "bank", "--steps", 3)
+    assert outcome.status == 0, outcome.err
+    head, _, *rows = outcome.out.rstrip().splitlines()
+    assert "3 classes, 6 x 6 cells, uint8, batch 4, grid 2" in head and "3 turns" in head
+    assert [row[:15].strip() for row in rows] == [
+        "plain loop", "bank", "bank in a file", "bytes moved",
+    ]  # fmt: skip
+    assert "1.00 (1.00 to 1.00)" in rows[0] and rows[-1].endswith("1.00 (1.00 to 1.00)")
+    assert not list(tmp_path.glob("bench-*"))
+
+
+def test_the_plain_loop_does_what_the_bank_does():
+    """On boxes of whole cells, which are all that it knows, and to its rounding."""
+    bank, loop = HeatmapBank(4, 3, 8, momentum=0.8), speed.PlainLoop(4, 3, 8)
+    indices, boxes = (
+        torch.arange(4),
+        torch.tensor([[0, 0, 1, 1], [0.25, 0.5, 0.75, 1]]).repeat(2, 1),
+    )
+    views = Views(boxes, torch.tensor([False, False, True, True]))
+    bank.update(indices, Views.whole(4), torch.zeros(4, 3, 2, 2))  # the loop starts from 0, too
+    for seed in range(3):
+        maps = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        bank.update(indices, views, maps)
+        loop.update(indices, views, maps)
+    apart = bank.heatmaps.int() - loop.heatmaps.int()
+    assert apart.abs().max() <= 4 and loop.heatmaps.max() > 50
+    read, _ = bank.read(indices, views, 4)
+    torch.testing.assert_close(loop.read(indices, views, 4), read, atol=5 / 255, rtol=0)
+
+
+def test_map_is_timed_against_scikit_learn_or_says_that_it_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    speed.bench_map(1)
+    assert "scikit-learn is not installed" in capsys.readouterr().out
+    monkeypatch.undo()
+    pytest.importorskip("sklearn.metrics", reason="not needed to run, only to compare")
+    speed.bench_map(2, images=200, classes=5)
+    said, head, *rows = capsys.readouterr().out.strip().splitlines()
+    assert "200 x 5" in said and len(rows) == 2
+    assert all(float(row.split()[-1]) < 1e-6 for row in rows)
+
+
+def test_a_spread_is_the_median_and_the_tenths():
+    assert speed.spread([1.0, 3.0, 2.0]) == "2.00 (1.20 to 2.80)"
+    assert speed.spread([2.0]) == "2.00"

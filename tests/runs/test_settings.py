@@ -99,7 +99,7 @@ def test_the_digest_stays_when_a_later_version_has_one_more_setting():
 
 def test_the_methods_get_the_settings_of_the_configuration():
     values = {"weight": 3.0, "start": 5, "ramp": 0.5, "distance": "l1", "momentum": 0.5,
-              "bank_size": 9, "bank_dtype": "float16", "expected_positives": 2.5,
+              "bank_size": 9, "bank_dtype": "float16", "bank_classes": 3, "expected_positives": 2.5,
               "expected_count": "estimated", "smoothing": 0.05,
               "entropy_weight": 0.3, "pseudo_weight": 0.4,
               "rejected": 0.1, "robustness": 0.6, "prior_weight": 2.0, "pseudo_least": 0.3,
