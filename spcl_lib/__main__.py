@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input", action="store_true", help="instead: how fast images are read, against the step"
     )
 
-    fetch = add("download", _download, "fetch Pascal VOC through torchvision")
+    fetch = add("download", _download, "fetch Pascal VOC (its archive's SHA-256 is checked)")
     fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
     fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
 
