@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ from spcl_lib.runs.profiles import PROFILES, usual_profile
 from spcl_lib.runs.settings import make_config, methods_of, parse_overrides
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import explain_refusals
-from spcl_lib.system.processes import end_with_parent
+from spcl_lib.system.files import LOCKED, LockedError, explain_refusals
+from spcl_lib.system.processes import Terminated, end_with_parent, raise_when_stopped
 
 Options = argparse.Namespace
 
@@ -31,19 +32,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 success, 1 a failed run, 2 a user's mistake."""
+    """Runs a command; returns the exit status.
+
+    0 success, 1 a failed run, 2 a user's mistake, 3 another process is at this run, 128 + N after
+    signal N.
+    """
+    goes_on = False
     try:
         options = _parser().parse_args(arguments)
         if getattr(options, "profile", "") is None:
             options.profile = usual_profile(options.dataset)
+        goes_on = options.command in (_run, _reproduce, _ablation)
         with explain_refusals():
             return options.command(options)
     except UserError as error:
         print(f"spcl: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("spcl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return LOCKED if isinstance(error, LockedError) else 2
+    except KeyboardInterrupt as stop:
+        how = "; the same command goes on from the last checkpoint, if there is one"
+        print(f"spcl: stopped{how if goes_on else ''}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -443,4 +451,5 @@ def _notebooks(options: Options) -> int:
 
 
 if __name__ == "__main__":
+    raise_when_stopped()
     sys.exit(main())

@@ -5,14 +5,17 @@ import fcntl
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from refusals import full_disk_for, no_file_above
 
+from spcl_lib import __main__ as command_line
 from spcl_lib.config import RunConfig
 from spcl_lib.evaluate import evaluate
 from spcl_lib.runs import run, store
@@ -348,10 +351,12 @@ def test_a_run_that_another_process_holds_is_left_alone(spcl, results, tiny, mon
     (folder,) = results.glob("scenes-smoke/*")
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.write("17")
+        handle.flush()
         outcome = spcl(*RUN, "--method", "an", "--force", **tiny)
-    assert outcome.status == 2
+    assert outcome.status == 3
     (line,) = outcome.err.splitlines()
-    assert line.startswith(f"spcl: error: another process is training in '{folder}'")
+    assert line.startswith(f"spcl: error: process 17 is training in '{folder}'")
     assert (folder / "metrics.json").exists()
 
 
@@ -362,4 +367,55 @@ def test_ctrl_c_says_how_to_go_on(spcl, tiny, monkeypatch):
     monkeypatch.setattr(run, "train", interrupted)
     outcome = spcl(*RUN, "--method", "an", **tiny)
     assert outcome.status == 130
-    assert outcome.err.splitlines()[-1].startswith("spcl: stopped")
+    assert outcome.err.splitlines()[-1].startswith("spcl: stopped; the same command goes on")
+
+
+@pytest.mark.parametrize("command", ["predict", "bench"])
+def test_ctrl_c_promises_no_checkpoint_where_there_is_none(command, spcl, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, f"_{command}", interrupted)
+    needed = ["--run", "r", "--images", "i"] if command == "predict" else []
+    outcome = spcl(command, *needed)
+    assert (outcome.status, outcome.err) == (130, "spcl: stopped\n")
+
+
+def start(results, *arguments, **options):
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "spcl_lib", *map(str, arguments)], cwd=paths.project(), text=True,
+        env=os.environ | {"SPCL_RESULTS": str(results)}, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_loaded_gives_one_line(number, results, monkeypatch, tmp_path):
+    """A torch that takes for ever stands in for the real one, which takes seconds."""
+    (tmp_path / "torch").mkdir()
+    loading = tmp_path / "loading"
+    (tmp_path / "torch" / "__init__.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(loading)!r}).touch()\ntime.sleep(600)"
+    )
+    found = [str(tmp_path), str(paths.project())]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
+    with start(results, "bench") as process:
+        while not loading.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.stderr.read() == "spcl: stopped\n"
+    assert process.returncode == 128 + number
+
+
+def test_sigterm_during_a_run_says_how_to_go_on(results, tiny, own_kernels):
+    settings = [part for k, v in tiny.items() for part in ("--set", f"{k}={v}")]
+    settings += ["--set", "epochs=2000"]
+    with start(results, *RUN, "--method", "an", *settings) as process:
+        while not list(results.rglob("history.csv")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        last = process.stderr.read().replace("\r", "\n").splitlines()[-1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert last.startswith("spcl: stopped; the same command goes on from the last checkpoint")

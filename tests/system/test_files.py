@@ -10,7 +10,7 @@ import pytest
 
 from spcl_lib import UserError
 from spcl_lib.system import paths
-from spcl_lib.system.files import atomic_write, lock_file, lock_folder, write_json
+from spcl_lib.system.files import atomic_write, holder_of, lock_file, lock_folder, write_json
 
 
 def names_in(folder):
@@ -132,9 +132,20 @@ def test_a_folder_that_is_held_is_refused_after_the_seconds_with_what_its_holder
     with lock_folder(tmp_path, 0, "training in"):
         with pytest.raises(UserError) as caught, lock_folder(tmp_path, 0.1, "training in"):
             raise AssertionError("not reached")
-    expected = f"another process is training in '{tmp_path}'; wait for it or stop it"
-    assert str(caught.value) == expected
+    name = f"process {os.getpid()}"
+    assert str(caught.value) == f"{name} is training in '{tmp_path}'; wait for it or stop it"
     with lock_folder(tmp_path, 0, "training in"):
+        pass
+
+
+def test_the_holder_of_a_folder_is_named_while_it_holds_it(tmp_path):
+    assert holder_of(tmp_path) is None and holder_of(tmp_path / "missing") is None
+    with lock_folder(tmp_path, 0, "training in"):
+        assert holder_of(tmp_path) == f"process {os.getpid()}"
+        (tmp_path / ".lock").write_text("")  # as an older version leaves it
+        assert holder_of(tmp_path) == "another process"
+    assert holder_of(tmp_path) is None
+    with lock_folder(tmp_path, 0, "training in"):  # the question does not keep the lock
         pass
 
 
