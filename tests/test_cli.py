@@ -122,6 +122,85 @@ def test_a_finished_run_is_not_done_again_unless_forced(spcl, results, tiny):
     assert file.stat().st_mtime_ns > before
 
 
+def content_of(folder):
+    """The files of a run's folder, without its lock."""
+    return {name: (folder / name).read_bytes() for name in files_in(folder) if name != ".lock"}
+
+
+def test_a_repeat_on_a_full_disk_leaves_the_run_as_it_was(spcl, results, tiny):
+    spcl(*RUN, "--method", "scl", **tiny)
+    (folder,) = results.glob("scenes-smoke/*")
+    before = content_of(folder)
+    with no_file_above(100_000):  # enough for all but the checkpoint
+        outcome = spcl(*RUN, "--method", "scl", "--force", **tiny)
+    assert outcome.status == 2 and "File too large" in outcome.err
+    now = content_of(folder)
+    assert {name: now.get(name) for name in before} == before
+    assert spcl(*RUN, "--method", "scl", **tiny).out  # it still counts as finished
+    assert content_of(folder)["metrics.json"] == before["metrics.json"]
+    assert spcl(*RUN, "--method", "scl", "--force", **tiny).status == 0
+    again = content_of(folder)
+    assert again.keys() == before.keys()  # nothing of the repeat is left beside it
+    assert again["weights.safetensors"] == before["weights.safetensors"]
+
+
+@pytest.mark.parametrize("place", ["in training", "in the replacement"])
+def test_a_repeat_that_is_killed_loses_nothing_and_goes_on(place, spcl, results, tiny, monkeypatch):
+    spcl(*RUN, "--method", "an", **tiny)
+    (folder,) = results.glob("scenes-smoke/*")
+    before = content_of(folder)
+
+    class Killed(BaseException):
+        pass
+
+    with monkeypatch.context() as patch:
+        if place == "in training":
+            patch.setattr(run, "predict_scores", lambda *given: (_ for _ in ()).throw(Killed))
+        else:
+            replace, moved = os.replace, []
+
+            def replace_two(source, target):
+                if Path(source).parent.name == "repeat" and Path(target).parent == folder:
+                    moved.append(target)
+                    if len(moved) == 3:
+                        raise Killed
+                replace(source, target)
+
+            patch.setattr(run.os, "replace", replace_two)
+        with pytest.raises(Killed):
+            spcl(*RUN, "--method", "an", "--force", **tiny)
+    if place == "in training":
+        now = content_of(folder)
+        assert {name: now[name] for name in before} == before
+        trained = []
+        monkeypatch.setattr(run, "train", lambda *given: trained.append(given[6]) or given[6])
+        assert spcl(*RUN, "--method", "an", "--force", **tiny).status == 0
+        assert [progress.epoch for progress in trained] == [tiny["epochs"]]  # it had been trained
+    else:
+        assert not (folder / "metrics.json").exists()
+        monkeypatch.setattr(run, "train", lambda *given: pytest.fail("it was trained again"))
+        assert spcl(*RUN, "--method", "an", **tiny).status == 0
+    after = content_of(folder)
+    assert after.keys() == before.keys()
+    assert after["weights.safetensors"] == before["weights.safetensors"]
+
+
+def test_a_repeat_by_other_code_starts_again(spcl, results, tiny, monkeypatch):
+    spcl(*RUN, "--method", "an", **tiny)
+    (folder,) = results.glob("scenes-smoke/*")
+    begin = run._begin_repeat
+    (begin(folder) / "checkpoint.pt").write_bytes(b"of the old code")
+    assert (begin(folder) / "checkpoint.pt").exists()
+    monkeypatch.setattr(run, "all_code", lambda: "another")
+    assert not (begin(folder) / "checkpoint.pt").exists()
+
+
+def test_a_repeat_shows_its_epochs(spcl, results, tiny):
+    spcl(*RUN, "--method", "an", **tiny)
+    outcome = spcl(*RUN, "--method", "an", "--force", **tiny)
+    assert outcome.err.count("an seed 0: epoch ") == tiny["epochs"]
+
+
 def test_another_configuration_is_another_run(spcl, results, tiny):
     for changes in ({}, {"epochs": 2}, {"lr": 1e-3}):
         spcl(*RUN, "--method", "an", **(tiny | changes))
