@@ -122,6 +122,18 @@ def test_a_finished_run_is_not_done_again_unless_forced(spcl, results, tiny):
     assert file.stat().st_mtime_ns > before
 
 
+def test_all_files_of_a_run_have_the_mode_that_the_umask_gives(spcl, results, tiny):
+    before = os.umask(0o022)
+    try:
+        spcl(*RUN, "--method", "scl", "--set", "snapshots=4", **tiny)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in results.rglob("*.*")}
+    assert {"weights.safetensors", "bank.safetensors", "snapshots.safetensors"} < modes.keys()
+    closed = {name: oct(mode) for name, mode in modes.items() if mode & 0o044 != 0o044}
+    assert not {name for name in closed if not name.endswith(".lock")}, closed
+
+
 def content_of(folder):
     """The files of a run's folder, without its lock."""
     return {name: (folder / name).read_bytes() for name in files_in(folder) if name != ".lock"}

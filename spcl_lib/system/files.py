@@ -27,6 +27,8 @@ class LockedError(UserError):
 def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
     """Gives a temporary file beside `path`; renames it to `path` on success, else removes it.
 
+    The file gets the mode of a usual new file. safetensors would let only its owner read it.
+
     Args:
         path: file to write or to replace.
         ending: end of the temporary file's name, for libraries that look at it.
@@ -38,7 +40,13 @@ def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
         try:
+            temporary.touch()  # the system knows the mode: the umask, or the folder's rules
+            mode = temporary.stat().st_mode
+            temporary.unlink()
             yield temporary
+            if temporary.stat().st_mode != mode:
+                with contextlib.suppress(OSError):  # a file system without modes
+                    temporary.chmod(mode)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ import sys
 import threading
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from spcl_lib import UserError
 from spcl_lib.system import paths
@@ -51,6 +53,20 @@ def test_an_error_before_anything_is_written_keeps_the_old_file_too(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic_write(path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_file_has_the_mode_that_the_umask_gives(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "weights.safetensors") as temporary:
+            save_file({"x": torch.ones(2)}, temporary)
+        with atomic_write(tmp_path / "private") as temporary:
+            temporary.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    for name in ("weights.safetensors", "private"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
 
 
 def test_a_temporary_has_the_ending_that_a_library_asks_for(tmp_path):
