@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         "--league", action="store_true",
         help="every loss of every paper, with the same search for each: see 06_benchmark",
     )  # fmt: skip
+    every.add_argument(
+        "--check", action="store_true",
+        help="compare all cached files with their checksums, remove the damaged ones, and stop",
+    )  # fmt: skip
     _add_schedule_options(every)
 
     ahead = add("predict", _predict, "scores and labels of images, by a finished run")
@@ -258,6 +262,11 @@ def _reproduce(options: Options) -> int:
     from spcl_lib.reproduce.plan import all_experiments, experiment_of
     from spcl_lib.reproduce.steps import reproduce, show_plan
 
+    if options.check:
+        from spcl_lib.data.cache import check_cache
+
+        check_cache()
+        return 0
     if options.league:
         return _league(options)
     if options.all:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from http.client import HTTPException
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
+from spcl_lib.system.checksums import sha256_of
 from spcl_lib.system.errors import UserError
 
 
@@ -50,8 +50,7 @@ def _fetch_weights(name: str) -> Path:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), start)
-        with open(file, "rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest = sha256_of(file)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a damaged download
         raise UserError(
             f"torchvision's weights of {name} could not be downloaded ({error}); "
