@@ -29,7 +29,8 @@ Options:
   --only METHOD ...  some of the methods
   --seeds N ...      other seeds than 0 1 2
   --jobs N           runs side by side
-  --force            run again what is already finished
+  --force            run again what is already finished; the old results stay until then
+  --check            compare all cached files with their checksums and remove the damaged ones
 
 Runs that are finished are skipped; a run that was stopped continues from its last checkpoint.
 Results: results/index.html (start there), results/summary.csv, results/notebooks/,

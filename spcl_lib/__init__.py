@@ -5,6 +5,11 @@ The method is in the modules beside this file. README.md in this folder says how
 
 from typing import Any
 
+from spcl_lib.system.processes import say_stopped_while_loading
+
+say_stopped_while_loading()  # before torch, which takes seconds to load
+
+# ruff: noqa: E402
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.evaluate import mean_average_precision
 from spcl_lib.losses import spatial_consistency

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ from spcl_lib.runs.profiles import PROFILES, usual_profile
 from spcl_lib.runs.settings import make_config, methods_of, parse_overrides
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import explain_refusals
-from spcl_lib.system.processes import end_with_parent
+from spcl_lib.system.files import LOCKED, LockedError, explain_refusals
+from spcl_lib.system.processes import Terminated, end_with_parent, raise_when_stopped
 
 Options = argparse.Namespace
 
@@ -31,19 +32,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 success, 1 a failed run, 2 a user's mistake."""
+    """Runs a command; returns the exit status.
+
+    0 success, 1 a failed run, 2 a user's mistake, 3 another process is at this run, 128 + N after
+    signal N.
+    """
+    goes_on = False
     try:
         options = _parser().parse_args(arguments)
         if getattr(options, "profile", "") is None:
             options.profile = usual_profile(options.dataset)
+        goes_on = options.command in (_run, _reproduce, _ablation)
         with explain_refusals():
             return options.command(options)
     except UserError as error:
         print(f"spcl: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("spcl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return LOCKED if isinstance(error, LockedError) else 2
+    except KeyboardInterrupt as stop:
+        how = "; the same command goes on from the last checkpoint, if there is one"
+        print(f"spcl: stopped{how if goes_on else ''}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -77,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument(
         "--league", action="store_true",
         help="every loss of every paper, with the same search for each: see 06_benchmark",
+    )  # fmt: skip
+    every.add_argument(
+        "--check", action="store_true",
+        help="compare all cached files with their checksums, remove the damaged ones, and stop",
     )  # fmt: skip
     _add_schedule_options(every)
 
@@ -138,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input", action="store_true", help="instead: how fast images are read, against the step"
     )
 
-    fetch = add("download", _download, "fetch Pascal VOC through torchvision")
+    fetch = add("download", _download, "fetch Pascal VOC (its archive's SHA-256 is checked)")
     fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
     fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
 
@@ -250,6 +262,11 @@ def _reproduce(options: Options) -> int:
     from spcl_lib.reproduce.plan import all_experiments, experiment_of
     from spcl_lib.reproduce.steps import reproduce, show_plan
 
+    if options.check:
+        from spcl_lib.data.cache import check_cache
+
+        check_cache()
+        return 0
     if options.league:
         return _league(options)
     if options.all:
@@ -443,4 +460,5 @@ def _notebooks(options: Options) -> int:
 
 
 if __name__ == "__main__":
+    raise_when_stopped()
     sys.exit(main())

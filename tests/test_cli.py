@@ -5,14 +5,17 @@ import fcntl
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from refusals import full_disk_for, no_file_above
 
+from spcl_lib import __main__ as command_line
 from spcl_lib.config import RunConfig
 from spcl_lib.evaluate import evaluate
 from spcl_lib.runs import run, store
@@ -117,6 +120,97 @@ def test_a_finished_run_is_not_done_again_unless_forced(spcl, results, tiny):
     assert file.stat().st_mtime_ns == before
     assert spcl(*RUN, "--method", "an", "--force", **tiny).status == 0
     assert file.stat().st_mtime_ns > before
+
+
+def test_all_files_of_a_run_have_the_mode_that_the_umask_gives(spcl, results, tiny):
+    before = os.umask(0o022)
+    try:
+        spcl(*RUN, "--method", "scl", "--set", "snapshots=4", **tiny)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in results.rglob("*.*")}
+    assert {"weights.safetensors", "bank.safetensors", "snapshots.safetensors"} < modes.keys()
+    closed = {name: oct(mode) for name, mode in modes.items() if mode & 0o044 != 0o044}
+    assert not {name for name in closed if not name.endswith(".lock")}, closed
+
+
+def content_of(folder):
+    """The files of a run's folder, without its lock."""
+    return {name: (folder / name).read_bytes() for name in files_in(folder) if name != ".lock"}
+
+
+def test_a_repeat_on_a_full_disk_leaves_the_run_as_it_was(spcl, results, tiny):
+    spcl(*RUN, "--method", "scl", **tiny)
+    (folder,) = results.glob("scenes-smoke/*")
+    before = content_of(folder)
+    with no_file_above(100_000):  # enough for all but the checkpoint
+        outcome = spcl(*RUN, "--method", "scl", "--force", **tiny)
+    assert outcome.status == 2 and "File too large" in outcome.err
+    now = content_of(folder)
+    assert {name: now.get(name) for name in before} == before
+    assert spcl(*RUN, "--method", "scl", **tiny).out  # it still counts as finished
+    assert content_of(folder)["metrics.json"] == before["metrics.json"]
+    assert spcl(*RUN, "--method", "scl", "--force", **tiny).status == 0
+    again = content_of(folder)
+    assert again.keys() == before.keys()  # nothing of the repeat is left beside it
+    assert again["weights.safetensors"] == before["weights.safetensors"]
+
+
+@pytest.mark.parametrize("place", ["in training", "in the replacement"])
+def test_a_repeat_that_is_killed_loses_nothing_and_goes_on(place, spcl, results, tiny, monkeypatch):
+    spcl(*RUN, "--method", "an", **tiny)
+    (folder,) = results.glob("scenes-smoke/*")
+    before = content_of(folder)
+
+    class Killed(BaseException):
+        pass
+
+    with monkeypatch.context() as patch:
+        if place == "in training":
+            patch.setattr(run, "predict_scores", lambda *given: (_ for _ in ()).throw(Killed))
+        else:
+            replace, moved = os.replace, []
+
+            def replace_two(source, target):
+                if Path(source).parent.name == "repeat" and Path(target).parent == folder:
+                    moved.append(target)
+                    if len(moved) == 3:
+                        raise Killed
+                replace(source, target)
+
+            patch.setattr(run.os, "replace", replace_two)
+        with pytest.raises(Killed):
+            spcl(*RUN, "--method", "an", "--force", **tiny)
+    if place == "in training":
+        now = content_of(folder)
+        assert {name: now[name] for name in before} == before
+        trained = []
+        monkeypatch.setattr(run, "train", lambda *given: trained.append(given[6]) or given[6])
+        assert spcl(*RUN, "--method", "an", "--force", **tiny).status == 0
+        assert [progress.epoch for progress in trained] == [tiny["epochs"]]  # it had been trained
+    else:
+        assert not (folder / "metrics.json").exists()
+        monkeypatch.setattr(run, "train", lambda *given: pytest.fail("it was trained again"))
+        assert spcl(*RUN, "--method", "an", **tiny).status == 0
+    after = content_of(folder)
+    assert after.keys() == before.keys()
+    assert after["weights.safetensors"] == before["weights.safetensors"]
+
+
+def test_a_repeat_by_other_code_starts_again(spcl, results, tiny, monkeypatch):
+    spcl(*RUN, "--method", "an", **tiny)
+    (folder,) = results.glob("scenes-smoke/*")
+    begin = run._begin_repeat
+    (begin(folder) / "checkpoint.pt").write_bytes(b"of the old code")
+    assert (begin(folder) / "checkpoint.pt").exists()
+    monkeypatch.setattr(run, "all_code", lambda: "another")
+    assert not (begin(folder) / "checkpoint.pt").exists()
+
+
+def test_a_repeat_shows_its_epochs(spcl, results, tiny):
+    spcl(*RUN, "--method", "an", **tiny)
+    outcome = spcl(*RUN, "--method", "an", "--force", **tiny)
+    assert outcome.err.count("an seed 0: epoch ") == tiny["epochs"]
 
 
 def test_another_configuration_is_another_run(spcl, results, tiny):
@@ -331,6 +425,19 @@ def test_the_time_between_checkpoints_must_be_a_number(value, spcl, results, mon
     assert_mistake(outcome, results, "SPCL_CHECKPOINT_SECONDS", f"got '{value}'")
 
 
+def test_the_cache_can_be_checked_completely(spcl, results, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    file = tmp_path / "cache" / "boxes-123.pt"
+    torch.save({"x": torch.ones(2)}, file)
+    outcome = spcl("reproduce", "--check")
+    assert outcome.status == 0 and "1 files" in outcome.out and "damaged: 0" in outcome.out
+    file.write_bytes(b"")
+    outcome = spcl("reproduce", "--check")
+    assert outcome.status == 0 and f"'{file}' is damaged" in outcome.out
+    assert not file.exists() and not results.exists()
+
+
 # --- other ends -----------------------------------------------------------------------------------
 
 
@@ -348,10 +455,12 @@ def test_a_run_that_another_process_holds_is_left_alone(spcl, results, tiny, mon
     (folder,) = results.glob("scenes-smoke/*")
     with open(folder / ".lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.write("17")
+        handle.flush()
         outcome = spcl(*RUN, "--method", "an", "--force", **tiny)
-    assert outcome.status == 2
+    assert outcome.status == 3
     (line,) = outcome.err.splitlines()
-    assert line.startswith(f"spcl: error: another process is training in '{folder}'")
+    assert line.startswith(f"spcl: error: process 17 is training in '{folder}'")
     assert (folder / "metrics.json").exists()
 
 
@@ -362,4 +471,55 @@ def test_ctrl_c_says_how_to_go_on(spcl, tiny, monkeypatch):
     monkeypatch.setattr(run, "train", interrupted)
     outcome = spcl(*RUN, "--method", "an", **tiny)
     assert outcome.status == 130
-    assert outcome.err.splitlines()[-1].startswith("spcl: stopped")
+    assert outcome.err.splitlines()[-1].startswith("spcl: stopped; the same command goes on")
+
+
+@pytest.mark.parametrize("command", ["predict", "bench"])
+def test_ctrl_c_promises_no_checkpoint_where_there_is_none(command, spcl, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, f"_{command}", interrupted)
+    needed = ["--run", "r", "--images", "i"] if command == "predict" else []
+    outcome = spcl(command, *needed)
+    assert (outcome.status, outcome.err) == (130, "spcl: stopped\n")
+
+
+def start(results, *arguments, **options):
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "spcl_lib", *map(str, arguments)], cwd=paths.project(), text=True,
+        env=os.environ | {"SPCL_RESULTS": str(results)}, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_torch_is_loaded_gives_one_line(number, results, monkeypatch, tmp_path):
+    """A torch that takes for ever stands in for the real one, which takes seconds."""
+    (tmp_path / "torch").mkdir()
+    loading = tmp_path / "loading"
+    (tmp_path / "torch" / "__init__.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(loading)!r}).touch()\ntime.sleep(600)"
+    )
+    found = [str(tmp_path), str(paths.project())]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
+    with start(results, "bench") as process:
+        while not loading.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.stderr.read() == "spcl: stopped\n"
+    assert process.returncode == 128 + number
+
+
+def test_sigterm_during_a_run_says_how_to_go_on(results, tiny, own_kernels):
+    settings = [part for k, v in tiny.items() for part in ("--set", f"{k}={v}")]
+    settings += ["--set", "epochs=2000"]
+    with start(results, *RUN, "--method", "an", *settings) as process:
+        while not list(results.rglob("history.csv")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        last = process.stderr.read().replace("\r", "\n").splitlines()[-1]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert last.startswith("spcl: stopped; the same command goes on from the last checkpoint")

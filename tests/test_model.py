@@ -1,5 +1,9 @@
 """SpatialClassifier: its shapes, its pooling, frozen blocks, and weights from files."""
 
+import hashlib
+import types
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -156,15 +160,58 @@ def test_weights_that_cannot_be_used_give_one_line_that_names_the_file(write, su
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch):
+@pytest.fixture
+def hub_file(monkeypatch, tmp_path):
+    """The place of mobilenet_v2's weights in torch's hub cache; no file is there yet."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    file = tmp_path / "hub" / "checkpoints" / "mobilenet_v2-7ebf99e0.pth"
+    file.parent.mkdir(parents=True)
+    return file
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch, hub_file):
     def offline(*arguments, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UserError, match="no network.*--set weights=FILE.*weights=none"):
         build_backbone("mobilenet_v2", "torchvision")
     with pytest.raises(UserError, match="small_resnet"):
         build_backbone("small_resnet", "torchvision")
+
+
+class Code:
+    """Pickled, it is code that runs when the pickle is loaded: it makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("kind", ["code", "code of the right hash", "empty", "torn"])
+def test_a_file_in_the_hub_cache_runs_no_code_and_is_named_if_it_is_damaged(
+    kind, hub_file, tmp_path, monkeypatch
+):
+    ran = tmp_path / "ran"
+    if kind.startswith("code"):
+        torch.save({"x": Code(ran)}, hub_file)
+    else:
+        hub_file.write_bytes(b"" if kind == "empty" else b"PK\x03\x04 half")
+    if kind == "code of the right hash":
+        digest = hashlib.sha256(hub_file.read_bytes()).hexdigest()
+        weights = torchvision.models.MobileNet_V2_Weights.DEFAULT.value
+        url = weights.url.replace("7ebf99e0", digest[:8])
+        monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: {
+            "DEFAULT": types.SimpleNamespace(url=url)
+        })  # fmt: skip
+        hub_file = hub_file.rename(hub_file.with_name(url.rpartition("/")[2]))
+    with pytest.raises(UserError) as caught:
+        build_backbone("mobilenet_v2", "torchvision")
+    assert str(hub_file) in str(caught.value) and "\n" not in str(caught.value)
+    assert ("Delete it" in str(caught.value)) == (kind != "code of the right hash")
+    assert not ran.exists()
 
 
 def test_an_unknown_backbone_names_the_valid_ones():

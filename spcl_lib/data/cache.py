@@ -7,7 +7,9 @@ import glob
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,6 +29,15 @@ from spcl_lib.data.images import (
     try_image,
 )
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import (
+    DamagedError,
+    check_saved,
+    check_sealed,
+    describe,
+    load_saved,
+    raise_if_sound,
+    seal,
+)
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, is_disk_full, lock_file
 from spcl_lib.system.fingerprints import fingerprint
@@ -43,14 +54,19 @@ def make_once(
         name: readable start of the file's name.
         make: called once; other processes wait for it.
         sources: everything that the result depends on, see `fingerprints.fingerprint`; after a
-            change, `make` runs again.
+            change, or if the file is damaged, `make` runs again.
     """
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
     with lock_file(path):
-        if not path.exists():
-            made = make()
-            with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-                torch.save(made, handle)  # with a path, torch would not report a full disk
+        try:
+            return load_saved(path, mmap=True)
+        except FileNotFoundError:
+            pass
+        except DamagedError as error:
+            say_damaged(path, error)
+        made = make()
+        with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+            torch.save(made, handle)  # with a path, torch would not report a full disk
     return torch.load(path, weights_only=True, mmap=True)
 
 
@@ -62,7 +78,8 @@ def decode_images(
     One memory-mapped file in the cache folder holds the images. If this file would be larger than
     `paths.cache_limit`, the call only checks every image, and later batches read the image files.
     In both cases the cache records the damaged images. If the names, sizes or dates of the files
-    change, or the code that decodes them, the call removes the old cache and makes a new one.
+    change, or the code that decodes them, or if the cache is damaged, the call removes the old
+    cache and makes a new one.
 
     Args:
         files: N image files.
@@ -90,7 +107,8 @@ def decode_images(
             "batch by batch"
         )
     with lock_file(prefix):
-        if not record.exists() or (cached and not path.exists()):
+        found = _read_decoded(record, path if cached else None, len(files), side)
+        if found is None:
             start = glob.escape(prefix.name)
             for old in (*prefix.parent.glob(f"{start}.*"), *prefix.parent.glob(f".{start}.*.tmp")):
                 old.unlink()
@@ -98,11 +116,12 @@ def decode_images(
             what = f"the decoded images of {name}"
             with explain_full_disk(prefix.parent, needed if cached else 0, what, advice):
                 _decode_or_check(files, side, name, record, path if cached else None)
-        flaws = {int(i): flaw for i, flaw in json.loads(record.read_text()).items()}
+            found = _load_decoded(record, path if cached else None, len(files), side)
+        flaws, squares = found
         _report_damage(flaws, files, name, damaged)
         kept = torch.tensor([i for i in range(len(files)) if i not in flaws])
-        if cached:
-            return torch.from_numpy(np.load(path, mmap_mode="c")), kept
+        if squares is not None:
+            return torch.from_numpy(squares), kept
     return LazyImages(ImageFiles(files, side), kept), kept
 
 
@@ -122,6 +141,41 @@ def _version(files: Sequence[Path], side: int, name: str) -> tuple[Path, Path]:
     return prefix, prefix.with_name(f"{prefix.name}.{version}.npy")
 
 
+Decoded = tuple[dict[int, str], np.ndarray | None]  # flaws by image number; the readable images
+
+
+def _read_decoded(record: Path, path: Path | None, count: int, side: int) -> Decoded | None:
+    """What the cache holds of `count` images; None if it is missing or damaged."""
+    try:
+        return _load_decoded(record, path, count, side)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # numpy raises many kinds for a damaged file
+        raise_if_sound(error)
+        say_damaged(path or record, error)
+        return None
+
+
+def _load_decoded(record: Path, path: Path | None, count: int, side: int) -> Decoded:
+    """Raises an exception of any kind if the files are damaged."""
+    noted = json.loads(record.read_text())
+    flaws = noted.get("flaws", noted)  # an older record holds nothing but the flaws
+    if "crc32" in noted and noted["crc32"] != _sum_of(flaws):
+        raise DamagedError(f"the checksum of '{record.name}' is wrong")
+    flaws = {int(i): str(flaw) for i, flaw in flaws.items()}
+    if path is None:
+        return flaws, None
+    squares = np.load(path, mmap_mode="c")
+    check_sealed(path, squares.offset + squares.nbytes)
+    if squares.dtype != np.uint8 or squares.shape != (count - len(flaws), 3, side, side):
+        raise DamagedError(f"it holds {squares.dtype} of shape {squares.shape}")
+    return flaws, squares
+
+
+def _sum_of(flaws: dict[str, str]) -> int:
+    return zlib.crc32(json.dumps(flaws).encode())
+
+
 def _decode_or_check(
     files: Sequence[Path], side: int, name: str, record: Path, path: Path | None
 ) -> None:
@@ -132,11 +186,12 @@ def _decode_or_check(
     with atomic_write(record) as new_record:
         if path is None:
             flaws = _try_all(files, side, f"checking {name}", lambda image: None)
-            new_record.write_text(json.dumps(flaws))
         else:
             with atomic_write(path) as new_path:
                 flaws = write_squares(files, side, name, new_path)
-                new_record.write_text(json.dumps(flaws))
+                seal(new_path)
+        noted = {str(i): flaw for i, flaw in flaws.items()}
+        new_record.write_text(json.dumps({"flaws": noted, "crc32": _sum_of(noted)}))
 
 
 def write_squares(files: Sequence[Path], side: int, name: str, path: Path) -> dict[int, str]:
@@ -228,6 +283,51 @@ def explain_full_disk(folder: Path, needed: int, what: str, advice: str) -> Iter
 def format_size(count: int) -> str:
     """A number of bytes as a short text: "1.2 GB"."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
+
+
+# --- damaged files of the cache -------------------------------------------------------------------
+
+
+def say_damaged(file: Path, error: Exception) -> None:
+    """Says that a file of the cache is damaged, and is made again."""
+    _say(f"the cached file '{file}' is damaged ({describe(error)}); it is made again")
+
+
+def check_cache() -> None:
+    """Compares every cached file completely with its checksums, and removes the damaged files.
+
+    The runs that need them make them again.
+    """
+    files = [file for file in sorted(paths.cache().glob("*")) if file.suffix in _CHECKS]
+    older = removed = 0
+    for file in tqdm(files, desc="checking the cache", unit="file"):
+        try:
+            older += not _CHECKS[file.suffix](file)
+        except FileNotFoundError:  # another process has just replaced it
+            continue
+        except Exception as error:  # numpy raises many kinds for a damaged file
+            raise_if_sound(error)
+            say_damaged(file, error)
+            file.unlink(missing_ok=True)
+            removed += 1
+    size = format_size(sum(file.stat().st_size for file in files if file.exists()))
+    text = f"the cache '{paths.cache()}': {len(files)} files, {size}; damaged: {removed}"
+    _say(text + (f"; too old to have checksums: {older}" if older else ""))
+
+
+def _check_pt(file: Path) -> bool:
+    check_saved(file)
+    return True
+
+
+def _check_npy(file: Path) -> bool:
+    squares = np.load(file, mmap_mode="r")
+    return check_sealed(file, squares.offset + squares.nbytes, completely=True)
+
+
+_CHECKS = {
+    ".pt": _check_pt, ".npy": _check_npy, ".bin": partial(check_sealed, completely=True),
+}  # fmt: skip
 
 
 def _say(text: str) -> None:

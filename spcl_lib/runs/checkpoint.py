@@ -15,6 +15,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.methods import Method
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.snapshots import Recorder
+from spcl_lib.system.checksums import DamagedError, load_saved, raise_if_sound
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
 from spcl_lib.train import Progress
@@ -35,19 +36,33 @@ CHECKPOINT_SECONDS = _seconds("SPCL_CHECKPOINT_SECONDS", 30.0)
 _SHORT_SECONDS = 3.0  # a shorter epoch does not get its own save
 
 
+_NAMES = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
+
+
 class Checkpoint:
-    """Saves and restores everything that a run needs to continue, in one atomic file."""
+    """Saves and restores everything that a run needs to continue, in one atomic file.
+
+    The checkpoint before the newest is kept, too. It replaces the newest if that is damaged.
+
+    Args:
+        folder: folder of the run.
+        config: configuration of the run.
+        model: the network.
+        optimizer: its optimiser.
+        method: loss and running averages.
+        recorder: the snapshots, if the run takes some.
+    """
 
     def __init__(
         self,
-        path: Path,
+        folder: Path,
         config: RunConfig,
         model: SpatialClassifier,
         optimizer: torch.optim.Optimizer,
         method: Method,
         recorder: Recorder | None = None,
     ) -> None:
-        self.path, self.config = path, config
+        self.files, self.config = [folder / name for name in _NAMES], config
         self.parts = {"model": model, "optimizer": optimizer, "method": method}
         if recorder is not None:
             self.parts["snapshots"] = recorder
@@ -69,28 +84,62 @@ class Checkpoint:
         return due
 
     def save(self, progress: Progress) -> None:
-        """Writes the file; the old file stays until the new one is complete on disk."""
+        """Writes the file; the old files stay until the new one is complete on disk."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {
             "config": self.config.flat(),
             "progress": dataclasses.asdict(progress),
             "rng": torch.get_rng_state(),
         }
-        with atomic_write(self.path) as temporary, open(temporary, "wb") as handle:
-            torch.save(state, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
+        newest, previous = self.files
+        with atomic_write(newest) as temporary:
+            with open(temporary, "wb") as handle:
+                torch.save(state, handle)  # a zip, with a checksum of every part
+                handle.flush()
+                os.fsync(handle.fileno())
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(newest, previous)
         self.saved = time.monotonic()
 
     def load(self) -> Progress:
-        """Restores all parts and returns the progress; a new progress without a checkpoint."""
-        if not self.path.exists():
+        """Restores all parts and returns the progress; a new progress without a checkpoint.
+
+        Raises:
+            DamagedError: the checkpoint was damaged, and has been put aside. Some parts may be
+                restored and others not: build all of them again, and call this again.
+        """
+        file = next((file for file in self.files if file.exists()), None)
+        if file is None:
             return Progress()
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["config"] != self.config.flat():
-            print(f"{self.path.parent.name}: the checkpoint is of another configuration; starting")
-            return Progress()
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["rng"])
-        return Progress(**state["progress"])
+        try:
+            state = load_saved(file)
+            if RunConfig().flat() | state["config"] != self.config.flat():
+                name = file.parent.name
+                print(f"{name}: the checkpoint is of another configuration; starting")
+                return Progress()
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            torch.set_rng_state(state["rng"])
+            return Progress(**state["progress"])
+        except Exception as error:  # each part raises kinds of its own for a state that is not its
+            raise_if_sound(error)
+            self._put_aside(file, error)
+            raise DamagedError(str(error)) from error
+
+    def _put_aside(self, file: Path, error: Exception) -> None:
+        aside = file.with_name(f"{file.name}.damaged")
+        os.replace(file, aside)
+        is_one_left = any(file.exists() for file in self.files)
+        then = "goes on from the one before" if is_one_left else "starts again"
+        reason = str(error).strip().partition("\n")[0]
+        print(
+            f"spcl: the checkpoint '{file}' is damaged ({type(error).__name__}: {reason}); "
+            f"the run {then}. The damaged file is kept as '{aside.name}'",
+            flush=True,
+        )
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of a run."""
+    for name in _NAMES:
+        (folder / name).unlink(missing_ok=True)

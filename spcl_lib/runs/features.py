@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.cache import explain_full_disk, format_size
+from spcl_lib.data.cache import explain_full_disk, format_size, say_damaged
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, normalise
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import DamagedError, check_sealed, seal
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import lock_file
 from spcl_lib.system.fingerprints import fingerprint
@@ -61,7 +64,7 @@ def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -
     """The same split with features (N, D, G, G) in place of images.
 
     The features are memory-mapped from one file in the cache folder. A stopped computation
-    continues at the next image.
+    continues at the next image. If the file is damaged, it is computed again.
 
     Args:
         model: the model whose backbone computes the features.
@@ -81,13 +84,25 @@ def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -
         )
     file = _feature_file(model, data, config)
     with lock_file(file):
-        if not file.exists():
+        if not _is_sound(file, needed):
             what = f"the features of {len(data):,} images"
             with explain_full_disk(file.parent, needed, what, ""):
                 _compute(model, data, config, math.prod(shape), file)
     count = len(data) * math.prod(shape)
     stored = torch.from_file(str(file), shared=False, size=count, dtype=_DTYPE)
     return replace(data, images=FeatureMaps(stored.view(len(data), *shape)))
+
+
+def _is_sound(file: Path, size: int) -> bool:
+    """Whether the file is there, with the given number of bytes, and without damage."""
+    try:
+        check_sealed(file, size)
+        return True
+    except FileNotFoundError:
+        return False
+    except DamagedError as error:
+        say_damaged(file, error)
+        return False
 
 
 def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
@@ -118,14 +133,20 @@ def _digest(model: nn.Module) -> str:
 def _compute(
     model: SpatialClassifier, data: ImageSet, config: RunConfig, numbers: int, file: Path
 ) -> None:
-    """Writes the features of the images in order, `numbers` values per image."""
-    part = file.with_suffix(".part")
+    """Writes the features of the images in order, `numbers` values per image.
+
+    A note keeps the size and the checksum of every chunk. After a stop, or even a power cut, only
+    chunks that are as they were written count.
+    """
+    part, note = file.with_suffix(".part"), file.with_suffix(".part-sums")
     size = numbers * _DTYPE.itemsize
     device = next(model.parameters()).device
     model.eval()
-    with open(part, "ab") as handle:
-        done = handle.tell() // size
-        handle.truncate(done * size)
+    sound, bytes_done = _sound_chunks(part, note)
+    note.write_text("".join(sound))
+    with open(part, "ab") as handle, open(note, "a", buffering=1) as notes:
+        done = bytes_done // size
+        handle.truncate(bytes_done)
         chunks = torch.arange(done, len(data)).split(_BATCH)
         bar = tqdm(
             total=len(data), initial=done, desc="computing features", unit="image", mininterval=1
@@ -134,9 +155,31 @@ def _compute(
             with autocast(device, config.amp):
                 features = model.features(normalise(data.images[chunk].to(device)))
             cells = features.permute(0, 2, 3, 1).to("cpu", _DTYPE).contiguous()  # (B, G, G, D)
-            handle.write(cells.view(torch.uint8).numpy())
+            content = cells.view(torch.uint8).numpy().tobytes()
+            handle.write(content)
+            handle.flush()
+            notes.write(f"{len(content)} {zlib.crc32(content)}\n")
             bar.update(len(chunk))
         bar.close()
         handle.flush()
         os.fsync(handle.fileno())
+    seal(part)
     part.replace(file)
+    note.unlink()
+
+
+def _sound_chunks(part: Path, note: Path) -> tuple[list[str], int]:
+    """The lines of the note whose chunks are in the file as they were written, and their bytes."""
+    lines, done = [], 0
+    with contextlib.suppress(OSError, ValueError), open(part, "rb") as handle:
+        for line in note.read_text().splitlines(keepends=True):
+            count, crc32 = map(int, line.split())
+            if zlib.crc32(handle.read(count)) != crc32:
+                break
+            lines.append(line)
+            done += count
+        left = part.stat().st_size - done
+        if lines and left > int(lines[0].split()[0]):  # a stop tears one chunk, not more
+            text = f"spcl: '{part}' is damaged; {left:,} of its bytes are computed again"
+            print(text, flush=True)
+    return lines, done

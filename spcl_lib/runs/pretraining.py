@@ -14,15 +14,15 @@ from pathlib import Path
 import PIL
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.data import scenes
-from spcl_lib.data.cache import make_once
+from spcl_lib.data.cache import make_once, say_damaged
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import DamagedError, sha256_of
 from spcl_lib.system.files import atomic_write, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.machine import use_one_thread
@@ -82,15 +82,29 @@ def pretrained_backbone(images: int, epochs: int, amp: str = "auto") -> tuple[Pa
     path = paths.cache() / f"small_resnet-glyphs-{images}x{epochs}-{sources}.safetensors"
     note = path.with_suffix(".accuracy")
     with lock_file(path):
-        if not (path.exists() and note.exists()):
+        accuracy = _noted_accuracy(path, note)
+        if accuracy is None:
             with use_one_thread():  # else the weights would depend on the number of cores
                 backbone, accuracy = _pretrain(images, epochs, amp)
-            with atomic_write(note) as temporary:
-                temporary.write_text(f"{accuracy:.2f}\n")
             with atomic_write(path) as temporary:
                 save_weights(backbone, temporary)
-    load_file(path)  # raises an error if the cached file is damaged
-    return path, float(note.read_text())
+            with atomic_write(note) as temporary:
+                temporary.write_text(f"{accuracy:.2f} {sha256_of(path)}\n")
+    return path, float(f"{accuracy:.2f}")
+
+
+def _noted_accuracy(path: Path, note: Path) -> float | None:
+    """The accuracy of the cached weights; None if they are missing or damaged."""
+    try:
+        accuracy, sha256 = note.read_text().split()
+        if sha256 != sha256_of(path):
+            raise DamagedError("its SHA-256 is not the noted one")
+        return float(accuracy)
+    except FileNotFoundError:
+        return None
+    except (ValueError, DamagedError) as error:
+        say_damaged(path, error)
+        return None
 
 
 def glyph_data(images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

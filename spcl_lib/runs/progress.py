@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from spcl_lib.config import RunConfig
+from spcl_lib.runs.store import REPEAT
 from spcl_lib.system.files import atomic_write
 
 _COLUMNS = ("epoch", "loss", "mAP")  # mAP is empty in epochs without evaluation
@@ -38,26 +39,28 @@ class Follower:
     """Reads the history of a run that is about to start, and ignores an older history.
 
     Args:
-        folder: folder of the run.
+        folder: folder of the run; a repeat writes its history in a folder below, until it ends.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "history.csv"
-        self._before = self._stamp()
+        files = folder / REPEAT / "history.csv", folder / "history.csv"
+        self._before = {file: _stamp(file) for file in files}
 
     def rows(self) -> list[dict[str, str]]:
         """All finished epochs, also those before an interruption; empty until the run trains."""
-        with contextlib.suppress(FileNotFoundError):
-            if self._stamp() != self._before:
-                with open(self.path, newline="") as handle:
-                    return list(csv.DictReader(handle))
+        for file, before in self._before.items():
+            with contextlib.suppress(FileNotFoundError):
+                if _stamp(file) != before:
+                    with open(file, newline="") as handle:
+                        return list(csv.DictReader(handle))
         return []
 
-    def _stamp(self) -> tuple[int, int] | None:
-        with contextlib.suppress(OSError):
-            status = self.path.stat()
-            return status.st_ino, status.st_mtime_ns
-        return None
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError):
+        status = file.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 @contextlib.contextmanager

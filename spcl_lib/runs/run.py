@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
+import shutil
 import time
 from pathlib import Path
 
@@ -20,16 +23,25 @@ from spcl_lib.evaluate import (
 )
 from spcl_lib.methods import Method
 from spcl_lib.pooling import TEST_POOLINGS
-from spcl_lib.runs.checkpoint import Checkpoint
+from spcl_lib.runs.checkpoint import Checkpoint, remove_checkpoints
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.predict import choose_threshold
 from spcl_lib.runs.progress import write_history
 from spcl_lib.runs.snapshots import Recorder
 from spcl_lib.runs.splits import Splits, identify_data, load_splits, report_labels
-from spcl_lib.runs.store import Metrics, load_metrics, run_folder, write_config, write_summary
+from spcl_lib.runs.store import (
+    REPEAT,
+    Metrics,
+    load_metrics,
+    run_folder,
+    write_config,
+    write_summary,
+)
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.files import atomic_write, lock_folder, write_json
+from spcl_lib.system.fingerprints import all_code, fingerprint
 from spcl_lib.system.machine import choose_device, describe_machine
 from spcl_lib.system.weights import save_weights
 from spcl_lib.train import Progress, make_optimizer, train
@@ -45,6 +57,9 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
     images in the report), snapshots.safetensors (if the configuration has snapshots) and
     metrics.json, which comes last. During the run, checkpoint.pt holds the state for a resume.
 
+    A repeat trains in a folder of its own, and replaces the old run when it has finished. If it is
+    stopped, the old run stays, and the next repeat with the same code goes on.
+
     Args:
         config: the configuration.
         data_root: see `paths.data_root`.
@@ -59,14 +74,62 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
     config = identify_data(config, data_root)
     folder = run_folder(config)
     with lock_folder(folder, _LOCK_SECONDS, "training in"):
+        _replace_by_repeat(folder)  # an earlier process may have stopped in the middle of this
         metrics = None if force else load_metrics(config)
         if metrics is None:
-            metrics = _train_and_evaluate(config, data_root, folder, force)
+            metrics = _train(config, data_root, _begin_repeat(folder) if force else folder)
+            _replace_by_repeat(folder)
+            shutil.rmtree(folder / REPEAT, ignore_errors=True)  # it repeats a run that is replaced
         # An earlier process may have stopped after the metrics and before this line. So finished
         # runs also come here.
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        remove_checkpoints(folder)
     write_summary()
     return metrics
+
+
+def _train(config: RunConfig, data_root: str | Path | None, folder: Path) -> Metrics:
+    """Trains and evaluates in `folder`; a damaged checkpoint costs the steps that followed it."""
+    while True:
+        with contextlib.suppress(DamagedError):  # `Checkpoint.load` has put it aside, and says so
+            return _train_and_evaluate(config, data_root, folder)
+
+
+# --- repeats --------------------------------------------------------------------------------------
+
+_CODE = ".code"  # the code of the repeat: with other code, a repeat starts again
+
+
+def _begin_repeat(folder: Path) -> Path:
+    """The folder in which a run is repeated; it is empty unless a repeat by this code was stopped.
+
+    The old results stay until the new ones are complete: the disk may be full.
+    """
+    place, code = folder / REPEAT, fingerprint([all_code()])
+    note = place / _CODE
+    if not (note.is_file() and note.read_text() == code):
+        shutil.rmtree(place, ignore_errors=True)
+        with atomic_write(note) as temporary:
+            temporary.write_text(code)
+    return place
+
+
+def _replace_by_repeat(folder: Path) -> None:
+    """Puts the files of a finished repeat in the place of the old ones; this needs no space.
+
+    metrics.json goes first and comes last. So a run with files of both never counts as finished.
+    """
+    place = folder / REPEAT
+    if not (place / "metrics.json").is_file():
+        return
+    remove_checkpoints(place)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    new = [file for file in place.iterdir() if not file.name.startswith(".")]
+    for file in sorted(new, key=lambda file: file.name == "metrics.json"):
+        os.replace(file, folder / file.name)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+# --- before the training --------------------------------------------------------------------------
 
 
 def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
@@ -97,9 +160,7 @@ def _load_once(config: RunConfig, data_root: str | Path | None) -> Splits:
     return _loaded[key]
 
 
-def _train_and_evaluate(
-    config: RunConfig, data_root: str | Path | None, folder: Path, force: bool
-) -> Metrics:
+def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder: Path) -> Metrics:
     began = time.perf_counter()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     train_set, report_set = _load_once(config, data_root)
@@ -118,12 +179,11 @@ def _train_and_evaluate(
     optimizer = make_optimizer(
         model, config.lr, config.head_lr_factor, config.weight_decay, method.parameters()
     )
-    # The run has its data, weights and memory. So it can delete the old results.
-    for old in ("metrics.json", *(["checkpoint.pt"] if force else [])):
-        (folder / old).unlink(missing_ok=True)
+    # The run has its data, weights and memory. What is there belongs to no finished run.
+    (folder / "metrics.json").unlink(missing_ok=True)
     write_config(config, data_root)
     recorder = Recorder(pictures, config) if config.snapshots else None
-    checkpoint = Checkpoint(folder / "checkpoint.pt", config, model, optimizer, method, recorder)
+    checkpoint = Checkpoint(folder, config, model, optimizer, method, recorder)
     progress = checkpoint.load()
     write_history(folder, progress.history)  # replaces the history of an earlier run
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from spcl_lib.runs.progress import Follower
 from spcl_lib.runs.run import prepare
 from spcl_lib.runs.store import load_metrics, run_folder, write_config, write_summary
 from spcl_lib.system import paths
-from spcl_lib.system.files import explain_refusals
+from spcl_lib.system.files import LOCKED, explain_refusals, holder_of, try_lock
+from spcl_lib.system.processes import PARENT
 
 # Time between two updates of the bar; a log needs few lines.
 _LIVE_SECONDS, _LOG_SECONDS = 1.0, 60.0
@@ -37,6 +40,7 @@ class Task:
         log: file for the output.
         is_done: returns whether the result exists.
         progress: returns the progress as text; called while the task runs.
+        folders: folders that the process locks; the task waits while another process holds one.
     """
 
     name: str
@@ -44,6 +48,14 @@ class Task:
     log: Path
     is_done: Callable[[], bool]
     progress: Callable[[], str] = str
+    folders: Sequence[Path] = ()
+
+    def holder(self) -> str | None:
+        """Who holds one of the folders, as text; None if all are free."""
+        for folder in self.folders:
+            if holder := holder_of(folder):
+                return f"{holder} is at work in '{folder}'"
+        return None
 
 
 def run_all(
@@ -108,16 +120,19 @@ def _task_of_several(configs: Sequence[RunConfig], data_root: str | Path | None)
     return Task(
         f"{first.name} and {len(configs) - 1} more", ["run", "--config", *files],
         first / "log.txt", lambda: done() == len(configs), lambda: f"{done()}/{len(configs)}",
+        [run_folder(config) for config in configs],
     )  # fmt: skip
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
     """Runs tasks, at most `jobs` at a time, with a bar that shows the running ones.
 
+    A task that another process is at waits until that process ends.
+
     Returns:
         The failed tasks.
     """
-    running: dict[subprocess.Popen, Task] = {}
+    running: dict[subprocess.Popen, tuple[Task, ExitStack]] = {}
     failed: list[Task] = []
     queue = list(tasks)
     # All tasks get the same number of threads. This number changes the last bits of a sum, and a
@@ -126,27 +141,52 @@ def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
     bar = tqdm(total=len(queue), desc=title, unit="run", smoothing=0, disable=not queue)
     every = _LIVE_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
     shown = time.monotonic()
+    told: set[str] = set()  # names of the tasks that have waited
     try:
         while queue or running:
-            while queue and len(running) < jobs:
-                task = queue.pop(0)
-                running[_start(task, threads)] = task
+            for task in list(queue):
+                if len(running) < jobs and (log_lock := _lock_if_free(task, told, bar)):
+                    queue.remove(task)
+                    running[_start(task, threads)] = task, log_lock
             time.sleep(0.2)
             for process in [p for p in running if p.poll() is not None]:
-                task = running.pop(process)
+                task, log_lock = running.pop(process)
+                log_lock.close()
+                if process.returncode == LOCKED:  # another process was faster
+                    queue.append(task)
+                    continue
                 if process.returncode != 0 or not task.is_done():
                     failed.append(task)
-                    bar.write(f"FAILED {task.name}: {_last_line(task.log)} (log: {task.log})")
+                    cause = _cause(process.returncode, task.log)
+                    bar.write(f"FAILED {task.name}: {cause} (log: {task.log})")
                 bar.update()
             if time.monotonic() - shown >= every:
-                states = (f"{t.name} {t.progress()}".strip() for t in running.values())
+                states = (f"{t.name} {t.progress()}".strip() for t, _ in running.values())
                 bar.set_postfix_str(", ".join(states))
                 shown = time.monotonic()
     finally:  # also on Ctrl-C: no process continues in the background
-        for process in running:
+        for process, (_, log_lock) in running.items():
             process.terminate()
+            log_lock.close()
         bar.close()
     return failed
+
+
+def _lock_if_free(task: Task, told: set[str], bar: tqdm) -> ExitStack | None:
+    """The lock on a task's log, which is closed when the task ends; None if the task must wait.
+
+    With the lock, two schedulers never write one log.
+    """
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        is_ours = stack.enter_context(try_lock(task.log.with_name(f".{task.log.name}.lock")))
+        holder = task.holder() if is_ours else f"another scheduler writes '{task.log}'"
+        if holder is None:
+            return stack.pop_all()
+    if task.name not in told:
+        told.add(task.name)
+        bar.write(f"{task.name} waits: {holder}")
+    return None
 
 
 def _check_results_folder() -> None:
@@ -163,7 +203,7 @@ def _task_of(config: RunConfig, data_root: str | Path | None, force: bool) -> Ta
     return Task(
         folder.name, ["run", "--config", str(file), *(["--force"] if force else [])],
         folder / "log.txt", lambda: load_metrics(config) is not None,
-        lambda: f"{len(follower.rows())}/{config.epochs}",
+        lambda: f"{len(follower.rows())}/{config.epochs}", [folder],
     )  # fmt: skip
 
 
@@ -172,9 +212,8 @@ def _start(task: Task, threads: int) -> subprocess.Popen:
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "TQDM_DISABLE": "1",  # no bars in a log
-        "SPCL_PARENT": str(os.getpid()),  # the task ends if this process is killed
+        PARENT: str(os.getpid()),  # the task ends if this process is killed
     }
-    task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "w") as handle:
         return subprocess.Popen(
             [sys.executable, "-m", "spcl_lib", *task.arguments],
@@ -182,7 +221,13 @@ def _start(task: Task, threads: int) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def _last_line(log: Path) -> str:
-    """The last line of a log; it tells why the task stopped."""
-    text = log.read_text(errors="replace").replace("\r", "\n").strip()
-    return text.rpartition("\n")[2] or "it said nothing"
+def _cause(status: int, log: Path) -> str:
+    """Why a task failed: the signal that killed it, else the error that its log names."""
+    if status < 0:
+        more = "; perhaps the memory was full" if -status == signal.SIGKILL else ""
+        return f"killed by signal {-status} ({signal.strsignal(-status)}){more}"
+    if status == 0:
+        return "it ended without a result"
+    lines = log.read_text(errors="replace").replace("\r", "\n").strip().split("\n")
+    errors = [line for line in lines if line.startswith("spcl: error: ")]
+    return (errors or lines)[-1] or "it said nothing"

@@ -45,6 +45,9 @@ def run_folder(config: RunConfig) -> Path:
     return paths.results() / group / f"{config.method}-seed{config.seed}{suffix}"
 
 
+REPEAT = "repeat"  # the folder, in a run's folder, of a repeat that has not finished
+
+
 def find_run(place: Path) -> Path:
     """Folder of a finished run: `place` itself, else the run below it that finished last.
 

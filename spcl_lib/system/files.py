@@ -16,10 +16,18 @@ from filelock import FileLock, Timeout
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.paths import cache, results
 
+LOCKED = 3  # exit status of a process that could not work for a `LockedError`
+
+
+class LockedError(UserError):
+    """Another process holds the lock of a folder."""
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
     """Gives a temporary file beside `path`; renames it to `path` on success, else removes it.
+
+    The file gets the mode of a usual new file. safetensors would let only its owner read it.
 
     Args:
         path: file to write or to replace.
@@ -32,7 +40,13 @@ def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
         try:
+            temporary.touch()  # the system knows the mode: the umask, or the folder's rules
+            mode = temporary.stat().st_mode
+            temporary.unlink()
             yield temporary
+            if temporary.stat().st_mode != mode:
+                with contextlib.suppress(OSError):  # a file system without modes
+                    temporary.chmod(mode)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -66,7 +80,8 @@ def lock_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
         what: what the holder does, for the error message, such as "training in".
 
     Raises:
-        UserError: another process holds it, or the system refuses.
+        LockedError: another process holds it.
+        UserError: the system refuses.
     """
     with explain_refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,14 +89,41 @@ def lock_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=seconds)
         except Timeout:
-            raise UserError(
-                f"another process is {what} '{folder}'; wait for it or stop it"
+            raise LockedError(
+                f"{_name_holder(folder)} is {what} '{folder}'; wait for it or stop it"
             ) from None
     try:
+        with contextlib.suppress(OSError):  # only for messages
+            (folder / ".lock").write_text(str(os.getpid()))
         _remove(folder, ".*.tmp", ".tmp*")  # our temporary files, and those of safetensors
         yield
     finally:
         lock.release()
+
+
+def holder_of(folder: Path) -> str | None:
+    """Who holds the lock of a folder, such as "process 17"; None if nobody does."""
+    with contextlib.suppress(FileNotFoundError), try_lock(folder / ".lock") as is_ours:
+        return None if is_ours else _name_holder(folder)
+    return None  # no folder, no lock
+
+
+@contextlib.contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """Holds the lock file `path` during its block; gives False if another process holds it."""
+    lock = FileLock(path)
+    with contextlib.suppress(Timeout):
+        lock.acquire(timeout=0)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _name_holder(folder: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        return f"process {int((folder / '.lock').read_text())}"
+    return "another process"
 
 
 def _remove(folder: Path, *patterns: str) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
+from spcl_lib.system.checksums import sha256_of
 from spcl_lib.system.errors import UserError
 
 
@@ -27,20 +28,42 @@ def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
     if weights == "torchvision":
         if name == "small_resnet":
             raise UserError("torchvision has no weights for small_resnet; pretrain it or use none")
-        from torchvision.models import get_model_weights
+        weights = _fetch_weights(name)
+    load_weights(model, Path(weights), name)
 
-        try:
-            url = get_model_weights(name)["DEFAULT"].url
-            state = torch.hub.load_state_dict_from_url(url, progress=True)
-        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a damaged download
-            raise UserError(
-                f"torchvision's weights of {name} could not be downloaded ({error}); "
-                "give a local file: --set weights=FILE, or start from random ones: "
-                "--set weights=none"
-            ) from error
-        _fill(model, state, weights, name)
-    else:
-        load_weights(model, Path(weights), name)
+
+def _fetch_weights(name: str) -> Path:
+    """The file of torchvision's ImageNet weights in torch's hub cache; downloads it once.
+
+    The file's name holds the start of its SHA-256. torch compares them only after a download. We
+    compare them each time, because every program of this user may write into that folder.
+
+    Raises:
+        UserError: the file cannot be downloaded, or it is damaged.
+    """
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name)["DEFAULT"].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    start = file.stem.rpartition("-")[2]
+    try:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), start)
+        digest = sha256_of(file)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a damaged download
+        raise UserError(
+            f"torchvision's weights of {name} could not be downloaded ({error}); "
+            "give a local file: --set weights=FILE, or start from random ones: "
+            "--set weights=none"
+        ) from error
+    if not digest.startswith(start):
+        raise UserError(
+            f"'{file}' is damaged or no file of torchvision: its SHA-256 starts with "
+            f"{digest[: len(start)]}, not {start}. Delete it; then the same command downloads it "
+            "again"
+        )
+    return file
 
 
 def load_weights(model: nn.Module, file: Path, name: str) -> None:

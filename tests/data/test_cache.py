@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import shutil
 import threading
@@ -107,6 +108,109 @@ def test_others_wait_for_the_one_that_makes_it():
     for thread in threads:
         thread.join()
     assert len(calls) == 1
+
+
+# --- damaged files of the cache -------------------------------------------------------------------
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "random": lambda content: bytes(range(256)) * (len(content) // 256 + 1),
+    "flipped": lambda content: content[:200] + bytes([content[200] ^ 8]) + content[201:],
+    "flipped late": lambda content: content[:-40] + bytes([content[-40] ^ 8]) + content[-39:],
+    "another": lambda content: b"[1, 2]",
+}
+
+
+def damage(file, how):
+    file.write_bytes(DAMAGES[how](file.read_bytes()))
+
+
+def said_of(capsys):
+    return [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_tensors_are_made_again_with_a_word(how, folder, capsys):
+    make, calls = counted(2.5)
+    cache.make_once("name", make, 1)
+    (file,) = folder.glob("*.pt")
+    damage(file, how)
+    for _ in range(2):
+        assert cache.make_once("name", make, 1)["x"].tolist() == [2.5] * 3
+    assert len(calls) == 2
+    (said,) = said_of(capsys)
+    assert f"'{file}'" in said and "made again" in said
+
+
+@pytest.mark.parametrize("kind", ["npy", "json"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_images_of_the_cache_are_decoded_again_with_a_word(
+    how, kind, files, folder, capsys, tries
+):
+    whole = break_three(files)
+    cache.decode_images(files, 16, "split", "skip")
+    (file,) = folder.glob(f"*.{kind}")
+    content = file.read_bytes()
+    if kind == "json" and how.startswith("flipped"):  # another image would be left out
+        damaged = content.replace(b'"0": ', b'"1": ')
+        assert damaged != content
+        file.write_bytes(damaged)
+    else:
+        damage(file, how)
+    for _ in range(2):
+        images, numbers = cache.decode_images(files, 16, "split", "skip")
+        np.testing.assert_array_equal(images, squares_of([files[i] for i in whole], 16))
+        assert numbers.tolist() == whole
+    assert len(tries) == 10
+    (said,) = said_of(capsys)
+    assert "made again" in said
+
+
+def test_a_damaged_record_of_images_that_are_not_cached_is_made_again(
+    files, folder, monkeypatch, tries
+):
+    monkeypatch.setenv("SPCL_CACHE_GB", "0")
+    cache.decode_images(files, 8, "split")
+    (record,) = folder.glob("*.json")
+    record.write_text("{")
+    for _ in range(2):
+        cache.decode_images(files, 8, "split")
+    assert len(tries) == 10
+
+
+def test_a_cache_of_before_there_were_checksums_is_used(files, folder, tries, capsys):
+    whole = break_three(files)
+    images = cache.decode_images(files, 8, "split", "skip")[0].clone()
+    (file,), (record,) = folder.glob("*.npy"), folder.glob("*.json")
+    np.save(file, images.numpy())
+    record.write_text(json.dumps(json.loads(record.read_text())["flaws"]))
+    again, numbers = cache.decode_images(files, 8, "split", "skip")
+    assert torch.equal(again, images) and numbers.tolist() == whole and len(tries) == 5
+    assert said_of(capsys) == []
+    file.write_bytes(file.read_bytes()[:-1])
+    assert torch.equal(cache.decode_images(files, 8, "split", "skip")[0], images)
+    assert len(tries) == 10 and len(said_of(capsys)) == 1
+
+
+def test_the_complete_check_removes_what_is_damaged_and_keeps_the_rest(files, folder, capsys):
+    cache.decode_images(files, 8, "sound")
+    cache.decode_images(files, 8, "damaged")
+    cache.make_once("name", counted(1)[0], 1)
+    (folder / "features-old.bin").write_bytes(b"x" * 10)
+    (damaged,) = folder.glob("damaged-*.npy")
+    before = damaged.stat().st_mtime_ns
+    damage(damaged, "flipped")
+    os.utime(damaged, ns=(before, before))
+    others = set(kept(folder)) - {damaged.name}
+    cache.check_cache()
+    assert set(kept(folder)) == others
+    out = capsys.readouterr().out
+    assert f"'{damaged}' is damaged" in out
+    assert f"the cache '{folder}': 4 files" in out
+    assert "damaged: 1; too old to have checksums: 1" in out
+    images, _ = cache.decode_images(files, 8, "damaged")
+    np.testing.assert_array_equal(images, squares_of(files, 8))
 
 
 # --- decode_images --------------------------------------------------------------------------------

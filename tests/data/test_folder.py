@@ -409,7 +409,8 @@ def test_weights_that_cannot_be_had_say_what_to_do(root, monkeypatch, tmp_path):
     def offline(*arguments, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr(paths, "project", lambda: tmp_path / "project")
     monkeypatch.delenv("SPCL_DATA", raising=False)
     with pytest.raises(UserError, match="no network.*weights=FILE.*weights=none"):

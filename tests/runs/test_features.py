@@ -35,6 +35,11 @@ def config(voc):
     return identify_data(made, voc), voc
 
 
+@pytest.fixture(autouse=True)
+def own_cache(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
+
+
 def prepared(config, voc):
     model, _ = build_network(config, 20, voc)
     data, _ = load_splits(config, voc)
@@ -58,7 +63,6 @@ def test_they_are_computed_once_and_go_on_where_they_were_stopped(results, confi
     model, data = prepared(config, voc)
     whole = with_features(model, data, config).images[:].clone()
     (file,) = paths.cache().glob("features-voc2007-*.bin")
-    content = file.read_bytes()
     monkeypatch.setattr(features, "_BATCH", 2)
     seen = []
     forward = model.features.forward
@@ -66,12 +70,69 @@ def test_they_are_computed_once_and_go_on_where_they_were_stopped(results, confi
     assert torch.equal(with_features(model, data, config).images[:], whole)
     assert seen == [1]  # one image to know the shape
     file.unlink()
-    size = len(content) // 6
-    file.with_suffix(".part").write_bytes(content[: 4 * size + 17])  # stopped within the fifth
+    stop_after(4, model, monkeypatch, lambda: with_features(model, data, config))
+    with open(file.with_suffix(".part"), "ab") as handle:
+        handle.write(b"half of the third batch")
+    seen.clear()
     again = with_features(model, data, config).images[:]
-    assert seen == [1, 1, 2] and torch.equal(again[:4], whole[:4])
+    assert seen == [1, 2] and torch.equal(again[:4], whole[:4])
     assert torch.allclose(again.float(), whole.float(), atol=0.05, rtol=0.02)
-    assert not list(paths.cache().glob("*.part"))
+    assert not list(paths.cache().glob("*.part*"))
+
+
+def stop_after(count, model, monkeypatch, compute):
+    """Stops a computation of features after so many images."""
+
+    class Stopped(BaseException):
+        pass
+
+    done, forward = [], model.features.forward
+
+    def stopping(x):
+        if sum(done) > count:  # one image more, to know the shape
+            raise Stopped
+        done.append(len(x))
+        return forward(x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.features, "forward", stopping)
+        with pytest.raises(Stopped):
+            compute()
+
+
+@pytest.mark.parametrize("at", [0, 50_000, 100_000])  # in the first, second and third image
+def test_damage_in_features_that_are_not_complete_is_computed_again(
+    at, results, config, monkeypatch
+):
+    config, voc = config
+    model, data = prepared(config, voc)
+    monkeypatch.setattr(features, "_BATCH", 1)
+    whole = with_features(model, data, config).images[:].clone()
+    (file,) = paths.cache().glob("features-voc2007-*.bin")
+    file.unlink()
+    stop_after(4, model, monkeypatch, lambda: with_features(model, data, config))
+    part = file.with_suffix(".part")
+    content = bytearray(part.read_bytes())
+    content[at] ^= 16
+    part.write_bytes(content)
+    assert torch.equal(with_features(model, data, config).images[:], whole)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "flipped", "longer"])
+def test_damaged_features_are_computed_again_with_a_word(how, results, config, capsys):
+    config, voc = config
+    model, data = prepared(config, voc)
+    whole = with_features(model, data, config).images[:].clone()
+    (file,) = paths.cache().glob("features-voc2007-*.bin")
+    content = bytearray(file.read_bytes())
+    content[9999] ^= 64
+    file.write_bytes({
+        "empty": b"", "cut": content[: 6 * 40_960 - 2], "flipped": content, "longer": content * 2
+    }[how])  # fmt: skip
+    for _ in range(2):
+        assert torch.equal(with_features(model, data, config).images[:], whole)
+    said = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
+    assert len(said) == 1 and f"'{file}'" in said[0]
 
 
 def test_other_weights_or_other_images_have_other_features(results, config):

@@ -38,6 +38,24 @@ def test_it_is_trained_once_and_again_for_other_settings(tmp_path, monkeypatch):
     assert paths[0] == paths[1] != paths[2]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".accuracy"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped"])
+def test_damaged_weights_are_trained_again_with_a_word(
+    damage, suffix, tmp_path, monkeypatch, capsys
+):
+    path, accuracy = pretrained_in(tmp_path, monkeypatch, 64)
+    weights, file = path.read_bytes(), path.with_suffix(suffix)
+    content = file.read_bytes()
+    at = -9
+    flipped = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    file.write_bytes({"empty": b"", "cut": content[:-30], "flipped": flipped}[damage])
+    capsys.readouterr()
+    for _ in range(2):
+        assert pretrained_in(tmp_path, monkeypatch, 64) == (path, accuracy)
+        assert path.read_bytes() == weights
+    assert capsys.readouterr().out.count("is damaged") == 1
+
+
 def test_results_that_were_published_rest_on_the_long_schedule():
     long = pretraining.Schedule(batch=64, rate=3e-3, warmup=0.2, head_factor=1.0, least_crop=0.5)
     config = make_config("scenes", "an", profile="cpu")

@@ -17,7 +17,8 @@ from spcl_lib.runs import schedule, store
 from spcl_lib.runs.progress import write_history
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.system import paths
+from spcl_lib.system import files, paths
+from spcl_lib.system.files import lock_folder, try_lock
 
 # --- what it shows --------------------------------------------------------------------------------
 
@@ -71,6 +72,77 @@ def test_a_run_that_fails_is_named_with_its_last_words_and_its_log(results, fake
     words = "spcl: error: '/x': No space left on device. Free some space"
     assert f"FAILED an-seed1: {words} (log: {failed.log})" in capsys.readouterr().out
     assert failed.name == "an-seed1"
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "cause"),
+    [
+        (-9, "epoch 1 of 24\n", "killed by signal 9 (Killed); perhaps the memory was full"),
+        (-15, "", "killed by signal 15 (Terminated)"),
+        (2, "spcl: error: process 17 is training in 'x'\nFutureWarning: y\n",
+         "spcl: error: process 17 is training in 'x'"),
+        (0, "an seed 1: mAP 63 %\n", "it ended without a result"),
+        (1, "", "it said nothing"),
+    ],
+)  # fmt: skip
+def test_a_run_that_fails_is_named_with_the_cause(status, log, cause, results, fake_starts, capsys):
+    fake_starts(status, log)
+    schedule.run_tasks(tasks_of("an"), 1, "runs")
+    assert f"FAILED an-seed1: {cause} (log: " in capsys.readouterr().out
+
+
+@pytest.fixture
+def started(fake_starts, monkeypatch):
+    """The names of the tasks whose processes were started, in order."""
+    fake_starts(0, "")
+    names, start = [], schedule._start
+
+    def noted(task, threads):
+        names.append(task.name)
+        return start(task, threads)
+
+    monkeypatch.setattr(schedule, "_start", noted)
+    return names
+
+
+@pytest.mark.parametrize("held", ["run", "log"])
+def test_a_run_that_another_process_is_at_waits_for_it_and_keeps_its_log(
+    held, results, started, monkeypatch, capsys
+):
+    tasks, looks = tasks_of("an", "scl"), []
+    log = tasks[0].log
+    log.write_text("of the other process")
+    lock = (
+        lock_folder(log.parent, 0, "training in") if held == "run"
+        else try_lock(log.with_name(".log.txt.lock"))
+    )  # fmt: skip
+    lock.__enter__()
+
+    def look(seconds):
+        looks.append(log.read_text())
+        if len(looks) == 9:
+            assert started == ["scl-seed1"]
+            lock.__exit__(None, None, None)
+
+    monkeypatch.setattr(schedule.time, "sleep", look)
+    schedule.run_tasks(tasks, 2, "runs")
+    assert started == ["scl-seed1", "an-seed1"]
+    assert looks[:9] == ["of the other process"] * 9
+    who = f"process {os.getpid()} is at work in" if held == "run" else "another scheduler writes"
+    assert capsys.readouterr().out.count(f"an-seed1 waits: {who}") == 1
+
+
+def test_a_run_that_another_process_took_meanwhile_is_tried_again(results, started, monkeypatch):
+    start, statuses = schedule._start, [files.LOCKED, 0]
+
+    def taken(task, threads):
+        process = start(task, threads)
+        process.returncode = statuses.pop(0)
+        return process
+
+    monkeypatch.setattr(schedule, "_start", taken)
+    schedule.run_tasks(tasks_of("an"), 1, "runs")
+    assert started == ["an-seed1"] * 2
 
 
 def test_a_run_is_started_with_one_file_that_says_all_of_it(results):
@@ -167,6 +239,7 @@ def test_killed_as_a_whole_it_leaves_no_process_and_goes_on_to_the_same_bits(
         last = f"{whole['method']} seed 0: epoch 6 of 6, loss"
         assert last in (folder / "log.txt").read_text()
     names = {file.name for file in killed.rglob("*") if file.is_file()}
-    assert {name for name in names if name[0] == "."} <= {".lock", ".summary.csv.lock"}
+    hidden = {name for name in names if name[0] == "."}
+    assert hidden <= {".lock", ".log.txt.lock", ".summary.csv.lock"}
     assert not any(name.endswith(".tmp") or name == "checkpoint.pt" for name in names)
     assert not processes_with(killed)

@@ -7,10 +7,12 @@ import sys
 import threading
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from spcl_lib import UserError
 from spcl_lib.system import paths
-from spcl_lib.system.files import atomic_write, lock_file, lock_folder, write_json
+from spcl_lib.system.files import atomic_write, holder_of, lock_file, lock_folder, write_json
 
 
 def names_in(folder):
@@ -51,6 +53,20 @@ def test_an_error_before_anything_is_written_keeps_the_old_file_too(tmp_path):
     with pytest.raises(KeyboardInterrupt), atomic_write(path):
         raise KeyboardInterrupt
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_a_file_has_the_mode_that_the_umask_gives(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "weights.safetensors") as temporary:
+            save_file({"x": torch.ones(2)}, temporary)
+        with atomic_write(tmp_path / "private") as temporary:
+            temporary.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    for name in ("weights.safetensors", "private"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
 
 
 def test_a_temporary_has_the_ending_that_a_library_asks_for(tmp_path):
@@ -132,9 +148,20 @@ def test_a_folder_that_is_held_is_refused_after_the_seconds_with_what_its_holder
     with lock_folder(tmp_path, 0, "training in"):
         with pytest.raises(UserError) as caught, lock_folder(tmp_path, 0.1, "training in"):
             raise AssertionError("not reached")
-    expected = f"another process is training in '{tmp_path}'; wait for it or stop it"
-    assert str(caught.value) == expected
+    name = f"process {os.getpid()}"
+    assert str(caught.value) == f"{name} is training in '{tmp_path}'; wait for it or stop it"
     with lock_folder(tmp_path, 0, "training in"):
+        pass
+
+
+def test_the_holder_of_a_folder_is_named_while_it_holds_it(tmp_path):
+    assert holder_of(tmp_path) is None and holder_of(tmp_path / "missing") is None
+    with lock_folder(tmp_path, 0, "training in"):
+        assert holder_of(tmp_path) == f"process {os.getpid()}"
+        (tmp_path / ".lock").write_text("")  # as an older version leaves it
+        assert holder_of(tmp_path) == "another process"
+    assert holder_of(tmp_path) is None
+    with lock_folder(tmp_path, 0, "training in"):  # the question does not keep the lock
         pass
 
 

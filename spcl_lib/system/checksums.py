@@ -1,0 +1,166 @@
+"""Finds damage in files that are read again long after they were written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import struct
+import time
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+
+class DamagedError(Exception):
+    """A file is not as it was written. The text says what is wrong with it."""
+
+
+def load_saved(file: Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of a file of `torch.save`, if it is as it was written.
+
+    `torch.save` writes a zip with a CRC-32 of every part. `torch.load` does not compare them, and
+    would return tensors with wrong values.
+
+    Args:
+        file: the file.
+        mmap: whether its tensors stay in the file until they are read.
+
+    Raises:
+        DamagedError: a byte differs, the end is missing, or it is another kind of file.
+        OSError: the file is missing, or must not be read.
+    """
+    try:
+        check_saved(file)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        if not isinstance(content, dict):
+            raise DamagedError(f"it holds a {type(content).__name__}, not a dictionary")
+        return content
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
+        raise_if_sound(error)
+        raise DamagedError(describe(error)) from error
+
+
+def check_saved(file: Path) -> None:
+    """Compares every part of a file of `torch.save` with its CRC-32; see `load_saved`."""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            broken = parts.testzip()
+    except Exception as error:
+        raise_if_sound(error)
+        raise DamagedError(describe(error)) from error
+    if broken is not None:
+        raise DamagedError(f"the checksum of '{broken}' is wrong")
+
+
+# --- sealed files ---------------------------------------------------------------------------------
+
+_BLOCK = 2**22  # bytes
+_SAMPLED = 16  # blocks that are compared when a large file is opened: 64 MB, some 0.05 s
+_END = struct.Struct(">QI8s")  # length and CRC-32 of the text before it, and a mark
+_MARK = b"spclseal"
+
+
+def seal(file: Path) -> None:
+    """Appends the CRC-32 of every 4 MB block to a file, for `check_sealed`.
+
+    The text also holds the time of the sealing, and the file gets this as its date.
+    """
+    moment = time.time_ns() // 10**9 * 10**9  # whole seconds: some file systems keep no more
+    with open(file, "r+b") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        sums = [_sum_of(handle, n, size) for n in range(-(-size // _BLOCK))]
+        text = json.dumps({"size": size, "time": moment, "crc32": sums}).encode()
+        handle.seek(size)
+        handle.write(text + _END.pack(len(text), zlib.crc32(text), _MARK))
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.utime(file, ns=(moment, moment))
+
+
+def check_sealed(file: Path, size: int | None = None, completely: bool = False) -> bool:
+    """Looks for damage in a file.
+
+    The comparison of gigabytes takes too long for every start of a run. If the file has the date of
+    its sealing, no program has written into it since, and 16 random blocks are compared; the whole
+    file is compared if it has another date.
+
+    Args:
+        file: a file that `seal` has sealed, or an older one without a seal.
+        size: bytes without the seal; an older file must have exactly this size.
+        completely: compare the whole file in any case.
+
+    Returns:
+        Whether it has a seal.
+
+    Raises:
+        DamagedError: a block differs, or the size is wrong.
+        OSError: the file is missing, or must not be read.
+    """
+    with open(file, "rb") as handle:
+        sealed = _read_seal(handle)
+        if sealed is None:
+            if size not in (None, handle.seek(0, os.SEEK_END)):
+                raise DamagedError("its size is wrong")
+            return False
+        if size not in (None, sealed["size"]):
+            raise DamagedError(f"it has {sealed['size']:,} bytes; expected {size:,}")
+        is_touched = os.fstat(handle.fileno()).st_mtime_ns != sealed["time"]
+        blocks = range(len(sealed["crc32"]))
+        if len(blocks) > _SAMPLED and not (completely or is_touched):
+            blocks = random.SystemRandom().sample(blocks, _SAMPLED)
+        for n in blocks:
+            if _sum_of(handle, n, sealed["size"]) != sealed["crc32"][n]:
+                raise DamagedError(f"the checksum of its bytes from {n * _BLOCK:,} on is wrong")
+    if is_touched:  # all is as it was: the next call needs to compare some blocks only
+        with contextlib.suppress(OSError):
+            os.utime(file, ns=(sealed["time"], sealed["time"]))
+    return True
+
+
+def _sum_of(handle: BinaryIO, block: int, size: int) -> int:
+    handle.seek(block * _BLOCK)
+    return zlib.crc32(handle.read(min(_BLOCK, size - block * _BLOCK)))
+
+
+def _read_seal(handle: BinaryIO) -> dict[str, Any] | None:
+    """What `seal` has appended; None if there is nothing of the kind."""
+    length = handle.seek(0, os.SEEK_END)
+    if length < _END.size:
+        return None
+    handle.seek(length - _END.size)
+    size, crc32, mark = _END.unpack(handle.read())
+    if mark != _MARK or size > length - _END.size:
+        return None
+    handle.seek(length - _END.size - size)
+    text = handle.read(size)
+    if zlib.crc32(text) != crc32:
+        raise DamagedError("its list of checksums is damaged")
+    return json.loads(text)
+
+
+# --- all kinds ------------------------------------------------------------------------------------
+
+
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal text."""
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def raise_if_sound(error: Exception) -> None:
+    """Raises an error again that says nothing against the file: no permission, or no memory."""
+    no_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+    if no_memory or isinstance(error, PermissionError | FileNotFoundError):
+        raise error
+
+
+def describe(error: Exception) -> str:
+    """A short text about the error of a reader."""
+    first = str(error).strip().partition("\n")[0][:120]
+    return first if isinstance(error, DamagedError) else f"{type(error).__name__}: {first}"
