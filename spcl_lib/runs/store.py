@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
@@ -28,6 +27,7 @@ from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, lock_file, write_json
+from spcl_lib.system.weights import load_tensors
 
 Metrics = dict[str, Any]  # content of a run's metrics.json
 
@@ -202,7 +202,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         UserError: the file is missing or damaged.
     """
     try:
-        return load_file(file)
+        return load_tensors(file)
+    except UserError:
+        raise
     except Exception as error:  # safetensors raises many kinds for a damaged file
         raise UserError(f"'{file}' cannot be read ({error}); run it again with --force") from error
 

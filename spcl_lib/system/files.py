@@ -84,6 +84,32 @@ def lock_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
         lock.release()
 
 
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Removes temporary files of `atomic_write` whose processes have ended, killed while writing.
+
+    Args:
+        folder: folder of the files.
+        pattern: pattern of the temporary files' names, without the process and the ending; for
+            instance ".predictions.csv".
+    """
+    if os.name == "posix":  # elsewhere os.kill ends the process
+        for file in folder.glob(f"{pattern}.[0-9]*.tmp"):
+            number = file.name.split(".")[-2]
+            if number.isdecimal() and not _runs(int(number)):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
 def _remove(folder: Path, *patterns: str) -> None:
     """Removes the files that match; a file that cannot be removed stays."""
     for file in [file for pattern in patterns for file in folder.glob(pattern)]:
