@@ -26,7 +26,7 @@ from spcl_lib.runs.splits import Splits, load_splits
 from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, lock_file, write_json
+from spcl_lib.system.files import atomic_write, lock_file, read_list, write_json
 from spcl_lib.system.weights import load_tensors
 
 Metrics = dict[str, Any]  # content of a run's metrics.json
@@ -55,7 +55,8 @@ def find_run(place: Path) -> Path:
     place = place.parent if place.name == "metrics.json" else place
     if (place / "metrics.json").is_file():
         return place
-    runs = sorted(place.rglob("metrics.json"), key=lambda file: file.stat().st_mtime_ns)
+    found = (file for file in place.rglob("metrics.json") if file.is_file())
+    runs = sorted(found, key=lambda file: file.stat().st_mtime_ns)
     if not runs:
         state = "has not finished" if (place / "config.json").is_file() else "is no run"
         raise UserError(
@@ -87,7 +88,7 @@ def read_config(file: Path) -> tuple[RunConfig, str | None]:
     """
     file = file / "config.json" if file.is_dir() else file
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_list(file))
         return RunConfig.from_flat(content["config"]), content["data_root"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -108,7 +109,7 @@ def load_metrics(config: RunConfig) -> Metrics | None:
     every new setting keeps the old behaviour.
     """
     try:
-        metrics = json.loads((run_folder(config) / "metrics.json").read_text())
+        metrics = json.loads(read_list(run_folder(config) / "metrics.json"))
         return metrics if _DEFAULTS | metrics["config"] == config.flat() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -121,7 +122,7 @@ def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
         UserError: metrics.json is missing, damaged, or of another version of spcl.
     """
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads(read_list(folder / "metrics.json"))
         metrics["classes"], metrics["mAP"]
         return RunConfig.from_flat(metrics["config"]), metrics
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -225,7 +226,7 @@ def write_summary() -> Path:
         for file in sorted(paths.results().glob("*/*/metrics.json")):
             try:
                 rows.append(_summary_row(file))
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError):
                 print(f"spcl: '{file}' is damaged and left out; run it again", file=sys.stderr)
         with atomic_write(path) as temporary, open(temporary, "w", newline="") as handle:
             writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
@@ -235,7 +236,7 @@ def write_summary() -> Path:
 
 
 def _summary_row(path: Path) -> Mapping[str, object]:
-    metrics = json.loads(path.read_text())
+    metrics = json.loads(read_list(path))
     row = {name: metrics[name] for name in SUMMARY_COLUMNS[:7]}
     row |= {name: metrics["at_0.5"][name] for name in ("CF1", "OF1")}
     return row | {"report": metrics["config"]["report"], "folder": path.parent.name}

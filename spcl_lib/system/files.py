@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from filelock import FileLock, Timeout
 
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.paths import cache, results
+
+_LONGEST_LIST = 2**31  # bytes; the lists of COCO and ImageNet have less than 2**29
 
 
 @contextlib.contextmanager
@@ -115,6 +118,23 @@ def _remove(folder: Path, *patterns: str) -> None:
     for file in [file for pattern in patterns for file in folder.glob(pattern)]:
         with contextlib.suppress(OSError):
             file.unlink()
+
+
+def read_list(file: Path) -> bytes:
+    """The content of a file that must end, such as a list of labels that the user names.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file (a pipe or a device may never end), or
+            has more than 2 GiB. `strerror` tells which.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    with open(file, "rb") as handle:
+        content = b"" if status.st_size > _LONGEST_LIST else handle.read(_LONGEST_LIST + 1)
+    if max(status.st_size, len(content)) > _LONGEST_LIST:
+        raise OSError(errno.EINVAL, "it has more than 2 GiB", str(file))
+    return content
 
 
 def write_json(path: Path, value: object) -> None:

@@ -166,6 +166,15 @@ def test_a_file_name_that_is_no_text_goes_in_as_it_is(predict, tmp_path):
     assert outcome.status == 0 and os.fsencode(rows[0]["path"]) == b"x/\xe9.png"
 
 
+def test_a_pipe_is_left_out_and_named(predict, tmp_path, make_pipe):
+    new = make_folder(tmp_path / "new", x=2)
+    make_pipe(new / "pipe.png")
+    outcome, rows = predict(new)
+    assert outcome.status == 0 and len(rows) == 2
+    assert "left out 1 that cannot be read: pipe.png" in outcome.err
+    assert_mistake(predict(new / "pipe.png")[0], "pipe.png", "no regular file")
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -292,9 +301,9 @@ def test_an_input_image_stays(spcl, trained):
     assert image.read_bytes() == before
 
 
-def test_only_a_regular_file_is_written(predict, trained, tmp_path):
+def test_only_a_regular_file_is_written(predict, trained, tmp_path, make_pipe):
     out = tmp_path / "out.csv"
-    os.mkfifo(out)
+    make_pipe(out)
     for force in ((), ("--force",)):
         assert_mistake(predict(trained[1] / "dog", *force)[0], out, "no regular file")
     assert out.is_fifo()
@@ -368,6 +377,14 @@ def test_no_class_name_is_a_formula(predict, trained, tmp_path):
         assert outcome.status == 0
     assert list(rows[0]) == ["path", "'=cmd|' /C calc'!A0", "'@x", "two\nlines", "labels"]
     assert rows[0]["labels"] == "'=cmd|' /C calc'!A0|@x|two\nlines"
+
+
+def test_a_pipe_instead_of_a_runs_file_is_named(predict, spcl, trained, tmp_path, make_pipe):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    (run / "metrics.json").unlink()
+    make_pipe(run / "metrics.json")
+    assert_mistake(predict(trained[1] / "dog", run=run)[0], "has not finished")
+    assert_mistake(spcl("run", "--config", run / "metrics.json"), "no configuration of a run")
 
 
 # --- which run ------------------------------------------------------------------------------------
