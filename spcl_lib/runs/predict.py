@@ -29,6 +29,7 @@ from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, remove_stale
 from spcl_lib.system.machine import choose_device
 from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.system.shapes import require_tensor
 
 _BATCH = 64
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet starts a formula
@@ -87,10 +88,7 @@ class Predictor:
             ValueError: the images have another shape or type.
             UserError: the network gives values that are not finite.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(
-                f"images must be (B, 3, H, W) uint8; got {tuple(images.shape)} {images.dtype}"
-            )
+        require_tensor("images", images, ("B", 3, "H", "W"), "uint8")
         maps = predict_maps(self.model, images, self.config.eval_side, self.config.amp)
         if not bool(maps.isfinite().all()):
             raise UserError("the network gives scores that are no numbers; train the run again")
