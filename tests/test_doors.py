@@ -221,7 +221,7 @@ def test_the_state_of_another_method_is_refused(name, change):
     with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
         method("ren").load_state_dict(state | {name: change(state[name])})
     with pytest.raises(ValueError, match="must be a dictionary of"):
-        method("crisp").load_state_dict(state)
+        method("role").load_state_dict(state)
 
 
 @pytest.mark.parametrize("value", [-1, 2, 0.5, torch.nan])
