@@ -16,7 +16,7 @@ from torch import Tensor
 from spcl_lib.bank import HeatmapBank, allocate
 from spcl_lib.cells import NOISE, SCALES, read_cells, update_cells
 from spcl_lib.system.memory import require_memory_for_averages
-from spcl_lib.system.shapes import require_size, require_tensor
+from spcl_lib.system.shapes import require_tensor
 from spcl_lib.views import Views
 
 
@@ -70,8 +70,7 @@ class SparseHeatmapBank(HeatmapBank):
         seed: int = 0,
     ) -> None:
         self._check_sizes(num_images, num_classes, size, momentum, dtype)
-        require_size(kept, "kept")
-        if kept > num_classes:
+        if not 1 <= kept <= num_classes:
             raise ValueError(f"kept must be in 1..{num_classes}, the classes; got {kept}")
         require_tensor("annotated", annotated, (num_images,), "int64")
         if not (0 <= int(annotated.min()) and int(annotated.max()) < num_classes):

@@ -17,6 +17,7 @@ from spcl_lib.losses.expected_positives import count_penalty
 from spcl_lib.losses.large_loss import largest_losses
 from spcl_lib.losses.robust import robust_parts
 from spcl_lib.pooling import Pooling
+from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.terms import MethodSettings
 
 B, C, G, N = 4, 3, 5, 6
@@ -25,12 +26,16 @@ MAPS, SEEN = torch.randn(B, C, G, G), torch.ones(B, 1, G, G)
 PROBABILITIES = torch.rand(B, C, G, G)
 ROW = torch.rand(B, C)
 BOXES, FLIPPED = torch.tensor([[0.0, 0.0, 0.5, 1.0]] * B), torch.zeros(B, dtype=torch.bool)
-INDICES = torch.arange(B)
+INDICES, ANNOTATED = torch.arange(B), torch.zeros(N, dtype=torch.int64)
 WHOLE = Views.whole(B)
 
 
 def bank():
     return HeatmapBank(N, C, 4)
+
+
+def sparse_bank():
+    return SparseHeatmapBank(N, C, 2, ANNOTATED, 4)
 
 
 def state_of(size=4, classes=C, images=N, dtype=torch.uint8):
@@ -81,6 +86,7 @@ CALLS = {
     "Views.whole": (Views.whole, (B,)),
     "Views.sample": (lambda n, *a: Views.sample(n, *a), (B, (0.5, 1.0), (0.5, 2.0), 0.5)),
     "Views.crop": (WHOLE.crop, (MAPS, 3)),
+    "Views.crop_maps": (WHOLE.crop_maps, (MAPS, 3)),
     "Views.uncrop": (WHOLE.uncrop, (MAPS, 3)),
     "Views.visible": (WHOLE.visible, (3,)),
     "HeatmapBank": (HeatmapBank, (N, C, 4, 0.8)),
@@ -88,6 +94,18 @@ CALLS = {
     "HeatmapBank.read": (lambda *a: bank().read(*a), (INDICES, WHOLE, 3)),
     "HeatmapBank.update": (lambda *a: bank().update(*a), (INDICES, WHOLE, PROBABILITIES)),
     "HeatmapBank.load_state_dict": (lambda s: bank().load_state_dict(s), (state_of(),)),
+    "SparseHeatmapBank": (lambda z: SparseHeatmapBank(N, C, 2, z, 4), (ANNOTATED,)),
+    "SparseHeatmapBank.of": (
+        lambda *a: SparseHeatmapBank.of(*a, torch.tensor(C)),
+        tuple(sparse_bank().tensors().values())[:3],
+    ),
+    "SparseHeatmapBank.read": (lambda *a: sparse_bank().read(*a), (INDICES, WHOLE, 3)),
+    "SparseHeatmapBank.update": (
+        lambda *a: sparse_bank().update(*a), (INDICES, WHOLE, PROBABILITIES)
+    ),
+    "spatial_consistency of some classes": (
+        losses.spatial_consistency, (MAPS, PROBABILITIES, MAPS > 0)
+    ),
     "Method": (lambda name, z: methods.Method(name, N, C, labels=z), ("role", torch.eye(N, C))),
     "Method.begin_epoch": (lambda *a: method().begin_epoch(*a), (1, torch.eye(N, C))),
     "Method.end_epoch": (lambda *a: method("ren").end_epoch(*a), (1, torch.eye(N, C))),
@@ -128,10 +146,10 @@ def test_right_calls_are_answered(name):
 # (name, place of an argument) -> its axes that may have any size; None: it may be left out
 FREE = {
     **dict.fromkeys([("count_penalty", 0), ("first_averages", 0), ("first_estimates", 0)], (0, 1)),
-    **dict.fromkeys([("Pooling", 0), ("Pooling.presence", 0), ("HeatmapBank.of", 0)], (1,)),
-    **dict.fromkeys([("Views.crop", 0), ("Views.uncrop", 0)], (1, 2, 3)),
-    **dict.fromkeys([("HeatmapBank.update", 2), ("Method.loss without averages", 0),
-                     ("Method.update", 0)], (2, 3)),
+    **dict.fromkeys([("Pooling", 0), ("Pooling.presence", 0), ("HeatmapBank.of", 0),
+                     ("spatial_consistency of some classes", 2)], (1,)),
+    **dict.fromkeys([("Views.crop", 0), ("Views.crop_maps", 0), ("Views.uncrop", 0)], (1, 2, 3)),
+    ("Method.loss without averages", 0): (2, 3),
     **dict.fromkeys([("predict_maps", 0), ("predict_scores", 0), ("SpatialClassifier", 0),
                      ("SpatialClassifier.classify", 0), ("normalise", 0)], (0, 2, 3)),
     **dict.fromkeys([("entropy_maximisation", 3), ("robust_expected_negative", 2), ("Pooling", 1),
@@ -204,6 +222,16 @@ def test_the_state_of_another_bank_is_refused_and_changes_nothing(name, change):
     with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
         filled.load_state_dict(state)
     assert all(torch.equal(before[key], value) for key, value in filled.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["heatmaps", "seen", "rounding", "classes"])
+def test_the_state_of_another_sparse_bank_is_refused(name):
+    for change in (without_last, torch.Tensor.double):
+        state = sparse_bank().state_dict()
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            sparse_bank().load_state_dict(state | {name: change(state[name])})
+    with pytest.raises(ValueError, match="dictionary of heatmaps, seen, classes, rounding"):
+        sparse_bank().load_state_dict(bank().state_dict())
 
 
 @pytest.mark.parametrize("wrong", [None, {}, {"heatmaps": torch.zeros(1)}, [1, 2, 3]])

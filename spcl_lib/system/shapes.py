@@ -53,8 +53,8 @@ def require_seen(seen: Tensor, maps: Tensor) -> None:
     Raises:
         TypeError, ValueError: see `require_tensor`.
     """
-    if not isinstance(seen, Tensor) or seen.shape != maps.shape:
-        require_tensor("seen", seen, (maps.shape[0], 1, *maps.shape[2:]))
+    per_class = isinstance(seen, Tensor) and seen.shape == maps.shape
+    require_tensor("seen", seen, maps.shape if per_class else (len(maps), 1, *maps.shape[2:]))
 
 
 def _has_shape(sizes: torch.Size, shape: Shape) -> bool:
