@@ -18,7 +18,7 @@ from spcl_lib.pooling import KINDS, parse_pooling
 from spcl_lib.runs.profiles import PROFILES, usual_profile
 from spcl_lib.runs.settings import make_config, methods_of, parse_overrides
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
+from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals
 from spcl_lib.system.processes import Terminated, end_with_parent, raise_when_stopped
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         with explain_refusals():
             return options.command(options)
     except UserError as error:
-        print(f"spcl: error: {error}", file=sys.stderr)
+        print(f"spcl: error: {printable(str(error))}", file=sys.stderr)
         return LOCKED if isinstance(error, LockedError) else 2
     except KeyboardInterrupt as stop:
         how = "; the same command goes on from the last checkpoint, if there is one"
@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     ahead.add_argument("--images", required=True, metavar="PATH", help="a folder, or an image")
     ahead.add_argument("--out", default="predictions.csv", metavar="FILE", help="the CSV file")
+    ahead.add_argument(
+        "--force", action="store_true", help="replace --out even if it holds no predictions"
+    )
     ahead.add_argument(
         "--threshold", type=_threshold, metavar="T",
         help="score that makes a label, such as 0.5 (default: auto, the score that the expected "
@@ -395,9 +398,9 @@ def _predict(options: Options) -> int:
         raise UserError(f"the run '{run}' has no threshold of its own; give one: --threshold 0.5")
     folder = options.heatmaps and OverlayFolder(Path(options.heatmaps).expanduser())
     images, out = Path(options.images).expanduser(), Path(options.out).expanduser()
-    done, skipped = predict_files(predictor, images, out, threshold, folder or None)
+    done, skipped = predict_files(predictor, images, out, threshold, folder or None, options.force)
     if skipped:
-        names = ", ".join(skipped[:10]) + (", ..." if len(skipped) > 10 else "")
+        names = ", ".join(map(printable, skipped[:10])) + (", ..." if len(skipped) > 10 else "")
         print(f"spcl: left out {len(skipped)} that cannot be read: {names}", file=sys.stderr)
     print(f"{done} images, labels from a score of {threshold:.3f}: {out}")
     return 0

@@ -8,6 +8,7 @@ bank holds the image-level running average P of the consistency loss (CL).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from spcl_lib.cells import NOISE, SCALES, read_cells, update_cells
 from spcl_lib.system.memory import require_memory_for_averages
+from spcl_lib.system.shapes import require_size, require_tensor
 from spcl_lib.views import Views
+
+_TYPES = ", ".join(str(dtype) for dtype in SCALES)
 
 
 class HeatmapBank:
@@ -86,7 +90,19 @@ class HeatmapBank:
         Args:
             heatmaps: (N, C, W, W) in a type that a bank stores.
             seen: (N, W, W) bool.
+
+        Raises:
+            ValueError: a shape or type is another one.
         """
+        bank = cls._holding(heatmaps, seen)
+        require_tensor("seen", seen, (len(heatmaps), *heatmaps.shape[2:]), "bool")
+        return bank
+
+    @classmethod
+    def _holding(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
+        require_tensor("heatmaps", heatmaps, ("N", "C", "W", "W"))
+        if heatmaps.dtype not in SCALES:
+            raise ValueError(f"heatmaps must be of {_TYPES}; got {heatmaps.dtype}")
         bank = cls.__new__(cls)  # allocates nothing, so needs no memory check
         bank._hold(heatmaps, seen, momentum=0.0, seed=0)
         return bank
@@ -110,6 +126,7 @@ class HeatmapBank:
             seen: (B, 1, G, G) float32 in {0, 1}; 1 where at least half of the read area was seen.
         """
         self._check(indices, views)
+        require_size(grid, "grid")
         device, home = views.boxes.device, self.heatmaps.device
         target, seen = read_cells(self.heatmaps, self.seen, indices.to(home), views.to(home), grid)
         return target.to(device), seen.to(device)
@@ -150,10 +167,7 @@ class HeatmapBank:
     def _check_update(self, indices: Tensor, views: Views, maps: Tensor) -> Tensor:
         """The maps as float32 where the heatmaps are; see `update` for the errors."""
         self._check(indices, views)
-        if maps.ndim != 4 or maps.shape[:2] != (len(indices), self.num_classes):
-            raise ValueError(
-                f"maps must be ({len(indices)}, {self.num_classes}, G, G); got {tuple(maps.shape)}"
-            )
+        require_tensor("maps", maps, (len(indices), self.num_classes, "G", "G"))
         if len(set(indices.tolist())) != len(indices):
             raise ValueError("an image may appear only once in an update")
         maps = maps.detach().to(self.heatmaps.device, torch.float32)
@@ -164,34 +178,42 @@ class HeatmapBank:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of everything that changes, on the CPU."""
-        return {
-            "heatmaps": self.heatmaps.to("cpu", copy=True),
-            "seen": self.seen.to("cpu", copy=True),
-            "rounding": self._rounding.get_state(),
-        }
+        copies = {name: part.to("cpu", copy=True) for name, part in self._parts().items()}
+        return copies | {"rounding": self._rounding.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores a state that `state_dict` returned."""
-        self.heatmaps.copy_(state["heatmaps"])
-        self.seen.copy_(state["seen"])
+        """Restores a state that `state_dict` returned.
+
+        Raises:
+            ValueError: the state is of another bank: a shape or type is another one.
+        """
+        own = self._parts() | {"rounding": self._rounding.get_state()}
+        if not isinstance(state, Mapping) or own.keys() - state.keys():
+            raise ValueError(f"state must be a dictionary of {', '.join(own)}")
+        for name, tensor in own.items():
+            require_tensor(name, state[name], tensor.shape, str(tensor.dtype).split(".")[1])
+        for name, tensor in self._parts().items():
+            tensor.copy_(state[name])
         self._rounding.set_state(state["rounding"])
+
+    def _parts(self) -> dict[str, Tensor]:
+        """The tensors that an update changes."""
+        return {"heatmaps": self.heatmaps, "seen": self.seen}
 
     @staticmethod
     def _check_sizes(
         num_images: int, num_classes: int, size: int, momentum: float, dtype: torch.dtype
     ) -> None:
-        if min(num_images, num_classes, size) < 1:
-            raise ValueError(f"sizes must be positive: {num_images=}, {num_classes=}, {size=}")
+        require_size(num_images, "num_images")
+        require_size(num_classes, "num_classes")
+        require_size(size)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1); got {momentum}")
         if dtype not in SCALES:
-            raise ValueError(f"dtype must be one of {[str(d) for d in SCALES]}; got {dtype}")
+            raise ValueError(f"dtype must be one of {_TYPES}; got {dtype}")
 
     def _check(self, indices: Tensor, views: Views) -> None:
-        if indices.ndim != 1 or indices.dtype != torch.int64 or len(indices) != len(views):
-            raise ValueError(
-                f"indices must be ({len(views)},) int64; got {tuple(indices.shape)} {indices.dtype}"
-            )
+        require_tensor("indices", indices, (len(views),), "int64")
         if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < self.num_images):
             raise ValueError(f"indices must be in 0..{self.num_images - 1}")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from spcl_lib.model import Images, autocast, normalise
 from spcl_lib.pooling import Pooling, pooling_of
 from spcl_lib.system.compiled import call, load_compiled
+from spcl_lib.system.shapes import Shape, require_size, require_tensor
 
 _EXACT_AS_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
 _NOT_FINITE = "scores must be finite: NaN or infinity among them"
@@ -34,19 +35,18 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
         (C,) float64.
 
     Raises:
-        ValueError: shapes differ or are not (N, C), or scores are not finite.
+        ValueError: shapes differ or are not (N, C), `ignored` is not bool, a label is neither 0
+            nor 1, or scores are not finite.
     """
-    if scores.shape != labels.shape or scores.ndim != 2:
-        raise ValueError(
-            f"scores and labels must both be (N, C); got {tuple(scores.shape)} "
-            f"and {tuple(labels.shape)}"
-        )
+    require_tensor("scores", scores, ("N", "C"), "float")
+    labels = _as_bool("labels", labels, scores.shape, ignored)
     scores = scores.detach()
     library = load_compiled(Path(__file__).with_suffix(".c"))
-    if library is not None and scores.dtype in _EXACT_AS_FLOAT32 and scores.device.type == "cpu":
+    places = {tensor.device.type for tensor in (scores, labels, ignored) if tensor is not None}
+    if library is not None and scores.dtype in _EXACT_AS_FLOAT32 and places == {"cpu"}:
         result = torch.empty(scores.shape[1], dtype=torch.float64)
         failed = call(
-            library.average_precisions, scores.float(), labels.bool(), ignored, result,
+            library.average_precisions, scores.float(), labels, ignored, result,
             *scores.shape,
         )  # fmt: skip
         if failed == 2:
@@ -57,7 +57,7 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
         raise ValueError(_NOT_FINITE)
     ranked, order = scores.sort(0, descending=True)  # (N, C)
     counted = torch.ones_like(labels, dtype=torch.bool) if ignored is None else ~ignored
-    hits = (labels.bool() & counted).gather(0, order).double().cumsum(0)
+    hits = (labels & counted).gather(0, order).double().cumsum(0)
     ranks = counted.gather(0, order).double().cumsum(0)
     precision = hits / ranks.clamp(min=1)
     last = torch.ones_like(ranked, dtype=torch.bool)  # the last image of each group of ties
@@ -99,7 +99,7 @@ def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None)
 
     Args:
         scores: (N, C), higher means more likely present; the first class wins a tie.
-        labels: (N, C) bool.
+        labels: (N, C), 1 or True where the class is present.
         ignored: (N, C) bool; images whose highest-ranked class is ignored are left out.
 
     Example:
@@ -108,6 +108,8 @@ def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None)
         >>> top1_accuracy(scores, labels)
         50.0
     """
+    require_tensor("scores", scores, ("N", "C"), "float")
+    labels = _as_bool("labels", labels, scores.shape, ignored)
     highest = scores.argmax(1, keepdim=True)
     ignored = torch.zeros_like(labels) if ignored is None else ignored
     counted = (labels & ~ignored).any(1) & ~ignored.gather(1, highest)[:, 0]
@@ -124,11 +126,15 @@ def precision_recall(
     positive.
 
     Args:
-        chosen: (N, C) bool predictions.
-        labels: (N, C) bool.
+        chosen: (N, C) predictions, 1 or True where the class is predicted.
+        labels: (N, C), 1 or True where the class is present.
         ignored: (N, C) bool; a prediction there is neither right nor wrong.
+
+    Raises:
+        ValueError: see `average_precisions`.
     """
-    chosen, labels = chosen.bool(), labels.bool()
+    chosen = _as_bool("chosen", chosen, ("N", "C"))
+    labels = _as_bool("labels", labels, chosen.shape, ignored)
     if ignored is not None:
         chosen, labels = chosen & ~ignored, labels & ~ignored
     right = (chosen & labels).sum(0).double()  # (C,)
@@ -144,6 +150,16 @@ def precision_recall(
         "OF1": _f1(overall_precision, overall_recall),
     }  # fmt: skip
     return {name: float(100 * value) for name, value in values.items()}
+
+
+def _as_bool(name: str, values: Tensor, shape: Shape, ignored: Tensor | None = None) -> Tensor:
+    """Checked labels or predictions as bool; a label of -1 would count as present."""
+    require_tensor(name, values, shape)
+    if ignored is not None:
+        require_tensor("ignored", ignored, values.shape, "bool")
+    if values.dtype != torch.bool and not bool(((values == 0) | (values == 1)).all()):
+        raise ValueError(f"{name} must be 0 or 1; got others among them")
+    return values.bool()
 
 
 def _f1(precision: Tensor, recall: Tensor) -> Tensor:
@@ -166,7 +182,13 @@ def evaluate_scores(
         mAP, AP per class (None without a positive), the number of classes without a positive, and
         the accuracy of the highest-ranked class. Precision, recall and F1 at probability 0.5, and
         for the 3 highest-ranked classes of every image.
+
+    Raises:
+        ValueError: see `average_precisions`; or the number of names is not C.
     """
+    require_tensor("scores", scores, ("N", "C"), "float")
+    if len(classes) != scores.shape[1]:
+        raise ValueError(f"classes must be {scores.shape[1]} names; got {len(classes)}")
     ap = average_precisions(scores, labels, ignored)
     top = min(3, scores.shape[1])
     highest = torch.zeros_like(scores, dtype=torch.bool)
@@ -175,7 +197,7 @@ def evaluate_scores(
         "mAP": float(ap.nanmean()),
         "AP": {c: None if a != a else a for c, a in zip(classes, ap.tolist(), strict=True)},
         "classes_without_positive": int(ap.isnan().sum()),
-        "top1_accuracy": top1_accuracy(scores, labels.bool(), ignored),
+        "top1_accuracy": top1_accuracy(scores, labels, ignored),
         "at_0.5": precision_recall(scores >= 0.5, labels, ignored),
         "top_3": precision_recall(highest, labels, ignored),
     }
@@ -194,13 +216,20 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto")
         images: (N, 3, H, W) uint8, or their features (N, D, G, G).
         side: side of the resized images, in pixels; features stay unchanged.
         amp: see `model.autocast`.
+
+    Raises:
+        ValueError: there is no image, or the shape or type is another one.
     """
+    require_size(len(images), "the number of images")
+    require_size(side, "side")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     out = []
     for part in _batches(len(images)):
-        batch = images[part].to(device)
+        batch = images[part]
+        require_tensor("images", batch, ("N", "K", "H", "W"))
+        batch = batch.to(device)
         if batch.is_floating_point():
             with autocast(device, amp):
                 out.append(model.classify(batch).float().cpu())

@@ -10,6 +10,7 @@ papers. Each of these gives three methods: NAME, NAME_cl and NAME_scl. `losses` 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.memory import require_memory_for_averages
+from spcl_lib.system.shapes import require_tensor
 from spcl_lib.terms import TERMS, MethodSettings, Step, Term
 from spcl_lib.views import Views
 
@@ -121,7 +123,7 @@ class Method:
 
     Raises:
         UserError: the name is unknown, or the running averages do not fit into memory.
-        ValueError: the term needs the labels.
+        ValueError: the term needs the labels, or their shape is not (N, C).
     """
 
     def __init__(
@@ -138,6 +140,9 @@ class Method:
         self.settings, self.epochs, self.pooling = settings or MethodSettings(), epochs, pooling
         require_memory(name, num_images, num_classes, self.settings)
         self.name, self.spec = name, METHODS[name]
+        self.num_images, self.num_classes = num_images, num_classes
+        if labels is not None:
+            self._check_all(labels)
         self.bank: HeatmapBank | None = None
         if self.spec.keeps_averages:
             size = self.settings.bank_size if self.spatial else 1
@@ -184,6 +189,7 @@ class Method:
             epoch: epochs done.
             labels: z (N, C) of the whole training set.
         """
+        self._check_all(labels)
         if "threshold" in self.tables and epoch >= self.settings.start:
             presence, k = self._presence_of_all(), self.settings.expected_positives
             if self.settings.expected_count == "estimated":
@@ -192,6 +198,7 @@ class Method:
 
     def end_epoch(self, epoch: int, labels: Tensor) -> None:
         """Changes the term's state after an epoch; arguments as in `begin_epoch`."""
+        self._check_all(labels)
         if self.term.end_epoch is not None:
             self.term.end_epoch(self.tables, labels, epoch, self.epochs, self.settings)
 
@@ -206,7 +213,12 @@ class Method:
             indices: (B,) int64 image numbers.
             views: B views through which the network saw the images.
             epoch: epochs done, with the fraction of the current one.
+
+        Raises:
+            ValueError: a shape or type is another one.
         """
+        self._check(maps, indices, views)
+        require_tensor("labels", labels, maps.shape[:2])
         logits, settings = self.pooling(maps), self.settings
         active = self.bank is not None and epoch >= settings.start
         target, seen = self._read(indices, views, maps.shape[-1]) if active else (None, None)
@@ -231,6 +243,7 @@ class Method:
         The averages begin one epoch before the loss uses them. An earlier begin would keep the
         predictions of an untrained layer in the averages for many epochs.
         """
+        self._check(maps, indices, views)
         maps = maps.float()
         if "predictions" in self.tables:
             self.tables["predictions"][indices.cpu()] = self.pooling(maps).sigmoid().cpu()
@@ -249,11 +262,29 @@ class Method:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restores a state that `state_dict` returned."""
+        """Restores a state that `state_dict` returned.
+
+        Raises:
+            ValueError: the state is of another method, or for other images or classes.
+        """
+        names = {"bank", *self.tables}
+        if not isinstance(state, Mapping) or names - state.keys():  # old states have more tables
+            raise ValueError(f"state must be a dictionary of {', '.join(sorted(names))}")
+        for name, table in self.tables.items():
+            require_tensor(name, state[name], table.shape, str(table.dtype).split(".")[1])
         for name, table in self.tables.items():
             table.copy_(state[name])
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
+
+    def _check(self, maps: Tensor, indices: Tensor, views: Views) -> None:
+        require_tensor("maps", maps, ("B", self.num_classes, "H", "W"), "float")
+        require_tensor("indices", indices, (len(maps),), "int64")
+        if len(views) != len(maps):
+            raise ValueError(f"views must be {len(maps)}, one per image; got {len(views)}")
+
+    def _check_all(self, labels: Tensor) -> None:
+        require_tensor("labels", labels, (self.num_images, self.num_classes))
 
     def _weight(self, epoch: float) -> float:
         progress = (epoch - self.settings.start) / max(self.settings.ramp, 1e-6)

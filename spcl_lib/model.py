@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.shapes import require_tensor
 from spcl_lib.system.weights import load_backbone
 
 
@@ -64,6 +65,7 @@ class SpatialClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
+        require_tensor("images", images, ("B", 3, "H", "W"), "float")
         return self.head(self.features(images))
 
     def classify(self, features: Tensor) -> Tensor:
@@ -71,6 +73,7 @@ class SpatialClassifier(nn.Module):
 
         A 1x1 convolution is a linear layer on every cell. The linear form is faster on a CPU.
         """
+        require_tensor("features", features, ("B", self.head.in_channels, "H", "W"), "float")
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.head.weight.dtype)
         cells = features.permute(0, 2, 3, 1)  # (B, G, G, D)
@@ -128,6 +131,8 @@ def build_backbone(
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)
+    if dilation not in (1, 2):
+        raise UserError(f"dilation must be 1 or 2; got {dilation}")
     if dilation != 1 and name in ("small_resnet", "resnet18"):
         raise UserError(f"{name} has no dilated form; use mobilenet_v2 or resnet50, or dilation=1")
     if name == "small_resnet":
@@ -160,12 +165,14 @@ def _dilate(stage: nn.Module) -> None:
                 layer.stride, dilation = (1, 1), 2
 
 
+AMP = ("auto", "bfloat16", "off")
 BACKBONES = ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in torchvision's weights
 
 
 def normalise(images: Tensor) -> Tensor:
     """Network input of images (B, 3, H, W) in 0..255: ImageNet's normalisation, channels last."""
+    require_tensor("images", images, ("B", 3, "H", "W"))
     mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (MEAN, STD))
     scaled = (images.float() / 255 - mean) / std
     return scaled.contiguous(memory_format=torch.channels_last)
@@ -178,7 +185,12 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
         device: device of the model.
         amp: "off", "bfloat16" or "auto". "auto" takes bfloat16 on CUDA and on CPUs with bfloat16
             instructions; other CPUs emulate it, more slowly than float32.
+
+    Raises:
+        UserError: another word.
     """
+    if amp not in AMP:
+        raise unknown_name("amp", amp, AMP)
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
     if amp == "off" or (amp == "auto" and not fast):
         return contextlib.nullcontext()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.shapes import require_seen, require_tensor
 
 KINDS = ("mean", "boost", "lse", "top", "attention", "probability")
 _USUAL = {"boost": 5.0, "lse": 1.0, "top": 0.25}  # default strength, for kinds that have one
@@ -61,6 +62,9 @@ class Pooling:
             seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all. The logits of an
                 image without such a cell mean nothing.
         """
+        require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
+        if seen is not None:
+            require_seen(seen, maps)
         if seen is None and self.kind == "mean":
             return maps.mean((2, 3))
         cells = maps.flatten(2)  # (B, C, G * G)
@@ -77,6 +81,7 @@ class Pooling:
         Returns:
             (B, C) in [0, 1]; 0 where no cell has been seen.
         """
+        require_tensor("heatmaps", heatmaps, ("B", "C", "H", "W"), "float")
         presence = self(torch.logit(heatmaps, eps=_EPSILON), seen).sigmoid()
         return presence if seen is None else presence.where(seen.sum((2, 3)) > 0, 0)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from spcl_lib.bank import HeatmapBank, allocate
 from spcl_lib.cells import NOISE, SCALES, read_cells, update_cells
 from spcl_lib.system.memory import require_memory_for_averages
+from spcl_lib.system.shapes import require_tensor
 from spcl_lib.views import Views
 
 
@@ -71,14 +72,10 @@ class SparseHeatmapBank(HeatmapBank):
         self._check_sizes(num_images, num_classes, size, momentum, dtype)
         if not 1 <= kept <= num_classes:
             raise ValueError(f"kept must be in 1..{num_classes}, the classes; got {kept}")
-        if annotated.shape != (num_images,) or annotated.dtype != torch.int64:
-            raise ValueError(
-                f"annotated must be ({num_images},) int64; got {tuple(annotated.shape)} "
-                f"{annotated.dtype}"
-            )
+        require_tensor("annotated", annotated, (num_images,), "int64")
         if not (0 <= int(annotated.min()) and int(annotated.max()) < num_classes):
             raise ValueError(f"annotated classes must be in 0..{num_classes - 1}")
-        row = -(-(size**2) // 8)  # bytes of a bit per cell
+        row = _bytes_of(size)
         require_memory_for_averages(num_images, kept, size, dtype, path, per_label=row + 4)
         heatmaps = allocate((num_images, kept, size, size), dtype, path)
         seen = torch.zeros((num_images, kept, row), dtype=torch.uint8)
@@ -91,7 +88,11 @@ class SparseHeatmapBank(HeatmapBank):
     def of(  # noqa: D102 (as in HeatmapBank)
         cls, heatmaps: Tensor, seen: Tensor, classes: Tensor, num_classes: Tensor
     ) -> SparseHeatmapBank:
-        bank = super().of(heatmaps, seen)
+        bank = cls._holding(heatmaps, seen)
+        images, kept, size = heatmaps.shape[:3]
+        require_tensor("seen", seen, (images, kept, _bytes_of(size)), "uint8")
+        require_tensor("classes", classes, (images, kept), "int32")
+        require_tensor("num_classes", num_classes, (), "int64")
         bank.num_classes, bank.classes = int(num_classes), classes
         return bank
 
@@ -144,14 +145,8 @@ class SparseHeatmapBank(HeatmapBank):
         more = {"classes": self.classes, "num_classes": torch.tensor(self.num_classes)}
         return super().tensors() | more
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Copies of everything that changes."""
-        return super().state_dict() | {"classes": self.classes.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores a state that `state_dict` returned."""
-        super().load_state_dict(state)
-        self.classes.copy_(state["classes"])
+    def _parts(self) -> dict[str, Tensor]:
+        return super()._parts() | {"classes": self.classes}
 
     def _take(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Copies: classes (B, K), heatmaps (B * K, 1, W, W) and seen cells (B * K, W, W)."""
@@ -198,6 +193,11 @@ class SparseHeatmapBank(HeatmapBank):
 def bank_of(tensors: Mapping[str, Tensor]) -> HeatmapBank:
     """The bank whose method `tensors` returned these."""
     return (SparseHeatmapBank if "classes" in tensors else HeatmapBank).of(**tensors)
+
+
+def _bytes_of(size: int) -> int:
+    """Bytes of W * W cells with one bit each."""
+    return -(-(size**2) // 8)
 
 
 def _pack(seen: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_size, require_tensor
+
 
 @dataclass(frozen=True)
 class Views:
@@ -36,13 +38,9 @@ class Views:
     flipped: Tensor
 
     def __post_init__(self) -> None:
-        boxes, flipped = self.boxes, self.flipped
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
-            raise ValueError(f"boxes must be (B, 4) float; got {tuple(boxes.shape)} {boxes.dtype}")
-        if flipped.shape != boxes.shape[:1] or flipped.dtype != torch.bool:
-            raise ValueError(
-                f"flipped must be ({len(boxes)},) bool; got {tuple(flipped.shape)} {flipped.dtype}"
-            )
+        boxes = self.boxes
+        require_tensor("boxes", boxes, ("B", 4), "float")
+        require_tensor("flipped", self.flipped, (len(boxes),), "bool")
         ordered = bool((boxes[:, :2] < boxes[:, 2:]).all())
         if not (ordered and bool(((boxes >= 0) & (boxes <= 1)).all())):
             raise ValueError("every box must have 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
@@ -50,6 +48,7 @@ class Views:
     @classmethod
     def whole(cls, batch: int, device: torch.device | str = "cpu") -> Views:
         """Views that show each image whole and unflipped."""
+        require_size(batch, "batch", least=0)
         box = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device)
         return cls(box.repeat(batch, 1), torch.zeros(batch, dtype=torch.bool, device=device))
 
@@ -78,9 +77,10 @@ class Views:
         Raises:
             ValueError: a range is empty or has impossible values.
         """
+        require_size(batch, "batch", least=0)
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must satisfy 0 < lowest <= highest <= 1; got {scale}")
-        if not 0 < ratio[0] <= ratio[1]:
+        if not 0 < ratio[0] <= ratio[1] < math.inf:
             raise ValueError(f"ratio must satisfy 0 < lowest <= highest; got {ratio}")
         if not 0 <= flip <= 1:
             raise ValueError(f"flip must be a probability; got {flip}")
@@ -138,7 +138,7 @@ class Views:
         Returns:
             (B, K, size, size), in the floating type of `images`, or float32 for uint8.
         """
-        self._check(images)
+        self._check("images", images, size)
         images = images if images.is_floating_point() else images.float()
         shape = [len(images), images.shape[1], size, size]
         grid = F.affine_grid(self.theta().to(images), shape, align_corners=False)
@@ -157,7 +157,8 @@ class Views:
         Returns:
             (B, K, size, size); a constant map stays exactly constant.
         """
-        self._check(maps)
+        self._check("maps", maps, size)
+        require_tensor("maps", maps, None, "float")
         centres = _centres(size, self.boxes.device).expand(len(self), size)
         x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
         across = torch.where(self.flipped[:, None], 1 - centres, centres)
@@ -166,6 +167,7 @@ class Views:
 
     def visible(self, size: int) -> Tensor:
         """(B, 1, size, size) bool: the full image's cells whose centre the view shows."""
+        require_size(size)
         centres = _centres(size, self.boxes.device)
         x0, y0, x1, y1 = self.boxes[:, :, None].unbind(1)  # (B, 1) each
         columns = (centres >= x0) & (centres <= x1)  # (B, size)
@@ -183,7 +185,8 @@ class Views:
             (B, C, size, size) full-image maps, and (B, 1, size, size) bool, the cells whose centre
             the view shows. The maps have a meaning only in these cells.
         """
-        self._check(maps)
+        self._check("maps", maps, size)
+        require_tensor("maps", maps, None, "float")
         centres = _centres(size, self.boxes.device)
         x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
         across, down = (centres - x0) / (x1 - x0), (centres - y0) / (y1 - y0)  # (B, size)
@@ -191,9 +194,9 @@ class Views:
         wide = _interpolate(maps, across, 3)  # (B, C, G, size)
         return _interpolate(wide, down, 2), self.visible(size)
 
-    def _check(self, maps: Tensor) -> None:
-        if maps.ndim != 4 or len(maps) != len(self):
-            raise ValueError(f"expected ({len(self)}, K, H, W); got {tuple(maps.shape)}")
+    def _check(self, name: str, maps: Tensor, size: int) -> None:
+        require_tensor(name, maps, (len(self), "K", "H", "W"))
+        require_size(size)
 
 
 def _centres(size: int, device: torch.device) -> Tensor:

@@ -1,8 +1,10 @@
 """Fixtures for all tests: own folders, the command line, a tiny Pascal VOC, real data."""
 
+import contextlib
 import os
 import random
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from spcl_lib.system import paths
 
 torch.set_num_threads(1)  # the models are tiny, and bit-identical results need a fixed number
 
+PIPE_SECONDS = 20.0
 # Settings under which a run on scenes takes a second or two, after the session's first.
 TINY = {
     "image_side": 32, "crop_side": 32, "eval_side": 32, "train_images": 48, "eval_images": 64,
@@ -63,6 +66,34 @@ def real_part(real_data, tmp_path):
         file.chmod(0o644)
         file.write_text("\n".join(chosen))
     return tmp_path / "part"
+
+
+@pytest.fixture
+def make_pipe():
+    """Makes pipes that nobody writes to.
+
+    After a while they end, so that code which waits for them fails its test and does not hang.
+    """
+    made, over = [], threading.Event()
+
+    def end_pipes():
+        wait = PIPE_SECONDS
+        while not over.wait(wait):
+            wait = 0.2
+            for file in made:
+                with contextlib.suppress(OSError):  # nobody waits for this one
+                    os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+
+    def make(file):
+        os.mkfifo(file)
+        made.append(file)
+        return file
+
+    thread = threading.Thread(target=end_pipes)
+    thread.start()
+    yield make
+    over.set()
+    thread.join()
 
 
 @pytest.fixture

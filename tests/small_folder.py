@@ -12,10 +12,14 @@ FOLDER = ("run", "--dataset", "folder", "--profile", "smoke", "--method", "an")
 
 
 def save_noise(file):
-    """Writes seeded noise, different for every name, as the kind of image that the name says."""
+    """Writes seeded noise, different for every name, as the kind of image that the name says.
+
+    Returns the file.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(zlib.crc32(file.name.encode()))
     Image.fromarray(rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)).save(file)
+    return file
 
 
 def make_folder(root, **counts):

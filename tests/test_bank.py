@@ -363,9 +363,9 @@ def test_a_file_and_a_gpu_do_not_go_together(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_images": 0}, "num_images=0"), ({"num_classes": 0}, "num_classes=0"),
-        ({"size": 0}, "size=0"), ({"momentum": 1.0}, "momentum"), ({"momentum": -0.1}, "momentum"),
-        ({"dtype": torch.int8}, "dtype"),
+        ({"num_images": 0}, "num_images must"), ({"num_classes": 0}, "num_classes must"),
+        ({"size": 0}, "size must"), ({"momentum": 1.0}, "momentum"),
+        ({"momentum": -0.1}, "momentum"), ({"dtype": torch.int8}, "dtype"),
     ],
 )  # fmt: skip
 def test_impossible_banks_are_refused(arguments, message):

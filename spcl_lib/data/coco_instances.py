@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from spcl_lib.data.objects import run_lengths
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import read_list
 
 # The keys that are read, and the type that each value must have.
 _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -76,8 +77,8 @@ def as_texts(data: Tensor) -> list[str]:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        with open(file, encoding="utf-8") as handle:
-            content = json.load(handle, object_hook=_pack_outlines)
+        text = read_list(file).decode("utf-8")
+        content = json.loads(text, object_hook=_pack_outlines)
     except (OSError, ValueError) as error:  # JSON's and Unicode's errors are ValueErrors
         raise UserError(
             f"'{file}' cannot be read as JSON ({error}); unpack COCO's annotations there again"

@@ -42,15 +42,30 @@ class Listing:
 def images_below(folder: Path) -> list[str]:
     """Sorted paths of all images below a folder, with "/"; hidden files are left out.
 
+    A link may lead to a folder elsewhere. But no folder is read twice: its images would appear
+    under two names, and a link to a parent would never end.
+
     Raises:
         UserError: a folder cannot be read.
     """
-    found = []
+    found, root = [], folder.resolve()
+    known = {root, *root.parents}
     for here, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name for name in sorted(folders)
+            if not name.startswith(".") and _is_new(Path(here, name), root, known)
+        ]  # fmt: skip
         names = [n for n in files if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
         found += [Path(here, name).relative_to(folder).as_posix() for name in names]
     return sorted(found)
+
+
+def _is_new(folder: Path, root: Path, known: set[Path]) -> bool:
+    """Whether a folder has not been read under another name; it is known from now on."""
+    real = folder.resolve()
+    new = real not in known and not (folder.is_symlink() and real.is_relative_to(root))
+    known.add(real)
+    return new
 
 
 def _stop(error: OSError) -> None:
@@ -94,8 +109,9 @@ def _class_folders(root: Path, full: Mapping[str, LabelRow]) -> tuple[Labels, in
     folders = {f.name for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")}
     for name in sorted(folders - found):
         raise UserError(
-            f"class folder '{root / name}' holds no image ({', '.join(SUFFIXES)}); remove it, "
-            "or list the images in a CSV file: --set labels=FILE"
+            f"class folder '{root / name}' holds no image ({', '.join(SUFFIXES)}), or links to a "
+            "folder that is read under another name; remove it, or list the images in a CSV file: "
+            "--set labels=FILE"
         )
     if found and {name.lower() for name in found} <= _SPLIT_NAMES:
         raise UserError(

@@ -133,9 +133,11 @@ class ImageSet:
 
 
 def _identify_file(file: Path, sampled: bool) -> bytes:
-    """Size and sample of a file; empty for a broken link, which the decoding reports later."""
+    """Size and sample of a file; empty for a broken link or a pipe: the decoding reports them."""
     try:
         size = file.stat().st_size
+        if not file.is_file():
+            return b""
         if not sampled:
             return str(size).encode()
         with open(file, "rb") as handle:

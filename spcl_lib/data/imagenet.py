@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import read_list
 
 CLASSES = 1000
 VALIDATION_IMAGES = 50_000
@@ -246,7 +247,7 @@ def _note_left_out(split: str, stray: list[str], why: str) -> list[str]:
 
 def _read_json(path: Path, source: str) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_list(path))
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); {source}") from error
     except ValueError as error:

@@ -44,6 +44,8 @@ def try_image(file: Path, side: int) -> np.ndarray | str:
     has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow refuses.
     """
     try:
+        if not file.is_file() and file.exists():
+            return "is no regular file"  # Pillow would wait for a pipe for ever
         with Image.open(file) as image:
             image.draft(None, (_DRAFT * side, _DRAFT * side))  # makes large JPEGs faster
             image.load()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import read_list
 
 Box = tuple[float, ...]  # x0, y0, x1, y1 as fractions of the image
 
@@ -75,7 +76,7 @@ def compose_accents(text: str) -> str:
 def _records(file: Path, column: str) -> list[tuple[int, list[str]]]:
     """Line numbers and fields of the header and of all lines that are not empty."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_list(file).decode("utf-8-sig")
     except OSError as error:
         raise UserError(
             f"label file '{file}' cannot be read ({error.strerror}); its name is a path below "
@@ -84,7 +85,7 @@ def _records(file: Path, column: str) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"'{file}', line {line}: no UTF-8 text; save it as CSV UTF-8") from error
-    reader = csv.reader(io.StringIO(text), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=None), strict=True)  # any line ending
     try:
         records = [(reader.line_num, fields) for fields in reader if any(fields)]
     except csv.Error as error:

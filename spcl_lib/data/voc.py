@@ -19,6 +19,7 @@ from spcl_lib.data.cache import make_once
 from spcl_lib.data.image_set import ImageSet, list_image_files
 from spcl_lib.data.objects import Boxes
 from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.files import read_list
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -94,7 +95,11 @@ def read_flags(folder: Path, split: str) -> tuple[list[str], Tensor]:
 def _rows(path: Path, fields: int) -> list[list[str]]:
     if not path.is_file():
         raise UserError(f"list '{path}' is missing; it belongs to Pascal VOC's ImageSets/Main")
-    rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = read_list(path).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"list '{path}' cannot be read ({error})") from error
+    rows = [line.split() for line in text.splitlines() if line.strip()]
     wrong = next((row for row in rows if len(row) != fields), None)
     if wrong is not None:
         raise UserError(f"'{path}' has the line '{' '.join(wrong)}'; expected {fields} fields")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl_lib.losses.assume_negative import assume_negative
+from spcl_lib.system.shapes import require_rows, require_tensor
 
 _LOWEST, _HIGHEST = 0.4, 0.6  # as published
 
@@ -30,6 +31,7 @@ def asset_regularisation(logits: Tensor, labels: Tensor, averages: Tensor, alpha
         averages: P (B, C), before they move.
         alpha: weight of the agreement.
     """
+    require_rows(logits, labels=labels, averages=averages)
     agreement = F.binary_cross_entropy_with_logits(logits, averages.to(logits))
     return assume_negative(logits, labels) + alpha * agreement
 
@@ -43,6 +45,7 @@ def moved_averages(averages: Tensor, logits: Tensor, step: float) -> Tensor:
         logits: s (B, C).
         step: eps, in [0, 1].
     """
+    require_rows(logits, averages=averages)
     return (1 - step) * averages + step * logits.sigmoid().to(averages)
 
 
@@ -53,5 +56,6 @@ def first_averages(labels: Tensor, seed: int) -> Tensor:
         labels: z (N, C) of the whole training set.
         seed: seed of the random values.
     """
+    require_tensor("labels", labels, ("N", "C"))
     chance = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(labels.bool(), 1.0, _LOWEST + (_HIGHEST - _LOWEST) * chance)

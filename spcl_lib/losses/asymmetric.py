@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_rows
+
 _SHIFT = 0.05
 _LEAST = 1e-8
 
@@ -22,6 +24,7 @@ def asymmetric(logits: Tensor, labels: Tensor, gamma: float = 4.0) -> Tensor:
         labels: z (B, C).
         gamma: focusing exponent of the negatives.
     """
+    require_rows(logits, labels=labels)
     q = (logits.sigmoid() - _SHIFT).clamp(min=0)
     negative = -(q**gamma) * (1 - q).clamp(min=_LEAST).log()
     return torch.where(labels.bool(), -F.logsigmoid(logits), negative).mean()

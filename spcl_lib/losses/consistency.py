@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl_lib.system.errors import unknown_name
+from spcl_lib.system.shapes import require_seen, require_tensor
 
 DISTANCES = ("bce", "l1", "l2")
 
@@ -23,6 +24,8 @@ def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     Raises:
         UserError: an unknown kind.
     """
+    require_tensor("logits", logits, None, "float")
+    require_tensor("target", target, logits.shape, "float")
     if kind == "bce":
         # CUDA's autocast refuses F.binary_cross_entropy(target, target).
         entropy = torch.special.entr(target) + torch.special.entr(1 - target)
@@ -43,6 +46,7 @@ def consistency(logits: Tensor, average: Tensor, kind: str = "bce") -> Tensor:
         average: P (B, C), the running average of p for each image.
         kind: the distance, one of DISTANCES.
     """
+    require_tensor("logits", logits, ("B", "C"), "float")
     return distance(logits, average, kind).mean()
 
 
@@ -56,5 +60,7 @@ def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = 
             The others count as if they agreed.
         kind: the distance, one of DISTANCES.
     """
+    require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
+    require_seen(seen, maps)
     total = (distance(maps, target, kind) * seen).sum()
     return total / (seen.amax(1).sum() * maps.shape[1]).clamp(min=1)

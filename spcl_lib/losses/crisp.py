@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_rows, require_tensor
+
 _DELTA = _TAU = 0.01  # as published
 
 
@@ -24,6 +26,8 @@ def class_priors(scores: Tensor, labels: Tensor) -> Tensor:
         scores: (N, C) predictions for all training images.
         labels: z (N, C); a class without annotation has the prior 0.
     """
+    require_tensor("scores", scores, ("N", "C"), "float")
+    require_tensor("labels", labels, scores.shape)
     priors = torch.zeros(scores.shape[1])
     for c in range(scores.shape[1]):
         annotated = scores[labels[:, c].bool(), c].sort().values
@@ -53,6 +57,8 @@ def crisp(logits: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
         labels: z (B, C).
         priors: pi (C,).
     """
+    require_rows(logits, labels=labels)
+    require_tensor("priors", priors, (logits.shape[1],), "float")
     p, labels = logits.sigmoid(), labels.to(logits)
     missed = ((1 - p) * labels).sum(0) / labels.sum(0).clamp(min=1)
     return (2 * priors * missed + (p.mean(0) - priors).abs()).mean()

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_rows, require_tensor
+
 
 def entropy_maximisation(
     logits: Tensor,
@@ -27,10 +29,12 @@ def entropy_maximisation(
         pseudo: (B, C) pseudo-labels of APL in [0, 1], NaN where there is none.
         beta: weight of the cross-entropy with the pseudo-labels.
     """
+    require_rows(logits, labels=labels)
     p = logits.sigmoid()
     entropy = -(p * F.logsigmoid(logits) + (1 - p) * F.logsigmoid(-logits))
     loss = torch.where(labels.bool(), -F.logsigmoid(logits), -alpha * entropy)
     if pseudo is not None:
+        require_tensor("pseudo", pseudo, logits.shape, "float")
         known = ~pseudo.isnan() & ~labels.bool()
         cross = F.binary_cross_entropy_with_logits(logits, pseudo.nan_to_num(), reduction="none")
         loss = torch.where(known, beta * cross, loss)
@@ -53,6 +57,9 @@ def add_pseudo_labels(
         labels: z (N, C).
         epochs_left: T, epochs from the first pseudo-labels to the end of the training.
     """
+    require_tensor("labels", labels, ("N", "C"))
+    require_tensor("pseudo", pseudo, labels.shape, "float")
+    require_tensor("predictions", predictions, labels.shape, "float")
     unknown = ~labels.bool()
     for c in range(labels.shape[1]):
         count = int(0.9 * int(unknown[:, c].sum()) / max(1, epochs_left))

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_rows, require_tensor
+
 
 def expected_negative(logits: Tensor, labels: Tensor, possible: Tensor) -> Tensor:
     """EN: BCE over the annotated positive and the expected negatives only.
@@ -23,6 +25,8 @@ def expected_negative(logits: Tensor, labels: Tensor, possible: Tensor) -> Tenso
     Returns:
         The sum over the other labels, divided by B * C: each label has the same weight as in AN.
     """
+    require_rows(logits, labels=labels)
+    require_tensor("possible", possible, logits.shape, "bool")
     loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
     return loss.masked_fill(possible & ~labels.bool(), 0).mean()
 
@@ -43,6 +47,8 @@ def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> T
     Returns:
         (C,) thresholds; infinite for a class that cannot be positive.
     """
+    require_tensor("presence", presence, ("N", "C"), "float")
+    require_tensor("labels", labels, presence.shape)
     labels = labels.bool()
     annotated = labels.sum(0)
     scale = (presence * labels).sum(0) / annotated.clamp(min=1)

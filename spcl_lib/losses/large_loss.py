@@ -14,6 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.errors import unknown_name
+from spcl_lib.system.shapes import require_rows, require_tensor
+
+KINDS = ("reject", "correct")
+
 
 def large_loss(logits: Tensor, labels: Tensor, count: int, kind: str = "reject") -> Tensor:
     """AN, mean over B * C, with an exception for the `count` largest losses of unknown labels.
@@ -24,6 +29,9 @@ def large_loss(logits: Tensor, labels: Tensor, count: int, kind: str = "reject")
         count: K.
         kind: the exception: "reject" sets their loss to 0, "correct" to -log p.
     """
+    require_rows(logits, labels=labels)
+    if kind not in KINDS:
+        raise unknown_name("exception", kind, KINDS)
     loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none")
     largest = largest_losses(loss, labels, count)
     other = torch.zeros_like(loss) if kind == "reject" else -F.logsigmoid(logits)
@@ -32,6 +40,8 @@ def large_loss(logits: Tensor, labels: Tensor, count: int, kind: str = "reject")
 
 def largest_losses(loss: Tensor, labels: Tensor, count: int) -> Tensor:
     """(B, C) bool: the `count` unknown labels with the largest losses (B, C)."""
+    require_tensor("loss", loss, ("B", "C"), "float")
+    require_tensor("labels", labels, loss.shape)
     unknown = loss.detach().masked_fill(labels.bool(), -math.inf).flatten()
     count = min(count, int((~labels.bool()).sum()))
     chosen = torch.zeros_like(unknown, dtype=torch.bool)
@@ -53,6 +63,8 @@ def correct_for_good(logits: Tensor, labels: Tensor, made: Tensor, count: int) -
         made: (B, C) bool; labels that earlier batches made positive; changed in place.
         count: K.
     """
+    require_rows(logits, labels=labels)
+    require_tensor("made", made, logits.shape, "bool")
     positive = labels.bool() | made
     loss = F.binary_cross_entropy_with_logits(logits, positive.to(logits), reduction="none")
     largest = largest_losses(loss, positive, count)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_rows
+
 _MARGIN, _GAMMA = 1.0, 2.0  # as published
 
 
@@ -22,6 +24,7 @@ def hill(logits: Tensor, labels: Tensor) -> Tensor:
         logits: s (B, C).
         labels: z (B, C).
     """
+    require_rows(logits, labels=labels)
     positive = -((1 - (logits - _MARGIN).sigmoid()) ** _GAMMA) * F.logsigmoid(logits - _MARGIN)
     p = logits.sigmoid()
     return torch.where(labels.bool(), positive, (1.5 - p) * p.square()).mean()
@@ -36,6 +39,7 @@ def splc(logits: Tensor, labels: Tensor, epoch: float, threshold: float = 0.6) -
         epoch: epochs done.
         threshold: tau.
     """
+    require_rows(logits, labels=labels)
     lowered = torch.where(labels.bool(), logits - _MARGIN, logits)
     p = lowered.sigmoid()
     positive = labels.bool() | ((p > threshold) if epoch >= 1 else torch.zeros_like(labels.bool()))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spcl_lib.losses.expected_positives import count_penalty
 from spcl_lib.losses.robust import robust_parts
+from spcl_lib.system.shapes import require_rows, require_tensor
 
 _RHO = 0.9  # as published: the probability that a pseudo-positive is positive
 _MOST = 0.7  # as published for VOC, COCO and NUS: the largest weight of a pseudo-positive
@@ -44,6 +45,8 @@ def pseudo_robust(
         least: smallest weight of a pseudo-positive (0.4 for VOC, 0.5 for COCO and NUS).
         count_weight: reg, weight of EPR's penalty (0.05 for VOC, 0.001 for COCO and NUS).
     """
+    require_rows(logits, labels=labels)
+    require_tensor("possible", possible, logits.shape, "bool")
     loss, v = robust_parts(logits, labels, progress)
     weight = (1 - v).clamp(least, _MOST)
     pseudo = -weight * (_RHO * F.logsigmoid(logits) + (1 - _RHO) * F.logsigmoid(-logits))

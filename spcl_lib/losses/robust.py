@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_rows
+
 _Q_POSITIVE, _Q_NEGATIVE = 0.01, 1.0  # as published
 # Values at the start and at the end, linear in between; the defaults of the published code.
 _STARTS = {"slope": 0.0, "offset": -2.0, "centre": 0.5, "width": 2.0}
@@ -33,6 +35,7 @@ def generalised_robust(logits: Tensor, labels: Tensor, progress: float) -> Tenso
 
 def robust_parts(logits: Tensor, labels: Tensor, progress: float) -> tuple[Tensor, Tensor]:
     """GR's loss of every label, and v; both (B, C). Arguments as in `generalised_robust`."""
+    require_rows(logits, labels=labels)
     now = {name: start + progress * (_ENDS[name] - start) for name, start in _STARTS.items()}
     p = logits.sigmoid().clamp(_LEAST, 1 - _LEAST)
     fixed = p.detach()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.system.shapes import require_rows, require_tensor
+
 _SLOPE = 2.0  # how fast the weight of a negative falls when the presence passes the threshold
 _LEAST = 1e-3
 
@@ -35,6 +37,12 @@ def robust_expected_negative(
         threshold: t (C,), the least presence of a possible class.
         robustness: r in (0, 1].
     """
+    require_rows(logits, labels=labels)
+    require_tensor("threshold", threshold, (logits.shape[1],), "float")
+    if presence is not None:
+        require_tensor("presence", presence, logits.shape, "float")
+    if not 0 < robustness <= 1:
+        raise ValueError(f"robustness must be in (0, 1]; got {robustness}")
     positive = labels.bool()
     negative = (1 - (1 - logits.sigmoid()).clamp(min=1e-6) ** robustness) / robustness
     loss = torch.where(positive, -F.logsigmoid(logits), negative)

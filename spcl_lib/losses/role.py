@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl_lib.losses.expected_positives import expected_positive_regularisation
+from spcl_lib.system.shapes import require_rows, require_tensor
 
 _START_POSITIVE, _START_UNKNOWN = 0.995, 0.6  # as published
 
@@ -25,6 +26,8 @@ def role(logits: Tensor, labels: Tensor, estimates: Tensor, k: float) -> Tensor:
         estimates: (B, C) logits of the estimated labels y; the optimiser also changes them.
         k: expected positives per image.
     """
+    require_rows(logits, labels=labels)
+    require_tensor("estimates", estimates, logits.shape, "float")
     return (_one_side(logits, estimates, labels, k) + _one_side(estimates, logits, labels, k)) / 2
 
 
@@ -40,6 +43,7 @@ def first_estimates(labels: Tensor, seed: int) -> Tensor:
         labels: z (N, C) of the whole training set.
         seed: seed of the random values.
     """
+    require_tensor("labels", labels, ("N", "C"))
     limit = math.log(_START_UNKNOWN / (1 - _START_UNKNOWN))
     chance = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
     certain = math.log(_START_POSITIVE / (1 - _START_POSITIVE))

@@ -137,6 +137,7 @@ def experiment_of(
     """
     overrides = dict(overrides or {})
     names = list(dict.fromkeys(methods)) or methods_of(dataset)
+    seeds = list(dict.fromkeys(seeds))
     main = [make_config(dataset, m, s, profile, overrides) for m in names for s in seeds]
     more = crop_scale_configs(dataset, profile, seeds, overrides=overrides) if ablation else []
     followed = [

@@ -117,7 +117,9 @@ def ablation_configs(
 ) -> dict[tuple[str, str], list[RunConfig]]:
     """The runs of an ablation by (value, method), one for each seed of the training."""
     return {
-        (value, method): [make_config(dataset, method, s, profile, settings) for s in seeds]
+        (value, method): [
+            make_config(dataset, method, seed, profile, settings) for seed in dict.fromkeys(seeds)
+        ]
         for value, settings in ablation.values.items()
         for method in ablation.methods
     }
@@ -131,7 +133,7 @@ def crop_scale_configs(
     methods: Sequence[str] = CROP_METHODS,
     overrides: Mapping[str, object] | None = None,
 ) -> list[RunConfig]:
-    """All runs of the ablation: every method, scale and seed.
+    """All runs of the ablation, each once: every method, scale and seed.
 
     At the profile's own scale, the runs are those of the profile, which may be finished already.
 
@@ -159,7 +161,7 @@ def crop_scale_configs(
             for method in methods
             for seed in seeds
         ]
-    return configs
+    return list(dict.fromkeys(configs))  # a value may be given twice
 
 
 def command_of(configs: Sequence[RunConfig]) -> str:

@@ -125,7 +125,7 @@ class League:
             raise UserError(f"there is no league of '{dataset}'; there is of {', '.join(LEAGUES)}")
         self.dataset, self.profile = dataset, LEAGUES[dataset]
         self.methods = league_methods(dataset, methods)
-        self.seeds, self.data_root = tuple(seeds), data_root
+        self.seeds, self.data_root = tuple(dict.fromkeys(seeds)), data_root
         self._contents: dict[str, str] = {}  # fingerprint of the data, by `report`
         configs = [self._config("an", 0, {"report": report}) for report in ("val", "test")]
         self._contents = {c.report: identify_data(c, data_root).content for c in configs}

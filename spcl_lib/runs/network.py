@@ -11,6 +11,7 @@ from spcl_lib.model import SpatialClassifier, build_backbone
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.pretraining import pretrained_backbone
 from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
 from spcl_lib.system.weights import load_weights
 
 
@@ -43,10 +44,13 @@ def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialCl
     """The trained network of the run in `folder`, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: the weights are missing, damaged, or from another network.
+        UserError: the weights are missing, damaged, not finite, or from another network.
     """
     features, num_features = build_backbone(config.backbone, None, config.dilation)
     pooling = Pooling(config.pooling, config.pooling_strength)
     model = SpatialClassifier(features, num_features, num_classes, pooling=pooling)
-    load_weights(model, folder / "weights.safetensors", f"the run's {config.backbone}")
+    file = folder / "weights.safetensors"
+    load_weights(model, file, f"the run's {config.backbone}")
+    if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
+        raise UserError(f"'{file}' holds values that are no numbers; run it again with --force")
     return model.eval()

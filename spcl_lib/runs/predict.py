@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
+import hashlib
+import io
+import os
+import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +26,14 @@ from spcl_lib.pooling import pooling_of
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.store import find_run, read_metrics
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write
+from spcl_lib.system.files import atomic_write, remove_stale
 from spcl_lib.system.machine import choose_device
 from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.system.shapes import require_tensor
 
 _BATCH = 64
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet starts a formula
+_LONGEST_NAME = 200  # bytes; the ending of a picture and of its temporary file must fit, too
 _THRESHOLD_IMAGES = 2000  # enough images to choose one number
 
 
@@ -77,12 +86,13 @@ class Predictor:
 
         Raises:
             ValueError: the images have another shape or type.
+            UserError: the network gives values that are not finite.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-            raise ValueError(
-                f"images must be (B, 3, H, W) uint8; got {tuple(images.shape)} {images.dtype}"
-            )
-        return predict_maps(self.model, images, self.config.eval_side, self.config.amp)
+        require_tensor("images", images, ("B", 3, "H", "W"), "uint8")
+        maps = predict_maps(self.model, images, self.config.eval_side, self.config.amp)
+        if not bool(maps.isfinite().all()):
+            raise UserError("the network gives scores that are no numbers; train the run again")
+        return maps
 
 
 def choose_threshold(model: nn.Module, images: Tensor, config: RunConfig) -> float:
@@ -129,27 +139,35 @@ def predict_files(
     out: Path,
     threshold: float,
     overlays: Overlays | None = None,
+    force: bool = False,
 ) -> tuple[int, list[str]]:
     """Writes a CSV file with a row for every image: its path, a score per class, its labels.
 
     `columns` gives the columns. Labels have "|" between them; the field is empty if there is no
-    label. Images are prepared as in the evaluation.
+    label. Images are prepared as in the evaluation. Spreadsheets must not take a name for a
+    formula: a path such as "=1.png" becomes "./=1.png", and other names get a "'" in front.
 
     Args:
         predictor: predictor of a finished run.
         images: one image file, or a folder; images are taken at any depth, sorted by path.
-        out: the CSV file; an old file is replaced when all rows are written.
+        out: the CSV file; earlier predictions are replaced when all rows are written.
         threshold: lowest score of a label that counts as present.
-        overlays: draws a picture of every image's heatmaps; none by default.
+        overlays: draws a picture of every image's heatmaps; none by default. The picture of the
+            image "a/b.jpg" is "a/b.jpg.png"; very long names are shortened.
+        force: replace also a file that holds no predictions.
 
     Returns:
         The number of images with a row, and the paths of images that could not be read.
 
     Raises:
-        UserError: there is no image, no image can be read, or a file cannot be written.
+        UserError: there is no image, no image can be read, a file cannot be written, or `out`
+            is another file than earlier predictions.
     """
+    _check_place(out, force)
     root, names = _find_images(images, overlays)
     skipped: list[str] = []
+    if overlays is not None:
+        remove_stale(overlays.folder, "**/.*.png")
     with silence_pillow(), _table(out, predictor.classes) as writer:
         for batch in _batches(root, names, predictor.config.image_side, skipped):
             maps = predictor.score_maps(torch.stack(list(batch.values())))  # (B, C, G, G)
@@ -157,7 +175,7 @@ def predict_files(
             for name, own_maps, own_scores in zip(batch, torch.sigmoid(maps), scores, strict=True):
                 writer.writerow(_row(name, own_scores, predictor.classes, threshold))
                 if overlays is not None:
-                    file = overlays.folder / f"{name}.png"
+                    file = overlays.folder / _picture_name(name)
                     overlays.draw(
                         root / name, file, predictor.classes, own_maps, own_scores, threshold
                     )
@@ -172,7 +190,7 @@ def columns(classes: Sequence[str]) -> list[str]:
     If a class has the name of another column, it gets a number, such as "path (2)".
     """
     names = ["path"]
-    for name in classes:
+    for name in map(_plain, classes):
         column, number = name, 2
         while column in (*names, "labels"):
             column, number = f"{name} ({number})", number + 1
@@ -180,12 +198,43 @@ def columns(classes: Sequence[str]) -> list[str]:
     return [*names, "labels"]
 
 
+def _check_place(out: Path, force: bool) -> None:
+    """Refuses a place where something else than predictions would be lost."""
+    if out.is_dir():
+        raise UserError(f"'{out}' is a folder; give the name of a CSV file")
+    if not os.path.lexists(out):
+        return
+    if not out.is_file():
+        raise UserError(f"'{out}' is no regular file; give the name of a CSV file")
+    if not (force or _holds_predictions(out)):
+        raise UserError(
+            f"'{out}' exists and holds no predictions; give another name, or --force to replace it"
+        )
+
+
+def _holds_predictions(file: Path) -> bool:
+    """Whether the first two lines look like those of `predict_files`, or the file is empty."""
+    with open(file, encoding="utf-8", errors="surrogateescape", newline="") as handle:
+        start = handle.read(2**22)  # a file without a line end must not fill the memory
+    try:
+        rows = list(islice(csv.reader(io.StringIO(start, newline="")), 2))
+    except csv.Error:
+        return False
+    if len(rows) < 2:
+        return not start
+    header, row = rows
+    are_scores = all(re.fullmatch(r"[01]\.\d{4}", text) for text in row[1:-1])
+    ends = header[:1] + header[-1:]
+    return len(header) == len(row) > 2 and ends == ["path", "labels"] and are_scores
+
+
 def _find_images(images: Path, overlays: Overlays | None) -> tuple[Path, list[str]]:
     """A folder, and the paths of the images below it."""
     if images.is_file():
         return images.parent, [images.name]
     if not images.is_dir():
-        raise UserError(f"'{images}' does not exist; give a folder of images or an image")
+        what = "is no regular file" if images.exists() else "does not exist"
+        raise UserError(f"'{images}' {what}; give a folder of images or an image")
     if overlays is not None and overlays.folder.resolve().is_relative_to(images.resolve()):
         raise UserError(
             f"the heatmaps' folder '{overlays.folder}' is inside '{images}', where the next "
@@ -200,8 +249,8 @@ def _find_images(images: Path, overlays: Overlays | None) -> tuple[Path, list[st
 @contextlib.contextmanager
 def _table(out: Path, classes: Sequence[str]) -> Iterator[Any]:
     """Gives a CSV writer; the file appears when all rows are written."""
-    if out.is_dir():
-        raise UserError(f"'{out}' is a folder; give the name of a CSV file")
+    out = out.resolve()  # a link stays a link
+    remove_stale(out.parent, f".{glob.escape(out.name)}")
     # File names that are not valid text are written unchanged.
     how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with atomic_write(out) as temporary, open(temporary, "w", **how) as file:
@@ -232,4 +281,20 @@ def _batches(
 def _row(name: str, scores: Tensor, classes: Sequence[str], threshold: float) -> list[str]:
     values = scores.tolist()
     labels = [c for c, value in zip(classes, values, strict=True) if value >= threshold]
-    return [name, *(f"{value:.4f}" for value in values), "|".join(labels)]
+    path = f"./{name}" if name.startswith(_FORMULA) else name
+    return [path, *(f"{value:.4f}" for value in values), _plain("|".join(labels))]
+
+
+def _plain(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _picture_name(name: str) -> str:
+    """The path of an image's picture below the folder of pictures."""
+    folder, slash, leaf = name.rpartition("/")
+    encoded = os.fsencode(leaf)
+    if len(encoded) > _LONGEST_NAME:
+        start = encoded[:_LONGEST_NAME].decode("utf-8", "ignore")
+        leaf = f"{start}-{hashlib.sha256(encoded).hexdigest()[:8]}"
+    return f"{folder}{slash}{leaf}.png"

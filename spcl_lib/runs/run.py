@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import draw_labels
@@ -43,7 +42,7 @@ from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.files import atomic_write, lock_folder, write_json
 from spcl_lib.system.fingerprints import all_code, fingerprint
 from spcl_lib.system.machine import choose_device, describe_machine
-from spcl_lib.system.weights import save_weights
+from spcl_lib.system.weights import save_tensors, save_weights
 from spcl_lib.train import Progress, make_optimizer, train
 
 _LOCK_SECONDS = 20.0  # time to wait for another process that locks the run's folder
@@ -222,11 +221,11 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
         save_weights(model, temporary)
     if method.bank is not None:
         with atomic_write(folder / "bank.safetensors") as temporary:
-            save_file(method.bank.tensors(), temporary)
+            save_tensors(method.bank.tensors(), temporary)
     if recorder is not None:
         recorder.save(folder)
     with atomic_write(folder / "scores.safetensors") as temporary:
-        save_file({"scores": scores, **by_pooling}, temporary)
+        save_tensors({"scores": scores, **by_pooling}, temporary)
     metrics |= {
         "dataset": config.dataset, "profile": config.profile, "method": config.method,
         "seed": config.seed, "epochs": config.epochs,

@@ -9,7 +9,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import DRAWS
 from spcl_lib.losses import DISTANCES
 from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
-from spcl_lib.model import BACKBONES
+from spcl_lib.model import AMP, BACKBONES
 from spcl_lib.pooling import KINDS, Pooling
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.system.errors import UserError, unknown_name
@@ -28,7 +28,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "backbone": BACKBONES,
     "pooling": KINDS,
     "trained": ("network", "head"),
-    "amp": ("auto", "bfloat16", "off"),
+    "amp": AMP,
     "distance": DISTANCES,
     "bank_dtype": ("uint8", "float16", "float32"),
     "expected_count": ("given", "estimated"),

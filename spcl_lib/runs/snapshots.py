@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spcl_lib.bank import HeatmapBank
@@ -33,6 +32,7 @@ from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import load_run, read_tensors
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
+from spcl_lib.system.weights import save_tensors
 
 FILE = "snapshots.safetensors"
 
@@ -63,7 +63,9 @@ class Recorder:
     def save(self, folder: Path) -> None:
         """Writes the file of a finished run."""
         with atomic_write(folder / FILE) as temporary:
-            save_file({name: torch.stack(parts) for name, parts in self.taken.items()}, temporary)
+            save_tensors(
+                {name: torch.stack(parts) for name, parts in self.taken.items()}, temporary
+            )
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """All snapshots so far."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
@@ -22,12 +21,13 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.network import load_network
-from spcl_lib.runs.settings import changes
+from spcl_lib.runs.settings import changes, make_config
 from spcl_lib.runs.splits import Splits, load_splits
 from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, lock_file, write_json
+from spcl_lib.system.files import atomic_write, lock_file, read_list, write_json
+from spcl_lib.system.weights import load_tensors
 
 Metrics = dict[str, Any]  # content of a run's metrics.json
 
@@ -58,7 +58,8 @@ def find_run(place: Path) -> Path:
     place = place.parent if place.name == "metrics.json" else place
     if (place / "metrics.json").is_file():
         return place
-    runs = sorted(place.rglob("metrics.json"), key=lambda file: file.stat().st_mtime_ns)
+    found = (file for file in place.rglob("metrics.json") if file.is_file())
+    runs = sorted(found, key=lambda file: file.stat().st_mtime_ns)
     if not runs:
         state = "has not finished" if (place / "config.json").is_file() else "is no run"
         raise UserError(
@@ -90,7 +91,7 @@ def read_config(file: Path) -> tuple[RunConfig, str | None]:
     """
     file = file / "config.json" if file.is_dir() else file
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_list(file))
         return RunConfig.from_flat(content["config"]), content["data_root"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -111,7 +112,7 @@ def load_metrics(config: RunConfig) -> Metrics | None:
     every new setting keeps the old behaviour.
     """
     try:
-        metrics = json.loads((run_folder(config) / "metrics.json").read_text())
+        metrics = json.loads(read_list(run_folder(config) / "metrics.json"))
         return metrics if _DEFAULTS | metrics["config"] == config.flat() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -124,7 +125,7 @@ def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
         UserError: metrics.json is missing, damaged, or of another version of spcl.
     """
     try:
-        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics = json.loads(read_list(folder / "metrics.json"))
         metrics["classes"], metrics["mAP"]
         return RunConfig.from_flat(metrics["config"]), metrics
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -205,7 +206,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         UserError: the file is missing or damaged.
     """
     try:
-        return load_file(file)
+        return load_tensors(file)
+    except UserError:
+        raise
     except Exception as error:  # safetensors raises many kinds for a damaged file
         raise UserError(f"'{file}' cannot be read ({error}); run it again with --force") from error
 
@@ -214,29 +217,59 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 SUMMARY_COLUMNS = (
     "dataset", "profile", "method", "seed", "mAP", "epochs", "train_seconds", "CF1", "OF1",
-    "report", "folder",
+    "report", "folder", "content", "changes",
 )  # fmt: skip
 
 
 def write_summary() -> Path:
-    """Replaces results/summary.csv, with one row per finished run."""
+    """Replaces results/summary.csv, with one row per finished run.
+
+    `changes` has the settings that differ from the profile, and `content` identifies the data. Only
+    runs with the same values there differ by their seed alone. Copies of a run's folder get no row.
+    """
     path = paths.results() / "summary.csv"
     with lock_file(path):  # runs that end at the same time must not remove each other's row
-        rows = []
+        rows: dict[object, Mapping[str, object]] = {}
         for file in sorted(paths.results().glob("*/*/metrics.json")):
             try:
-                rows.append(_summary_row(file))
-            except (ValueError, KeyError, TypeError):
+                metrics = json.loads(read_list(file))
+                row = _summary_row(metrics, file.parent)
+                what = json.dumps(_DEFAULTS | metrics["config"], sort_keys=True)
+                if what not in rows or _is_in_place(metrics, file.parent):
+                    rows[what] = row
+            except (OSError, ValueError, KeyError, TypeError):
                 print(f"spcl: '{file}' is damaged and left out; run it again", file=sys.stderr)
         with atomic_write(path) as temporary, open(temporary, "w", newline="") as handle:
             writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(rows.values())
     return path
 
 
-def _summary_row(path: Path) -> Mapping[str, object]:
-    metrics = json.loads(path.read_text())
+def _summary_row(metrics: Metrics, folder: Path) -> Mapping[str, object]:
     row = {name: metrics[name] for name in SUMMARY_COLUMNS[:7]}
     row |= {name: metrics["at_0.5"][name] for name in ("CF1", "OF1")}
-    return row | {"report": metrics["config"]["report"], "folder": path.parent.name}
+    config = _DEFAULTS | metrics["config"]
+    return row | {
+        "report": config["report"], "folder": folder.name, "content": config["content"],
+        "changes": " ".join(f"{k}={v}" for k, v in _changes(config).items()),
+    }  # fmt: skip
+
+
+def _changes(config: Mapping[str, Any]) -> dict[str, object]:
+    """The settings that differ from the profile; all others if the profile exists no more."""
+    names = ("dataset", "method", "seed", "profile")
+    try:
+        usual = make_config(*(config[name] for name in names)).flat()
+    except UserError:
+        usual = _DEFAULTS
+    left_out = (*names, "content")
+    return {k: v for k, v in config.items() if k not in left_out and v != usual.get(k)}
+
+
+def _is_in_place(metrics: Metrics, folder: Path) -> bool:
+    """Whether a run is in its own folder, which is no copy."""
+    try:
+        return run_folder(RunConfig.from_flat(metrics["config"])) == folder
+    except (UserError, TypeError):  # of another version
+        return False

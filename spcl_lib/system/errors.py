@@ -24,3 +24,8 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(name), valid, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return UserError(f"unknown {kind} '{name}'.{hint} Valid: {', '.join(valid)}")
+
+
+def printable(text: str) -> str:
+    """A text on one line: line breaks and other signs that cannot be printed become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

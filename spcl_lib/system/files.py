@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from spcl_lib.system.errors import UserError
 from spcl_lib.system.paths import cache, results
 
 LOCKED = 3  # exit status of a process that could not work for a `LockedError`
+_LONGEST_LIST = 2**31  # bytes; the lists of COCO and ImageNet have less than 2**29
 
 
 class LockedError(UserError):
@@ -126,11 +128,54 @@ def _name_holder(folder: Path) -> str:
     return "another process"
 
 
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Removes temporary files of `atomic_write` whose processes have ended, killed while writing.
+
+    Args:
+        folder: folder of the files.
+        pattern: pattern of the temporary files' names, without the process and the ending; for
+            instance ".predictions.csv".
+    """
+    if os.name == "posix":  # elsewhere os.kill ends the process
+        for file in folder.glob(f"{pattern}.[0-9]*.tmp"):
+            number = file.name.split(".")[-2]
+            if number.isdecimal() and not _runs(int(number)):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
 def _remove(folder: Path, *patterns: str) -> None:
     """Removes the files that match; a file that cannot be removed stays."""
     for file in [file for pattern in patterns for file in folder.glob(pattern)]:
         with contextlib.suppress(OSError):
             file.unlink()
+
+
+def read_list(file: Path) -> bytes:
+    """The content of a file that must end, such as a list of labels that the user names.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file (a pipe or a device may never end), or
+            has more than 2 GiB. `strerror` tells which.
+    """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    with open(file, "rb") as handle:
+        content = b"" if status.st_size > _LONGEST_LIST else handle.read(_LONGEST_LIST + 1)
+    if max(status.st_size, len(content)) > _LONGEST_LIST:
+        raise OSError(errno.EINVAL, "it has more than 2 GiB", str(file))
+    return content
 
 
 def write_json(path: Path, value: object) -> None:

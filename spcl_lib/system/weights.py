@@ -1,17 +1,22 @@
-"""Files of weights: reads state dicts safely, or gives the reason why it cannot."""
+"""Files of tensors: reads weights safely, or gives the reason why it cannot."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
 from spcl_lib.system.checksums import sha256_of
 from spcl_lib.system.errors import UserError
+
+_CHECKSUM = "crc32"
 
 
 def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
@@ -95,8 +100,10 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         raise UserError(f"weights file '{file}' does not exist; give one with --set weights=FILE")
     try:
         if file.suffix == ".safetensors":
-            return load_safetensors(file)
+            return load_tensors(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"weights file '{file}' cannot be read ({type(error).__name__})") from error
     if not (isinstance(state, dict) and all(isinstance(v, Tensor) for v in state.values())):
@@ -105,5 +112,35 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def save_weights(model: nn.Module, file: Path) -> None:
-    """Writes a state dict as safetensors, which needs contiguous tensors."""
-    save_safetensors({k: v.contiguous() for k, v in model.state_dict().items()}, file)
+    """Writes a state dict with `save_tensors`."""
+    save_tensors(model.state_dict(), file)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Writes tensors as a safetensors file with a checksum, which the format lacks."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_safetensors(tensors, file, {_CHECKSUM: _checksum(tensors)})
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Reads tensors that `save_tensors` wrote; older files without a checksum are not checked.
+
+    Raises:
+        UserError: the checksum is wrong.
+        Exception: the file is missing, or no safetensors file; of many kinds.
+    """
+    tensors = load_safetensors(file)
+    with safe_open(file, "pt") as handle:
+        expected = (handle.metadata() or {}).get(_CHECKSUM)
+    if expected not in (None, _checksum(tensors)):
+        raise UserError(f"'{file}' is damaged: its checksum is wrong; run it again with --force")
+    return tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Eight characters that change with any name, shape, type or bit."""
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy(), value)
+    return f"{value:08x}"

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from spcl_lib.data.images import to_rgb
+from spcl_lib.system.errors import printable
 from spcl_lib.system.files import atomic_write
 from spcl_lib.viewer.heat import draw_heat, heat_colours
 from spcl_lib.viewer.style import font
@@ -123,7 +124,8 @@ def _draw_scale(
 
 
 def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:
-    """Writes a text; if it is wider than `width`, dots replace its end."""
+    """Writes a text in one line; if it is wider than `width`, dots replace its end."""
+    text = printable(text)
     if draw.textlength(text, font(_TEXT)) > width:
         while text and draw.textlength(f"{text}…", font(_TEXT)) > width:
             text = text[:-1]

@@ -106,6 +106,54 @@ def test_folders_may_be_links(root, tmp_path):
     assert len(everything(*load(root))) == 8
 
 
+@pytest.mark.parametrize("where", [".", "..", "../..", "../dog", "deep/folder"])
+def test_no_image_is_read_twice_through_a_link(root, where):
+    """A link to a parent gave ten images 41 names each, and half of them the wrong label."""
+    make_folder(root, cat=5, dog=5)
+    (root / "cat" / "deep" / "folder").mkdir(parents=True)
+    before = everything(*load(root))
+    (root / "cat" / "again").symlink_to(where)
+    assert everything(*load(root)) == before and len(before) == 10
+
+
+def test_links_to_folders_elsewhere_end_too(root, tmp_path):
+    make_folder(tmp_path / "elsewhere", cat=4, dog=4)
+    (tmp_path / "elsewhere" / "cat" / "loop").symlink_to("..")
+    root.mkdir()
+    (root / "all").symlink_to(tmp_path / "elsewhere")
+    (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    assert folder.images_below(root) == sorted(
+        [f"all/dog/dog {i}.png" for i in range(4)] + [f"cat/cat {i}.png" for i in range(4)]
+    )
+
+
+def test_a_class_folder_that_links_to_another_is_named(root):
+    make_folder(root, cat=5, dog=5)
+    (root / "owl").symlink_to("cat")
+    with pytest.raises(UserError, match="owl' .*is read under another name"):
+        load(root)
+
+
+def test_a_pipe_among_the_images_is_named(root, make_pipe):
+    make_pipe(make_folder(root) / "cat" / "pipe.png")
+    with pytest.raises(UserError, match="pipe.png' is no regular file"):
+        load(root)
+
+
+@pytest.mark.parametrize("name", ["labels", "full_labels"])
+def test_a_list_must_be_a_regular_file(root, name, make_pipe):
+    make_pipe(make_folder(root) / "pipe.csv")
+    with pytest.raises(UserError, match="pipe.csv' cannot be read .it is no regular file"):
+        load(root, **{name: "pipe.csv"})
+
+
+def test_a_list_has_a_largest_size(root):
+    with open(make_folder(root) / "large.csv", "w") as file:
+        file.truncate(2**31 + 1)  # it takes no space on the disk
+    with pytest.raises(UserError, match="large.csv' cannot be read .it has more than 2 GiB"):
+        load(root, labels="large.csv")
+
+
 # --- a list of labels -----------------------------------------------------------------------------
 
 

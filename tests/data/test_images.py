@@ -221,7 +221,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(UserError, match="gone.jpg' is missing"):
         read_image(tmp_path / "gone.jpg", 8)
     (tmp_path / "folder.jpg").mkdir()
-    with pytest.raises(UserError, match="folder.jpg' cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="folder.jpg' is no regular file"):
         read_image(tmp_path / "folder.jpg", 8)
 
 

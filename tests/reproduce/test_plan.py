@@ -80,6 +80,7 @@ def test_the_main_job_is_the_papers_methods_with_three_seeds(results):
 
 
 def test_methods_and_seeds_that_are_named_twice_count_once(results, spcl):
+    assert scenes(methods=["an", "an"], seeds=[0, 0]) == scenes(methods=["an"], seeds=[0])
     outcome = spcl("reproduce", "--list", "--only", "an", "an", "--seeds", 0, 0)
     assert outcome.status == 0 and outcome.out.count("scenes-cpu/an-seed0 ") == 1
 

@@ -26,6 +26,14 @@ def test_the_profiles_own_scale_gives_the_profiles_own_runs():
     assert run_folder(own).name == "scl-seed2"
 
 
+def test_what_is_named_twice_counts_once():
+    once = crop_scale_configs("scenes", "cpu", [0], [0.5], ["an"])
+    assert crop_scale_configs("scenes", "cpu", [0, 0], [0.5, 0.50], ["an", "an"]) == once
+    found = ablation.ablations("scenes", "cpu", 1000)["weight"]
+    once = ablation.ablation_configs(found, "scenes", "cpu", [1, 0])
+    assert ablation.ablation_configs(found, "scenes", "cpu", [1, 0, 1]) == once
+
+
 def test_other_settings_apply_to_all_and_the_varied_one_cannot_be_set():
     configs = crop_scale_configs("scenes", overrides={"epochs": 3, "snapshots": 5})
     assert {(c.epochs, c.snapshots) for c in configs} == {(3, 5)}

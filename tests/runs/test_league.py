@@ -103,6 +103,10 @@ def test_a_data_set_without_a_league_is_refused(results):
         League("imagenet")
 
 
+def test_a_seed_that_is_named_twice_counts_once(results):
+    assert League("scenes", ["an"], [3, 3, 4]).seeds == (3, 4)
+
+
 def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
     finish_rounds(small, lambda c: {"an": 40.0, "full": 60.0}.get(c.method, 50.0) + c.seed)
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)

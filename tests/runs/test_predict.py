@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
 
 import spcl_lib
@@ -165,6 +166,15 @@ def test_a_file_name_that_is_no_text_goes_in_as_it_is(predict, tmp_path):
     assert outcome.status == 0 and os.fsencode(rows[0]["path"]) == b"x/\xe9.png"
 
 
+def test_a_pipe_is_left_out_and_named(predict, tmp_path, make_pipe):
+    new = make_folder(tmp_path / "new", x=2)
+    make_pipe(new / "pipe.png")
+    outcome, rows = predict(new)
+    assert outcome.status == 0 and len(rows) == 2
+    assert "left out 1 that cannot be read: pipe.png" in outcome.err
+    assert_mistake(predict(new / "pipe.png")[0], "pipe.png", "no regular file")
+
+
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -228,6 +238,153 @@ def test_a_run_without_a_threshold_needs_one(predict, trained, tmp_path):
     (run / "metrics.json").write_text(json.dumps(metrics))
     assert_mistake(predict(trained[1] / "dog", run=run)[0], run, "--threshold 0.5")
     assert predict(trained[1] / "dog", "--threshold", "0.5", run=run)[0].status == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named(predict, trained, tmp_path, value):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    state = load_file(run / "weights.safetensors")
+    state["head.bias"][0] = value
+    save_file(state, run / "weights.safetensors")
+    outcome, rows = predict(trained[1] / "dog", run=run)
+    assert_mistake(outcome, run / "weights.safetensors", "no numbers", "--force")
+    assert rows is None
+
+
+def test_scores_that_are_no_numbers_are_refused(trained):
+    predictor = Predictor.load(trained[0])
+    with torch.no_grad():
+        predictor.model.head.bias[0] = torch.nan
+    with pytest.raises(UserError, match="no numbers"):
+        predictor(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.99])
+def test_a_flipped_bit_in_the_weights_is_noticed(predict, trained, tmp_path, place):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    file = run / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")  # behind the header
+    content[start + int(place * (len(content) - start))] ^= 1
+    file.write_bytes(content)
+    outcome, rows = predict(trained[1] / "dog", run=run)
+    assert_mistake(outcome, file, "damaged", "checksum")
+    assert rows is None
+
+
+# --- what must not be lost ------------------------------------------------------------------------
+
+
+LABELS = "path,labels\ncat/cat 1.png,cat|dog\n"
+SPLITS = "path,split,labels\ncat/cat 1.png,train,cat|dog\n"
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n", b"a\0b", LABELS.encode(), SPLITS.encode()])
+def test_a_file_that_holds_no_predictions_is_replaced_only_by_force(
+    predict, trained, tmp_path, content
+):
+    out = tmp_path / "out.csv"
+    out.write_bytes(content)
+    outcome = predict(trained[1] / "dog")[0]
+    assert_mistake(outcome, out, "holds no predictions", "--force")
+    assert out.read_bytes() == content
+    outcome, rows = predict(trained[1] / "dog", "--force")
+    assert outcome.status == 0 and len(rows) == 12
+    assert predict(trained[1] / "cat")[0].status == 0  # predictions are replaced
+
+
+def test_an_input_image_stays(spcl, trained):
+    image = trained[1] / "dog" / "dog 3.png"
+    before = image.read_bytes()
+    outcome = spcl("predict", "--run", trained[0], "--images", image.parent, "--out", image)
+    assert_mistake(outcome, image, "holds no predictions")
+    assert image.read_bytes() == before
+
+
+def test_only_a_regular_file_is_written(predict, trained, tmp_path, make_pipe):
+    out = tmp_path / "out.csv"
+    make_pipe(out)
+    for force in ((), ("--force",)):
+        assert_mistake(predict(trained[1] / "dog", *force)[0], out, "no regular file")
+    assert out.is_fifo()
+    out.unlink()
+    out.symlink_to("/dev/null")
+    assert_mistake(predict(trained[1] / "dog", "--force")[0], out, "no regular file")
+    assert out.is_symlink()
+
+
+def test_a_link_to_predictions_stays_a_link(predict, trained, tmp_path):
+    out, target = tmp_path / "out.csv", tmp_path / "elsewhere" / "old.csv"
+    target.parent.mkdir()
+    target.touch()  # an empty file holds nothing that can be lost
+    out.symlink_to(target)
+    outcome, rows = predict(trained[1] / "dog")
+    assert outcome.status == 0 and len(rows) == 12
+    assert out.is_symlink() and target.read_text().startswith("path,cat,dog,")
+
+
+def test_what_a_killed_prediction_left_is_removed(predict, trained, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    heat = tmp_path / "heat" / "x"
+    heat.mkdir(parents=True)
+    left = [tmp_path / f".out.csv.{ended.pid}.tmp", heat / f".a.png.png.{ended.pid}.tmp"]
+    others = [
+        tmp_path / f".out.csv.{os.getppid()}.tmp",  # its process still runs
+        tmp_path / f".other.csv.{ended.pid}.tmp", tmp_path / ".out.csv.1x.tmp",
+    ]  # fmt: skip
+    for file in (*left, *others):
+        file.touch()
+    assert predict(trained[1] / "dog", "--heatmaps", tmp_path / "heat")[0].status == 0
+    assert not any(file.exists() for file in left) and all(file.exists() for file in others)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+NAMES = ["two\nlines.png", "tab\t.png", "x" * 251 + ".png", "=cmd|calc!A0.png", "-1+2.png"]
+
+
+def test_no_file_name_loses_the_predictions(predict, tmp_path):
+    new, heat = tmp_path / "new", tmp_path / "heat"
+    for name in NAMES:
+        save_noise(new / "a.png").rename(new / name)
+    (new / "broken\n.png").write_text("404")
+    outcome, rows = predict(new, "--heatmaps", heat)
+    assert outcome.status == 0 and r"cannot be read: broken\n.png" in outcome.err
+    assert sorted((new / row["path"]).name for row in rows) == sorted(NAMES)
+    assert not any(row["path"].startswith(("=", "-")) for row in rows)
+    pictures = [file.name for file in heat.iterdir()]
+    assert len(pictures) == len(NAMES) and {f"{NAMES[0]}.png", f"{NAMES[3]}.png"} < set(pictures)
+
+
+def test_long_names_that_differ_at_their_end_get_pictures_of_their_own(predict, tmp_path):
+    new, heat = tmp_path / "new", tmp_path / "heat"
+    for end in ("ä", "ö"):
+        save_noise(new / "a.png").rename(new / f"{'ü' * 120}{end}.png")
+    assert predict(new, "--heatmaps", heat)[0].status == 0
+    assert len(list(heat.iterdir())) == 2
+
+
+def test_no_class_name_is_a_formula(predict, trained, tmp_path):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    metrics = run_metrics(run) | {"classes": ["=cmd|' /C calc'!A0", "@x", "two\nlines"]}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    for _ in range(2):  # they are predictions that can be replaced
+        outcome, rows = predict(
+            trained[1] / "dog", "--threshold", "0", "--heatmaps", tmp_path / "heat", run=run
+        )
+        assert outcome.status == 0
+    assert list(rows[0]) == ["path", "'=cmd|' /C calc'!A0", "'@x", "two\nlines", "labels"]
+    assert rows[0]["labels"] == "'=cmd|' /C calc'!A0|@x|two\nlines"
+
+
+def test_a_pipe_instead_of_a_runs_file_is_named(predict, spcl, trained, tmp_path, make_pipe):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    (run / "metrics.json").unlink()
+    make_pipe(run / "metrics.json")
+    assert_mistake(predict(trained[1] / "dog", run=run)[0], "has not finished")
+    assert_mistake(spcl("run", "--config", run / "metrics.json"), "no configuration of a run")
 
 
 # --- which run ------------------------------------------------------------------------------------
