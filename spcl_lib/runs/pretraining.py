@@ -7,6 +7,7 @@ harm.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from spcl_lib.data.cache import make_once, say_damaged
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.system import paths
-from spcl_lib.system.checksums import DamagedError, sha256_of
+from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.files import atomic_write, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.machine import use_one_thread
@@ -89,7 +90,7 @@ def pretrained_backbone(images: int, epochs: int, amp: str = "auto") -> tuple[Pa
             with atomic_write(path) as temporary:
                 save_weights(backbone, temporary)
             with atomic_write(note) as temporary:
-                temporary.write_text(f"{accuracy:.2f} {sha256_of(path)}\n")
+                temporary.write_text(f"{accuracy:.2f} {_sha256(path)}\n")
     return path, float(f"{accuracy:.2f}")
 
 
@@ -97,7 +98,7 @@ def _noted_accuracy(path: Path, note: Path) -> float | None:
     """The accuracy of the cached weights; None if they are missing or damaged."""
     try:
         accuracy, sha256 = note.read_text().split()
-        if sha256 != sha256_of(path):
+        if sha256 != _sha256(path):
             raise DamagedError("its SHA-256 is not the noted one")
         return float(accuracy)
     except FileNotFoundError:
@@ -105,6 +106,10 @@ def _noted_accuracy(path: Path, note: Path) -> float | None:
     except (ValueError, DamagedError) as error:
         say_damaged(path, error)
         return None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def glyph_data(images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -145,12 +144,6 @@ def _read_seal(handle: BinaryIO) -> dict[str, Any] | None:
 
 
 # --- all kinds ------------------------------------------------------------------------------------
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, as hexadecimal text."""
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def raise_if_sound(error: Exception) -> None:

@@ -27,7 +27,8 @@ _SECONDS = 120.0  # a compiler that takes longer counts as missing
 def load_compiled(source: Path) -> ctypes.CDLL | None:
     """The functions of a C file; None if this machine cannot compile it.
 
-    The library is kept in the cache, and made again for another source, compiler or processor.
+    The library is kept in the cache, and made again for another source, compiler or processor, and
+    if it is damaged: it could end the process, or compute something else.
 
     Args:
         source: a C file that uses the standard library only.
@@ -41,7 +42,7 @@ def load_compiled(source: Path) -> ctypes.CDLL | None:
     name = f"{source.stem}-{hashlib.sha256(key).hexdigest()[:16]}.so"
     library = paths.cache() / "compiled" / name
     try:
-        if not library.is_file():
+        if not _is_sound(library):
             _compile(command, library)
         return ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError):  # no space, not allowed, an unknown option, ...
@@ -74,7 +75,19 @@ def _compile(command: list[str], library: Path) -> None:
             [*command, "-o", str(made)], check=True, capture_output=True, timeout=_SECONDS
         )
         ctypes.CDLL(str(made))  # what cannot be loaded is not kept
-        os.replace(made, library)
+        note = made.with_suffix(".sha256")
+        note.write_text(hashlib.sha256(made.read_bytes()).hexdigest())
+        for file in (made, note):
+            os.replace(file, library.parent / file.name)
+
+
+def _is_sound(library: Path) -> bool:
+    """Whether a library is there, as it was compiled."""
+    try:
+        noted = library.with_suffix(".sha256").read_text()
+        return noted == hashlib.sha256(library.read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        return False
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -13,7 +14,6 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
-from spcl_lib.system.checksums import sha256_of
 from spcl_lib.system.errors import UserError
 
 _CHECKSUM = "crc32"
@@ -55,7 +55,8 @@ def _fetch_weights(name: str) -> Path:
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(file), start)
-        digest = sha256_of(file)
+        with open(file, "rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a damaged download
         raise UserError(
             f"torchvision's weights of {name} could not be downloaded ({error}); "

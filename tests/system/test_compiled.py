@@ -35,14 +35,31 @@ def test_a_library_is_compiled_once_and_again_for_another_source(source, tmp_pat
     if library is None:
         pytest.skip("this machine has no C compiler")
     assert library.answer() == 42
-    (made,) = (tmp_path / "cache" / "compiled").iterdir()
+    (made,) = (tmp_path / "cache" / "compiled").glob("*.so")
     before = made.stat().st_mtime_ns
     compiled.load_compiled.cache_clear()
     assert compiled.load_compiled(source).answer() == 42 and made.stat().st_mtime_ns == before
     source.write_text(SOURCE.replace("42", "43"))
     compiled.load_compiled.cache_clear()
     assert compiled.load_compiled(source).answer() == 43
-    assert len(list(made.parent.iterdir())) == 2
+    assert len(list(made.parent.glob("*.so"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "unnoted"])
+def test_a_damaged_library_is_compiled_again(damage, source, tmp_path):
+    if compiled.load_compiled(source) is None:
+        pytest.skip("this machine has no C compiler")
+    (made,) = (tmp_path / "cache" / "compiled").glob("*.so")
+    whole = made.read_bytes()
+    made.unlink()  # the loaded one stays as it is
+    at = whole.index(b"\x2a\x00\x00\x00")  # 42, in the code
+    damaged = whole[:5000] if damage == "cut" else whole[:at] + b"\x2b" + whole[at + 1 :]
+    made.write_bytes(whole if damage == "unnoted" else damaged)
+    if damage == "unnoted":
+        made.with_suffix(".sha256").unlink()
+    compiled.load_compiled.cache_clear()
+    compiled.load_compiled(source)
+    assert made.read_bytes() == whole and made.with_suffix(".sha256").exists()
 
 
 def test_without_a_compiler_there_is_no_library(source, monkeypatch):
