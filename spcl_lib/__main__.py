@@ -223,7 +223,7 @@ def _jobs(options: Options) -> int:
 
 
 def _run(options: Options) -> int:
-    from spcl_lib.runs.notebooks import execute
+    from spcl_lib.runs.notebooks import check_output, execute
     from spcl_lib.runs.progress import print_progress
     from spcl_lib.runs.run import run
     from spcl_lib.runs.splits import identify_data
@@ -232,6 +232,8 @@ def _run(options: Options) -> int:
     end_with_parent()
     if bool(options.config) == bool(options.method):
         raise UserError(f"give --method NAME ({', '.join(METHODS)}), or --config FILE")
+    if options.notebook:
+        check_output(Path(options.notebook))  # before the training
     if options.config:
         waiting = [read_config(Path(file)) for file in options.config]
     else:

@@ -213,6 +213,20 @@ def test_a_repeat_shows_its_epochs(spcl, results, tiny):
     assert outcome.err.count("an seed 0: epoch ") == tiny["epochs"]
 
 
+def test_a_notebook_replaces_no_other_file_and_this_is_said_before_the_training(
+    spcl, results, tiny, tmp_path
+):
+    photo = tmp_path / "photo.jpg"
+    photo.write_text("a photo")
+    (tmp_path / "folder.ipynb").mkdir()
+    for file in (photo, tmp_path / "folder.ipynb"):
+        outcome = spcl(*RUN, "--method", "an", "--notebook", file, **tiny)
+        assert outcome.status == 2 and f"'{file}' cannot hold a notebook" in outcome.err
+        outcome = spcl("notebooks", "02_results", "--out", file)
+        assert outcome.status == 2 and f"'{file}' cannot hold a notebook" in outcome.err
+    assert photo.read_text() == "a photo" and not list(results.rglob("metrics.json"))
+
+
 def test_another_configuration_is_another_run(spcl, results, tiny):
     for changes in ({}, {"epochs": 2}, {"lr": 1e-3}):
         spcl(*RUN, "--method", "an", **(tiny | changes))

@@ -81,6 +81,16 @@ def check_parameters(name: str, parameters: Mapping[str, object]) -> None:
             )
 
 
+def check_output(file: Path) -> None:
+    """Refuses a place for an executed notebook where something else would be lost.
+
+    Raises:
+        UserError: its name does not end in .ipynb, or it is no regular file.
+    """
+    if file.suffix != ".ipynb" or (os.path.lexists(file) and not file.is_file()):
+        raise UserError(f"'{file}' cannot hold a notebook; give the name of a file, NAME.ipynb")
+
+
 def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     """Runs a notebook in a kernel of its own, in the folder of the notebooks.
 
@@ -90,11 +100,13 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
         output: file for the executed notebook; it is also written if the notebook fails.
 
     Raises:
-        UserError: the notebook or a parameter is unknown, or the notebook raised a UserError.
+        UserError: the notebook or a parameter is unknown, the notebook raised a UserError, or
+            `check_output` refuses the file.
         papermill.PapermillExecutionError: a cell failed.
     """
     import papermill
 
+    check_output(Path(output))
     check_parameters(name, parameters)
     _make_paths_absolute()
     source, output = notebook_file(name), Path(output).resolve()
