@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import mean, mean_and_spread, sign_of_difference
-from spcl_lib.config import RunConfig
 from spcl_lib.methods import title_of
 from spcl_lib.runs.ablation import Ablation, ablation_configs
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all
-from spcl_lib.runs.store import load_metrics
+from spcl_lib.runs.store import finished_metrics
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
@@ -43,10 +42,10 @@ def collect_ablations(
     Raises:
         UserError: a run has not finished.
     """
-    rows, first = [], None
+    rows, first, command = [], None, _command(dataset, profile)
     for name, ablation in asked.items():
         for (value, method), configs in ablation_configs(ablation, dataset, profile, seeds).items():
-            runs = [_finished(c) for c in identify_all(configs, data_root)]
+            runs = [finished_metrics(c, command) for c in identify_all(configs, data_root)]
             first = first or runs[0]
             rows.append({
                 "ablation": name, "value": value, "method": method,
@@ -60,14 +59,8 @@ def collect_ablations(
     }  # fmt: skip
 
 
-def _finished(config: RunConfig) -> dict[str, Any]:
-    metrics = load_metrics(config)
-    if metrics is None:
-        raise UserError(
-            f"the run of {config.method}, seed {config.seed}, has not finished; run: python -m "
-            f"spcl_lib ablation all --dataset {config.dataset} --profile {config.profile}"
-        )
-    return metrics
+def _command(dataset: str, profile: str) -> str:
+    return f"python -m spcl_lib ablation all --dataset {dataset} --profile {profile}"
 
 
 def _file(dataset: str, profile: str) -> Path:
@@ -90,8 +83,8 @@ def load_ablations(dataset: str, profile: str) -> Content:
     content = read_tables(_file(dataset, profile), "ablations", "rows")
     if content is None:
         raise UserError(
-            f"there are no kept ablations of {dataset}, profile {profile}; make them with: python "
-            f"-m spcl_lib ablation all --dataset {dataset} --profile {profile} --keep"
+            f"there are no kept ablations of {dataset}, profile {profile}; make them with: "
+            f"{_command(dataset, profile)} --keep"
         )
     return content
 

@@ -21,7 +21,7 @@ from spcl_lib.methods import METHODS
 from spcl_lib.runs.schedule import Task, run_in_turns
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_data
-from spcl_lib.runs.store import Metrics, load_metrics, run_folder
+from spcl_lib.runs.store import Metrics, finished_metrics
 from spcl_lib.system.errors import UserError
 
 Settings = dict[str, object]
@@ -83,13 +83,7 @@ def finished(config: RunConfig) -> Metrics:
     Raises:
         UserError: the run has not finished.
     """
-    metrics = load_metrics(config)
-    if metrics is None:
-        raise UserError(
-            f"the run '{run_folder(config)}' has not finished; run "
-            f"./reproduce.sh --league --dataset {config.dataset}"
-        )
-    return metrics
+    return finished_metrics(config, f"./reproduce.sh --league --dataset {config.dataset}")
 
 
 def run_league(league: League, jobs: int) -> list[Task]:

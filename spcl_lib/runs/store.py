@@ -170,6 +170,22 @@ class FinishedRun:
         return predict_maps(self.model, crop, side, self.config.amp).shape[-1]
 
 
+def finished_metrics(config: RunConfig, command: str) -> Metrics:
+    """The metrics of a run that must have finished.
+
+    Args:
+        config: configuration of the run.
+        command: the command that makes the run, for the message.
+
+    Raises:
+        UserError: the run has not finished.
+    """
+    metrics = load_metrics(config)
+    if metrics is None:
+        raise UserError(f"the run '{run_folder(config)}' has not finished; make it with: {command}")
+    return metrics
+
+
 def load_run(
     config: RunConfig, data_root: str | Path | None = None, splits: Splits | None = None
 ) -> FinishedRun:
@@ -183,14 +199,11 @@ def load_run(
     Raises:
         UserError: the run is not finished, its files are damaged, or the data are missing.
     """
-    metrics = load_metrics(config)
+    options = f"--dataset {config.dataset} --method {config.method} --seed {config.seed}"
+    metrics = finished_metrics(
+        config, f"python -m spcl_lib run {options} --profile {config.profile}, with the same --set"
+    )
     folder = run_folder(config)
-    if metrics is None:
-        options = f"--dataset {config.dataset} --method {config.method} --seed {config.seed}"
-        raise UserError(
-            f"the run '{folder}' is not finished; train it first: python -m spcl_lib "
-            f"run {options} --profile {config.profile}, with the same --set as here"
-        )
     train, report = splits or load_splits(config, data_root)
     model = load_network(folder, config, len(train.classes))
     observed = draw_labels(train, config.draw, config.label_seed)

@@ -87,7 +87,7 @@ def test_runs_are_collected_kept_and_read_again(spcl, results, reference, tiny, 
     monkeypatch.setitem(PROFILES["scenes"], "smoke", tiny)
     asked = ("ablation", "all", "--profile", "smoke", "--seeds", 0)
     assert spcl(*asked, "--list").out == "2 of 2 runs to do\n"
-    with pytest.raises(UserError, match="the run of scl, seed 0, has not finished; run: python"):
+    with pytest.raises(UserError, match="scl-seed0.* has not finished; make it with: python"):
         kept.collect_ablations(few, "scenes", "smoke", [0])
     with pytest.raises(UserError, match="no kept ablations of scenes.*ablation all"):
         kept.load_ablations("scenes", "smoke")

@@ -43,7 +43,7 @@ def measured(settings, seeds=(0, 1), source="results"):
 @pytest.mark.parametrize("method", ["an", "scl", "full"])
 def test_a_loaded_run_predicts_what_it_predicted(method, results, tiny):
     config = make_config("scenes", method, 0, "smoke", tiny)
-    with pytest.raises(UserError, match="is not finished; train it first"):
+    with pytest.raises(UserError, match="has not finished; make it with: python"):
         load_run(config)
     metrics = run(config)
     loaded = load_run(config)
