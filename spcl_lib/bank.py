@@ -177,9 +177,9 @@ class HeatmapBank:
         return maps
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of everything that changes, on the CPU."""
-        copies = {name: part.to("cpu", copy=True) for name, part in self._parts().items()}
-        return copies | {"rounding": self._rounding.get_state()}
+        """Everything that changes, on the CPU; as in `nn.Module`, no copies of what is there."""
+        parts = {name: part.cpu() for name, part in self._parts().items()}
+        return parts | {"rounding": self._rounding.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores a state that `state_dict` returned.

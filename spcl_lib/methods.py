@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from spcl_lib.losses import (
 )
 from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
-from spcl_lib.system.errors import unknown_name
+from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.memory import require_memory_for_averages
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.terms import TERMS, MethodSettings, Step, Term
@@ -83,11 +85,26 @@ def title_of(method: str) -> str:
     return " + ".join([*parts, *([spec.consistency.upper()] if spec.consistency else [])])
 
 
-def require_memory(name: str, num_images: int, num_classes: int, settings: MethodSettings) -> None:
-    """Refuses a method whose running averages do not fit into memory; arguments as in Method.
+def place_of_averages(
+    name: str,
+    num_images: int,
+    num_classes: int,
+    settings: MethodSettings,
+    file: str | Path | None = None,
+) -> Path | None:
+    """The place of a method's running averages: None for memory, else `file`.
 
-    A checkpoint holds a second copy of the averages. EN and GPR rank all labels of all images at
-    once.
+    They go into the file if they do not fit into memory, or if they are larger than
+    `paths.memory_for_averages` allows. EN and GPR rank all labels of all images at once; this needs
+    memory in any case.
+
+    Args:
+        name: a key of METHODS; the next three arguments are as in Method.
+        num_images: N.
+        num_classes: C.
+        settings: see MethodSettings.
+        file: where they may go; its disk must hold three more copies, for the checkpoints and the
+            results. None: they must fit into memory.
 
     Raises:
         UserError: the averages do not fit, or the name is unknown.
@@ -95,17 +112,23 @@ def require_memory(name: str, num_images: int, num_classes: int, settings: Metho
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     spec = METHODS[name]
-    if spec.keeps_averages:
-        size = settings.bank_size if spec.consistency == "scl" else 1
-        per_label = _EN_BYTES if TERMS[spec.term].reads_averages else 0
-        dtype = getattr(torch, settings.bank_dtype)
-        if spec.consistency == "scl" and settings.bank_classes:
-            kept = min(settings.bank_classes, num_classes)
-            per_label = -(-per_label * num_classes // kept) + 2 * (size**2 // 8 + 5)
-            num_classes = kept
-        require_memory_for_averages(
-            num_images, num_classes, size, dtype, per_label=per_label, copies=2
-        )
+    if not spec.keeps_averages:
+        return None
+    size = settings.bank_size if spec.consistency == "scl" else 1
+    per_label = _EN_BYTES if TERMS[spec.term].reads_averages else 0
+    if spec.consistency == "scl" and settings.bank_classes:
+        kept = min(settings.bank_classes, num_classes)
+        per_label = -(-per_label * num_classes // kept) + size**2 // 8 + 5
+        num_classes = kept
+    need = num_images, num_classes, size, getattr(torch, settings.bank_dtype)
+    try:
+        require_memory_for_averages(*need, per_label=per_label, limit=paths.memory_for_averages())
+        return None
+    except UserError:
+        if file is None:
+            raise
+    require_memory_for_averages(*need, path=file, per_label=per_label, copies=4)
+    return Path(file)
 
 
 class Method:
@@ -120,9 +143,10 @@ class Method:
         labels: z (N, C) of the whole training set; terms with state and `bank_classes` need them.
         epochs: length of the whole training; some terms depend on it.
         pooling: pooling of the network.
+        file: where the running averages may go if they do not fit into memory.
 
     Raises:
-        UserError: the name is unknown, or the running averages do not fit into memory.
+        UserError: the name is unknown, or the running averages do not fit.
         ValueError: the term needs the labels, or their shape is not (N, C).
     """
 
@@ -136,9 +160,10 @@ class Method:
         labels: Tensor | None = None,
         epochs: int = 1,
         pooling: Pooling = MEAN_POOLING,
+        file: str | Path | None = None,
     ) -> None:
         self.settings, self.epochs, self.pooling = settings or MethodSettings(), epochs, pooling
-        require_memory(name, num_images, num_classes, self.settings)
+        path = place_of_averages(name, num_images, num_classes, self.settings, file)
         self.name, self.spec = name, METHODS[name]
         self.num_images, self.num_classes = num_images, num_classes
         if labels is not None:
@@ -147,7 +172,7 @@ class Method:
         if self.spec.keeps_averages:
             size = self.settings.bank_size if self.spatial else 1
             dtype = getattr(torch, self.settings.bank_dtype)
-            rest = size, self.settings.momentum, dtype, None, seed
+            rest = size, self.settings.momentum, dtype, path, seed
             if self.spatial and self.settings.bank_classes:
                 if labels is None:
                     raise ValueError(
@@ -256,9 +281,9 @@ class Method:
             self.bank.update(indices, whole, self.pooling(maps).sigmoid()[:, :, None, None])
 
     def state_dict(self) -> dict[str, object]:
-        """Copies of everything per image that changes during training."""
+        """Everything per image that changes during training; as in `nn.Module`, no copies."""
         bank = None if self.bank is None else self.bank.state_dict()
-        return {"bank": bank} | {k: v.detach().clone() for k, v in self.tables.items()}
+        return {"bank": bank} | {k: v.detach() for k, v in self.tables.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:

@@ -216,7 +216,7 @@ def test_the_state_of_another_bank_is_refused_and_changes_nothing(name, change):
     """A float state of 0.6 became 0 in a uint8 bank, and one cell filled all the others."""
     filled = bank()
     filled.update(INDICES, WHOLE, PROBABILITIES)
-    before = filled.state_dict()
+    before = copy.deepcopy(filled.state_dict())
     state = filled.state_dict()
     state[name] = change(state[name])
     with pytest.raises((ValueError, TypeError), match=f"{name} must be"):

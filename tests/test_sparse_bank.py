@@ -1,5 +1,6 @@
 """SparseHeatmapBank agrees with loops, and with HeatmapBank where it keeps all classes."""
 
+import copy
 import dataclasses
 import io
 
@@ -11,7 +12,7 @@ from test_bank import WAYS, choose, updates, views_of_every_kind
 
 from spcl_lib import HeatmapBank, Views
 from spcl_lib.losses import spatial_consistency
-from spcl_lib.methods import Method, MethodSettings, require_memory
+from spcl_lib.methods import Method, MethodSettings, place_of_averages
 from spcl_lib.runs import run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.snapshots import load_snapshots
@@ -224,9 +225,9 @@ def test_cl_keeps_all_classes_and_scl_needs_the_labels():
 def test_the_memory_that_a_method_asks_for_is_that_of_the_kept_classes(monkeypatch):
     monkeypatch.setattr("spcl_lib.system.memory.available_memory", lambda: 2_000_000)
     dense, sparse = MethodSettings(bank_size=14), MethodSettings(bank_size=14, bank_classes=2)
-    require_memory("scl", 1000, 20, sparse)
+    place_of_averages("scl", 1000, 20, sparse)
     with pytest.raises(UserError, match="20 classes"):
-        require_memory("scl", 1000, 20, dense)
+        place_of_averages("scl", 1000, 20, dense)
 
 
 @pytest.mark.parametrize("kept", [2, 12])
@@ -262,7 +263,7 @@ def test_impossible_sparse_banks_are_refused(arguments, message):
 
 def test_an_impossible_update_changes_nothing():
     bank = SparseHeatmapBank(3, 4, 2, torch.zeros(3).long(), 4)
-    before = bank.state_dict()
+    before = copy.deepcopy(bank.state_dict())
     for maps in (torch.full((2, 4, 3, 3), 1.01), torch.rand(2, 2, 3, 3)):
         with pytest.raises(ValueError, match="sigmoid|must be"):
             bank.update(torch.tensor([0, 1]), Views.whole(2), maps)

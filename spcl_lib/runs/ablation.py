@@ -88,6 +88,10 @@ def ablations(dataset: str, profile: str, train_images: int) -> dict[str, Ablati
             "Does one byte per cell suffice?", "type of the running averages", _SPATIAL,
             _vary("bank_dtype", "uint8", "float16", "float32"),
         ),
+        "bank_classes": Ablation(
+            "How many classes per image need a heatmap?", "K, classes per image with a heatmap",
+            _SPATIAL, _vary("bank_classes", 1, 2, 3, 5, 10) | {"all": {"bank_classes": 0}},
+        ),
         "train_images": Ablation(
             "How many images does it need?", "number of training images", _ALL,
             parts | {f"{train_images}": {}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import os
@@ -36,7 +37,9 @@ CHECKPOINT_SECONDS = _seconds("SPCL_CHECKPOINT_SECONDS", 30.0)
 _SHORT_SECONDS = 3.0  # a shorter epoch does not get its own save
 
 
+_LONGEST_SHARE = 0.1  # of the time of a run, to save checkpoints
 _NAMES = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
+BANK_FILE = "heatmaps.bin"  # running averages that do not fit into memory, until the run ends
 
 
 class Checkpoint:
@@ -66,18 +69,21 @@ class Checkpoint:
         self.parts = {"model": model, "optimizer": optimizer, "method": method}
         if recorder is not None:
             self.parts["snapshots"] = recorder
-        self.saved = time.monotonic()
+        self.saved, self.cost = time.monotonic(), 0.0
 
     def after_step(self, progress: Progress) -> bool:
         """Saves at the end of an epoch, and during an epoch after CHECKPOINT_SECONDS.
 
         A short epoch does not get its own save, because the save would take longer than the epoch.
-        The end of the training always gets one, because the results are not written yet.
+        The end of the training always gets one, because the results are not written yet. If a save
+        takes long, the next one waits longer: it takes a tenth of the time at most.
 
         Returns:
             Whether this call has saved.
         """
         wait = CHECKPOINT_SECONDS if progress.step else min(_SHORT_SECONDS, CHECKPOINT_SECONDS)
+        if wait:
+            wait = max(wait, self.cost / _LONGEST_SHARE)
         due = time.monotonic() - self.saved >= wait or progress.epoch == self.config.epochs
         if due:
             self.save(progress)
@@ -85,6 +91,7 @@ class Checkpoint:
 
     def save(self, progress: Progress) -> None:
         """Writes the file; the old files stay until the new one is complete on disk."""
+        began = time.monotonic()
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {
             "config": self.config.flat(),
@@ -100,6 +107,7 @@ class Checkpoint:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(newest, previous)
         self.saved = time.monotonic()
+        self.cost = self.saved - began
 
     def load(self) -> Progress:
         """Restores all parts and returns the progress; a new progress without a checkpoint.
@@ -112,13 +120,14 @@ class Checkpoint:
         if file is None:
             return Progress()
         try:
-            state = load_saved(file)
+            state = load_saved(file, mmap=True)  # heatmaps may be larger than the memory
             if RunConfig().flat() | state["config"] != self.config.flat():
                 name = file.parent.name
                 print(f"{name}: the checkpoint is of another configuration; starting")
                 return Progress()
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+                own = state[name] if name == "method" else copy.deepcopy(state[name])
+                part.load_state_dict(own)  # an optimiser keeps the tensors that it gets
             torch.set_rng_state(state["rng"])
             return Progress(**state["progress"])
         except Exception as error:  # each part raises kinds of its own for a state that is not its
@@ -140,6 +149,6 @@ class Checkpoint:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of a run."""
-    for name in _NAMES:
+    """Removes the checkpoints of a run, and its heatmaps in a file."""
+    for name in (*_NAMES, BANK_FILE):
         (folder / name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from spcl_lib.evaluate import (
 )
 from spcl_lib.methods import Method
 from spcl_lib.pooling import TEST_POOLINGS
-from spcl_lib.runs.checkpoint import Checkpoint, remove_checkpoints
+from spcl_lib.runs.checkpoint import BANK_FILE, Checkpoint, remove_checkpoints
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.predict import choose_threshold
@@ -173,7 +173,7 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
     train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
     method = Method(
         config.method, len(train_set), len(train_set.classes), config.settings, config.seed,
-        observed, config.epochs, model.pooling,
+        observed, config.epochs, model.pooling, folder / BANK_FILE,
     )  # fmt: skip
     optimizer = make_optimizer(
         model, config.lr, config.head_lr_factor, config.weight_decay, method.parameters()

@@ -20,7 +20,7 @@ from spcl_lib.data.image_set import ImageSet, decode_image_set, hold_out
 from spcl_lib.data.imagenet import list_imagenet
 from spcl_lib.data.table import list_table
 from spcl_lib.data.voc import list_voc
-from spcl_lib.methods import require_memory
+from spcl_lib.methods import place_of_averages
 from spcl_lib.runs.settings import SINGLE_LABEL, TABLES
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
@@ -44,8 +44,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
         objects: whether to read the objects too, for data sets where this takes time (VOC).
 
     Raises:
-        UserError: the data are missing or damaged, or the method's running averages do not fit into
-            memory. This is checked before the images are decoded, which can take hours.
+        UserError: the data are missing or damaged, or the method's running averages do not fit.
+            This is checked before the images are decoded, which can take hours.
     """
     train, evaluation = _list_splits(config, data_root, objects)
     for note in (*train.notes, *evaluation.notes):
@@ -54,7 +54,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
         raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
     train = _keep_labelled(train, config.dataset).first(config.train_images or len(train))
     evaluation = evaluation.first(config.eval_images or len(evaluation))
-    require_memory(config.method, len(train), len(train.classes), config.settings)
+    file = paths.results() / "heatmaps.bin"  # on the disk of the run's folder
+    place_of_averages(config.method, len(train), len(train.classes), config.settings, file)
     names = ("train", "val") if config.report == "test" else ("remaining", "held-out")
     return _decode(train, names[0], config), _decode(evaluation, names[1], config)
 

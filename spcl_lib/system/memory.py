@@ -72,6 +72,7 @@ def require_memory_for_averages(
     path: str | Path | None = None,
     per_label: int = 0,
     copies: int = 1,
+    limit: float = math.inf,
 ) -> None:
     """Refuses a bank that does not fit.
 
@@ -83,27 +84,37 @@ def require_memory_for_averages(
         size: W.
         dtype: type of the heatmaps' values.
         path: the bank's file, which must fit on its disk; None: the bank must fit into memory.
-        per_label: further bytes for every image and class.
-        copies: how many copies of the bank exist at the same time.
+        per_label: further bytes of memory for every image and class.
+        copies: how many copies of the file exist at the same time.
+        limit: bytes of memory that the bank may take.
 
     Raises:
         UserError: it does not fit; the message says how much is needed and what would fit.
     """
-    cell = num_classes * torch.empty((), dtype=dtype).element_size() + 1  # 1 byte: was it seen?
-    beside = num_classes * per_label  # bytes per image, in addition to copies * cell * size**2
-    needed = num_images * (copies * cell * size**2 + beside)
-    left = available_memory() if path is None else available_disk(Path(path))
-    if needed <= left:
-        return
-    fitting = math.isqrt(max(0, left // num_images - beside) // (copies * cell))
-    ways = [f"train on at most {num_images * left // needed:,} images (setting train_images)"]
-    ways += [f"keep heatmaps of at most {fitting} cells a side (bank_size)"] * (1 < fitting < size)
-    ways += ["keep heatmaps of fewer classes per image (bank_classes)"] * (size > 1)
-    ways += ["keep them in a file (HeatmapBank's path)"] * (path is None and copies == 1)
-    place = "memory" if path is None else f"disk at '{path}'"
-    place += " (with the copy of a checkpoint)" if copies > 1 else ""
-    raise UserError(
-        f"running averages of {num_images:,} images x {num_classes:,} classes x {size} x {size} "
-        f"cells need {needed / 1e9:,.1f} GB of {place}, and "
-        f"{left / 1e9:,.1f} GB are left; {', or '.join(ways)}"
-    )
+    heatmaps = num_classes * torch.empty((), dtype=dtype).element_size()  # bytes per cell
+    seen = 1  # byte per cell, always in memory
+    beside = num_classes * per_label  # bytes of memory per image
+    left = min(available_memory(), limit)
+    if path is None:
+        parts = [("memory", heatmaps + seen, beside, left)]
+    else:
+        several = f" (for {copies} copies: checkpoints and results)" if copies > 1 else ""
+        disk = f"disk at '{path}'{several}"
+        parts = [(disk, copies * heatmaps, 0, available_disk(Path(path)))]
+        parts.append(("memory", seen, beside, left))
+    for place, cell, rest, free in parts:
+        needed = num_images * (cell * size**2 + rest)
+        if needed <= free:
+            continue
+        fitting = math.isqrt(max(0, int(free) // num_images - rest) // cell)
+        ways = [f"train on at most {int(num_images * free / needed):,} images (train_images)"]
+        ways += [f"keep heatmaps of at most {fitting} cells a side (bank_size)"] * (
+            1 < fitting < size
+        )
+        ways += ["keep heatmaps of fewer classes per image (bank_classes)"] * (size > 1)
+        ways += ["keep them in a file (HeatmapBank's path)"] * (path is None)
+        raise UserError(
+            f"running averages of {num_images:,} images x {num_classes:,} classes x {size} x "
+            f"{size} cells need {needed / 1e9:,.1f} GB of {place}, and {free / 1e9:,.1f} GB are "
+            f"left; {', or '.join(ways)}"
+        )

@@ -15,6 +15,7 @@ from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.runs import checkpoint, run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
+from spcl_lib.train import Progress
 
 TIMES = {"train_seconds", "wall_seconds", "finished", "machine"}
 
@@ -104,6 +105,49 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     assert reached == every_step  # no step was done twice, none was left out
     assert starts == 8
     assert got == expected
+
+
+def test_heatmaps_in_a_file_give_the_same_bits_and_go_on_after_a_stop(
+    results, tmp_path, tiny, monkeypatch
+):
+    config = make_config("scenes", "en_scl", 0, "smoke", tiny)
+    expected = run_in(tmp_path / "memory", config, monkeypatch)
+    monkeypatch.setenv("SPCL_BANK_GB", "0")
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    save, sizes = checkpoint.Checkpoint.save, []
+
+    def save_and_die(self, progress):
+        save(self, progress)
+        sizes.append((self.files[0].with_name("heatmaps.bin")).stat().st_size)
+        if len(sizes) in (5, 12):
+            raise Stopped
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", save_and_die)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            run_in(tmp_path / "file", config, monkeypatch)
+    assert run_in(tmp_path / "file", config, monkeypatch) == expected  # and no file is left
+    assert set(sizes) == {48 * 12 * config.settings.bank_size**2}
+
+
+def test_a_slow_disk_gets_fewer_checkpoints(tmp_path, monkeypatch):
+    """At COCO's size a checkpoint has 5 GB."""
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 30.0)
+    kept = checkpoint.Checkpoint(tmp_path, make_config("scenes", "an"), None, None, None)
+
+    def save(progress):
+        now[0] += 20.0
+        kept.saved, kept.cost = now[0], 20.0
+
+    monkeypatch.setattr(kept, "save", save)
+    saves = []
+    for _ in range(100):
+        now[0] += 10.0
+        if kept.after_step(Progress(epoch=1, step=1)):
+            saves.append(now[0])
+    assert saves[0] == 50.0 and saves[1] - saves[0] == 220.0
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(

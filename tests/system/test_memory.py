@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from spcl_lib import HeatmapBank, UserError
-from spcl_lib.methods import Method, MethodSettings
+from spcl_lib import HeatmapBank, UserError, Views
+from spcl_lib.methods import Method, MethodSettings, place_of_averages
 from spcl_lib.system import memory
 
 
@@ -44,7 +44,7 @@ def test_what_the_refusal_says_would_fit_does_fit_and_one_more_does_not(dtype, m
 
 
 def test_a_file_counts_its_own_place_and_not_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10 * 8 * 8)  # for the seen cells
     assert HeatmapBank(10, 4, 8, path=tmp_path / "bank.bin").heatmaps.shape == (10, 4, 8, 8)
     file = tmp_path / "full.bin"
     file.write_bytes(bytes(2**20))
@@ -54,16 +54,47 @@ def test_a_file_counts_its_own_place_and_not_the_memory(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cl", "scl", "en", "en_scl"])
-def test_a_method_needs_its_averages_twice_for_a_checkpoint_holds_a_copy(name, monkeypatch):
+def test_a_method_needs_its_averages_once_for_a_checkpoint_holds_no_copy(name, monkeypatch):
     side = 14 if "scl" in name else 1
-    once = 1000 * (20 + 1) * side**2
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 * once - 1)
-    said = refusal(Method, name, 1000, 20, MethodSettings(bank_size=14))
-    assert "copy of a checkpoint" in said and "path" not in said
-    assert ("bank_size" in said) == (side > 1)
     work = 24 * 20 * 1000 if name.startswith("en") else 0
-    monkeypatch.setattr(memory, "available_memory", lambda: 2 * once + work)
+    needed = 1000 * (20 + 1) * side**2 + work
+    monkeypatch.setattr(memory, "available_memory", lambda: needed - 1)
+    said = refusal(Method, name, 1000, 20, MethodSettings(bank_size=14))
+    assert ("bank_size" in said) == (side > 1)
+    monkeypatch.setattr(memory, "available_memory", lambda: needed)
     Method(name, 1000, 20, MethodSettings(bank_size=14))
+
+
+@pytest.mark.parametrize("name", ["scl", "en_scl"])
+def test_averages_that_do_not_fit_into_memory_go_into_a_file(name, tmp_path, monkeypatch):
+    file, heatmaps = tmp_path / "heatmaps.bin", 1000 * 20 * 14**2
+    work = (24 * 20 * 1000 if name.startswith("en") else 0) + 1000 * 14**2  # and the seen cells
+    disk = 4 * heatmaps  # the file, two checkpoints and one that is written
+    monkeypatch.setattr(memory, "available_memory", lambda: work)
+    monkeypatch.setattr(memory, "available_disk", lambda path: disk)
+    settings = MethodSettings(bank_size=14)
+    assert place_of_averages(name, 1000, 20, settings, file) == file
+    method = Method(name, 1000, 20, settings, file=file)
+    assert file.stat().st_size == heatmaps
+    method.bank.update(torch.tensor([3]), Views.whole(1), torch.ones(1, 20, 14, 14))
+    assert file.read_bytes()[3 * 20 * 14**2] == 255
+    monkeypatch.setattr(memory, "available_disk", lambda path: disk - 1)
+    said = refusal(Method, name, 1000, 20, settings, file=file)
+    assert f"GB of disk at '{file}' (for 4 copies: checkpoints and results)" in said
+    monkeypatch.setattr(memory, "available_disk", lambda path: disk)
+    monkeypatch.setattr(memory, "available_memory", lambda: work - 1)
+    assert "GB of memory" in refusal(Method, name, 1000, 20, settings, file=file)
+
+
+def test_averages_above_a_limit_go_into_a_file(tmp_path, monkeypatch):
+    file, size = tmp_path / "heatmaps.bin", 1000 * (20 + 1) * MethodSettings().bank_size ** 2
+    for limit, place in (("", None), (f"{size / 1e9}", None), (f"{(size - 1) / 1e9}", file)):
+        monkeypatch.setenv("SPCL_BANK_GB", limit)
+        assert place_of_averages("scl", 1000, 20, MethodSettings(), file) == place
+        assert place_of_averages("an", 10**9, 1000, MethodSettings(), file) is None
+    monkeypatch.setenv("SPCL_BANK_GB", "much")
+    with pytest.raises(UserError, match="SPCL_BANK_GB must be .* got 'much'"):
+        place_of_averages("scl", 1000, 20, MethodSettings())
 
 
 @pytest.mark.parametrize("name", ["an", "full"])
