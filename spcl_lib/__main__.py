@@ -140,14 +140,16 @@ def _parser() -> argparse.ArgumentParser:
     views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
 
     bench = add(
-        "bench", _bench, "speed of the heatmap bank, of mAP and of every method's training step"
+        "bench", _bench, "speed and memory of the heatmap bank, of mAP and of every training step"
     )
     _add_data_options(bench)
     bench.add_argument("--steps", type=int, default=40, help="timed steps of everything but mAP")
     bench.add_argument(
-        "--only", nargs="+", choices=["bank", "map", "step"], default=["bank", "map", "step"],
-        help="bank: against a plain loop and the bytes moved; map: against scikit-learn; "
-        "step: every method's training step against AN's (default: all)",
+        "--only", nargs="+", choices=["bank", "map", "memory", "step"],
+        default=["bank", "map", "memory", "step"],
+        help="bank: against a plain loop and the bytes moved; map: against scikit-learn; memory: "
+        "of a training with COCO's heatmaps in a file (15 GB of disk); step: every method's "
+        "training step against AN's (default: all)",
     )  # fmt: skip
     bench.add_argument(
         "--input", action="store_true", help="instead: how fast images are read, against the step"
@@ -410,7 +412,7 @@ def _predict(options: Options) -> int:
 
 def _bench(options: Options) -> int:
     from spcl_lib.runs.bench import bench, bench_input
-    from spcl_lib.runs.speed import bench_bank, bench_map
+    from spcl_lib.runs.speed import bench_bank, bench_map, bench_memory
 
     if options.steps < 1:
         raise UserError(f"--steps must be at least 1; got {options.steps}")
@@ -421,6 +423,8 @@ def _bench(options: Options) -> int:
         bench_bank(options.steps)
     if "map" in options.only:
         bench_map(1 + options.steps // 20)  # a turn takes half a minute
+    if "memory" in options.only:
+        bench_memory()
     return bench(config, options.data_root, options.steps) if "step" in options.only else 0
 
 

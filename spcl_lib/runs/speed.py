@@ -1,4 +1,4 @@
-"""Measures the heatmap bank against a plain loop and the bytes it moves, and mAP's speed.
+"""Measures the heatmap bank: its speed, and the memory of a training with it; and mAP's speed.
 
 All parts of a comparison take turns in one process, and ratios are of the same turn. So a slower
 machine affects all of them. A spread is from the 10th to the 90th of 100 turns.
@@ -6,22 +6,33 @@ machine affects all of them. A spread is from the 10th to the 90th of 100 turns.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.cells import compiled
+from spcl_lib.config import RunConfig
 from spcl_lib.evaluate import mean_average_precision
+from spcl_lib.methods import Method, MethodSettings
+from spcl_lib.model import SpatialClassifier
+from spcl_lib.runs.checkpoint import BANK_FILE, Checkpoint
+from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system import paths
+from spcl_lib.train import Progress, make_optimizer, train
 from spcl_lib.views import Views
 
 
@@ -207,3 +218,160 @@ def bench_map(turns: int, images: int = 50_000, classes: int = 1000) -> None:
             f"{difference:.0e}"
         )
     print()
+
+
+# --- larger data sets -----------------------------------------------------------------------------
+
+_CURVES = {
+    "C, classes (W = 14)": [Shape(str(c), c, 14, 7, images=500) for c in (10, 20, 80, 200, 400)],
+    "W, cells along a side (C = 80)": [
+        Shape(str(w), 80, w, 7, images=500) for w in (7, 14, 28, 42)
+    ],
+}  # fmt: skip
+
+
+def bank_curves(turns: int) -> dict[str, dict[int, dict[str, float]]]:
+    """Milliseconds of a read and an update of 64 images, against C and against W.
+
+    Args:
+        turns: how often each is measured; the median counts.
+
+    Returns:
+        by the varied quantity, by its value, by name as in `bank_seconds`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            axis: {
+                int(shape.name): {
+                    name: 1000 * statistics.median(times)
+                    for name, times in bank_seconds(shape, turns, Path(folder)).items()
+                }
+                for shape in shapes
+            }
+            for axis, shapes in _CURVES.items()
+        }
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a SparseHeatmapBank costs.
+
+    Attributes:
+        file_bytes: of the heatmaps' file.
+        memory_bytes: of seen cells and classes.
+        milliseconds: of a read and an update of a batch.
+        batch: B.
+    """
+
+    file_bytes: int
+    memory_bytes: int
+    milliseconds: float
+    batch: int
+
+
+def sparse_traffic(shape: Shape, kept: int, turns: int) -> Traffic:
+    """Measures a SparseHeatmapBank of the given size in a file, with random images and views.
+
+    The file gets pages only where the random images are, so the measurement needs little disk.
+
+    Args:
+        shape: N, C, W, G and B.
+        kept: K, classes per image.
+        turns: batches.
+    """
+    annotated = torch.randint(shape.classes, (shape.images,))
+    with tempfile.TemporaryDirectory() as folder:
+        bank = SparseHeatmapBank(
+            shape.images, shape.classes, kept, annotated, shape.size, path=Path(folder) / "bank.bin"
+        )
+        times = []
+        for _ in range(turns):
+            indices = torch.randint(shape.images, (4 * shape.batch,)).unique()
+            indices = indices[torch.randperm(len(indices))][: shape.batch]
+            views, maps = Views.sample(len(indices)), _random_maps(shape, len(indices))
+            bank.update(indices, views, maps)  # writes the pages that are measured next
+            clock = time.perf_counter()
+            bank.read(indices, views, shape.grid)
+            bank.update(indices, views, maps)
+            times.append(time.perf_counter() - clock)
+        memory = sum(t.numel() * t.element_size() for t in (bank.seen, bank.classes))
+        return Traffic(bank.heatmaps.numel(), memory, 1000 * statistics.median(times), shape.batch)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+_COCO = Shape("COCO", 80, 28, 7, 64, 82_081)
+
+
+def bench_memory(shape: Shape = _COCO) -> None:
+    """Prints the peak memory of a training with all heatmaps in a file, and without heatmaps.
+
+    The pages of the file are not counted: the system gives them up when memory is needed.
+
+    Args:
+        shape: C, W, G, B and N of the training.
+    """
+    if not Path("/proc/self/status").exists():
+        print("memory: only Linux tells how much memory a process takes\n")
+        return
+    paths.cache().mkdir(parents=True, exist_ok=True)
+    print(
+        f"memory of a small network's epoch on {shape.images:,} images, {shape.classes} classes, "
+        f"heatmaps of {shape.size} x {shape.size} cells in a file of "
+        f"{shape.images * shape.classes * shape.size**2 / 1e9:.2f} GB, a checkpoint and a resume"
+    )
+    peaks = {}
+    for method in ("an", "scl"):
+        with tempfile.TemporaryDirectory(dir=paths.cache(), prefix="bench-") as folder:
+            # A new process: memory that another part of this one took and gave back counts too.
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                peaks[method] = pool.submit(_peak_memory, method, shape, Path(folder)).result()
+    for method, peak in peaks.items():
+        print(f"{method:4} {peak / 1e9:6.2f} GB  {(peak - peaks['an']) / 1e9:+6.2f} GB")
+    print()
+
+
+def _peak_memory(method: str, shape: Shape, folder: Path) -> int:
+    """Bytes at the peak of a training, a checkpoint and a resume; of this process alone."""
+    os.environ[paths.BANK_GB] = "0"
+    torch.set_num_threads(1)
+    side = 4 * shape.grid
+    config = RunConfig(
+        method=method, epochs=1, batch=shape.batch, image_side=side, crop_side=side,
+        settings=MethodSettings(start=0, bank_size=shape.size),
+    )  # fmt: skip
+    images = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(shape.images, -1, -1, -1)
+    labels = torch.zeros(shape.images, shape.classes, dtype=torch.bool)
+    with _highest(_own_bytes) as highest:
+        model = SpatialClassifier(nn.Sequential(nn.Conv2d(3, 8, 4, 4)), 8, shape.classes)
+        own = Method(method, shape.images, shape.classes, config.settings, file=folder / BANK_FILE)
+        optimizer = make_optimizer(model, 1e-3, 1.0, 0.0)
+        train(model, optimizer, own, images, labels, config)
+        checkpoint = Checkpoint(folder, config, model, optimizer, own)
+        checkpoint.save(Progress(epoch=1))
+        checkpoint.load()
+    return max(highest)
+
+
+def _own_bytes() -> int:
+    """Memory of this process that belongs to no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * sum(int(s.split()[1]) for s in lines if s.startswith(("RssAnon:", "RssShmem:")))
+
+
+@contextlib.contextmanager
+def _highest(value: Callable[[], int]) -> Iterator[list[int]]:
+    """Watches a value; the list holds what was seen."""
+    seen, stop = [value()], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            seen.append(value())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watcher.join()

@@ -146,3 +146,27 @@ def ablation(content: dict[str, Any], name: str) -> Figure:
     axes.grid(False, axis="x")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
+
+
+@house_style
+def bank_curves(curves: dict[str, dict[int, dict[str, float]]]) -> Figure:
+    """Shows the time of a batch against classes and cells, for the bank, a loop and plain copies.
+
+    Args:
+        curves: the result of `speed.bank_curves`.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(curves), figsize=(8.6, 3.2), layout="constrained")
+    colours = {"plain loop": "#8c8c8c", "bank": "#d55e00", "bank in a file": "#cc79a7",
+               "bytes moved": "#0072b2"}  # fmt: skip
+    for axes, (axis, values) in zip(panels, curves.items(), strict=True):
+        for name, hue in colours.items():
+            times = [of_value[name] for of_value in values.values()]
+            axes.plot(list(values), times, "o-", color=hue, label=name)
+        axes.set(xscale="log", yscale="log", xlabel=axis)
+        axes.set_xticks(list(values), [str(value) for value in values])
+        axes.minorticks_off()
+    panels[0].set_ylabel("ms for a batch of 64")
+    panels[0].legend(frameon=False, fontsize="small")
+    return figure

@@ -122,6 +122,17 @@ def test_map_is_timed_against_scikit_learn_or_says_that_it_is_missing(capsys, mo
     assert all(float(row.split()[-1]) < 1e-6 for row in rows)
 
 
+def test_a_training_with_heatmaps_in_a_file_takes_no_memory_for_them(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SPCL_CACHE", str(tmp_path))
+    if not speed.Path("/proc/self/status").exists():
+        pytest.skip("only Linux tells how much memory a process takes")
+    speed.bench_memory(speed.Shape("tiny", 20, 60, 2, 16, 2000))
+    said, *rows = capsys.readouterr().out.strip().splitlines()
+    assert "0.14 GB" in said and [row.split()[0] for row in rows] == ["an", "scl"]
+    assert float(rows[0].split()[3]) == 0 and float(rows[1].split()[3]) < 0.07
+    assert not list(tmp_path.glob("bench-*"))
+
+
 def test_a_spread_is_the_median_and_the_tenths():
     assert speed.spread([1.0, 3.0, 2.0]) == "2.00 (1.20 to 2.80)"
     assert speed.spread([2.0]) == "2.00"
