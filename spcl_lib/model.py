@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import itertools
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.system.errors import UserError, unknown_name
@@ -56,6 +59,8 @@ class SpatialClassifier(nn.Module):
         self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
         self.frozen = frozen
         self.features[:frozen].requires_grad_(False)
+        self._merged: list[nn.Module] = []  # in a list, so that its weights are not saved twice
+        _speed_up(self.features[frozen:])
 
     def train(self, mode: bool = True) -> SpatialClassifier:
         """Sets the training mode of all blocks except the frozen ones."""
@@ -66,7 +71,29 @@ class SpatialClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
         require_tensor("images", images, ("B", 3, "H", "W"), "float")
-        return self.head(self.features(images))
+        if self.frozen == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.head(self.features(images))
+        with torch.no_grad():
+            images = self._frozen_blocks()(images)
+        return self.head(self.features[self.frozen :](images))
+
+    def _frozen_blocks(self) -> nn.Module:
+        """The frozen blocks, with every normalisation merged into the convolution before it.
+
+        This halves their time. The result is the same but for rounding.
+        """
+        if not self._merged:
+            blocks = merge_normalisation(self.features[: self.frozen])
+            self._merged = [blocks.to(memory_format=torch.channels_last)]
+        return self._merged[0]
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102 (as in Module)
+        self._merged = []
+        return super().load_state_dict(*arguments, **options)
+
+    def _apply(self, *arguments: Any, **options: Any) -> SpatialClassifier:
+        self._merged = []  # the weights move to another device or type
+        return super()._apply(*arguments, **options)
 
     def classify(self, features: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of features (B, D, G, G) in channels-last order.
@@ -78,6 +105,42 @@ class SpatialClassifier(nn.Module):
             features = features.to(self.head.weight.dtype)
         cells = features.permute(0, 2, 3, 1)  # (B, G, G, D)
         return F.linear(cells, self.head.weight.flatten(1), self.head.bias).permute(0, 3, 1, 2)
+
+
+def merge_normalisation(blocks: nn.Module) -> nn.Module:
+    """A copy for evaluation, where convolutions do the work of the normalisation that follows them.
+
+    Args:
+        blocks: modules; the layers of a normalisation follow each other in an `nn.Sequential`.
+    """
+    blocks = copy.deepcopy(blocks).eval()
+    for part in [m for m in blocks.modules() if isinstance(m, nn.Sequential)]:
+        for place, (layer, following) in enumerate(itertools.pairwise(list(part))):
+            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                part[place] = fuse_conv_bn_eval(layer, following)
+                part[place + 1] = nn.Identity()
+    return blocks
+
+
+class _StridedDepthwise(nn.Conv2d):
+    """A depthwise convolution with a stride, whose gradient a CPU computes in float32.
+
+    In bfloat16, the CPU's library takes 15 times as long for it: 52 ms instead of 3 ms for 32 maps
+    of 192 x 20 x 20. In mobilenet_v2 two of these layers took a fifth of a training step.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in Conv2d."""
+        if x.device.type != "cpu" or not x.requires_grad:
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
+def _speed_up(blocks: nn.Module) -> None:
+    for layer in blocks.modules():
+        if type(layer) is nn.Conv2d and layer.groups > 1 and layer.stride != (1, 1):
+            layer.__class__ = _StridedDepthwise  # keeps the weights and their names
 
 
 class ResidualBlock(nn.Module):

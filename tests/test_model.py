@@ -1,5 +1,6 @@
 """SpatialClassifier: its shapes, its pooling, frozen blocks, and weights from files."""
 
+import copy
 import hashlib
 import types
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 from torchvision.transforms.functional import normalize
 
 from spcl_lib import UserError
+from spcl_lib import model as model_module
 from spcl_lib.model import (
     BACKBONES,
     SpatialClassifier,
@@ -70,6 +72,64 @@ def test_frozen_blocks_get_no_gradient_and_keep_their_batch_statistics(frozen):
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     blocks = {int(name.split(".")[1]) for name in changed}  # batch statistics: 1, 3 and 4 have them
     assert blocks == {n for n in (1, 3, 4) if n >= frozen}
+
+
+def mobilenet(frozen):
+    """With batch statistics and biases that are not those of a new network."""
+    torch.manual_seed(0)
+    features, width = build_backbone("mobilenet_v2", None)
+    for layer in features.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for values in (layer.running_mean, layer.bias):
+                nn.init.normal_(values, 0.0, 0.1)
+            for values in (layer.running_var, layer.weight):
+                nn.init.uniform_(values, 0.8, 1.2)
+    return SpatialClassifier(features, width, 4, frozen)
+
+
+def test_frozen_blocks_compute_what_they_did_before_they_were_merged():
+    model, images = mobilenet(frozen=7).eval(), torch.randn(2, 3, 64, 64)
+    names = list(model.state_dict())
+    with torch.no_grad():
+        expected = model.head(model.features(images))
+        maps = model(images)
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-3)
+    assert not torch.equal(maps, expected)  # they were merged
+    assert list(model.state_dict()) == names == list(mobilenet(7).state_dict())
+
+
+def test_frozen_blocks_follow_new_weights_and_types():
+    model, images = mobilenet(frozen=7).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images)
+        state = {k: 1.1 * v if v.is_floating_point() else v for k, v in model.state_dict().items()}
+        model.load_state_dict(state)
+        after = model(images)
+        torch.testing.assert_close(after, model.head(model.features(images)), atol=1e-3, rtol=1e-2)
+        assert not torch.allclose(before, after, rtol=0.1)
+        precise = model.double()(images.double())
+        torch.testing.assert_close(precise, model.head(model.features(images.double())))
+
+
+def test_a_strided_depthwise_layer_has_the_gradients_of_any_convolution():
+    images = torch.randn(2, 3, 64, 64)
+    model = mobilenet(frozen=3).train()
+    plain = copy.deepcopy(model)
+    changed = 0
+    for layer in plain.modules():
+        changed += type(layer) is model_module._StridedDepthwise
+        layer.__class__ = nn.Conv2d if isinstance(layer, nn.Conv2d) else type(layer)
+    assert changed == 3  # those of blocks 4, 7 and 14
+    gradients = []
+    for network in (model, plain):
+        network(images).square().mean().backward()
+        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
+    for mine, theirs in zip(*gradients, strict=True):
+        assert torch.equal(mine, theirs)
+    layer = next(x for x in model.modules() if isinstance(x, model_module._StridedDepthwise))
+    inputs = torch.randn(2, layer.in_channels, 8, 8).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(inputs).dtype == torch.bfloat16
 
 
 def test_images_are_normalised_as_torchvision_does():

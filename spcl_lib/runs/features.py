@@ -18,7 +18,7 @@ from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off
 from spcl_lib.config import RunConfig
 from spcl_lib.data.cache import explain_full_disk, format_size, say_damaged
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.model import SpatialClassifier, autocast, normalise
+from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import DamagedError, check_sealed, seal
 from spcl_lib.system.errors import UserError
@@ -141,7 +141,7 @@ def _compute(
     part, note = file.with_suffix(".part"), file.with_suffix(".part-sums")
     size = numbers * _DTYPE.itemsize
     device = next(model.parameters()).device
-    model.eval()
+    backbone = merge_normalisation(model.features).to(memory_format=torch.channels_last)
     sound, bytes_done = _sound_chunks(part, note)
     note.write_text("".join(sound))
     with open(part, "ab") as handle, open(note, "a", buffering=1) as notes:
@@ -153,7 +153,7 @@ def _compute(
         )
         for chunk in chunks:
             with autocast(device, config.amp):
-                features = model.features(normalise(data.images[chunk].to(device)))
+                features = backbone(normalise(data.images[chunk].to(device)))
             cells = features.permute(0, 2, 3, 1).to("cpu", _DTYPE).contiguous()  # (B, G, G, D)
             content = cells.view(torch.uint8).numpy().tobytes()
             handle.write(content)
