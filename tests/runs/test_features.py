@@ -64,38 +64,46 @@ def test_they_are_computed_once_and_go_on_where_they_were_stopped(results, confi
     whole = with_features(model, data, config).images[:].clone()
     (file,) = paths.cache().glob("features-voc2007-*.bin")
     monkeypatch.setattr(features, "_BATCH", 2)
-    seen = []
-    forward = model.features.forward
-    monkeypatch.setattr(model.features, "forward", lambda x: (seen.append(len(x)), forward(x))[1])
+    seen = watch_backbone(monkeypatch)
     assert torch.equal(with_features(model, data, config).images[:], whole)
-    assert seen == [1]  # one image to know the shape
+    assert seen == []
     file.unlink()
-    stop_after(4, model, monkeypatch, lambda: with_features(model, data, config))
+    stop_after(4, monkeypatch, lambda: with_features(model, data, config))
     with open(file.with_suffix(".part"), "ab") as handle:
         handle.write(b"half of the third batch")
     seen.clear()
     again = with_features(model, data, config).images[:]
-    assert seen == [1, 2] and torch.equal(again[:4], whole[:4])
+    assert seen == [2] and torch.equal(again[:4], whole[:4])
     assert torch.allclose(again.float(), whole.float(), atol=0.05, rtol=0.02)
     assert not list(paths.cache().glob("*.part*"))
 
 
-def stop_after(count, model, monkeypatch, compute):
+def watch_backbone(monkeypatch, before=lambda done: None):
+    """The sizes of the batches whose features are computed; calls `before` with those so far."""
+    merge, done = features.merge_normalisation, []
+
+    def merged(blocks):
+        backbone = merge(blocks)
+        backbone.register_forward_pre_hook(lambda m, inputs: before(done))
+        backbone.register_forward_hook(lambda m, inputs, out: done.append(len(out)))
+        return backbone
+
+    monkeypatch.setattr(features, "merge_normalisation", merged)
+    return done
+
+
+def stop_after(count, monkeypatch, compute):
     """Stops a computation of features after so many images."""
 
     class Stopped(BaseException):
         pass
 
-    done, forward = [], model.features.forward
-
-    def stopping(x):
-        if sum(done) > count:  # one image more, to know the shape
+    def stop(done):
+        if sum(done) >= count:
             raise Stopped
-        done.append(len(x))
-        return forward(x)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.features, "forward", stopping)
+        watch_backbone(patch, stop)
         with pytest.raises(Stopped):
             compute()
 
@@ -110,7 +118,7 @@ def test_damage_in_features_that_are_not_complete_is_computed_again(
     whole = with_features(model, data, config).images[:].clone()
     (file,) = paths.cache().glob("features-voc2007-*.bin")
     file.unlink()
-    stop_after(4, model, monkeypatch, lambda: with_features(model, data, config))
+    stop_after(4, monkeypatch, lambda: with_features(model, data, config))
     part = file.with_suffix(".part")
     content = bytearray(part.read_bytes())
     content[at] ^= 16
