@@ -333,7 +333,6 @@ def _ablation(options: Options) -> int:
 def _crop_scale(options: Options) -> int:
     from spcl_lib.analysis.measurement_tables import crop_scale_texts
     from spcl_lib.runs.ablation import (
-        CROP_METHODS,
         CROP_SCALES,
         crop_scale_configs,
         crop_scale_rows,
@@ -344,7 +343,7 @@ def _crop_scale(options: Options) -> int:
 
     configs = crop_scale_configs(
         options.dataset, options.profile, _seeds(options), options.scales or CROP_SCALES,
-        options.only or CROP_METHODS, _overrides(options),
+        options.only, _overrides(options),
     )  # fmt: skip
     configs, jobs = identify_all(configs, options.data_root), _jobs(options)
     if options.list:

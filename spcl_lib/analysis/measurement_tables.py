@@ -19,6 +19,8 @@ SUPERVISION_NAMES = {
     "scl_whole": "whole heatmap (SCL)",
     "scl": "heatmap through the view (SCL)",
     "en_scl": "heatmap through the view (EN + SCL)",
+    "gr_scl": "heatmap through the view (GR + SCL)",
+    "ren_scl": "heatmap through the view (REN + SCL)",
 }
 QUESTIONS = {
     "labelled": "is the labelled class in the view?",

@@ -19,6 +19,7 @@ from spcl_lib.system.errors import UserError
 CROP_SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)
 CROP_METHODS = ("an", "cl", "scl", "en_scl", "full")
 RECOVERY_SCALE = 0.1  # crop recovery is measured on the runs with this scale
+RECOVERY_METHODS = (*CROP_METHODS[:-1], "gr_scl", "ren_scl", "full")  # with the league's best
 FOLLOWED = 64  # number of images that these runs follow over the epochs
 
 Settings = Mapping[str, object]
@@ -134,7 +135,7 @@ def crop_scale_configs(
     profile: str = "cpu",
     seeds: Sequence[int] = (0, 1, 2),
     scales: Sequence[float] = CROP_SCALES,
-    methods: Sequence[str] = CROP_METHODS,
+    methods: Sequence[str] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> list[RunConfig]:
     """All runs of the ablation, each once: every method, scale and seed.
@@ -146,7 +147,7 @@ def crop_scale_configs(
         profile: a key of PROFILES[dataset].
         seeds: seeds of the training.
         scales: least areas of the crops, as shares of the image.
-        methods: keys of METHODS.
+        methods: keys of METHODS; None: CROP_METHODS, and RECOVERY_METHODS at RECOVERY_SCALE.
         overrides: other settings.
 
     Raises:
@@ -157,12 +158,13 @@ def crop_scale_configs(
         raise UserError("scale_min is what this ablation varies; give its values with --scales")
     configs = []
     for scale in scales:
-        varied = {"scale_min": scale}
+        varied, usual = {"scale_min": scale}, CROP_METHODS
         if scale == RECOVERY_SCALE:
+            usual = RECOVERY_METHODS
             varied["snapshots"] = FOLLOWED
         configs += [
             make_config(dataset, method, seed, profile, varied | overrides)
-            for method in methods
+            for method in methods or usual
             for seed in seeds
         ]
     return list(dict.fromkeys(configs))  # a value may be given twice

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 
 _GROUP_TITLES = {"labelled": "the labelled class", "unlabelled": "unlabelled classes"}
-_MARKERS = {"an": "s", "cl": "D", "scl_whole": "v", "scl": "o", "en_scl": "^", "full": "P"}
+_MARKERS = {"an": "s", "cl": "D", "scl_whole": "v", "scl": "o", "en_scl": "^", "gr_scl": "X",
+            "ren_scl": "p", "full": "P"}  # fmt: skip
 
 
 def _colour(source: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = {
     "an": "#6b6b6b", "cl": "#56b4e9", "scl": "#0072b2", "en": "#e69f00", "en_cl": "#cc79a7",
-    "en_scl": "#d55e00", "full": "#000000",
+    "en_scl": "#d55e00", "gr_scl": "#117733", "ren_scl": "#882255", "full": "#000000",
 }  # fmt: skip
 OTHER_METHOD = "#009e73"
 HEAT = "viridis"

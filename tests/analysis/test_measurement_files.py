@@ -64,7 +64,9 @@ def test_everything_is_measured_on_the_runs_that_are_finished(runs, reference):
     found = measured(settings)
     about = found["about"]
     assert about["methods"] == ["an", "cl", "scl"] and about["seeds"] == [0, 1]
-    assert about["missing"] == [f"{m} seed {s}" for m in ("en_scl", "full") for s in (0, 1)]
+    assert about["missing"] == [
+        f"{m} seed {s}" for m in ("en_scl", "gr_scl", "ren_scl", "full") for s in (0, 1)
+    ]
     assert about["settings"]["epochs"] == 3 and "scale_min" not in about["settings"]
     assert {r["source"] for r in found["sources"]} == {"an", "cl", "scl", "scl_whole"}
     assert len(found["sources"]) == 4 * 2 * 3 * 3  # sources, seeds, groups, limits

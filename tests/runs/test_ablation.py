@@ -14,7 +14,9 @@ from spcl_lib.system.errors import UserError
 
 def test_every_method_scale_and_seed_once():
     configs = crop_scale_configs("scenes")
-    assert len(set(configs)) == len(configs) == 5 * 5 * 3
+    assert len(set(configs)) == len(configs) == 5 * 5 * 3 + 2 * 3
+    own = {c.method for c in configs if c.scale_min == ablation.RECOVERY_SCALE}
+    assert own == {*ablation.CROP_METHODS, "gr_scl", "ren_scl"}  # the best of the league
     assert len({run_folder(c) for c in configs}) == len(configs)
     assert {c.scale_min for c in configs} == set(CROP_SCALES) == {1.0, 0.5, 0.25, 0.1, 0.05}
     assert all((c.snapshots > 0) == (c.scale_min == ablation.RECOVERY_SCALE) for c in configs)
