@@ -25,6 +25,7 @@ from spcl_lib.analysis.statistics import (
 from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.methods import title_of
 
+HEADLINES = 3  # the first sentences on crop recovery
 WIDE = 10.0  # percent points of a wide margin; our choice
 MARGIN_RULE = f"{DIFFERENCE_RULE} A wide margin is {WIDE:g} points or more."
 METRICS = {
@@ -37,7 +38,10 @@ METRICS = {
 
 
 def recovery_sentences(found: Measurements) -> list[str]:
-    """Sentences on whether the heatmap knows what the view shows; the last is on the claim."""
+    """Sentences on whether the heatmap knows what the view shows.
+
+    The first HEADLINES say the most: how often the label is wrong, the claim, and corrections.
+    """
     source = heatmap_source(found)
     if not source:
         return [label_wrongness(found), recovery_claim(found)]
@@ -48,7 +52,8 @@ def recovery_sentences(found: Measurements) -> list[str]:
         ("all", "AP", "an"), ("all", "AUROC", "an"), ("all", "ECE", "an"),
     )  # fmt: skip
     compared = [compare_supervision(found, g, m, source, other)[0] for g, m, other in pairs]
-    return [label_wrongness(found), *compared, *corrections(found), recovery_claim(found)]
+    own, *others = corrections(found, first=source) or [f"No decisions of {title_of(source)}."]
+    return [label_wrongness(found), recovery_claim(found), own, *compared, *others]
 
 
 def heatmap_source(found: Measurements) -> str:
@@ -60,14 +65,14 @@ def label_wrongness(found: Measurements) -> str:
     """Says how often the given label is wrong for the crop, with large and with small crops."""
     scale = found["about"]["scale_min"]
     largest = max(r["scale_min"] for r in found["wrongness"])
-    large, here = (
-        mean_and_spread(values(rows_of(found, "wrongness", scale_min=s), "wrong"))
-        for s in (largest, scale)
+    all_large, all_here = (
+        values(rows_of(found, "wrongness", scale_min=s), "wrong") for s in (largest, scale)
     )
+    large, here = mean_and_spread(all_large), mean_and_spread(all_here)
     return (
         f"With crops down to {percent(scale)} of the image the label is wrong for {here} % of the "
-        f"views (less than {percent(LEAST)} of its objects visible); with crops from "
-        f"{percent(largest)} on, for {large} %."
+        f"views (less than {percent(LEAST)} of its objects visible)"
+        + (f"; with crops from {percent(largest)} on, for {large} %." if any(all_large) else ".")
     )
 
 
@@ -96,11 +101,12 @@ def compare_supervision(
     return f"{question}: the {names[0]} {verb} the {names[1]}{wide}: {numbers}.", better
 
 
-def corrections(found: Measurements) -> list[str]:
+def corrections(found: Measurements, first: str) -> list[str]:
     """Says for every method how many wrong labels its target corrects, and right ones it spoils."""
     rows = rows_of(found, "decisions", images="all", fall=found["about"]["fall"])
     sentences = []
-    for method in dict.fromkeys(r["method"] for r in rows):
+    methods = dict.fromkeys(r["method"] for r in rows)
+    for method in sorted(methods, key=lambda m: m != first):
         part = [r for r in rows if r["method"] == method]
         corrected, spoiled = (mean_and_spread(values(part, c)) for c in ("corrected", "spoiled"))
         sentences.append(
@@ -116,12 +122,20 @@ def recovery_claim(found: Measurements) -> str:
     text = "The claim that SCL recovers the right supervision when the crop has cut the object out"
     if not source:
         return f"{text} is not tested: no run of a method with heatmaps."
+    part = {"group": "labelled", "least": LEAST}
     signs = [compare_supervision(found, "labelled", "AUROC", source, o)[1] for o in ("an", "cl")]
     if min(signs) < 0:
         return f"{text} does not hold here: another source knows the view better."
     if min(signs) == 0:
         return f"{text} is not settled here: it needs runs of CL, and seeds that agree."
-    return f"{text} holds here: its target knows the view better than the raw label and than CL's."
+    own, raw, cl = (
+        mean_and_spread(values(rows_of(found, "sources", source=s, **part), "AUROC"))
+        for s in (source, "an", "cl")
+    )
+    return (
+        f"{text} holds here: its target knows better whether the view shows the labelled class "
+        f"(AUROC {own}) than the raw label ({raw}) and than CL's average ({cl})."
+    )
 
 
 # --- the effect on the result ---------------------------------------------------------------------
