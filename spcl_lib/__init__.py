@@ -32,6 +32,6 @@ def __getattr__(name: str) -> Any:
     """Imports `Predictor` on demand, because it loads many more modules than the method."""
     if name != "Predictor":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from spcl_lib.runs.predict import Predictor
+    from spcl_lib.runs.predictor import Predictor
 
     return Predictor

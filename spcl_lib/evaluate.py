@@ -207,6 +207,19 @@ def _batches(count: int, size: int = 128) -> Iterator[slice]:
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
+def prepare(images: Tensor, side: int) -> Tensor:
+    """Network input (B, 3, side, side) of whole images (B, 3, H, W), uint8 or floats in 0..255.
+
+    They are resized, antialiased, unless they have this side, and then normalised. This function
+    has no state, so it can be exported with a model.
+    """
+    if images.shape[-2:] != (side, side):
+        images = F.interpolate(
+            images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
+        )
+    return normalise(images)
+
+
 @torch.no_grad()
 def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto") -> Tensor:
     """Score-map logits (N, C, G, G) of whole images.
@@ -234,12 +247,9 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto")
             with autocast(device, amp):
                 out.append(model.classify(batch).float().cpu())
             continue
-        if batch.shape[-2:] != (side, side):
-            batch = F.interpolate(
-                batch.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
-            )
+        network_input = prepare(batch, side)
         with autocast(device, amp):
-            out.append(model(normalise(batch)).float().cpu())
+            out.append(model(network_input).float().cpu())
     model.train(was_training)
     return torch.cat(out)
 

@@ -48,16 +48,27 @@ def try_image(file: Path, side: int) -> np.ndarray | str:
             return "is no regular file"  # Pillow would wait for a pipe for ever
         with Image.open(file) as image:
             image.draft(None, (_DRAFT * side, _DRAFT * side))  # makes large JPEGs faster
-            image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
-                ImageOps.exif_transpose(image, in_place=True)
-            square = to_rgb(image).resize((side, side), Image.Resampling.BILINEAR)
+            square = make_square(image, side)
     except FileNotFoundError:
         return "is missing"
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds for a damaged file
         return f"cannot be read: {_cause(file, error)}"
+    return square
+
+
+def make_square(image: Image.Image, side: int) -> np.ndarray:
+    """One picture as (3, side, side) uint8, as `try_image` says; it may be turned in place.
+
+    Raises:
+        ValueError: its pixels have 32 bits.
+        OSError: its file is damaged.
+    """
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
+        ImageOps.exif_transpose(image, in_place=True)
+    square = to_rgb(image).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1).copy()
 
 

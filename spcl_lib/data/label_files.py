@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -66,6 +67,18 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
     if not rows:
         raise UserError(f"'{file}' names no image; expected lines of path,{column}")
     return rows
+
+
+def column_of(file: Path) -> str:
+    """Whether a file has one label per image ("label") or all of them ("labels").
+
+    A file that cannot be read counts as "labels"; `read_label_file` says what is wrong with it.
+    """
+    with contextlib.suppress(OSError):
+        start = read_list(file).decode("utf-8-sig", "replace").lstrip().split("\n", 1)[0]
+        if [field.strip() for field in start.split(",")] == ["path", "label"]:
+            return "label"
+    return "labels"
 
 
 def compose_accents(text: str) -> str:

@@ -41,16 +41,35 @@ def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
     classes = tuple(sorted(frozenset().union(*(row.labels for row in train.values()))))
     if len(classes) < 2:
         raise UserError(f"'{root / TRAIN}' has {len(classes)} labels; two or more are needed")
-    _check_known(val, classes, root / VAL)
+    _check_known(val, classes, root / VAL, f"no image of {TRAIN} has")
     return _image_set(root, train, classes), _image_set(root, val, classes)
 
 
-def _check_known(rows: Mapping[str, LabelRow], classes: tuple[str, ...], file: Path) -> None:
+def list_labelled(root: Path, file: Path, column: str, classes: tuple[str, ...]) -> ImageSet:
+    """Lists images with their labels among given classes, without reading the images.
+
+    Args:
+        root: folder of the images.
+        file: CSV file as in `list_table`, with paths below `root`.
+        column: "labels", or "label" for one label per image.
+        classes: C names, of a trained network.
+
+    Raises:
+        UserError: the file is missing or malformed, or has a label that is not among the classes.
+    """
+    rows = read_label_file(root, str(file.absolute()), column)
+    _check_known(rows, classes, file, "the run has no class")
+    return _image_set(root, rows, classes)
+
+
+def _check_known(
+    rows: Mapping[str, LabelRow], classes: tuple[str, ...], file: Path, flaw: str
+) -> None:
     for row in rows.values():
         for name in sorted(row.labels - set(classes)):
             close = difflib.get_close_matches(name, classes, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise UserError(f"'{file}', line {row.line}: no image of {TRAIN} has '{name}'.{hint}")
+            raise UserError(f"'{file}', line {row.line}: {flaw} '{name}'.{hint}")
 
 
 def _image_set(root: Path, rows: Mapping[str, LabelRow], classes: tuple[str, ...]) -> ImageSet:

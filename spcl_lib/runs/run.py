@@ -25,7 +25,6 @@ from spcl_lib.pooling import TEST_POOLINGS
 from spcl_lib.runs.checkpoint import BANK_FILE, Checkpoint, remove_checkpoints
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
-from spcl_lib.runs.predict import choose_threshold
 from spcl_lib.runs.progress import write_history
 from spcl_lib.runs.snapshots import Recorder
 from spcl_lib.runs.splits import Splits, identify_data, load_splits, report_labels
@@ -37,6 +36,7 @@ from spcl_lib.runs.store import (
     write_config,
     write_summary,
 )
+from spcl_lib.runs.thresholds import choose_threshold
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.files import atomic_write, lock_folder, write_json

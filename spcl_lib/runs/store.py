@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import sys
@@ -45,28 +46,59 @@ def run_folder(config: RunConfig) -> Path:
     return paths.results() / group / f"{config.method}-seed{config.seed}{suffix}"
 
 
+_NAMED = 5  # most data sets that a message names
 REPEAT = "repeat"  # the folder, in a run's folder, of a repeat that has not finished
 
 
 def find_run(place: Path) -> Path:
     """Folder of a finished run: `place` itself, else the run below it that finished last.
 
+    Args:
+        place: a folder, or the metrics.json of a run. A relative path that begins with "results"
+            and does not exist here is looked for in `paths.results`, where runs go.
+
     Raises:
-        UserError: there is no finished run.
+        UserError: there is no finished run, or there are runs of several data sets or classes.
     """
-    place = place.expanduser()
-    place = place.parent if place.name == "metrics.json" else place
+    place = _place_of_runs(place)
     if (place / "metrics.json").is_file():
         return place
     found = (file for file in place.rglob("metrics.json") if file.is_file())
-    runs = sorted(found, key=lambda file: file.stat().st_mtime_ns)
+    runs = [file.parent for file in sorted(found, key=lambda file: file.stat().st_mtime_ns)]
     if not runs:
         state = "has not finished" if (place / "config.json").is_file() else "is no run"
         raise UserError(
             f"'{place}' {state}: it has no metrics.json. Give the folder that "
-            "`python -m spcl_lib run` prints when it ends"
+            f"`python -m spcl_lib run` prints when it ends; runs go to '{paths.results()}'"
         )
-    return runs[-1].parent
+    _refuse_several(runs, place)
+    return runs[-1]
+
+
+def _place_of_runs(place: Path) -> Path:
+    place = place.expanduser()
+    place = place.parent if place.name == "metrics.json" else place
+    if place.parts[:1] == ("results",) and not place.exists():
+        return paths.results().joinpath(*place.parts[1:])
+    return place
+
+
+def _refuse_several(runs: list[Path], place: Path) -> None:
+    """Refuses runs that differ in data set or classes: the last one may not be the one meant."""
+    last: dict[tuple[str, tuple[str, ...]], Path] = {}
+    for folder in runs:
+        with contextlib.suppress(UserError):  # a damaged run is named when it is the one meant
+            config, metrics = read_metrics(folder)
+            last[config.dataset, tuple(metrics["classes"])] = folder
+    if len(last) > 1:
+        named = [
+            f"{dataset} ({len(classes)} classes: {', '.join(classes[:3])}, ...) in '{folder}'"
+            for (dataset, classes), folder in list(last.items())[-_NAMED:]
+        ]
+        raise UserError(
+            f"'{place}' holds runs of {len(last)} data sets; give the folder of one of them, here "
+            f"with its last run: {'; '.join(reversed(named))}"
+        )
 
 
 # --- what to run ----------------------------------------------------------------------------------

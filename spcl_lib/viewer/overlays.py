@@ -44,11 +44,12 @@ def draw_overlays(
     classes: Sequence[str],
     maps: Tensor,
     scores: Tensor,
-    threshold: float,
+    chosen: Tensor,
+    rule: str,
 ) -> None:
     """Writes a PNG file: the image, and the image under the score map of every predicted label.
 
-    It shows at most five labels, or the highest one if no score reaches the threshold.
+    It shows at most five labels, or the highest score if there is no label.
 
     Args:
         image: the image file.
@@ -56,13 +57,14 @@ def draw_overlays(
         classes: C names.
         maps: (C, G, G) probabilities.
         scores: (C,) scores of the whole image.
-        threshold: lowest score of a label that counts as present.
+        chosen: (C,) bool, the labels.
+        rule: which scores are labels, in words.
     """
-    order = scores.argsort(descending=True)[:_MOST]
-    present = order[scores[order] >= threshold]
+    order = scores.argsort(descending=True)
+    present = order[chosen[order]][:_MOST]
     shown = present if len(present) else order[:1]
     titles = [f"{scores[c]:.2f}  {classes[c]}" for c in shown.tolist()]
-    says = f"labels from {threshold:.2f}" if len(present) else f"none reaches {threshold:.2f}"
+    says = f"labels: {rule}" if len(present) else f"no label: {rule}"
     picture = overlays(_shrink(image), maps[shown], [f"{image.name} ({says})", *titles])
     with atomic_write(file) as temporary:
         picture.save(temporary, format="png")

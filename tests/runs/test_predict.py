@@ -17,9 +17,10 @@ from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
 import spcl_lib
 from spcl_lib import Predictor, UserError, mean_average_precision
 from spcl_lib.__main__ import main
-from spcl_lib.runs.predict import choose_threshold, columns
+from spcl_lib.runs.prediction_files import columns
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import find_run
+from spcl_lib.runs.thresholds import choose_threshold
 from spcl_lib.system import paths
 from spcl_lib.viewer.overlays import overlays
 
@@ -93,7 +94,7 @@ def test_rows_are_sorted_and_labels_are_the_scores_from_the_threshold(predict, t
     outcome, rows = predict(root)
     assert len(rows) == 36 and [r["path"] for r in rows] == sorted(r["path"] for r in rows)
     threshold = run_metrics(run)["threshold"]
-    assert f"36 images, labels from a score of {threshold:.3f}: " in outcome.out
+    assert f"36 images, labels are scores from {threshold:.3f}: " in outcome.out
     some = 0
     for row in rows:
         values = {name: row[name] for name in ("cat", "dog", "große Eule")}
@@ -118,7 +119,7 @@ def test_one_image_is_enough(predict, trained):
 
 
 def test_more_images_than_a_batch(predict, tmp_path, monkeypatch):
-    monkeypatch.setattr("spcl_lib.runs.predict._BATCH", 4)
+    monkeypatch.setattr("spcl_lib.runs.predict.BATCH", 4)
     make_folder(tmp_path / "new", x=11)
     save_noise(tmp_path / "new" / ".hidden.png")
     _, rows = predict(tmp_path / "new")
@@ -488,15 +489,6 @@ def test_a_predictor_takes_images_of_any_shape(trained):
     assert predictor.classes == ("cat", "dog", "große Eule") and predictor.threshold > 0
 
 
-@pytest.mark.parametrize(
-    "images", [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 3, 8, 8),
-               torch.zeros(1, 1, 8, 8, dtype=torch.uint8)],
-)  # fmt: skip
-def test_other_tensors_are_refused(trained, images):
-    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\) uint8; got"):
-        Predictor.load(trained[0])(images)
-
-
 def test_weights_that_could_run_code_are_refused(trained, tmp_path):
     run = shutil.copytree(trained[0], tmp_path / "run")
     torch.save(torch.nn.Linear(2, 2), run / "weights.safetensors")
@@ -506,8 +498,8 @@ def test_weights_that_could_run_code_are_refused(trained, tmp_path):
 
 def test_it_is_imported_when_it_is_asked_for():
     code = (
-        "import sys, spcl_lib; assert 'spcl_lib.runs.predict' not in sys.modules; "
-        "from spcl_lib import Predictor; assert 'spcl_lib.runs.predict' in sys.modules; "
+        "import sys, spcl_lib; assert 'spcl_lib.runs.predictor' not in sys.modules; "
+        "from spcl_lib import Predictor; assert 'spcl_lib.runs.predictor' in sys.modules; "
         "assert 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.project())
@@ -533,7 +525,7 @@ def test_the_threshold_gives_the_expected_number_of_labels_on_training_images(tr
 def test_the_threshold_is_chosen_on_a_part_of_many_images(trained, monkeypatch):
     predictor = Predictor.load(trained[0])
     train, _ = load_splits(predictor.config, trained[1])
-    monkeypatch.setattr("spcl_lib.runs.predict._THRESHOLD_IMAGES", 4)
+    monkeypatch.setattr("spcl_lib.runs.thresholds._THRESHOLD_IMAGES", 4)
     seen = []
 
     class Images:

@@ -1,0 +1,146 @@
+"""Evaluation of a finished run on a user's own labelled images, and the choice of thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spcl_lib.data.images import silence_pillow
+from spcl_lib.data.label_files import column_of
+from spcl_lib.data.table import list_labelled
+from spcl_lib.evaluate import evaluate_scores, precision_recall
+from spcl_lib.runs.predict import read_batches
+from spcl_lib.runs.predictor import Predictor
+from spcl_lib.runs.thresholds import KINDS, LabelRule, best_thresholds, expected_threshold
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.randomness import keyed_generator
+
+Row = dict[str, Any]
+CHOSEN_NAMES = {"one": "one threshold, chosen here", "per-class": "one per class, chosen here"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores and labels of N images.
+
+    Attributes:
+        scores: (N, C) in [0, 1].
+        labels: (N, C) bool.
+        classes: C names.
+        single: whether only one label of every image is known.
+        skipped: paths of images that could not be read; they are not among the N.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    single: bool
+    skipped: tuple[str, ...]
+
+    def metrics(self) -> dict[str, Any]:
+        """See `evaluate_scores`."""
+        return evaluate_scores(self.scores, self.labels, self.classes)
+
+    def class_rows(self, rule: LabelRule) -> list[Row]:
+        """Per class: images with it; AP, precision, recall, F1 in percent, None if undefined."""
+        chosen = rule.choose(self.scores)
+        rows = []
+        for c, (name, ap) in enumerate(self.metrics()["AP"].items()):
+            right = int((chosen & self.labels)[:, c].sum())
+            given, true = int(chosen[:, c].sum()), int(self.labels[:, c].sum())
+            rows.append({
+                "class": name, "images": true, "AP": ap,
+                "precision": 100 * right / given if given else None,
+                "recall": 100 * right / true if true else None,
+                "F1": 200 * right / (given + true) if true else None,
+            })  # fmt: skip
+        return rows
+
+    def rule_rows(self, rule: LabelRule, expected_positives: float) -> list[Row]:
+        """What a rule gives, and what thresholds that are chosen on these images would give.
+
+        With full labels, they are chosen on one half of the images and measured on the other half,
+        and the other way round. With single labels only their number is known.
+
+        Args:
+            rule: the rule of the predictor.
+            expected_positives: expected labels of an image, for single labels.
+        """
+        if self.single:
+            chosen = self.thresholds("one", expected_positives)
+            found = {str(rule): rule, CHOSEN_NAMES["one"]: LabelRule(chosen)}
+            return [self._row(name, r.choose(self.scores)) for name, r in found.items()]
+        rows = [self._row(str(rule), rule.choose(self.scores))]
+        halves = _halves(len(self.scores))
+        if all(bool(self.labels[half].any()) for half in halves):
+            for kind in KINDS:
+                chosen = torch.zeros_like(self.labels)
+                for half, other in (halves, halves[::-1]):
+                    limits = best_thresholds(self.scores[half], self.labels[half], kind)
+                    chosen[other] = self.scores[other] >= limits
+                rows.append(self._row(CHOSEN_NAMES[kind], chosen))
+        return rows
+
+    def thresholds(self, kind: str, expected_positives: float) -> Tensor:
+        """Thresholds (C,) from all these images; see `best_thresholds`.
+
+        With single labels, it is the score that the expected labels of an image reach.
+
+        Raises:
+            UserError: no image has a label, or single labels cannot give one per class.
+        """
+        if not self.single:
+            return best_thresholds(self.scores, self.labels, kind)
+        if kind != "one":
+            raise UserError(
+                "with one label per image there is no threshold per class; take --choose one, or "
+                "list all labels of the images (path,labels)"
+            )
+        limit = expected_threshold(self.scores, expected_positives)
+        return torch.full((len(self.classes),), limit)
+
+    def _row(self, name: str, chosen: Tensor) -> Row:
+        row: Row = {"labels": name, "per image": float(chosen.sum(1).double().mean())}
+        return row if self.single else row | precision_recall(chosen, self.labels)
+
+
+def _halves(count: int) -> tuple[Tensor, Tensor]:
+    order = torch.randperm(count, generator=keyed_generator("halves", 0))
+    return order[: count // 2], order[count // 2 :]
+
+
+def evaluate_files(predictor: Predictor, images: Path, labels: Path) -> Evaluation:
+    """Predicts labelled images.
+
+    Args:
+        predictor: predictor of a finished run.
+        images: folder of the images.
+        labels: CSV file of `path,labels` with all labels of every image ("a|b"), or of
+            `path,label` with one; paths are below `images`.
+
+    Raises:
+        UserError: a file is missing or malformed, the run lacks a class, or no image can be read.
+    """
+    if not images.is_dir():
+        raise UserError(f"'{images}' is no folder; give the folder that the paths are below")
+    column = column_of(labels)
+    data = list_labelled(images, labels, column, predictor.classes)
+    if not bool(data.labels.any()):
+        raise UserError(f"'{labels}' gives no image a label; there is nothing to evaluate on")
+    skipped: list[str] = []
+    scores: dict[str, Tensor] = {}
+    with silence_pillow():
+        for batch in read_batches(images, data.ids, predictor.square_side, skipped):
+            pooled = predictor(torch.stack(list(batch.values())))
+            scores |= zip(batch, pooled, strict=True)
+    if not scores:
+        raise UserError(f"none of the {len(data)} images of '{labels}' can be read")
+    kept = torch.tensor([name in scores for name in data.ids])
+    stacked = torch.stack([scores[name] for name in data.ids if name in scores])
+    return Evaluation(
+        stacked, data.labels[kept], predictor.classes, column == "label", tuple(skipped)
+    )

@@ -1,0 +1,146 @@
+"""Predictor: a trained classifier that takes images in any form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spcl_lib.config import RunConfig
+from spcl_lib.data.inputs import squares
+from spcl_lib.evaluate import predict_maps, prepare
+from spcl_lib.pooling import Pooling, pooling_of
+from spcl_lib.runs.network import load_network
+from spcl_lib.runs.store import find_run, read_metrics
+from spcl_lib.runs.thresholds import LabelRule
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.machine import choose_device
+from spcl_lib.system.shapes import require_size
+
+BATCH = 64
+
+
+class Predictor:
+    """A trained classifier, ready for images.
+
+    Images have any form that `data.inputs.squares` takes: a file, a PIL image, an array (H, W, 3),
+    a tensor (3, H, W) or (B, 3, H, W), a list of these, or a DataLoader. Pixels are uint8, or
+    floats in 0..1 that are not normalised. The command `predict` uses this class.
+
+    Attributes:
+        classes: C names.
+        threshold: the run's own threshold, see `choose_threshold`; None for an old run without.
+        rule: which scores are labels, see `LabelRule`; by default those from `threshold`. None if
+            the run has no threshold.
+        size: side of the squares that the network gets, in pixels.
+
+    Example:
+        >>> predictor = Predictor.load("results/folder-cpu-1a2b3c4d/en_scl-seed0")
+        >>> scores = predictor(["new/1.jpg", "new/2.jpg"])  # (2, C) in [0, 1]
+        >>> predictor.labels("new/1.jpg")
+        [['cat', 'dog']]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        classes: Sequence[str],
+        threshold: float | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.model, self.config, self.classes = model, config, tuple(classes)
+        self.threshold = threshold
+        self.size = config.eval_side if size is None else size
+        require_size(self.size)
+        self.rule = None if threshold is None else LabelRule(threshold)
+
+    @classmethod
+    def load(cls, run: str | Path, size: int | None = None) -> Predictor:
+        """The network of a finished run, on the GPU if there is one.
+
+        Args:
+            run: folder of the run; only its metrics.json and weights.safetensors are needed.
+            size: side of the squares that the network gets, in pixels; by default that of the
+                run's evaluation. Larger is slower and often better. The run's threshold was chosen
+                at the default.
+
+        Raises:
+            UserError: the run has not finished, or one of its files is missing or damaged.
+        """
+        run = find_run(Path(run))
+        config, metrics = read_metrics(run)
+        model = load_network(run, config, len(metrics["classes"]))
+        model.to(choose_device(), memory_format=torch.channels_last)
+        return cls(model, config, metrics["classes"], metrics.get("threshold"), size)
+
+    @property
+    def square_side(self) -> int:
+        """Side of the squares that images become first, as they are stored for the evaluation.
+
+        `prepare` then resizes them to `size`. For a larger size they have this size at once.
+        """
+        return self.config.image_side if self.size <= self.config.eval_side else self.size
+
+    @property
+    def pooling(self) -> Pooling:
+        """The pooling of the score maps."""
+        return pooling_of(self.model)
+
+    def scores_of(self) -> dict[str, Any]:
+        """What the scores depend on, for files of thresholds."""
+        run = self.config.digest()
+        return {"run": run, "size": self.size, "pooling": str(self.pooling)}
+
+    def transform(self, images: Any) -> Tensor:
+        """The network's input (B, 3, size, size) for whole images; all predictions use it.
+
+        Raises:
+            TypeError, ValueError, UserError: see `data.inputs.squares`.
+        """
+        return torch.cat([prepare(batch, self.size) for batch in self._squares(images)])
+
+    def score_maps(self, images: Any) -> Tensor:
+        """Gives score-map logits f (B, C, G, G), on the CPU, for whole images.
+
+        Raises:
+            TypeError, ValueError: see `data.inputs.squares`.
+            UserError: an image file cannot be read, or the network gives values that are not
+                finite.
+        """
+        return torch.cat([self._maps(batch) for batch in self._squares(images)])
+
+    def __call__(self, images: Any) -> Tensor:
+        """Gives scores (B, C) in [0, 1], on the CPU, for whole images; B is 1 for one image.
+
+        Raises:
+            TypeError, ValueError, UserError: see `score_maps`.
+        """
+        pooled = [self.pooling(self._maps(batch)) for batch in self._squares(images)]
+        return torch.cat(pooled).sigmoid()
+
+    def heatmaps(self, images: Any) -> Tensor:
+        """Gives the probability of every class in every cell, (B, C, G, G); see `score_maps`."""
+        return self.score_maps(images).sigmoid()
+
+    def labels(self, images: Any) -> list[list[str]]:
+        """Gives the labels of every image, as `rule` says; one list per image.
+
+        Raises:
+            TypeError, ValueError, UserError: see `score_maps`; or there is no rule.
+        """
+        if self.rule is None:
+            raise UserError("this run has no threshold of its own; set predictor.rule")
+        return self.rule.names(self(images), self.classes)
+
+    def _squares(self, images: Any) -> Iterator[Tensor]:
+        return squares(images, self.square_side, BATCH)
+
+    def _maps(self, batch: Tensor) -> Tensor:
+        maps = predict_maps(self.model, batch, self.size, self.config.amp)
+        if not bool(maps.isfinite().all()):
+            raise UserError("the network gives scores that are no numbers; train the run again")
+        return maps
