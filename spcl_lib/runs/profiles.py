@@ -55,6 +55,15 @@ def _photographs(expected_positives: float) -> dict[str, dict[str, object]]:
     }
 
 
+def _own_photographs() -> dict[str, dict[str, object]]:
+    """The profiles of a user's photographs; the expected positives are ours."""
+    usual = _photographs(1.5)
+    # A network that was trained on crops finds more in larger whole images: on voc2007's held-out
+    # part of train (EN + SCL, seed 0), the same weights of profile cpu give mAP 70.9 at 160 px and
+    # 75.6 at 224 px. The data sets with kept results stay at 160 px.
+    return usual | {name: {**usual[name], "eval_side": 224} for name in ("cpu", "long")}
+
+
 # data set -> profile -> settings that differ from RunConfig's defaults
 PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "scenes": {
@@ -72,9 +81,9 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "coco2014": _photographs(2.9),
     "coco2017": _photographs(2.9),
     "imagenet": _photographs(1.2),  # our prior: ReaL has 1.2 valid labels per image
-    "folder": _photographs(1.5),  # ours
-    "table": _photographs(1.5),  # ours
-    "coco18": _photographs(1.5),  # ours: a table with this name below the data root
+    "folder": _own_photographs(),
+    "table": _own_photographs(),
+    "coco18": _own_photographs(),  # a table with this name below the data root
 }  # fmt: skip
 
 

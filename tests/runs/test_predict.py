@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
 import spcl_lib
 from spcl_lib import Predictor, UserError, mean_average_precision
 from spcl_lib.__main__ import main
+from spcl_lib.runs.predict import predict_files
 from spcl_lib.runs.prediction_files import columns
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import find_run
-from spcl_lib.runs.thresholds import choose_threshold
+from spcl_lib.runs.thresholds import LabelRule, choose_threshold
 from spcl_lib.system import paths
 from spcl_lib.viewer.overlays import overlays
 
@@ -388,6 +390,78 @@ def test_a_pipe_instead_of_a_runs_file_is_named(predict, spcl, trained, tmp_path
     assert_mistake(spcl("run", "--config", run / "metrics.json"), "no configuration of a run")
 
 
+# --- formats and labels ---------------------------------------------------------------------------
+
+
+def test_json_has_the_rows_of_the_csv_file(spcl, trained, tmp_path):
+    arguments = ("predict", "--run", trained[0], "--images", trained[1] / "dog", "--out")
+    assert spcl(*arguments, tmp_path / "a.csv").status == 0
+    for _ in range(2):  # predictions are replaced
+        assert spcl(*arguments, tmp_path / "a.json").status == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    with open(tmp_path / "a.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(found) == len(rows) == 12
+    for one, row in zip(found, rows, strict=True):
+        assert list(one) == ["path", "scores", "labels"] and one["path"] == row["path"]
+        assert {k: f"{v:.4f}" for k, v in one["scores"].items()} == {
+            k: row[k] for k in ("cat", "dog", "große Eule")
+        }
+        assert "|".join(one["labels"]) == row["labels"]
+    (tmp_path / "labels.json").write_text('{"cat": 1}')
+    outcome = spcl(*arguments, tmp_path / "labels.json")
+    assert_mistake(outcome, tmp_path / "labels.json", "holds no predictions")
+    outcome = spcl(*arguments[:-1], "--format", "json", "--out", tmp_path / "a.csv")
+    assert_mistake(outcome, "holds no predictions")  # it holds others
+
+
+def test_parquet_needs_its_package(spcl, trained, tmp_path, monkeypatch):
+    arguments = ("predict", "--run", trained[0], "--images", trained[1] / "dog")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    outcome = spcl(*arguments, "--out", tmp_path / "a.parquet")
+    assert_mistake(outcome, "needs the package 'pyarrow'", "pip install")
+    assert not (tmp_path / "a.parquet").exists()
+
+
+def test_parquet_has_a_column_for_every_class(spcl, trained, tmp_path):
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    out = tmp_path / "a.parquet"
+    for _ in range(2):
+        outcome = spcl(
+            "predict", "--run", trained[0], "--images", trained[1] / "dog", "--out", out, "--top", 2
+        )
+        assert outcome.status == 0, outcome.err
+    frame = pd.read_parquet(out)
+    assert list(frame.columns) == ["path", "cat", "dog", "große Eule", "labels"]
+    assert len(frame) == 12 and all(len(labels) == 2 for labels in frame["labels"])
+
+
+def test_the_highest_scores_can_be_the_labels(predict, trained):
+    outcome, rows = predict(trained[1] / "dog", "--top", 2)
+    assert "labels are the 2 highest scores: " in outcome.out
+    for row in rows:
+        scores = {name: float(row[name]) for name in ("cat", "dog", "große Eule")}
+        labels = row["labels"].split("|")
+        assert len(labels) == 2 and scores[labels[0]] >= scores[labels[1]] >= min(scores.values())
+    middle = sorted(float(row["cat"]) for row in rows)[6]
+    outcome, rows = predict(trained[1] / "dog", "--top", 3, "--threshold", middle)
+    assert 0 < sum("cat" in row["labels"].split("|") for row in rows) < 12
+    assert_mistake(predict(trained[1] / "dog", "--top", 0)[0], "at least 1; got 0")
+
+
+def test_images_of_another_size_give_other_scores_and_a_word_about_the_threshold(predict, trained):
+    _, usual = predict(trained[1] / "dog")
+    outcome, same = predict(trained[1] / "dog", "--size", 16)
+    assert same == usual and outcome.err.count("threshold") == 0
+    outcome, rows = predict(trained[1] / "dog", "--size", 32)
+    assert "images of 32 px" in outcome.out and rows != usual
+    assert "the run's threshold was chosen at 16 px" in outcome.err
+    assert "threshold" not in predict(trained[1] / "dog", "--size", 32, "--top", 1)[0].err
+    assert_mistake(predict(trained[1] / "dog", "--size", "big")[0], "16..4096, not 'big'")
+
+
 # --- which run ------------------------------------------------------------------------------------
 
 
@@ -399,6 +473,37 @@ def test_a_run_may_be_named_by_its_metrics_or_found_as_the_last_one_below(traine
         os.utime(copy / "metrics.json", ns=(0, 10**18 + (5 if name == "new/a" else i)))
     assert find_run(tmp_path / "results") == tmp_path / "results" / "new" / "a"
     assert find_run(tmp_path / "results" / "old") == tmp_path / "results" / "old" / "c"
+
+
+def test_runs_of_several_data_sets_are_refused_and_named(predict, trained, tmp_path):
+    place = tmp_path / "several"
+    for name in ("first/an-seed0", "second/an-seed0", "second/an-seed1"):
+        shutil.copytree(trained[0], place / name)
+    assert find_run(place).parent.parent == place  # they have the same classes
+    metrics = run_metrics(trained[0])
+    metrics["classes"] = ["boat", "car", "plane"]
+    (place / "second/an-seed1/metrics.json").write_text(json.dumps(metrics))
+    outcome, rows = predict(trained[1] / "dog", run=place)
+    assert_mistake(outcome, place, "2 data sets", "folder (3 classes: boat, car, plane", "cat, dog")
+    assert f"'{place / 'second/an-seed1'}'" in outcome.err and rows is None
+    assert find_run(place / "first") == place / "first" / "an-seed0"
+    (place / "second/an-seed1/metrics.json").write_text("{")  # a damaged run is no other data set
+    os.utime(place / "second/an-seed1/metrics.json", (0, 0))
+    assert find_run(place).name == "an-seed0"
+
+
+def test_results_means_the_place_where_runs_go_in_any_folder(
+    trained, results, tmp_path, monkeypatch
+):
+    shutil.copytree(trained[0], results / "folder-smoke-x" / "an-seed0")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert find_run(Path("results")) == results / "folder-smoke-x" / "an-seed0"
+    assert find_run(Path("results/folder-smoke-x")) == results / "folder-smoke-x" / "an-seed0"
+    (elsewhere / "results").mkdir()
+    with pytest.raises(UserError, match=f"runs go to '{results}'"):
+        find_run(Path("results"))
 
 
 def test_a_run_on_any_data_set_predicts(spcl, results, tiny, tmp_path):
@@ -471,6 +576,61 @@ def test_another_pooling_of_the_same_maps_needs_a_threshold_and_gives_other_scor
 
 
 # --- from Python ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def predictor(trained):
+    """A predictor whose network gets smaller squares than those that the images are stored as."""
+    found = Predictor.load(trained[0])
+    config = found.config.replace(image_side=24)
+    return Predictor(found.model, config, found.classes, found.threshold)
+
+
+def test_python_and_the_command_line_give_the_same_scores_and_labels(predictor, tmp_path):
+    names = [f"{i:02}" for i in range(70)]  # more than a batch
+    files = [save_noise(tmp_path / "new" / f"{name}.png") for name in names]
+    predict_files(predictor, tmp_path / "new", tmp_path / "a.csv")
+    with open(tmp_path / "a.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    pictures = [Image.open(file) for file in files]
+    batch = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures])
+    for images in (files, pictures, batch, batch / 255):
+        scores, labels = predictor(images), predictor.labels(images)
+        for row, own, given in zip(rows, scores.tolist(), labels, strict=True):
+            assert [row[c] for c in predictor.classes] == [f"{value:.4f}" for value in own]
+            assert row["labels"] == "|".join(given)
+
+
+def test_the_transform_gives_what_the_network_gets(predictor, trained):
+    file = trained[1] / "dog" / "dog 3.png"
+    network_input = predictor.transform(file)
+    assert network_input.shape == (1, 3, 16, 16) and network_input.is_floating_point()
+    with torch.no_grad():
+        maps = predictor.model(network_input)
+    torch.testing.assert_close(predictor.score_maps(file), maps, atol=0.02, rtol=0.02)  # bfloat16
+    assert torch.equal(predictor.heatmaps(file), predictor.score_maps(file).sigmoid())
+
+
+def test_labels_follow_the_rule(predictor, trained):
+    files = sorted((trained[1] / "dog").iterdir())
+    predictor.rule = LabelRule(torch.tensor([0.0, 1.0, 1.0]))
+    assert predictor.labels(files) == [["cat"]] * 12
+    predictor.rule = LabelRule(None, top=1)
+    highest = predictor(files).argmax(1).tolist()
+    assert predictor.labels(files) == [[predictor.classes[c]] for c in highest]
+    predictor.rule = None
+    with pytest.raises(UserError, match="no threshold"):
+        predictor.labels(files)
+    with pytest.raises(UserError, match="no threshold"):
+        predict_files(predictor, trained[1], trained[1] / "never.csv")
+
+
+def test_large_photographs_differ_at_most_by_how_they_are_decoded(predictor, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    large = Image.fromarray(noise).resize((900, 600))
+    large.save(tmp_path / "large.jpg", quality=95)
+    scores = predictor([tmp_path / "large.jpg", Image.open(tmp_path / "large.jpg")])
+    torch.testing.assert_close(scores[0], scores[1], atol=0.005, rtol=0)
 
 
 def test_a_predictor_takes_images_of_any_shape(trained):
