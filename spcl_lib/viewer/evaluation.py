@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 30  # characters of a class's name
+_MOST = 100  # most classes in the figure
 
 
 def evaluation_lines(found: Evaluation, rule: LabelRule, expected_positives: float) -> list[str]:
@@ -105,19 +106,23 @@ def class_figure(rows: Rows, title: str, single: bool = False) -> Figure:
     """Shows AP (bar) and F1 (dot) of every class, the highest AP on top.
 
     Args:
-        rows: of `Evaluation.class_rows`; classes that no image shows are left out.
+        rows: of `Evaluation.class_rows`. Classes that no image shows are left out, and of more than
+            100 classes, those with the fewest images.
         title: text above.
         single: whether the labels are single; then F1 means nothing.
     """
     import matplotlib.pyplot as plt
 
-    known = sorted((row for row in rows if row["images"]), key=lambda row: row["AP"])
+    known = sorted((row for row in rows if row["images"]), key=lambda row: row["images"])
+    known = sorted(known[-_MOST:], key=lambda row: row["AP"])
     figure, axes = plt.subplots(figsize=(7.2, 1.4 + 0.26 * len(known)), layout="constrained")
     places = range(len(known))
     axes.barh(places, [row["AP"] for row in known], color="#9ecae1", height=0.72, label="AP")
     if not single:
         dots = [row["F1"] for row in known]
-        axes.plot(dots, places, "o", color=OTHER_METHOD, markersize=5, label="F1")
+        axes.plot(
+            dots, places, "o", color=OTHER_METHOD, markersize=5, label="F1", clip_on=False, zorder=3
+        )
     names = [f"{row['class']} ({row['images']:,})" for row in known]
     axes.set(yticks=places, yticklabels=names, xlim=(0, 100), ylim=(-0.6, len(known) - 0.4))
     axes.set_xlabel("% (in brackets: images that show the class)")
