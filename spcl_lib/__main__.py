@@ -16,7 +16,12 @@ from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
 from spcl_lib.pooling import KINDS, parse_pooling
 from spcl_lib.runs.profiles import PROFILES, usual_profile
-from spcl_lib.runs.settings import make_config, methods_of, parse_overrides
+from spcl_lib.runs.settings import (
+    describe_settings,
+    make_config,
+    methods_of,
+    parse_overrides,
+)
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals
@@ -32,6 +37,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """Raises a UserError: a mistake of the user gives one line and exit status 2."""
         raise UserError(f"{message}. See: {self.prog} --help")
+
+
+class _WithSettings(argparse.HelpFormatter):
+    """Adds the settings of `--set` to the help, only when it is shown."""
+
+    def format_help(self) -> str:
+        lines = ["", "settings (--set KEY=VALUE), with their defaults; profiles have their own:"]
+        return super().format_help() + "\n".join([*lines, *describe_settings(), ""])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     one = add("run", _run, "train and evaluate one method")
+    one.formatter_class = _WithSettings
     _add_data_options(one)
     one.add_argument("--method", help=", ".join(METHODS))
     one.add_argument("--seed", type=int, default=0)
@@ -138,6 +152,18 @@ def _parser() -> argparse.ArgumentParser:
         "highest OF1)",
     )  # fmt: skip
 
+    against = add(
+        "compare", _compare, "a table of finished runs on the same images, with intervals"
+    )
+    against.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders; the "
+        "first run is the one that the others are compared with",
+    )  # fmt: skip
+    against.add_argument("--data-root", help="the runs' data (default: where they were)")
+    form = against.add_mutually_exclusive_group()
+    form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
+    form.add_argument("--latex", dest="form", action="store_const", const="latex")
+
     varied = add("ablation", _ablation, "the same methods with one setting varied")
     varied.add_argument(
         "name", help="what is varied: crop_scale, another of 07_ablations, or all of those"
@@ -201,8 +227,9 @@ def _add_data_options(parser: argparse.ArgumentParser, dataset: str | None = "sc
     )
     parser.add_argument("--data-root", help="folder of the real data (else SPCL_DATA, else data/)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
-    )
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="override a setting; `run --help` lists all of them",
+    )  # fmt: skip
 
 
 def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
@@ -518,6 +545,14 @@ def _evaluate(options: Options) -> int:
     if options.out:
         folder = Path(options.out).expanduser()
         print(*write_evaluation(found, predictor, expected, folder), sep="\n")
+    return 0
+
+
+def _compare(options: Options) -> int:
+    from spcl_lib.analysis.compare import as_text, compare
+
+    rows = compare([Path(run).expanduser() for run in options.runs], options.data_root)
+    print(as_text(rows, options.form or "text"))
     return 0
 
 

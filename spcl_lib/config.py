@@ -41,9 +41,9 @@ class RunConfig:
     crop_side: int = 64  # side of the crops that the network trains on
     eval_side: int = 64  # side of the whole images in the evaluation
     scale_min: float = 0.25  # smallest area of a crop, as a share of the image
-    scale_max: float = 1.0
+    scale_max: float = 1.0  # largest area of a crop
     ratio_max: float = 4 / 3  # widest crop, width / height; the narrowest is its inverse
-    flip: float = 0.5
+    flip: float = 0.5  # share of the crops that are mirrored
     # network
     backbone: str = "small_resnet"
     weights: str = "auto"  # "auto", "none", "torchvision" or a file
@@ -53,13 +53,13 @@ class RunConfig:
     trained: str = "network"  # or "head": only the 1x1 convolution, on features computed once
     dilation: int = 1  # of the backbone's last stage; 2 makes the score maps twice as fine
     pretrain_images: int = 10000  # scenes: glyph images for the pretraining of small_resnet
-    pretrain_epochs: int = 12
+    pretrain_epochs: int = 12  # passes over them
     # optimisation: AdamW, one-cycle
-    epochs: int = 16
-    batch: int = 32
-    lr: float = 2e-3
+    epochs: int = 16  # passes over the training images
+    batch: int = 32  # images of one step
+    lr: float = 2e-3  # highest learning rate
     head_lr_factor: float = 1.0  # above 1, the new layer learns faster than the backbone
-    weight_decay: float = 1e-2
+    weight_decay: float = 1e-2  # of AdamW
     warmup: float = 0.2  # share of the steps over which the learning rate rises
     amp: str = "auto"  # "auto", "bfloat16" or "off"
     eval_every: int = 4  # epochs between evaluations for the learning curve

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import re
+import textwrap
 import typing
 from collections.abc import Iterable, Mapping
 
@@ -114,6 +118,33 @@ _TYPES = {
     for name, kind in typing.get_type_hints(owner).items()
     if name not in _NOT_SET
 }
+
+
+def describe_settings() -> list[str]:
+    """Lines about every setting of `--set`: its default, and what the code says about it."""
+    said, defaults = _comments(RunConfig) | _attributes(MethodSettings), RunConfig().flat()
+    lines = []
+    for name in _TYPES:
+        value = defaults[name]
+        start = f"  {name}={value:g}" if isinstance(value, float) else f"  {name}={value}"
+        text = said.get(name) or " or ".join(_CHOICES.get(name, ()))
+        first, *rest = textwrap.wrap(text.removesuffix("."), 64) or [""]
+        lines += [f"{start:32}{first}".rstrip(), *(" " * 32 + more for more in rest)]
+    return lines
+
+
+def _comments(owner: type) -> dict[str, str]:
+    """The comments behind the fields of a class."""
+    with contextlib.suppress(OSError):  # the source may not be installed
+        return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(owner), re.MULTILINE))
+    return {}
+
+
+def _attributes(owner: type) -> dict[str, str]:
+    """What the docstring of a class says about its fields."""
+    text = (inspect.getdoc(owner) or "").partition("Attributes:\n")[2]
+    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text, re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in found}
 
 
 def _parse_value(key: str, value: object) -> object:

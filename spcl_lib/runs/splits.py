@@ -86,6 +86,16 @@ def identify_all(configs: Sequence[RunConfig], data_root: str | Path | None) -> 
     return [replace(config, content=content) for config in configs]
 
 
+def list_report(config: RunConfig, data_root: str | Path | None) -> ImageSet:
+    """The images that a run reports on, with their labels, before they are decoded.
+
+    Raises:
+        UserError: see `identify_data`.
+    """
+    _, evaluation = _list_splits(identify_data(config, data_root), data_root)
+    return evaluation.first(config.eval_images or len(evaluation))
+
+
 def report_labels(config: RunConfig) -> str:
     """The labels for the evaluation of a run: "full", or "single" if no others are known."""
     if config.dataset == "folder" and not config.full_labels:

@@ -1,10 +1,12 @@
 """The configuration: its layers, its digest, and errors that say what would be right."""
 
 import dataclasses
+import re
 
 import pytest
 
 from spcl_lib import UserError
+from spcl_lib.__main__ import main
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
 from spcl_lib.runs.profiles import COSTS, PROFILES, cost
@@ -181,3 +183,12 @@ def test_every_profile_says_what_it_costs():
             assert expected.seconds > 0 and " and " in str(expected)
             assert profile != "smoke" or expected.seconds <= 60
     assert set(COSTS) <= {(d, p) for d in PROFILES for p in PROFILES[d]}
+
+
+def test_the_help_says_something_about_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = capsys.readouterr().out.partition("settings (--set KEY=VALUE)")[2]
+    found = dict(re.findall(r"^  (\w+)=\S* +(\S.*)$", text, re.MULTILINE))
+    names = set(RunConfig().flat()) - {"dataset", "method", "seed", "profile", "content"}
+    assert set(found) == names
