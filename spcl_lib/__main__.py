@@ -342,11 +342,12 @@ def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
     from spcl_lib.runs.store import run_folder
 
     more = " against single labels" if metrics.get("report_labels") == "single" else ""
+    smoke = "; a smoke test: the number means nothing" if config.profile == "smoke" else ""
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
     print(
         f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{more} "
-        f"(trained {metrics['train_seconds']:.0f} s); {run_folder(config) / 'metrics.json'}",
+        f"(trained {metrics['train_seconds']:.0f} s{smoke}); {run_folder(config) / 'metrics.json'}",
         flush=True,
     )
 

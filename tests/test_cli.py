@@ -61,6 +61,7 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     assert outcome.status == 0
     metrics = metrics_in(results)
     assert f"mAP {metrics['mAP']:.2f} %" in outcome.out and "metrics.json" in outcome.out
+    assert "the number means nothing" in outcome.out  # the profile is smoke
 
     (folder,) = results.glob("scenes-smoke/*")
     assert folder.name.startswith(f"{method}-seed3-")

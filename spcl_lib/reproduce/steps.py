@@ -128,6 +128,8 @@ def _print_table(configs: Sequence[RunConfig], failed: Sequence[Task], seconds: 
         print(f"{method:8} {len(scores):2}/{len(done):<2} {middle} {spread}")
     finished = sum(load_metrics(c) is not None for c in configs)
     print(f"\n{finished} of {len(configs)} runs finished, {seconds / 60:.1f} min", flush=True)
+    if configs[0].profile == "smoke":
+        print("profile smoke: these numbers mean nothing", flush=True)
 
 
 def _measure(experiment: Experiment) -> None:
