@@ -131,11 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_predictor_options(judge)
     judge.add_argument(
-        "--images", required=True, metavar="DIR",
-        help="folder of the images; none of them may have been trained on",
+        "--images", metavar="DIR",
+        help="folder of the images; none of them may have been trained on (default: the images "
+        "that the run held out and was reported on, where its data were)",
     )  # fmt: skip
     judge.add_argument(
-        "--labels", required=True, metavar="FILE",
+        "--labels", metavar="FILE",
         help="CSV file of path,labels: all labels of every image, with | between them (or of "
         "path,label: only one of its labels)",
     )  # fmt: skip
@@ -528,13 +529,19 @@ def _name_skipped(skipped: Sequence[str]) -> None:
 
 
 def _evaluate(options: Options) -> int:
-    from spcl_lib.runs.evaluation import evaluate_files
+    from spcl_lib.runs.evaluation import evaluate_files, evaluate_own
+    from spcl_lib.runs.store import find_run, read_config
     from spcl_lib.runs.thresholds import write_thresholds
     from spcl_lib.viewer.evaluation import evaluation_lines, write_evaluation
 
+    if (options.images is None) != (options.labels is None):
+        raise UserError("give --images and --labels, or neither for the run's own held-out images")
     predictor = _predictor(options)
-    images, labels = Path(options.images).expanduser(), Path(options.labels).expanduser()
-    found = evaluate_files(predictor, images, labels)
+    if options.images is None:
+        found = evaluate_own(predictor, read_config(find_run(Path(options.run)))[1])
+    else:
+        images, labels = Path(options.images).expanduser(), Path(options.labels).expanduser()
+        found = evaluate_files(predictor, images, labels)
     _name_skipped(found.skipped)
     expected = predictor.config.settings.expected_positives
     print("\n".join(evaluation_lines(found, predictor.rule, expected)))

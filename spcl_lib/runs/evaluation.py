@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.images import silence_pillow
 from spcl_lib.data.label_files import column_of
 from spcl_lib.data.table import list_labelled
 from spcl_lib.evaluate import evaluate_scores, precision_recall
 from spcl_lib.runs.predict import read_batches
 from spcl_lib.runs.predictor import Predictor
+from spcl_lib.runs.splits import list_report, report_labels
 from spcl_lib.runs.thresholds import KINDS, LabelRule, best_thresholds, expected_threshold
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.randomness import keyed_generator
@@ -33,6 +36,7 @@ class Evaluation:
         classes: C names.
         single: whether only one label of every image is known.
         skipped: paths of images that could not be read; they are not among the N.
+        ignored: (N, C) bool or None; labels that do not count.
     """
 
     scores: Tensor
@@ -40,14 +44,17 @@ class Evaluation:
     classes: tuple[str, ...]
     single: bool
     skipped: tuple[str, ...]
+    ignored: Tensor | None = None
 
     def metrics(self) -> dict[str, Any]:
         """See `evaluate_scores`."""
-        return evaluate_scores(self.scores, self.labels, self.classes)
+        return evaluate_scores(self.scores, self.labels, self.classes, self.ignored)
 
     def class_rows(self, rule: LabelRule) -> list[Row]:
         """Per class: images with it; AP, precision, recall, F1 in percent, None if undefined."""
         chosen = rule.choose(self.scores)
+        if self.ignored is not None:
+            chosen &= ~self.ignored
         rows = []
         for c, (name, ap) in enumerate(self.metrics()["AP"].items()):
             right = int((chosen & self.labels)[:, c].sum())
@@ -75,12 +82,12 @@ class Evaluation:
             found = {str(rule): rule, CHOSEN_NAMES["one"]: LabelRule(chosen)}
             return [self._row(name, r.choose(self.scores)) for name, r in found.items()]
         rows = [self._row(str(rule), rule.choose(self.scores))]
-        halves = _halves(len(self.scores))
+        counted, halves = self._counted_scores(), _halves(len(self.scores))
         if all(bool(self.labels[half].any()) for half in halves):
             for kind in KINDS:
                 chosen = torch.zeros_like(self.labels)
                 for half, other in (halves, halves[::-1]):
-                    limits = best_thresholds(self.scores[half], self.labels[half], kind)
+                    limits = best_thresholds(counted[half], self.labels[half], kind)
                     chosen[other] = self.scores[other] >= limits
                 rows.append(self._row(CHOSEN_NAMES[kind], chosen))
         return rows
@@ -94,7 +101,7 @@ class Evaluation:
             UserError: no image has a label, or single labels cannot give one per class.
         """
         if not self.single:
-            return best_thresholds(self.scores, self.labels, kind)
+            return best_thresholds(self._counted_scores(), self.labels, kind)
         if kind != "one":
             raise UserError(
                 "with one label per image there is no threshold per class; take --choose one, or "
@@ -103,9 +110,13 @@ class Evaluation:
         limit = expected_threshold(self.scores, expected_positives)
         return torch.full((len(self.classes),), limit)
 
+    def _counted_scores(self) -> Tensor:
+        """The scores (N, C); 0 where the label does not count, so that no threshold chooses it."""
+        return self.scores if self.ignored is None else self.scores.masked_fill(self.ignored, 0)
+
     def _row(self, name: str, chosen: Tensor) -> Row:
         row: Row = {"labels": name, "per image": float(chosen.sum(1).double().mean())}
-        return row if self.single else row | precision_recall(chosen, self.labels)
+        return row if self.single else row | precision_recall(chosen, self.labels, self.ignored)
 
 
 def _halves(count: int) -> tuple[Tensor, Tensor]:
@@ -131,16 +142,44 @@ def evaluate_files(predictor: Predictor, images: Path, labels: Path) -> Evaluati
     data = list_labelled(images, labels, column, predictor.classes)
     if not bool(data.labels.any()):
         raise UserError(f"'{labels}' gives no image a label; there is nothing to evaluate on")
+    return _evaluate(predictor, data, images, data.ids, column == "label")
+
+
+def evaluate_own(predictor: Predictor, data_root: str | Path | None) -> Evaluation:
+    """Predicts the images that the run was reported on, which it has not been trained on.
+
+    Args:
+        predictor: predictor of a finished run.
+        data_root: the run's data.
+
+    Raises:
+        UserError: the data are missing or changed, or they are no image files.
+    """
+    data = list_report(predictor.config, data_root)
+    if data.files is None:
+        raise UserError(
+            f"{predictor.config.dataset} has no image files; give --images and --labels"
+        )
+    names = [str(file) for file in data.files]
+    single = report_labels(predictor.config) == "single"
+    return _evaluate(predictor, data, Path(), names, single)
+
+
+def _evaluate(
+    predictor: Predictor, data: ImageSet, root: Path, names: Sequence[str], single: bool
+) -> Evaluation:
+    """Predicts the images `names` below `root`, which have the labels of `data`."""
     skipped: list[str] = []
     scores: dict[str, Tensor] = {}
     with silence_pillow():
-        for batch in read_batches(images, data.ids, predictor.square_side, skipped):
+        for batch in read_batches(root, names, predictor.square_side, skipped):
             pooled = predictor(torch.stack(list(batch.values())))
             scores |= zip(batch, pooled, strict=True)
     if not scores:
-        raise UserError(f"none of the {len(data)} images of '{labels}' can be read")
-    kept = torch.tensor([name in scores for name in data.ids])
-    stacked = torch.stack([scores[name] for name in data.ids if name in scores])
+        raise UserError(f"none of the {len(names)} images can be read, such as '{names[0]}'")
+    kept = torch.tensor([name in scores for name in names])
+    ignored = None if data.ignored is None else data.ignored[kept]
     return Evaluation(
-        stacked, data.labels[kept], predictor.classes, column == "label", tuple(skipped)
-    )
+        torch.stack([scores[name] for name in names if name in scores]), data.labels[kept],
+        predictor.classes, single, tuple(skipped), ignored,
+    )  # fmt: skip

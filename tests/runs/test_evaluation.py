@@ -150,6 +150,17 @@ def test_what_cannot_be_read_is_left_out_and_named(evaluate, trained, tmp_path):
     assert "left out 1 that cannot be read: torn.png" in outcome.err
 
 
+def test_without_images_the_runs_own_held_out_ones_are_measured(spcl, trained, tmp_path):
+    arguments = ("evaluate", "--run", trained[0], "--out", tmp_path)
+    outcome = spcl(*arguments)
+    assert outcome.status == 0, outcome.err
+    metrics = json.loads((trained[0] / "metrics.json").read_text())
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["images"] == metrics["report_images"] and found["known_labels"] == "single"
+    assert found["AP"] == pytest.approx(metrics["AP"])
+    assert_mistake(spcl(*arguments, "--images", trained[1]), "give --images and --labels")
+
+
 # --- rules and thresholds -------------------------------------------------------------------------
 
 
