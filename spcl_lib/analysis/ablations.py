@@ -68,8 +68,26 @@ def _file(dataset: str, profile: str) -> Path:
 
 
 def save_ablations(content: Content) -> Path:
-    """Writes notebooks/reference/ablations-DATASET-PROFILE.json, and gives the file."""
+    """Puts ablations into notebooks/reference/ablations-DATASET-PROFILE.json, and gives the file.
+
+    The file's other ablations stay.
+
+    Raises:
+        UserError: the file is damaged, or its ablations have other seeds.
+    """
     file = _file(content["dataset"], content["profile"])
+    kept = read_tables(file, "ablations", "rows")
+    if kept is not None:
+        others = [row for row in kept["rows"] if row["ablation"] not in content["ablations"]]
+        if others and kept["seeds"] != content["seeds"]:
+            raise UserError(
+                f"'{file.name}' holds other ablations with the seeds {kept['seeds']}; give the "
+                f"same --seeds, not {content['seeds']}"
+            )
+        texts = {row["ablation"]: kept["ablations"][row["ablation"]] for row in others}
+        content = content | {
+            "ablations": texts | content["ablations"], "rows": others + content["rows"]
+        }  # fmt: skip
     write_tables(file, content)
     return file
 

@@ -101,3 +101,18 @@ def test_runs_are_collected_kept_and_read_again(spcl, results, reference, tiny, 
     (reference / "ablations-scenes-smoke.json").write_text("{")
     with pytest.raises(UserError, match="ablations-scenes-smoke.json' is damaged"):
         kept.load_ablations("scenes", "smoke")
+
+
+def test_one_ablation_that_is_kept_leaves_the_others(monkeypatch, tmp_path):
+    """`ablation momentum --keep` removed the eight others from the file."""
+    monkeypatch.setattr(kept.paths, "reference", lambda: tmp_path)
+    whole = CONTENT | {"seeds": [0, 1, 2], "machine": {}}
+    kept.save_ablations(whole)
+    changed = [row | {"mAP": [1.0, 2.0, 3.0]} for row in whole["rows"] if row["ablation"] == "draw"]
+    part = whole | {"ablations": {"draw": {"axis": "rule"}}, "rows": changed}
+    kept.save_ablations(part)
+    found = kept.load_ablations("scenes", "cpu")
+    assert found["ablations"] == whole["ablations"]
+    assert found["rows"] == whole["rows"][:4] + changed
+    with pytest.raises(UserError, match=r"same --seeds, not \[0\]"):
+        kept.save_ablations(part | {"seeds": [0]})
