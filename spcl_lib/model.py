@@ -178,24 +178,30 @@ def build_backbone(
     """A backbone without its pooling and classifier.
 
     Args:
-        name: "small_resnet", "mobilenet_v2", "resnet18" or "resnet50".
-        weights: None for random weights, "torchvision" for torchvision's ImageNet weights
-            (downloaded once where the network allows), or a file with the state dict of
-            `small_resnet` or of the whole torchvision model.
+        name: "small_resnet", "mobilenet_v2", "resnet18", "resnet50", or "timm:NAME" for any model
+            of timm with spatial features, such as "timm:vit_small_patch16_224".
+        weights: None for random weights, "torchvision" or "timm" for the ImageNet weights of these
+            packages (downloaded once where the network allows), or a file with the state dict of
+            `small_resnet` or of the whole torchvision or timm model.
         dilation: dilation of the last stage. With 2, this stage keeps its resolution: the maps are
             twice as fine, with the same weights.
 
     Returns:
-        The backbone and its number of output features D.
+        The backbone and its number of output features D. The input is normalised as `normalise`
+        does, for all backbones.
 
     Raises:
-        UserError: the name is unknown, weights are missing or do not fit, or the backbone has no
-            dilated form.
+        UserError: the name is unknown, weights are missing or do not fit, the backbone has no
+            dilated form, or timm is not installed.
     """
-    if name not in BACKBONES:
-        raise unknown_name("backbone", name, BACKBONES)
     if dilation not in (1, 2):
         raise UserError(f"dilation must be 1 or 2; got {dilation}")
+    if name.startswith("timm:"):
+        from spcl_lib.system.timm_backbone import build_timm_backbone
+
+        return build_timm_backbone(name, weights, dilation, MEAN, STD)
+    if name not in BACKBONES:
+        raise unknown_name("backbone", name, (*BACKBONES, "timm:NAME"))
     if dilation != 1 and name in ("small_resnet", "resnet18"):
         raise UserError(f"{name} has no dilated form; use mobilenet_v2 or resnet50, or dilation=1")
     if name == "small_resnet":

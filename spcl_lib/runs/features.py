@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import sys
 import zlib
 from dataclasses import replace
@@ -118,7 +119,8 @@ def _feature_file(model: SpatialClassifier, data: ImageSet, config: RunConfig) -
         [sys.modules[SpatialClassifier.__module__], _digest(model.features), config.dilation, low,
          config.content, data.ids, config.image_side]
     )  # fmt: skip
-    parts = ("features", config.dataset, config.backbone, str(len(data)), version)
+    backbone = re.sub(r"[^\w.-]", "-", config.backbone)  # timm:NAME is no name of a file everywhere
+    parts = ("features", config.dataset, backbone, str(len(data)), version)
     return paths.cache() / ("-".join(parts) + ".bin")
 
 

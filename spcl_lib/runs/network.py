@@ -12,6 +12,7 @@ from spcl_lib.pooling import Pooling
 from spcl_lib.runs.pretraining import pretrained_backbone
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.timm_backbone import PREFIX
 from spcl_lib.system.weights import load_weights
 
 
@@ -20,8 +21,9 @@ def build_network(
 ) -> tuple[SpatialClassifier, float | None]:
     """The network at the start of a run, and the accuracy of our pretraining if there was one.
 
-    `weights="auto"` means our pretraining on glyphs for small_resnet. For other backbones it means
-    the file that `paths.weights` finds, or torchvision's weights.
+    `weights="auto"` means our pretraining on glyphs for small_resnet, and timm's weights for its
+    models. For other backbones it means the file that `paths.weights` finds, or torchvision's
+    weights.
     """
     weights: str | Path | None = config.weights
     accuracy = None
@@ -31,10 +33,16 @@ def build_network(
         weights, accuracy = pretrained_backbone(
             config.pretrain_images, config.pretrain_epochs, config.amp
         )
+    elif weights == "auto" and config.backbone.startswith(PREFIX):
+        weights = "timm"
     elif weights == "auto":
         weights = paths.weights(config.backbone, data_root) or "torchvision"
     torch.manual_seed(config.seed)
     features, num_features = build_backbone(config.backbone, weights, config.dilation)
+    if config.backbone.startswith(PREFIX):
+        sides = {config.eval_side} | ({config.crop_side} if config.trained == "network" else set())
+        for side in sorted(sides):  # now, and not at the first evaluation
+            features[0].check(side)
     pooling = Pooling(config.pooling, config.pooling_strength)
     frozen = len(features) if config.trained == "head" else config.frozen
     return SpatialClassifier(features, num_features, num_classes, frozen, pooling), accuracy

@@ -17,6 +17,7 @@ from spcl_lib.model import AMP, BACKBONES
 from spcl_lib.pooling import KINDS, Pooling
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.timm_backbone import PREFIX, require_timm_model
 
 # The training images of these data sets have no full labels, so there is no upper bound.
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
@@ -29,7 +30,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "difficult": ("negative", "positive", "ignored"),
     "unannotated": ("drop", "keep"),
     "damaged": ("stop", "skip"),
-    "backbone": BACKBONES,
+    "backbone": (*BACKBONES, f"{PREFIX}NAME"),
     "pooling": KINDS,
     "trained": ("network", "head"),
     "amp": AMP,
@@ -164,9 +165,17 @@ def _parse_value(key: str, value: object) -> object:
 
 
 def _check(values: Mapping[str, object]) -> None:
+    is_timm = values["backbone"].startswith(PREFIX)
     for name, valid in _CHOICES.items():
-        if values[name] not in valid:
+        if name == "backbone" and is_timm:
+            require_timm_model(values[name])
+        elif values[name] not in valid:
             raise unknown_name(f"value of '{name}'", values[name], valid)
+    if is_timm and values["frozen"] and values["trained"] == "network":
+        raise UserError(
+            f"'frozen' counts blocks, and {values['backbone']} is one block; train all of it with "
+            "--set frozen=0, or only the last layer with --set trained=head"
+        )
     for name in _POSITIVE:
         if not 0 < values[name] < float("inf"):
             raise UserError(f"setting '{name}' must be above 0; got {values[name]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
@@ -72,18 +72,22 @@ def _fetch_weights(name: str) -> Path:
     return file
 
 
-def load_weights(model: nn.Module, file: Path, name: str) -> None:
+def load_weights(model: nn.Module, file: Path, name: str, without: Sequence[str] = ()) -> None:
     """Reads a state dict into a model; the file's values may be float16.
 
     Args:
         model: its weights are replaced.
         file: a .safetensors file, or one that `torch.save` wrote.
         name: name of the model, for error messages.
+        without: layers that only the file's model may have, such as "head".
 
     Raises:
         UserError: the file is missing, damaged, or of another model.
     """
-    _fill(model, _read_weights(file), file, name)
+    state = _read_weights(file)
+    own, left_out = model.state_dict().keys(), tuple(f"{layer}." for layer in without)
+    state = {k: v for k, v in state.items() if k in own or not k.startswith(left_out)}
+    _fill(model, state, file, name)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], source: str | Path, name: str) -> None:
