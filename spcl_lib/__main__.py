@@ -165,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
     form.add_argument("--latex", dest="form", action="store_const", const="latex")
 
+    written = add("export", _export, "the network of a finished run, for programs without spcl")
+    written.add_argument("--run", required=True, metavar="DIR", help="as in predict")
+    written.add_argument("--format", required=True, help="onnx, torchscript or pt2")
+    written.add_argument("--out", required=True, metavar="FILE", help="the file")
+    written.add_argument("--force", action="store_true", help="replace --out if it is there")
+
     varied = add("ablation", _ablation, "the same methods with one setting varied")
     varied.add_argument(
         "name", help="what is varied: crop_scale, another of 07_ablations, or all of those"
@@ -561,6 +567,15 @@ def _compare(options: Options) -> int:
 
     rows = compare([Path(run).expanduser() for run in options.runs], options.data_root)
     print(as_text(rows, options.form or "text"))
+    return 0
+
+
+def _export(options: Options) -> int:
+    from spcl_lib.runs.export import export
+
+    out = Path(options.out).expanduser()
+    difference = export(options.run, options.format, out, options.force)
+    print(f"{out}: probabilities as PyTorch's, to {difference:.1g}")
     return 0
 
 

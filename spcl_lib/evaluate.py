@@ -210,14 +210,13 @@ def _batches(count: int, size: int = 128) -> Iterator[slice]:
 def prepare(images: Tensor, side: int) -> Tensor:
     """Network input (B, 3, side, side) of whole images (B, 3, H, W), uint8 or floats in 0..255.
 
-    They are resized, antialiased, unless they have this side, and then normalised. This function
-    has no state, so it can be exported with a model.
+    They are resized, antialiased, and then normalised; images of this side keep their values. This
+    function has no state and no branches, so it can be exported with a model, for any H and W.
     """
-    if images.shape[-2:] != (side, side):
-        images = F.interpolate(
-            images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
-        )
-    return normalise(images)
+    resized = F.interpolate(
+        images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
+    )
+    return normalise(resized)
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ class Pooling:
         return torch.where(weight.sum(2) > 0, total / self._strength, 0)
 
     def _top(self, cells: Tensor, weight: Tensor) -> Tensor:
-        lowest = cells.detach().amin() - 1  # below every cell, and finite
+        lowest = cells.detach().min() - 1  # below every cell, and finite
         ordered = torch.where(weight > 0, cells, lowest).sort(2, descending=True).values
         count = (self._strength * weight.sum(2)).ceil().clamp(min=1)  # (B, 1)
         rank = torch.arange(cells.shape[2], device=cells.device)
