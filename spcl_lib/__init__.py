@@ -3,6 +3,7 @@
 The method is in the modules beside this file. README.md in this folder says how to read them.
 """
 
+from importlib import import_module
 from typing import Any
 
 from spcl_lib.system.processes import say_stopped_while_loading
@@ -15,11 +16,14 @@ from spcl_lib.evaluate import mean_average_precision
 from spcl_lib.losses import spatial_consistency
 from spcl_lib.system import VERSION as __version__
 from spcl_lib.system.errors import UserError
-from spcl_lib.views import Views
+from spcl_lib.views import RandomView, Views
 
 __all__ = [
     "HeatmapBank",
+    "Method",
+    "MethodSettings",
     "Predictor",
+    "RandomView",
     "UserError",
     "Views",
     "__version__",
@@ -28,10 +32,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports `Predictor` on demand, because it loads many more modules than the method."""
-    if name != "Predictor":
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from spcl_lib.runs.predictor import Predictor
+# These load many more modules than the rest, so they are imported on demand.
+_LATER = {"Method": "methods", "MethodSettings": "methods", "Predictor": "runs.predictor"}
 
-    return Predictor
+
+def __getattr__(name: str) -> Any:
+    """Imports a name of `_LATER`."""
+    if name not in _LATER:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spcl_lib.cells import NOISE, SCALES, read_cells, update_cells
 from spcl_lib.system.memory import require_memory_for_averages
@@ -22,12 +22,61 @@ from spcl_lib.views import Views
 _TYPES = ", ".join(str(dtype) for dtype in SCALES)
 
 
-class HeatmapBank:
+class KeptState(nn.Module):
+    """A module with a state per image that is saved and restored with the model it is a part of.
+
+    The state is neither a parameter nor a buffer. So `model.to(device)` and `model.half()` leave
+    it where it is, for instance in a memory-mapped file.
+    """
+
+    def _state(self) -> dict[str, Tensor]:
+        """The tensors of the state, without copies of what is on the CPU."""
+        raise NotImplementedError
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over the values of a state; ValueError if a shape or type is another one."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores a state that `state_dict` returned.
+
+        Raises:
+            ValueError: the state is another module's: a name is missing, or a shape or type is
+                another one.
+        """
+        names = self.state_dict().keys()
+        if not isinstance(state, Mapping) or names - state.keys():  # old states have more names
+            raise ValueError(f"state must be a dictionary of {', '.join(names)}")
+        for path, part in self.named_modules():
+            part._restore({name: state[f"{path}.{name}".lstrip(".")] for name in part._state()})
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Tensor], prefix: str, keep_vars: bool
+    ) -> None:
+        destination.update({prefix + name: tensor for name, tensor in self._state().items()})
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: object, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        missing = [prefix + name for name in self._state() if prefix + name not in state_dict]
+        missing_keys += missing
+        if not missing:
+            try:
+                self._restore({name: state_dict[prefix + name] for name in self._state()})
+            except ValueError as error:
+                error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+
+
+class HeatmapBank(KeptState):
     """Running averages H of probabilities, read and written through views.
 
     A step changes only the cells that the view shows:
     `H <- momentum * H + (1 - momentum) * T_v^-1(maps)`. A cell that is seen for the first time
     takes the new value unchanged. So the start value 0 has no effect.
+
+    A bank is a module: as a part of a model, it is saved and restored with the model's state dict.
+    The model's `to` does not move it, see `device`.
 
     Args:
         num_images: N, images of the training set.
@@ -108,6 +157,7 @@ class HeatmapBank:
         return bank
 
     def _hold(self, heatmaps: Tensor, seen: Tensor, momentum: float, seed: int) -> None:
+        super().__init__()  # here, because a bank begins with `__init__` or with `of`
         self.num_images, self.num_classes, self.size = heatmaps.shape[:3]
         self.heatmaps, self.seen, self.momentum = heatmaps, seen, momentum
         self._rounding = torch.Generator().manual_seed(seed)
@@ -176,21 +226,12 @@ class HeatmapBank:
             raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
         return maps
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that changes, on the CPU; as in `nn.Module`, no copies of what is there."""
+    def _state(self) -> dict[str, Tensor]:
         parts = {name: part.cpu() for name, part in self._parts().items()}
         return parts | {"rounding": self._rounding.get_state()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores a state that `state_dict` returned.
-
-        Raises:
-            ValueError: the state is of another bank: a shape or type is another one.
-        """
-        own = self._parts() | {"rounding": self._rounding.get_state()}
-        if not isinstance(state, Mapping) or own.keys() - state.keys():
-            raise ValueError(f"state must be a dictionary of {', '.join(own)}")
-        for name, tensor in own.items():
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._state().items():
             require_tensor(name, state[name], tensor.shape, str(tensor.dtype).split(".")[1])
         for name, tensor in self._parts().items():
             tensor.copy_(state[name])

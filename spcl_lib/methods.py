@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spcl_lib.bank import HeatmapBank
+from spcl_lib.bank import HeatmapBank, KeptState
 from spcl_lib.losses import (
     class_priors,
     consistency,
@@ -131,8 +131,10 @@ def place_of_averages(
     return Path(file)
 
 
-class Method:
+class Method(KeptState):
     """One method in a training: its loss, and its running averages for the training images.
+
+    It is a module: as a part of a model, it is saved and restored with the model's state dict.
 
     Args:
         name: a key of METHODS.
@@ -148,6 +150,16 @@ class Method:
     Raises:
         UserError: the name is unknown, or the running averages do not fit.
         ValueError: the term needs the labels, or their shape is not (N, C).
+
+    Example:
+        >>> labels = torch.eye(3)[[0, 1, 2, 0]]  # of 4 images
+        >>> method = Method("ren_scl", 4, 3, MethodSettings(start=0), labels=labels)
+        >>> method.begin_epoch(0, labels)
+        >>> indices, views = torch.tensor([2, 0]), Views.sample(2)
+        >>> maps = torch.zeros(2, 3, 7, 7)  # of a network that has seen views.crop(images, size)
+        >>> loss = method.loss(maps, labels[indices], indices, views, epoch=0)
+        >>> method.update(maps, indices, views, epoch=0)
+        >>> method.end_epoch(1, labels)
     """
 
     def __init__(
@@ -162,6 +174,7 @@ class Method:
         pooling: Pooling = MEAN_POOLING,
         file: str | Path | None = None,
     ) -> None:
+        super().__init__()
         self.settings, self.epochs, self.pooling = settings or MethodSettings(), epochs, pooling
         path = place_of_averages(name, num_images, num_classes, self.settings, file)
         self.name, self.spec = name, METHODS[name]
@@ -203,7 +216,7 @@ class Method:
         """Whether the running averages are heatmaps (SCL) or one value per class (CL, EN, GPR)."""
         return self.spec.consistency == "scl"
 
-    def parameters(self) -> list[Tensor]:
+    def parameters(self, recurse: bool = True) -> list[Tensor]:
         """Tensors that the optimiser changes together with the network's weights."""
         return [self.tables[name] for name in self.term.learned]
 
@@ -280,27 +293,20 @@ class Method:
             whole = Views.whole(len(indices), maps.device)
             self.bank.update(indices, whole, self.pooling(maps).sigmoid()[:, :, None, None])
 
-    def state_dict(self) -> dict[str, object]:
-        """Everything per image that changes during training; as in `nn.Module`, no copies."""
-        bank = None if self.bank is None else self.bank.state_dict()
-        return {"bank": bank} | {k: v.detach() for k, v in self.tables.items()}
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102 (as in KeptState)
+        if isinstance(state, Mapping) and isinstance(state.get("bank"), Mapping):  # as it once was
+            state = {**state, **{f"bank.{name}": v for name, v in state["bank"].items()}}
+        super().load_state_dict(state)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: table.detach() for name, table in self.tables.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restores a state that `state_dict` returned.
-
-        Raises:
-            ValueError: the state is of another method, or for other images or classes.
-        """
-        names = {"bank", *self.tables}
-        if not isinstance(state, Mapping) or names - state.keys():  # old states have more tables
-            raise ValueError(f"state must be a dictionary of {', '.join(sorted(names))}")
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
         for name, table in self.tables.items():
             require_tensor(name, state[name], table.shape, str(table.dtype).split(".")[1])
         for name, table in self.tables.items():
             table.copy_(state[name])
-        if self.bank is not None:
-            self.bank.load_state_dict(state["bank"])
 
     def _check(self, maps: Tensor, indices: Tensor, views: Views) -> None:
         require_tensor("maps", maps, ("B", self.num_classes, "H", "W"), "float")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from spcl_lib.system.shapes import require_size, require_tensor
+
+Image = TypeVar("Image")
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,57 @@ class Views:
     def _check(self, name: str, maps: Tensor, size: int) -> None:
         require_tensor(name, maps, (len(self), "K", "H", "W"))
         require_size(size)
+
+
+class RandomView(nn.Module):
+    """A random crop and flip of one image, for a pipeline of torchvision's v2 transforms.
+
+    It takes the place of RandomResizedCrop and RandomHorizontalFlip, and gives their box and flip
+    together with the crop. Transforms behind it must keep every place of the crop. They change the
+    crop only. A batch of boxes and flips makes `Views(boxes, flipped)`.
+
+    Args:
+        size: height and width of the crop, in pixels.
+        scale: lowest and highest area of the crop, as a fraction of the image's.
+        ratio: lowest and highest width / height of the crop, in pixels of the image.
+        flip: probability of a flip.
+
+    Raises:
+        ValueError: the size is none.
+
+    Example:
+        >>> crop, box, flipped = RandomView(32)(torch.zeros(3, 64, 48))
+        >>> crop.shape, box.shape, type(flipped)
+        (torch.Size([3, 32, 32]), torch.Size([4]), <class 'bool'>)
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.25, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+    ) -> None:
+        super().__init__()
+        require_size(size)
+        self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
+
+    def forward(self, image: Image) -> tuple[Image, Tensor, bool]:
+        """Gives the crop, its box (4,) as in Views, and whether it is flipped.
+
+        Args:
+            image: a PIL image, or (..., H, W) as a tensor or an image of torchvision.
+        """
+        from torchvision.transforms import RandomResizedCrop  # here, because the method needs none
+        from torchvision.transforms.v2 import functional
+
+        height, width = functional.get_size(image)
+        top, left, h, w = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
+        crop = functional.resized_crop(image, top, left, h, w, [self.size, self.size])
+        flipped = bool(torch.rand(()) < self.flip)
+        sides = torch.tensor([width, height, width, height])
+        box = torch.tensor([left, top, left + w, top + h]) / sides
+        return functional.horizontal_flip(crop) if flipped else crop, box, flipped
 
 
 def _centres(size: int, device: torch.device) -> Tensor:

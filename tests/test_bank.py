@@ -1,13 +1,15 @@
 """HeatmapBank agrees with the slow reference, for every storage and every kind of view."""
 
+import copy
 import io
 
 import numpy as np
 import pytest
 import slow_reference as slow
 import torch
+from torch import nn
 
-from spcl_lib import HeatmapBank, Views, cells
+from spcl_lib import HeatmapBank, Method, Views, cells
 
 COMPILED = pytest.param("compiled", marks=pytest.mark.skipif(
     cells.compiled() is None, reason="this machine has no C compiler"
@@ -393,3 +395,66 @@ def test_impossible_updates_are_refused_and_change_nothing(indices, maps, messag
     with pytest.raises(ValueError, match=message):
         bank.update(torch.tensor(indices), Views.whole(2), maps)
     assert not bank.heatmaps.any() and not bank.seen.any()
+
+
+# --- as a part of a model -------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    """A user's model that keeps its bank, and the method of another training."""
+
+    def __init__(self, path=None, size=4):
+        super().__init__()
+        self.head = nn.Linear(2, 3)
+        self.bank = HeatmapBank(4, 3, size, dtype=torch.float32, path=path)
+        self.method = Method("ren_scl", 4, 3, labels=torch.eye(4, 3))
+
+
+def filled(model):
+    indices, views = torch.arange(2), Views.whole(2)
+    model.bank.update(indices, views, torch.rand(2, 3, 4, 4))
+    model.method.update(torch.randn(2, 3, 4, 4), indices, views, epoch=9)
+    model.method.end_epoch(9, torch.eye(4, 3))
+    return model
+
+
+def test_a_bank_is_saved_and_restored_with_the_model_it_is_a_part_of(tmp_path):
+    model, file = filled(Model(tmp_path / "bank.bin")), tmp_path / "model.pt"
+    torch.save(model.state_dict(), file)
+    again = Model(tmp_path / "again.bin")
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert model.bank.seen.any() and (model.method.tables["priors"] > 0).any()
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    on_disk = torch.from_file(str(tmp_path / "again.bin"), size=4 * 3 * 16)
+    assert torch.equal(on_disk.view(4, 3, 4, 4), model.bank.heatmaps)
+    for one in (model, again):  # the noise of the rounding goes on, too
+        filled(one)
+
+
+def test_a_move_or_another_type_of_the_model_leaves_its_bank(tmp_path):
+    model = filled(Model(tmp_path / "bank.bin"))
+    before = model.bank.heatmaps
+    model.half().to(memory_format=torch.channels_last)
+    assert model.head.weight.dtype == torch.float16
+    assert model.bank.heatmaps is before and before.dtype == torch.float32
+    assert [name for name, _ in model.named_parameters()] == ["head.weight", "head.bias"]
+
+
+def test_the_state_of_a_model_with_another_bank_or_none_is_refused():
+    state = filled(Model()).state_dict()
+    with pytest.raises(RuntimeError, match="bank: heatmaps must be"):
+        Model(size=5).load_state_dict(state)
+    weights = {name: value for name, value in state.items() if name.startswith("head")}
+    with pytest.raises(RuntimeError, match=r"Missing key.*bank.heatmaps"):
+        Model().load_state_dict(weights)
+    model = Model()
+    missing, _ = model.load_state_dict(weights, strict=False)
+    assert "method.bank.seen" in missing and torch.equal(model.head.weight, state["head.weight"])
+
+
+def test_a_copy_of_a_model_has_a_bank_of_its_own():
+    model = filled(Model())
+    copied = copy.deepcopy(model)
+    copied.bank.heatmaps.zero_()
+    assert model.bank.heatmaps.any()

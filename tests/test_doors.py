@@ -238,7 +238,7 @@ def test_the_state_of_another_sparse_bank_is_refused(name):
 def test_what_is_no_state_is_refused(wrong):
     with pytest.raises(ValueError, match="state must be a dictionary of heatmaps, seen, rounding"):
         bank().load_state_dict(wrong)
-    with pytest.raises(ValueError, match="state must be a dictionary of bank, .*threshold"):
+    with pytest.raises(ValueError, match="dictionary of threshold, bank.heatmaps, bank.seen"):
         method().load_state_dict(wrong)
 
 

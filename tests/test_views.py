@@ -5,9 +5,9 @@ import pytest
 import slow_reference as slow
 import torch
 from torchvision.ops import roi_align
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop, v2
 
-from spcl_lib import Views
+from spcl_lib import RandomView, Views
 
 KINDS = ("random", "tiny", "border", "strip", "whole")
 
@@ -216,3 +216,33 @@ def test_impossible_ranges_are_refused(argument, value):
 def test_a_batch_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"\(2, K, H, W\)"):
         Views.whole(2).crop(torch.rand(3, 1, 4, 4), 2)
+
+
+# --- RandomView; test_readme_loop.py compares its crops with those of Views -----------------------
+
+
+def test_a_random_view_samples_as_torchvision_does():
+    image = torch.rand(3, 60, 90)
+    resized = v2.RandomResizedCrop(32, (0.1, 0.4), (0.5, 2.0))
+    torch.manual_seed(3)
+    expected = resized(image)
+    torch.manual_seed(3)
+    crop, box, flipped = RandomView(32, (0.1, 0.4), (0.5, 2.0), flip=0.0)(image)
+    assert torch.equal(crop, expected) and flipped is False
+    assert box.dtype == torch.float32 and box.shape == (4,)
+    left, top, right, bottom = (box * torch.tensor([90, 60, 90, 60])).round().int().tolist()
+    assert torch.equal(v2.functional.resize(image[:, top:bottom, left:right], [32, 32]), crop)
+
+
+def test_a_random_view_that_always_flips_mirrors_the_crop():
+    image = torch.rand(3, 32, 32)
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    crop, box, flipped = RandomView(32, **whole, flip=1.0)(image)
+    assert flipped is True and box.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(crop, image.flip(2))
+
+
+@pytest.mark.parametrize("size", [0, 2.5, "big"])
+def test_a_random_view_without_a_size_is_refused(size):
+    with pytest.raises(ValueError, match="size must be a whole number"):
+        RandomView(size)

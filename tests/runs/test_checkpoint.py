@@ -52,7 +52,7 @@ def leave_out_a_weight(file):
 
 def change_a_shape(file):
     state = state_of(file)
-    state["method"]["bank"]["heatmaps"] = torch.zeros(2, 2, 7, 7)
+    state["method"]["bank.heatmaps"] = torch.zeros(2, 2, 7, 7)
     torch.save(state, file)
 
 
