@@ -116,7 +116,8 @@ def merge_normalisation(blocks: nn.Module) -> nn.Module:
     blocks = copy.deepcopy(blocks).eval()
     for part in [m for m in blocks.modules() if isinstance(m, nn.Sequential)]:
         for place, (layer, following) in enumerate(itertools.pairwise(list(part))):
-            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+            # Subclasses, such as timm's, may also contain an activation or change the weights.
+            if type(layer) in _CONVOLUTIONS and type(following) is nn.BatchNorm2d:
                 part[place] = fuse_conv_bn_eval(layer, following)
                 part[place + 1] = nn.Identity()
     return blocks
@@ -135,6 +136,9 @@ class _StridedDepthwise(nn.Conv2d):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(x.dtype)
+
+
+_CONVOLUTIONS = (nn.Conv2d, _StridedDepthwise)
 
 
 def _speed_up(blocks: nn.Module) -> None:

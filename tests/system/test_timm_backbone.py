@@ -8,7 +8,7 @@ import torch
 from small_folder import make_folder
 
 from spcl_lib import Predictor, UserError
-from spcl_lib.model import MEAN, STD, build_backbone, normalise
+from spcl_lib.model import MEAN, STD, SpatialClassifier, build_backbone, normalise
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system.timm_backbone import TimmBackbone
@@ -68,6 +68,18 @@ def test_the_tokens_of_a_transformer_become_a_grid_without_those_that_have_no_pl
         for column in range(4):
             token = tokens[:, 1 + registers + 4 * row + column]
             torch.testing.assert_close(grid[:, :, row, column], token, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "densenet121"])
+def test_a_frozen_model_has_the_same_features(timm, name):
+    """densenet121 has normalisations with an activation inside, right behind convolutions."""
+    features, width = build_backbone(f"timm:{name}", None)
+    for norm in (m for m in features.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.normal_(norm.bias)
+    model = SpatialClassifier(features, width, 3, frozen=1).eval()
+    with torch.no_grad():
+        expected = model.head(features(normalise(IMAGES)))
+        torch.testing.assert_close(model(normalise(IMAGES)), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_a_transformer_takes_other_sizes_than_its_own(timm):
