@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.evaluate import prepare
@@ -29,31 +30,40 @@ Network = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Exportable(nn.Module):
-    """A classifier from images to probabilities.
+    """A classifier from images to probabilities, which prepares images as a Predictor does.
 
     Args:
         model: SpatialClassifier.
-        side: side of the squares that the model takes, in pixels.
+        square_side: side of the squares that images become first, in pixels.
+        side: side of the squares that the model takes.
     """
 
-    def __init__(self, model: nn.Module, side: int) -> None:
+    def __init__(self, model: nn.Module, square_side: int, side: int) -> None:
         super().__init__()
-        self.model, self.side = model, side
+        self.model, self.square_side, self.side = model, square_side, side
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Gives probabilities (B, C) and heatmaps (B, C, G, G) of images (B, 3, H, W) uint8."""
-        maps = self.model(prepare(images, self.side))
+        squares = F.interpolate(
+            images.float(),
+            (self.square_side, self.square_side),
+            mode="bilinear",
+            antialias=True,
+            align_corners=False,
+        ).round()  # as whole numbers, like the squares of a data set
+        maps = self.model(prepare(squares, self.side))
         return self.model.pooling(maps).sigmoid(), maps.sigmoid()
 
 
 def export(run: str | Path, form: str, out: Path, force: bool = False) -> float:
     """Writes the network of a finished run as one file.
 
-    Its input "images" are RGB images (B, 3, H, W) uint8 of any size. It resizes them to squares of
-    the run's `eval_side`. Its outputs are "probabilities" (B, C) and "heatmaps" (B, C, G, G), the
-    probabilities of the cells. All is in float32. The file also holds two texts of JSON: "classes",
-    the C names, and "threshold", the least probability of a label (null for an old run that has
-    none). ONNX keeps them in its metadata, the others as extra files.
+    Its input "images" are RGB images (B, 3, H, W) uint8 of any size. It prepares them as a
+    Predictor does; Pillow's rounding may differ by 1 of 255. Its outputs are "probabilities" (B, C)
+    and "heatmaps" (B, C, G, G), the probabilities of the cells. All is in float32. The file also
+    holds two texts of JSON: "classes", the C names, and "threshold", the least probability of a
+    label (null for an old run that has none). ONNX keeps them in its metadata, the others as extra
+    files.
 
     Args:
         run: folder of the run, or a folder of runs: the one of them that finished last.
@@ -79,8 +89,8 @@ def export(run: str | Path, form: str, out: Path, force: bool = False) -> float:
     if missing:
         raise UserError(f"the format {form} needs more packages: pip install {' '.join(missing)}")
     predictor = Predictor.load(run)
-    side = predictor.config.eval_side
-    network = Exportable(predictor.model.cpu(), side).eval()
+    side = predictor.size
+    network = Exportable(predictor.model.cpu(), predictor.square_side, side).eval()
     about = {
         "classes": json.dumps(predictor.classes, ensure_ascii=False),
         "threshold": json.dumps(predictor.threshold),

@@ -19,6 +19,7 @@ from spcl_lib.runs.thresholds import LabelRule
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import choose_device
 from spcl_lib.system.shapes import require_size
+from spcl_lib.system.timm_backbone import PREFIX
 
 BATCH = 64
 
@@ -69,11 +70,14 @@ class Predictor:
                 at the default.
 
         Raises:
-            UserError: the run has not finished, or one of its files is missing or damaged.
+            UserError: the run has not finished, one of its files is missing or damaged, or its
+                backbone takes no images of this size.
         """
         run = find_run(Path(run))
         config, metrics = read_metrics(run)
         model = load_network(run, config, len(metrics["classes"]))
+        if size is not None and config.backbone.startswith(PREFIX):
+            model.features[0].check(size)
         model.to(choose_device(), memory_format=torch.channels_last)
         return cls(model, config, metrics["classes"], metrics.get("threshold"), size)
 

@@ -204,5 +204,9 @@ def test_a_run_trains_it_and_predicts_with_it(timm, name, more, spcl, results, t
     (file,) = results.rglob("metrics.json")
     assert json.loads(file.read_text())["config"]["backbone"] == f"timm:{name}"
     predictor = Predictor.load(file.parent)
+    if name == "test_vit":
+        assert Predictor.load(file.parent, size=96).heatmaps(IMAGES).shape == (2, 2, 6, 6)
+        with pytest.raises(UserError, match="50 x 50.*such as 48"):
+            Predictor.load(file.parent, size=50)
     grid = 2 if name == "test_resnet" else 4
     assert predictor.score_maps(IMAGES).shape == (2, 2, grid, grid)
