@@ -22,10 +22,10 @@ from spcl_lib.runs.settings import (
     methods_of,
     parse_overrides,
 )
-from spcl_lib.system import paths
+from spcl_lib.system import paths, ranks
 from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals
-from spcl_lib.system.processes import Terminated, end_with_parent, raise_when_stopped
+from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
 
 if TYPE_CHECKING:
     from spcl_lib.runs.predictor import Predictor
@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         if getattr(options, "profile", "") is None:
             options.profile = usual_profile(options.dataset)
+        if options.command is not _run and ranks.count_started() > 1:
+            raise UserError("torchrun is only for `run`; give this command to python -m spcl_lib")
         goes_on = options.command in (_run, _reproduce, _ablation)
         with explain_refusals():
             return options.command(options)
@@ -324,6 +326,8 @@ def _run(options: Options) -> int:
     from spcl_lib.runs.splits import identify_data
     from spcl_lib.runs.store import read_config, run_folder, write_config
 
+    if ranks.count_started() > 1:
+        os.environ[PARENT] = str(os.getppid())  # torchrun, which may be killed
     end_with_parent()
     if bool(options.config) == bool(options.method):
         raise UserError(f"give --method NAME ({', '.join(METHODS)}), or --config FILE")
@@ -334,12 +338,16 @@ def _run(options: Options) -> int:
     else:
         names = options.dataset, options.method, options.seed, options.profile
         waiting = [(make_config(*names, _overrides(options)), options.data_root)]
-    for config, root in waiting:
-        config = identify_data(config, root)
-        with print_progress(config, run_folder(config)):
-            metrics = run(config, root, options.force)
-        _say_what_came_out(config, metrics)
-    if options.notebook:
+    with ranks.join():
+        is_first = ranks.rank() == 0
+        for config, root in waiting:
+            config = identify_data(config, root)
+            with contextlib.ExitStack() as stack:
+                if is_first:
+                    stack.enter_context(print_progress(config, run_folder(config)))
+                metrics = run(config, root, options.force)
+            _say_what_came_out(config, metrics)
+    if options.notebook and is_first:
         file = str(write_config(config, root))
         execute("01_train", {"config_file": file}, Path(options.notebook))
     return 0

@@ -263,15 +263,21 @@ class LabelledImages(Protocol):
 
 
 def predict_scores(
-    model: nn.Module, images: Images, side: int, poolings: Sequence[Pooling], amp: str = "auto"
+    model: nn.Module,
+    images: Images,
+    side: int,
+    poolings: Sequence[Pooling],
+    amp: str = "auto",
+    rows: range | None = None,
 ) -> list[Tensor]:
     """Probabilities (N, C) of whole images on the CPU, one tensor for each pooling of their maps.
 
-    The other arguments are those of `evaluate`.
+    The other arguments are those of `evaluate`. With `rows`, only the images with these numbers.
     """
-    parts = []
-    for part in _batches(len(images)):
-        maps = predict_maps(model, images[part], side, amp)
+    parts, rows = [], range(len(images)) if rows is None else rows
+    for part in _batches(len(rows)):
+        some = rows[part]
+        maps = predict_maps(model, images[some.start : some.stop : some.step], side, amp)
         parts.append([pooling(maps).sigmoid() for pooling in poolings])
     return [torch.cat(scores) for scores in zip(*parts, strict=True)]
 

@@ -26,7 +26,7 @@ from spcl_lib.losses import (
 )
 from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
-from spcl_lib.system import paths
+from spcl_lib.system import paths, ranks
 from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.memory import require_memory_for_averages
 from spcl_lib.system.shapes import require_tensor
@@ -121,8 +121,11 @@ def place_of_averages(
         per_label = -(-per_label * num_classes // kept) + size**2 // 8 + 5
         num_classes = kept
     need = num_images, num_classes, size, getattr(torch, settings.bank_dtype)
+    copies = 1 if ranks.count() == 1 else 2  # rank 0 collects them for a checkpoint
     try:
-        require_memory_for_averages(*need, per_label=per_label, limit=paths.memory_for_averages())
+        require_memory_for_averages(
+            *need, per_label=per_label, copies=copies, limit=paths.memory_for_averages()
+        )
         return None
     except UserError:
         if file is None:
@@ -135,6 +138,7 @@ class Method(KeptState):
     """One method in a training: its loss, and its running averages for the training images.
 
     It is a module: as a part of a model, it is saved and restored with the model's state dict.
+    With several ranks, each has a method for its own images, and "all" images below are those.
 
     Args:
         name: a key of METHODS.
@@ -176,7 +180,8 @@ class Method(KeptState):
     ) -> None:
         super().__init__()
         self.settings, self.epochs, self.pooling = settings or MethodSettings(), epochs, pooling
-        path = place_of_averages(name, num_images, num_classes, self.settings, file)
+        total = num_images * ranks.count()
+        path = place_of_averages(name, total, num_classes, self.settings, file)
         self.name, self.spec = name, METHODS[name]
         self.num_images, self.num_classes = num_images, num_classes
         if labels is not None:
@@ -229,21 +234,24 @@ class Method(KeptState):
         """
         self._check_all(labels)
         if "threshold" in self.tables and epoch >= self.settings.start:
-            presence, k = self._presence_of_all(), self.settings.expected_positives
-            if self.settings.expected_count == "estimated":
-                k = max(1.0, class_priors(presence, labels).sum().item())
-            self.tables["threshold"] = expected_negative_threshold(presence, labels, k)
+            presence, labels = ranks.collect(self._presence_of_all()), ranks.collect(labels)
+            self.tables["threshold"] = ranks.from_first(lambda: self._threshold(presence, labels))
 
     def end_epoch(self, epoch: int, labels: Tensor) -> None:
         """Changes the term's state after an epoch; arguments as in `begin_epoch`."""
         self._check_all(labels)
-        if self.term.end_epoch is not None:
-            self.term.end_epoch(self.tables, labels, epoch, self.epochs, self.settings)
+        if self.term.end_epoch is None:
+            return
+        whole = {k: ranks.gather(v) if v.dim() == 2 else v for k, v in self.tables.items()}
+        self.term.end_epoch(whole, ranks.gather(labels), epoch, self.epochs, self.settings)
+        for name, table in whole.items():
+            if table is not self.tables[name]:
+                self.tables[name].copy_(ranks.part(table))
 
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
     ) -> Tensor:
-        """The loss of a batch.
+        """The loss of a batch; with several ranks, that of the whole batch, on each of them.
 
         Args:
             maps: f (B, C, G, G) score-map logits.
@@ -257,21 +265,23 @@ class Method(KeptState):
         """
         self._check(maps, indices, views)
         require_tensor("labels", labels, maps.shape[:2])
-        logits, settings = self.pooling(maps), self.settings
+        own, settings = self.pooling(maps), self.settings
+        logits, labels = ranks.gather(own), ranks.gather(labels)
         active = self.bank is not None and epoch >= settings.start
         target, seen = self._read(indices, views, maps.shape[-1]) if active else (None, None)
         reads = active and self.term.reads_averages
-        presence = self.pooling.presence(target, seen) if reads else None
+        presence = ranks.gather(self.pooling.presence(target, seen)) if reads else None
         step = Step(indices, epoch, self.epochs, settings, self.tables, presence)
         total = self.term.loss(logits, labels, step)
         if not (active and self.spec.consistency):
             return total
         if self.spatial:
             agreement = spatial_consistency(maps, target, seen, settings.distance)
+            agreement = ranks.mean(agreement, seen.amax(1).sum())  # it is a mean over these cells
         else:  # a new image is compared with its own prediction, not with 0
-            own = torch.sigmoid(logits.detach())[..., None, None]
+            own = torch.sigmoid(own.detach())[..., None, None]
             average = torch.where(seen > 0, target, own)[:, :, 0, 0]
-            agreement = consistency(logits, average, settings.distance)
+            agreement = consistency(logits, ranks.gather(average), settings.distance)
         return total + self._weight(epoch) * agreement
 
     @torch.no_grad()
@@ -325,6 +335,12 @@ class Method(KeptState):
         if self.spatial:
             return self.bank.read(indices, views, grid)
         return self.bank.read(indices, Views.whole(len(indices), views.boxes.device), 1)
+
+    def _threshold(self, presence: Tensor, labels: Tensor) -> Tensor:
+        k = self.settings.expected_positives
+        if self.settings.expected_count == "estimated":
+            k = max(1.0, class_priors(presence, labels).sum().item())
+        return expected_negative_threshold(presence, labels, k)
 
     def _presence_of_all(self) -> Tensor:
         """(N, C) presence of every class in every whole image, from the running averages."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spcl_lib import losses
+from spcl_lib.system import ranks
 
 Tables = dict[str, Tensor]
 
@@ -83,8 +84,11 @@ class MethodSettings:
 class Step:
     """The position of a batch in the training, and the known facts about its images.
 
+    With several ranks, a loss gets the logits and labels of the whole batch, and so do `rows` and
+    `presence`. The tables have the rows of this rank's images only; see `ranks.gather`.
+
     Attributes:
-        indices: (B,) int64 image numbers.
+        indices: int64 numbers of this rank's images of the batch, all B without other ranks.
         epoch: epochs done, with the fraction of the current one.
         epochs: length of the whole training.
         settings: settings of the method.
@@ -101,8 +105,12 @@ class Step:
     presence: Tensor | None = None
 
     def rows(self, name: str, like: Tensor) -> Tensor:
-        """A table's rows for the images of the batch, on the device of `like`."""
-        return self.tables[name][self.indices.cpu()].to(like.device)
+        """A table's rows (B, C) for the images of the batch, on the device of `like`."""
+        return ranks.gather(self.tables[name][self.indices.cpu()].to(like.device))
+
+    def keep(self, name: str, rows: Tensor) -> None:
+        """Replaces a table's rows for the images of the batch, by rows (B, C)."""
+        self.tables[name][self.indices.cpu()] = ranks.part(rows).cpu()
 
 
 Loss = Callable[[Tensor, Tensor, Step], Tensor]  # of logits s (B, C) and labels z (B, C)
@@ -168,8 +176,7 @@ def _progress(step: Step) -> float:
 def _asset(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
     averages, s = step.rows("slow_averages", logits), step.settings
     loss = losses.asset_regularisation(logits, labels, averages, s.asset_weight)
-    moved = losses.moved_averages(averages, logits, s.asset_step)
-    step.tables["slow_averages"][step.indices.cpu()] = moved.cpu()
+    step.keep("slow_averages", losses.moved_averages(averages, logits, s.asset_step))
     return loss
 
 
@@ -200,7 +207,7 @@ def _correct_for_good(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
     after_first = min(1, int(step.epoch))
     count = losses.rejected_count(logits.numel(), after_first, step.settings.rejected)
     loss = losses.correct_for_good(logits, labels, made, count)
-    step.tables["made_positive"][step.indices.cpu()] = made.cpu()
+    step.keep("made_positive", made)
     return loss
 
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import Method
 from spcl_lib.model import Images, SpatialClassifier, autocast, normalise
+from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.views import Views
@@ -40,9 +43,19 @@ class Progress:
 
 
 def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
-    """A random order of all images, cut into batches of nearly equal size."""
-    order = torch.randperm(num_images, generator=keyed_generator("order", seed, epoch))
+    """A random order of all images, cut into batches of nearly equal size.
+
+    With several ranks: of this rank's images, by their places among them, in as many batches. The
+    batches of all ranks together have about `batch` images, up to one per rank more.
+    """
+    generator = keyed_generator("order", seed, epoch, *_rank_key())
+    order = torch.randperm(len(ranks.numbers(num_images)), generator=generator)
     return order.tensor_split(math.ceil(num_images / batch))
+
+
+def _rank_key() -> tuple[int, ...]:
+    """What distinguishes this rank's random numbers; nothing without other ranks."""
+    return (ranks.rank(),) if ranks.count() > 1 else ()
 
 
 def learning_rate(done: float, warmup: float) -> float:
@@ -135,14 +148,20 @@ def train_step(
 ) -> float:
     """One step on the images at `indices` (B,); arguments as in `train`. Returns the loss.
 
+    With several ranks, each makes the step on its images, `indices` being places among those, and
+    the model is the result of `replicate`. The loss is that of the whole batch.
+
     Raises:
         UserError: the loss is not finite.
     """
     device = next(model.parameters()).device
     set_learning_rates(optimizer, config.lr, epochs_done / config.epochs, config.warmup)
     views = sample_views(len(indices), config, generator).to(device)
-    maps = predict_views(model, images[indices].to(device), views, config)  # (B, C, G, G)
-    loss = method.loss(maps, labels[indices].to(device), indices, views, epochs_done)
+    numbers = ranks.numbers_at(indices)
+    shown = images[numbers].to(device), views, config
+    replicated = isinstance(model, DistributedDataParallel)
+    maps = model(*shown) if replicated else predict_views(model, *shown)  # (B, C, G, G)
+    loss = method.loss(maps, labels[numbers].to(device), indices, views, epochs_done)
     value = descend(optimizer, loss)
     if not math.isfinite(value):  # stop before the loss changes the running averages
         raise UserError(
@@ -151,6 +170,37 @@ def train_step(
         )
     method.update(maps.detach(), indices, views, epochs_done)
     return value
+
+
+class _Replica(nn.Module):
+    """`predict_views` as a module, because DistributedDataParallel wraps only modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, views: Views, config: RunConfig) -> Tensor:
+        return predict_views(self.model, images, views, config)
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """The model for steps with several ranks: all start with rank 0's weights and add gradients.
+
+    The gradients are added, not averaged, because every rank has the loss of the whole batch: see
+    `ranks.gather`. Batch normalisation takes the statistics of the whole batch on GPUs. On CPUs,
+    PyTorch has no such layer: each rank normalises its own part of the batch, and the running
+    statistics, which the evaluation uses, are rank 0's.
+    """
+    if next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the weights, so the optimiser's too
+    replica = DistributedDataParallel(_Replica(model))
+    replica.register_comm_hook(None, lambda state, bucket: _add(bucket.buffer()))
+    return replica
+
+
+def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
+    added = dist.all_reduce(gradients, async_op=True).get_future()
+    return added.then(lambda future: future.value()[0])
 
 
 def train(
@@ -165,6 +215,8 @@ def train(
     after_epoch: Callable[[Progress], dict[str, float]] = lambda progress: {},
 ) -> Progress:
     """Trains until `config.epochs` epochs are done.
+
+    With several ranks, all call this with the same images and labels; each trains on its own.
 
     Args:
         model: SpatialClassifier, on its device.
@@ -182,29 +234,33 @@ def train(
     """
     progress = progress or Progress()
     model.train()
+    network = replicate(model) if ranks.count() > 1 else model
     while progress.epoch < config.epochs:
         batches = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
         if progress.step == 0:
-            method.begin_epoch(progress.epoch, labels)
+            method.begin_epoch(progress.epoch, ranks.part(labels))
         bar = tqdm(
             batches[progress.step :],
             desc=f"{config.method} epoch {progress.epoch + 1}/{config.epochs}",
             initial=progress.step, total=len(batches), leave=False, mininterval=1,
+            **({"disable": True} if ranks.rank() else {}),
         )  # fmt: skip
         for indices, following in zip_longest(bar, batches[progress.step + 1 :]):
-            read_ahead(images, following)
+            read_ahead(images, None if following is None else ranks.numbers_at(following))
             clock = time.perf_counter()
             epochs_done = progress.epoch + progress.step / len(batches)
-            generator = keyed_generator("views", config.seed, progress.epoch, progress.step)
+            key = config.seed, progress.epoch, progress.step, *_rank_key()
+            generator = keyed_generator("views", *key)
             loss = train_step(
-                model, optimizer, method, images, labels, indices, config, epochs_done, generator
+                network, optimizer, method, images, labels, indices, config, epochs_done, generator
             )
             progress.loss_sum += loss
             progress.step += 1
             progress.seconds += time.perf_counter() - clock
             if progress.step < len(batches):
                 after_step(progress)
-        method.end_epoch(progress.epoch + 1, labels)
+        method.end_epoch(progress.epoch + 1, ranks.part(labels))
+        ranks.share_buffers(model)  # the running statistics of rank 0
         _finish_epoch(progress, len(batches), after_epoch)
         after_step(progress)
     return progress

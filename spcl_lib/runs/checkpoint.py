@@ -8,14 +8,18 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import Method
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.snapshots import Recorder
+from spcl_lib.system import ranks
 from spcl_lib.system.checksums import DamagedError, load_saved, raise_if_sound
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
@@ -46,6 +50,9 @@ class Checkpoint:
     """Saves and restores everything that a run needs to continue, in one atomic file.
 
     The checkpoint before the newest is kept, too. It replaces the newest if that is damaged.
+
+    With several ranks, rank 0 collects what each keeps about its images and writes the one file, so
+    it needs memory for the whole in that moment. Every rank reads its own part of the file.
 
     Args:
         folder: folder of the run.
@@ -84,7 +91,9 @@ class Checkpoint:
         wait = CHECKPOINT_SECONDS if progress.step else min(_SHORT_SECONDS, CHECKPOINT_SECONDS)
         if wait:
             wait = max(wait, self.cost / _LONGEST_SHARE)
-        due = time.monotonic() - self.saved >= wait or progress.epoch == self.config.epochs
+        due = ranks.from_first(
+            lambda: time.monotonic() - self.saved >= wait or progress.epoch == self.config.epochs
+        )
         if due:
             self.save(progress)
         return due
@@ -98,6 +107,14 @@ class Checkpoint:
             "progress": dataclasses.asdict(progress),
             "rng": torch.get_rng_state(),
         }
+        if ranks.count() > 1:
+            state["processes"] = ranks.count()
+            self._change_rows(state, ranks.collect)
+        ranks.from_first(lambda: self._write(state))
+        self.saved = time.monotonic()
+        self.cost = self.saved - began
+
+    def _write(self, state: dict[str, Any]) -> None:
         newest, previous = self.files
         with atomic_write(newest) as temporary:
             with open(temporary, "wb") as handle:
@@ -106,8 +123,6 @@ class Checkpoint:
                 os.fsync(handle.fileno())
             with contextlib.suppress(FileNotFoundError):
                 os.replace(newest, previous)
-        self.saved = time.monotonic()
-        self.cost = self.saved - began
 
     def load(self) -> Progress:
         """Restores all parts and returns the progress; a new progress without a checkpoint.
@@ -115,7 +130,14 @@ class Checkpoint:
         Raises:
             DamagedError: the checkpoint was damaged, and has been put aside. Some parts may be
                 restored and others not: build all of them again, and call this again.
+            UserError: it is of a run with another number of processes.
         """
+        progress = ranks.from_first(self._load)  # finds any damage; then the others may read it
+        if ranks.rank() > 0 and progress != Progress():
+            self._load()
+        return progress
+
+    def _load(self) -> Progress:
         file = next((file for file in self.files if file.exists()), None)
         if file is None:
             return Progress()
@@ -125,15 +147,39 @@ class Checkpoint:
                 name = file.parent.name
                 print(f"{name}: the checkpoint is of another configuration; starting")
                 return Progress()
+            self._check_processes(file, state.get("processes", 1))
+            if ranks.count() > 1:
+                self._change_rows(state, ranks.part)
             for name, part in self.parts.items():
                 own = state[name] if name == "method" else copy.deepcopy(state[name])
                 part.load_state_dict(own)  # an optimiser keeps the tensors that it gets
             torch.set_rng_state(state["rng"])
             return Progress(**state["progress"])
+        except UserError:
+            raise
         except Exception as error:  # each part raises kinds of its own for a state that is not its
             raise_if_sound(error)
             self._put_aside(file, error)
             raise DamagedError(str(error)) from error
+
+    def _change_rows(self, state: dict[str, Any], change: Callable[[Tensor], Any]) -> None:
+        """Changes all tensors of a state that have a row per image, or per rank.
+
+        These are the tensors of the method with two axes or more, its rounding, and what the
+        optimiser keeps about the labels that it learns. All else is the same on every rank.
+        """
+        state["method"] = _changed(state["method"], change)
+        if self.parts["method"].parameters():
+            moments = state["optimizer"]["state"]
+            for number in state["optimizer"]["param_groups"][-1]["params"]:
+                moments[number] = _changed(moments[number], change)
+
+    def _check_processes(self, file: Path, processes: int) -> None:
+        if processes != ranks.count():
+            raise UserError(
+                f"'{file}' is the checkpoint of a run with {processes} processes; go on with "
+                f"torchrun --nproc_per_node={processes}, or remove the file to start again"
+            )
 
     def _put_aside(self, file: Path, error: Exception) -> None:
         aside = file.with_name(f"{file.name}.damaged")
@@ -146,6 +192,17 @@ class Checkpoint:
             f"the run {then}. The damaged file is kept as '{aside.name}'",
             flush=True,
         )
+
+
+def _changed(state: dict[str, Any], change: Callable[[Tensor], Any]) -> dict[str, Any]:
+    def changed(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _changed(value, change)
+        if name == "rounding":  # of the bank: a row per rank, once it is collected
+            return change(value[None]) if value.dim() == 1 else change(value)[0]
+        return change(value) if isinstance(value, Tensor) and value.dim() > 1 else value
+
+    return {name: changed(name, value) for name, value in state.items()}
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import draw_labels
+from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import (
-    evaluate,
     evaluate_scores,
     mean_average_precision,
     precision_recall,
     predict_scores,
 )
 from spcl_lib.methods import Method
-from spcl_lib.pooling import TEST_POOLINGS
+from spcl_lib.model import SpatialClassifier
+from spcl_lib.pooling import TEST_POOLINGS, Pooling
 from spcl_lib.runs.checkpoint import BANK_FILE, Checkpoint, remove_checkpoints
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
@@ -37,8 +41,9 @@ from spcl_lib.runs.store import (
     write_summary,
 )
 from spcl_lib.runs.thresholds import choose_threshold
-from spcl_lib.system import paths
+from spcl_lib.system import paths, ranks
 from spcl_lib.system.checksums import DamagedError
+from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, lock_folder, write_json
 from spcl_lib.system.fingerprints import all_code, fingerprint
 from spcl_lib.system.machine import choose_device, describe_machine
@@ -59,6 +64,9 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
     A repeat trains in a folder of its own, and replaces the old run when it has finished. If it is
     stopped, the old run stays, and the next repeat with the same code goes on.
 
+    With several ranks, all call this, each trains on its own images, and rank 0 writes the files.
+    They are those of one process, and metrics.json says how many processes trained.
+
     Args:
         config: the configuration.
         data_root: see `paths.data_root`.
@@ -68,22 +76,29 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
         The content of metrics.json.
 
     Raises:
-        UserError: the data or weights are missing or damaged, or another process does this run.
+        UserError: the data or weights are missing or damaged, another process does this run, or
+            there are too few images for so many ranks.
     """
     config = identify_data(config, data_root)
     folder = run_folder(config)
-    with lock_folder(folder, _LOCK_SECONDS, "training in"):
-        _replace_by_repeat(folder)  # an earlier process may have stopped in the middle of this
-        metrics = None if force else load_metrics(config)
+    with contextlib.ExitStack() as stack:
+        lock = lock_folder(folder, _LOCK_SECONDS, "training in")
+        ranks.from_first(lambda: stack.enter_context(lock))
+        metrics, place = ranks.from_first(lambda: _begin(config, folder, force))
         if metrics is None:
-            metrics = _train(config, data_root, _begin_repeat(folder) if force else folder)
-            _replace_by_repeat(folder)
-            shutil.rmtree(folder / REPEAT, ignore_errors=True)  # it repeats a run that is replaced
+            metrics = _train(config, data_root, place)
+            ranks.from_first(lambda: _end_repeat(folder))
         # An earlier process may have stopped after the metrics and before this line. So finished
         # runs also come here.
-        remove_checkpoints(folder)
-    write_summary()
+        ranks.from_first(lambda: remove_checkpoints(folder))
+    ranks.from_first(write_summary)
     return metrics
+
+
+def _begin(config: RunConfig, folder: Path, force: bool) -> tuple[Metrics | None, Path]:
+    """The metrics if the run is finished, and the folder in which it trains if it is not."""
+    _replace_by_repeat(folder)  # an earlier process may have stopped in the middle of this
+    return (None, _begin_repeat(folder)) if force else (load_metrics(config), folder)
 
 
 def _train(config: RunConfig, data_root: str | Path | None, folder: Path) -> Metrics:
@@ -128,6 +143,11 @@ def _replace_by_repeat(folder: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
+def _end_repeat(folder: Path) -> None:
+    _replace_by_repeat(folder)
+    shutil.rmtree(folder / REPEAT, ignore_errors=True)  # it repeats a run that is replaced
+
+
 # --- before the training --------------------------------------------------------------------------
 
 
@@ -165,46 +185,50 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
     train_set, report_set = _load_once(config, data_root)
     single = draw_labels(train_set, config.draw, config.label_seed)
     observed = train_set.labels if config.method == "full" else single
+    _require_images(config, len(train_set), len(report_set))
 
     device = choose_device()
     model, pretraining = build_network(config, len(train_set.classes), data_root)
     model = model.to(device, memory_format=torch.channels_last)
     pictures = train_set.images  # snapshots show the images, not the features
     train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
+    own = ranks.part(observed)
     method = Method(
-        config.method, len(train_set), len(train_set.classes), config.settings, config.seed,
-        observed, config.epochs, model.pooling, folder / BANK_FILE,
+        config.method, len(own), len(train_set.classes), config.settings,
+        config.seed + (ranks.rank() << 32), own, config.epochs, model.pooling,
+        folder / BANK_FILE if ranks.count() == 1 else None,  # rank 0 could not collect them
     )  # fmt: skip
     optimizer = make_optimizer(
         model, config.lr, config.head_lr_factor, config.weight_decay, method.parameters()
     )
     # The run has its data, weights and memory. What is there belongs to no finished run.
-    (folder / "metrics.json").unlink(missing_ok=True)
-    write_config(config, data_root)
+    ranks.from_first(lambda: (folder / "metrics.json").unlink(missing_ok=True))
+    ranks.from_first(lambda: write_config(config, data_root))
     recorder = Recorder(pictures, config) if config.snapshots else None
     checkpoint = Checkpoint(folder, config, model, optimizer, method, recorder)
     progress = checkpoint.load()
-    write_history(folder, progress.history)  # replaces the history of an earlier run
+    # This replaces the history of an earlier run.
+    ranks.from_first(lambda: write_history(folder, progress.history))
 
     def after_epoch(progress: Progress) -> dict[str, float]:
         if recorder is not None:
             recorder.record(model, method)
         if progress.epoch % config.eval_every or progress.epoch == config.epochs:
             return {}
-        return {"mAP": evaluate(model, report_set, config.eval_side, config.amp)["mAP"]}
+        (scores,) = _predict(model, report_set, config, [model.pooling])
+        mean = mean_average_precision(scores, report_set.labels, report_set.ignored)
+        return {"mAP": mean}
 
     def after_step(progress: Progress) -> None:
         saved = checkpoint.after_step(progress)
         if saved and progress.step == 0:  # the history must not run ahead of the checkpoint
-            write_history(folder, progress.history)
+            ranks.from_first(lambda: write_history(folder, progress.history))
 
     progress = train(
         model, optimizer, method, train_set.images, observed, config,
         progress, after_step, after_epoch,
     )  # fmt: skip
-    scores, *others = predict_scores(  # (M, C) each
-        model, report_set.images, config.eval_side, [model.pooling, *TEST_POOLINGS], config.amp
-    )
+    scores, *others = _predict(model, report_set, config, [model.pooling, *TEST_POOLINGS])
     metrics = evaluate_scores(scores, report_set.labels, report_set.classes, report_set.ignored)
     by_pooling = {str(p): s for p, s in zip(TEST_POOLINGS, others, strict=True)}
     metrics["mAP_by_pooling"] = {
@@ -216,16 +240,6 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
         metrics["real_accuracy"] = metrics["top1_accuracy"]
     progress.history[-1]["mAP"] = metrics["mAP"]  # always the last epoch, never the best one
 
-    write_history(folder, progress.history)
-    with atomic_write(folder / "weights.safetensors") as temporary:
-        save_weights(model, temporary)
-    if method.bank is not None:
-        with atomic_write(folder / "bank.safetensors") as temporary:
-            save_tensors(method.bank.tensors(), temporary)
-    if recorder is not None:
-        recorder.save(folder)
-    with atomic_write(folder / "scores.safetensors") as temporary:
-        save_tensors({"scores": scores, **by_pooling}, temporary)
     metrics |= {
         "dataset": config.dataset, "profile": config.profile, "method": config.method,
         "seed": config.seed, "epochs": config.epochs,
@@ -241,5 +255,40 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
         "pretraining_accuracy": pretraining, "config": config.flat(),
         "machine": describe_machine(device), "finished": datetime.date.today().isoformat(),
     }  # fmt: skip
-    write_json(folder / "metrics.json", metrics)
-    return metrics
+    parts = {} if method.bank is None else method.bank.tensors()
+    bank = {name: ranks.collect(part) if part.dim() else part for name, part in parts.items()}
+
+    def write() -> Metrics:
+        write_history(folder, progress.history)
+        with atomic_write(folder / "weights.safetensors") as temporary:
+            save_weights(model, temporary)
+        if bank:
+            with atomic_write(folder / "bank.safetensors") as temporary:
+                save_tensors(bank, temporary)
+        if recorder is not None:
+            recorder.save(folder)
+        with atomic_write(folder / "scores.safetensors") as temporary:
+            save_tensors({"scores": scores, **by_pooling}, temporary)
+        write_json(folder / "metrics.json", metrics)
+        return metrics
+
+    return ranks.from_first(write)
+
+
+def _predict(
+    model: SpatialClassifier, data: ImageSet, config: RunConfig, poolings: Sequence[Pooling]
+) -> list[Tensor]:
+    """The scores (M, C) of all images on every rank; each rank predicts its own ones."""
+    rows = ranks.numbers(len(data))
+    own = predict_scores(model, data.images, config.eval_side, poolings, config.amp, rows)
+    return [ranks.gather(scores) for scores in own]
+
+
+def _require_images(config: RunConfig, train_images: int, report_images: int) -> None:
+    """Refuses more ranks than images: every batch needs an image for each rank."""
+    most = min(train_images // math.ceil(train_images / config.batch), report_images)
+    if ranks.count() > most:
+        raise UserError(
+            f"{train_images} training images in batches of {config.batch}, and {report_images} to "
+            f"report on, are enough for {most} processes; give --nproc_per_node={most}"
+        )

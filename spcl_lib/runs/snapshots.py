@@ -30,6 +30,7 @@ from spcl_lib.methods import Method, title_of
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import load_run, read_tensors
+from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.weights import save_tensors
@@ -50,13 +51,17 @@ class Recorder:
         self.taken: dict[str, list[Tensor]] = {}
 
     def record(self, model: nn.Module, method: Method) -> None:
-        """Adds one snapshot, at the end of an epoch."""
-        maps = predict_maps(model, self.images, self.config.eval_side, self.config.amp)
-        found = {"maps": as_bytes(torch.sigmoid(maps))}
+        """Adds one snapshot, at the end of an epoch; with several ranks, rank 0 has it."""
+        found = {}
         if method.bank is not None:
-            first = slice(len(self.images))
-            heatmaps, seen = method.bank.stored(first)
-            found["heatmaps"], found["seen"] = as_bytes(heatmaps), seen.clone()
+            first = slice(len(ranks.numbers(len(self.images))))
+            heatmaps, seen = map(ranks.collect, method.bank.stored(first))
+            found = {"heatmaps": heatmaps, "seen": seen}
+        if ranks.rank() > 0:
+            return
+        maps = predict_maps(model, self.images, self.config.eval_side, self.config.amp)
+        found = {"maps": torch.sigmoid(maps)} | found
+        found = {k: v.clone() if v.dtype == torch.bool else as_bytes(v) for k, v in found.items()}
         for name, tensor in found.items():
             self.taken.setdefault(name, []).append(tensor)
 

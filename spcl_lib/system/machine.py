@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from spcl_lib.system import VERSION, paths
+from spcl_lib.system import VERSION, paths, ranks
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
@@ -25,6 +25,7 @@ def describe_machine(device: torch.device) -> dict[str, object]:
         "torchvision": importlib.metadata.version("torchvision"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
+        "processes": ranks.count(),
     }
 
 

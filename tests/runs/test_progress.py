@@ -54,7 +54,7 @@ class Stopped(BaseException):
 def test_a_run_keeps_its_history_after_every_epoch(results, tiny, monkeypatch, capsys):
     config = make_config("scenes", "an", 0, "smoke", tiny | {"epochs": 4})
     file = store.run_folder(config) / "history.csv"
-    seen, evaluate = [], run.evaluate
+    seen, predict_scores = [], run.predict_scores
 
     def rows():
         with open(file, newline="") as handle:
@@ -64,16 +64,16 @@ def test_a_run_keeps_its_history_after_every_epoch(results, tiny, monkeypatch, c
         seen.append(rows())
         if len(seen) == 3:
             raise Stopped
-        return evaluate(*arguments)
+        return predict_scores(*arguments)
 
-    monkeypatch.setattr(run, "evaluate", look)  # after every epoch but the last
+    monkeypatch.setattr(run, "predict_scores", look)  # after every epoch
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Stopped):
         run.run(config)
     assert seen == [[], ["1"], ["1", "2"]]
     follower = progress.Follower(file.parent)
     run.run(config)  # it goes on
-    assert seen[3:] == [["1", "2"]] and len(follower.rows()) == 4
+    assert seen[3:] == [["1", "2"], ["1", "2", "3", "4"]] and len(follower.rows()) == 4
     assert capsys.readouterr().out == ""  # in a notebook it would stay in the page
 
 
