@@ -193,11 +193,16 @@ def exchange():
         ranks.from_first(fail)
     except UserError as error:
         found.append(str(error))
+    try:
+        ranks.gather(torch.zeros(2 + 3 * ranks.rank(), 4))
+    except ValueError as error:
+        found.append(str(error))
     return found
 
 
 def test_rows_come_back_in_their_order_and_once(done):
-    assert list(done[2]) == [["of rank 0", "rank 0 fails"]] * 2
+    refused = ["rank 0 must have 4 of 7 rows; got 2", "rank 1 must have 3 of 7 rows; got 5"]
+    assert list(done[2]) == [["of rank 0", "rank 0 fails", text] for text in refused]
 
 
 # --- runs -----------------------------------------------------------------------------------------

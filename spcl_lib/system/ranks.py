@@ -88,7 +88,7 @@ def gather(own: Tensor) -> Tensor:
     """
     if count() == 1:
         return own
-    total = _sum_of(len(own))
+    total = _total(own)
     rows = -(-total // count())
     padded = torch.cat((own, own.new_zeros(rows - len(own), *own.shape[1:])))
     parts = [torch.empty_like(padded) for _ in range(count())]
@@ -101,7 +101,7 @@ def collect(own: Tensor) -> Tensor | None:
     """The whole on rank 0, from each rank's part on the CPU; None on the other ranks."""
     if count() == 1:
         return own
-    total = _sum_of(len(own))
+    total = _total(own)
     if rank() > 0:
         if own.numel():
             dist.send(own.detach().contiguous(), 0)
@@ -150,7 +150,15 @@ def from_first(action: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def _sum_of(number: int) -> int:
-    total = torch.tensor(number)
+def _total(own: Tensor) -> int:
+    """The rows of all ranks together.
+
+    Raises:
+        ValueError: these rows are not those of a whole that was dealt.
+    """
+    total = torch.tensor(len(own))
     dist.all_reduce(total)
+    dealt = len(numbers(int(total)))
+    if len(own) != dealt:
+        raise ValueError(f"rank {rank()} must have {dealt} of {total} rows; got {len(own)}")
     return int(total)
