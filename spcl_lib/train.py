@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -193,6 +194,8 @@ def replicate(model: nn.Module) -> nn.Module:
     """
     if next(model.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the weights, so the optimiser's too
+    # The strides of 1x1 kernels may differ where their numbers lie in the same order.
+    warnings.filterwarnings("ignore", "Grad strides do not match")
     replica = DistributedDataParallel(_Replica(model))
     replica.register_comm_hook(None, lambda state, bucket: _add(bucket.buffer()))
     return replica

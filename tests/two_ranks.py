@@ -9,7 +9,8 @@ import sys
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["spcl_lib.__main__", "spcl_lib.runs.run"])
+# All that a run loads, also what torch loads late: the processes share it.
+_CONTEXT.set_forkserver_preload(["spcl_lib.__main__", "spcl_lib.runs.run", "torch._dynamo"])
 
 
 def on_two_ranks(function, *arguments, seconds=120, **environment):
