@@ -168,7 +168,7 @@ def test_a_repeat_that_is_killed_loses_nothing_and_goes_on(place, spcl, results,
 
     with monkeypatch.context() as patch:
         if place == "in training":
-            patch.setattr(run, "predict_scores", lambda *given: (_ for _ in ()).throw(Killed))
+            patch.setattr(run, "choose_threshold", lambda *given: (_ for _ in ()).throw(Killed))
         else:
             replace, moved = os.replace, []
 
