@@ -12,6 +12,7 @@ from itertools import zip_longest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
@@ -184,19 +185,40 @@ class _Replica(nn.Module):
         return predict_views(self.model, images, views, config)
 
 
+class _WholeBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the batch of all ranks; PyTorch's needs a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in BatchNorm2d."""
+        if not self.training or ranks.count() == 1:
+            return super().forward(x)
+        cells = x.float()  # (B, D, G, G)
+        count = torch.full_like(self.running_mean, x.numel() / x.shape[1])
+        sums = torch.stack((cells.sum((0, 2, 3)), cells.square().sum((0, 2, 3)), count))
+        total, squares, count = all_reduce(sums)  # its gradient comes from all ranks
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (cells * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
 def replicate(model: nn.Module) -> nn.Module:
     """The model for steps with several ranks: all start with rank 0's weights and add gradients.
 
     The gradients are added, not averaged, because every rank has the loss of the whole batch: see
-    `ranks.gather`. Batch normalisation takes the statistics of the whole batch on GPUs. On CPUs,
-    PyTorch has no such layer: each rank normalises its own part of the batch, and the running
-    statistics, which the evaluation uses, are rank 0's.
+    `ranks.gather`. Batch normalisation takes the statistics of the whole batch, too.
     """
-    if next(model.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # keeps the weights, so the optimiser's too
+    for layer in model.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = _WholeBatchNorm  # keeps the weights and their names
     # The strides of 1x1 kernels may differ where their numbers lie in the same order.
     warnings.filterwarnings("ignore", "Grad strides do not match")
-    replica = DistributedDataParallel(_Replica(model))
+    replica = DistributedDataParallel(_Replica(model), broadcast_buffers=False)
     replica.register_comm_hook(None, lambda state, bucket: _add(bucket.buffer()))
     return replica
 
@@ -263,7 +285,6 @@ def train(
             if progress.step < len(batches):
                 after_step(progress)
         method.end_epoch(progress.epoch + 1, ranks.part(labels))
-        ranks.share_buffers(model)  # the running statistics of rank 0
         _finish_epoch(progress, len(batches), after_epoch)
         after_step(progress)
     return progress

@@ -117,24 +117,40 @@ def test_a_step_of_two_ranks_is_that_of_one_process(name, done):
 
 # --- whole trainings ------------------------------------------------------------------------------
 
-TRAINED = ["an", "ll_ct", "ll_cp", "epr", "role_cl", "apl", "crisp", "asset", "en_scl", "ren_scl"]
+# With "norm" in the name, the network has batch normalisation.
+TRAINED = [
+    "an norm",
+    "scl norm",
+    "an",
+    "ll_ct",
+    "ll_cp",
+    "epr",
+    "role_cl",
+    "apl",
+    "crisp",
+    "asset",
+    "en_scl",
+    "ren_scl",
+]
 
 
 def train_tiny(name):
     """Three epochs of one batch each, on whole images: nothing depends on the order."""
+    name, _, norm = name.partition(" ")
     config = make_config("scenes", name, overrides={
         "epochs": 3, "batch": IMAGES, "crop_side": 8, "image_side": 8, "scale_min": 1.0,
         "ratio_max": 1.0, "flip": 0.0, "start": 1, "ramp": 1.0, "bank_size": 4, "amp": "off",
         "bank_dtype": "float32", "lr": 1e-2,
     })  # fmt: skip
     torch.manual_seed(ranks.rank())  # rank 0's weights count
-    backbone = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Tanh())  # without batch normalisation
+    middle = nn.BatchNorm2d(6) if norm else nn.Identity()
+    backbone = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1, bias=not norm), middle, nn.Tanh())
     model = SpatialClassifier(backbone, 6, CLASSES)
     images = (random(IMAGES, 3, 8, 8, key="images") * 255).to(torch.uint8)
     method = filled_method(name, config.settings)
     optimizer = make_optimizer(model, config.lr, 2.0, 0.01, method.parameters())
     history = train(model, optimizer, method, images, labels_of_all(), config).history
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    weights = torch.cat([value.flatten() for value in model.state_dict().values()])
     heatmaps = torch.zeros(0, 1) if method.bank is None else method.bank.heatmaps
     tables = {k: v for k, v in method.state_dict().items() if k != "bank"}
     losses = torch.tensor([row["loss"] for row in history])

@@ -149,7 +149,7 @@ class Checkpoint:
                 return Progress()
             self._check_processes(file, state.get("processes", 1))
             if ranks.count() > 1:
-                self._change_rows(state, ranks.part)
+                self._change_rows(state, lambda rows: ranks.part(rows).clone())
             for name, part in self.parts.items():
                 own = state[name] if name == "method" else copy.deepcopy(state[name])
                 part.load_state_dict(own)  # an optimiser keeps the tensors that it gets

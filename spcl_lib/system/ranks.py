@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from spcl_lib.system.errors import UserError
 
@@ -125,13 +125,6 @@ def mean(value: Tensor, weight: Tensor) -> Tensor:
         return value
     values, weights = gather(torch.stack((value * weight, weight))[None]).unbind(1)
     return values.sum() / weights.sum().clamp(min=1)
-
-
-def share_buffers(module: nn.Module) -> None:
-    """Gives rank 0's buffers, such as the running statistics of batch normalisation, to all."""
-    if count() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
 
 
 def from_first(action: Callable[[], T]) -> T:
