@@ -70,9 +70,8 @@ def step_of(name):
     method.end_epoch(4, ranks.part(labels))
     grads = {f"grad of {k}": method.tables[k].grad for k in method.term.learned}
     state = method.state_dict()
-    bank = state.pop("bank") or {}
-    bank.pop("rounding", None)  # a rank has a stream of its own
-    return {"loss": loss.detach(), "maps": maps.grad} | grads | state | bank
+    state.pop("bank.rounding", None)  # a rank has a stream of its own
+    return {"loss": loss.detach(), "maps": maps.grad} | grads | state
 
 
 def of_both(first, second):
@@ -152,7 +151,7 @@ def train_tiny(name):
     history = train(model, optimizer, method, images, labels_of_all(), config).history
     weights = torch.cat([value.flatten() for value in model.state_dict().values()])
     heatmaps = torch.zeros(0, 1) if method.bank is None else method.bank.heatmaps
-    tables = {k: v for k, v in method.state_dict().items() if k != "bank"}
+    tables = {k: v for k, v in method.state_dict().items() if not k.startswith("bank.")}
     losses = torch.tensor([row["loss"] for row in history])
     return {"losses": losses, "weights": weights, "heatmaps": heatmaps} | tables
 
@@ -270,7 +269,7 @@ def test_a_run_goes_on_after_one_rank_was_killed_to_the_same_bits(
     assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, None)
     state = torch.load(folders[1] / "checkpoint.pt", weights_only=True)
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 2)
-    assert state["method"]["bank"]["heatmaps"].shape == (23, 12, 8, 8)
+    assert state["method"]["bank.heatmaps"].shape == (23, 12, 8, 8)
     with pytest.raises(UserError, match="of a run with 2 processes; go on with torchrun"):
         run.run(config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -198,7 +198,7 @@ def _changed(state: dict[str, Any], change: Callable[[Tensor], Any]) -> dict[str
     def changed(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return _changed(value, change)
-        if name == "rounding":  # of the bank: a row per rank, once it is collected
+        if name.endswith("rounding"):  # of the bank: a row per rank, once it is collected
             return change(value[None]) if value.dim() == 1 else change(value)[0]
         return change(value) if isinstance(value, Tensor) and value.dim() > 1 else value
 
