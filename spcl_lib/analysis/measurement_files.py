@@ -119,11 +119,13 @@ def _measure_runs(
 
 
 def _effect_of_scale(every: Sequence[RunConfig], dataset: str, profile: str) -> Measurements:
-    """Scores by crop scale from this machine's runs; from the reference if they have one scale."""
+    """Scores by crop scale from this machine's runs, or from the reference if it has more scales."""
     own, file = crop_scale_rows(every), reference_file(dataset, profile)
-    if len({row["scale_min"] for row in own}) > 1 or not file.is_file():
+    kept = _read(file)["crop_scale"] if file.is_file() else []
+    scales_own, scales_kept = ({row["scale_min"] for row in rows} for rows in (own, kept))
+    if len(scales_own) >= len(scales_kept):
         return {"crop_scale": own, "crop_scale_source": "results"}
-    return {"crop_scale": _read(file)["crop_scale"], "crop_scale_source": "reference"}
+    return {"crop_scale": kept, "crop_scale_source": "reference"}
 
 
 def _has_averages(configs: Sequence[RunConfig]) -> bool:
