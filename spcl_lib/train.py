@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
@@ -212,10 +213,20 @@ def replicate(model: nn.Module) -> nn.Module:
 
     The gradients are added, not averaged, because every rank has the loss of the whole batch: see
     `ranks.gather`. Batch normalisation takes the statistics of the whole batch, too.
+
+    Raises:
+        UserError: a trained layer is another kind of batch normalisation. Each rank would have
+            statistics of its own.
     """
     for layer in model.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = _WholeBatchNorm  # keeps the weights and their names
+        kind = type(layer)
+        if isinstance(layer, _BatchNorm) and layer.training and kind is not _WholeBatchNorm:
+            raise UserError(
+                f"the backbone's {kind.__name__} cannot be trained by several processes; use one "
+                "process, another backbone, or --set trained=head"
+            )
     # The strides of 1x1 kernels may differ where their numbers lie in the same order.
     warnings.filterwarnings("ignore", "Grad strides do not match")
     replica = DistributedDataParallel(_Replica(model), broadcast_buffers=False)

@@ -20,7 +20,7 @@ from spcl_lib.runs import checkpoint, run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.randomness import keyed_generator
-from spcl_lib.train import batches_of_epoch, make_optimizer, train
+from spcl_lib.train import batches_of_epoch, make_optimizer, replicate, train
 
 IMAGES, CLASSES, CELLS = 11, 5, 6
 # In a batch, row i is with rank i mod 2, and so is its image: even and odd numbers take turns.
@@ -341,6 +341,16 @@ def test_more_processes_than_images_are_refused(images, batch, report, most, mon
             continue
         with pytest.raises(UserError, match=f"{images} training images .* --nproc_per_node={most}"):
             run._require_images(config, images, report)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """As timm's, which contain an activation."""
+
+
+def test_batch_statistics_that_would_differ_by_rank_are_refused():
+    model = SpatialClassifier(nn.Sequential(nn.Conv2d(3, 6, 3), OwnNorm(6)), 6, CLASSES)
+    with pytest.raises(UserError, match="OwnNorm cannot be trained by several processes"):
+        replicate(model.train())
 
 
 def test_one_process_starts_nothing_of_torch_distributed(monkeypatch):
