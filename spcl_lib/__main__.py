@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ from spcl_lib.runs.settings import (
 )
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.errors import UserError, printable
-from spcl_lib.system.files import LOCKED, LockedError, explain_refusals
+from spcl_lib.system.files import LOCKED, LockedError, explain_refusals, parse_json
 from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
 
 if TYPE_CHECKING:
@@ -638,7 +637,7 @@ def _notebooks(options: Options) -> int:
     if len(options.names) != 1:
         raise UserError("--out keeps one notebook; name one, such as 02_results")
     try:
-        parameters = json.loads(options.parameters)
+        parameters = parse_json(options.parameters)
     except ValueError as error:
         raise UserError(f"--parameters is no JSON ({error}); write '{{\"seed\": 1}}'") from error
     print(write_notebook_page(execute(options.names[0], parameters, Path(options.out))))

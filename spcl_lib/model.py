@@ -261,7 +261,10 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
 
     Raises:
         UserError: another word.
+        TypeError: it is no device.
     """
+    if not isinstance(device, torch.device):
+        raise TypeError(f"device must be a torch.device; got {device!r}")
     if amp not in AMP:
         raise unknown_name("amp", amp, AMP)
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())

@@ -23,6 +23,7 @@ from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.system import paths
+from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.weights import _read_weights
 
 RUN = ("run", "--dataset", "scenes", "--profile", "smoke")
@@ -206,6 +207,9 @@ def test_a_repeat_by_other_code_starts_again(spcl, results, tiny, monkeypatch):
     assert (begin(folder) / "checkpoint.pt").exists()
     monkeypatch.setattr(run, "all_code", lambda: "another")
     assert not (begin(folder) / "checkpoint.pt").exists()
+    (folder / "repeat" / run._CODE).write_bytes(b"\xff damaged")
+    begin(folder)
+    assert (folder / "repeat" / run._CODE).read_text() == fingerprint(["another"])
 
 
 def test_a_repeat_shows_its_epochs(spcl, results, tiny):

@@ -301,11 +301,14 @@ def test_ignored_labels_must_be_bool(dtype):
         (lambda: losses.robust_expected_negative(LOGITS, LABELS, None, torch.rand(C), 0),
          "robustness must be in"),
         (lambda: model.autocast(torch.device("cpu"), "float16"), "unknown amp 'float16'"),
+        (lambda: model.autocast("cpu", "off"), "device must be a torch.device"),
+        (lambda: losses.first_averages(LABELS, ""), "seed must be a whole number"),
+        (lambda: losses.first_estimates(LABELS, 10**30), "seed must be a whole number"),
         (lambda: model.build_backbone("resnet50", None, 3), "dilation must be 1 or 2"),
     ],
 )  # fmt: skip
 def test_other_arguments_are_checked_too(call, message):
-    with pytest.raises((ValueError, UserError), match=message):
+    with pytest.raises((ValueError, TypeError, UserError), match=message):
         call()
 
 

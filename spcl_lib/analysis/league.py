@@ -17,13 +17,15 @@ from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off
 
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
+from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.league import LEAGUES, POOLINGS, League, Settings, finished, grid
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import read_tensors, run_folder
+from spcl_lib.runs.store import Metrics, explain_content, read_tensors, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.system.shapes import require_tensor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +78,7 @@ def _final_entry(
     """An entry and the scores of its runs, with a pooling in training and one in prediction."""
     configs = league.final_configs(method, pooling)
     runs = [finished(config) for config in configs]
-    scores = [read_tensors(run_folder(c) / "scores.safetensors")[predicts] for c in configs]
+    scores = [_scores_of(c, r, predicts) for c, r in zip(configs, runs, strict=True)]
     trained = str(Pooling(**_pooling_arguments(pooling)))
     entry = {
         "method": method, "pooling": trained, "predicts": predicts,
@@ -88,6 +90,16 @@ def _final_entry(
         "train_seconds": mean([run["train_seconds"] for run in runs]),
     }  # fmt: skip
     return entry, scores
+
+
+def _scores_of(config: RunConfig, run: Metrics, predicts: str) -> Tensor:
+    """(N, C) scores of a run's report images with one of the poolings."""
+    file = run_folder(config) / "scores.safetensors"
+    stored = read_tensors(file)
+    with explain_content(file):
+        shape = run["report_images"], len(run["classes"])
+        require_tensor(predicts, stored[predicts], shape, "float")
+        return stored[predicts]
 
 
 def _pooling_arguments(settings: Settings) -> dict[str, Any]:

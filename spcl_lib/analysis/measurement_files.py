@@ -119,7 +119,7 @@ def _measure_runs(
 
 
 def _effect_of_scale(every: Sequence[RunConfig], dataset: str, profile: str) -> Measurements:
-    """Scores by crop scale from this machine's runs, or from the reference if it has more scales."""
+    """Scores by crop scale from this machine's runs; the reference's if it has more scales."""
     own, file = crop_scale_rows(every), reference_file(dataset, profile)
     kept = _read(file)["crop_scale"] if file.is_file() else []
     scales_own, scales_kept = ({row["scale_min"] for row in rows} for rows in (own, kept))

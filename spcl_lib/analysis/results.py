@@ -22,6 +22,7 @@ from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.runs.store import load_metrics, run_folder
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import read_summed, with_sum
 from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import atomic_write
 
@@ -146,10 +147,10 @@ def save_reference(dataset: str, profile: str, data_root: str | Path | None = No
 def write_tables(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a reference file: one row per line for each list, with rounded numbers.
 
-    NaN becomes null because JSON has no NaN.
+    NaN becomes null because JSON has no NaN. The first line has a checksum.
     """
     parts = []
-    for name, value in content.items():
+    for name, value in with_sum(round_floats(dict(content))).items():
         text = _json(value)
         if isinstance(value, list) and value and isinstance(value[0], dict):
             text = "[\n" + ",\n".join(_json(row) for row in value) + "\n]"
@@ -167,11 +168,11 @@ def read_tables(file: Path, *needed: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text())
+        content = read_summed(file)
         for name in needed:
             content[name]
         return content
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spcl_lib.data.objects import run_lengths
-from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import read_list
+from spcl_lib.system.errors import UserError, is_text
+from spcl_lib.system.files import parse_json, read_list
 
 # The keys that are read, and the type that each value must have.
 _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -27,7 +27,7 @@ _KEYS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "image_id": int, "category_id": int, "bbox": list, "segmentation": (list, dict),
     },
 }  # fmt: skip
-_FARTHEST = 1e5  # pixels; a corner beyond it is a mistake and would cost pycocotools much memory
+_FARTHEST = 1e5  # pixels; what is larger is a mistake and would cost pycocotools much memory
 
 
 def parse_instances(file: Path) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def as_texts(data: Tensor) -> list[str]:
 def _content(file: Path) -> dict[str, Any]:
     try:
         text = read_list(file).decode("utf-8")
-        content = json.loads(text, object_hook=_pack_outlines)
+        content = parse_json(text, object_hook=_pack_outlines)
     except (OSError, ValueError) as error:  # JSON's and Unicode's errors are ValueErrors
         raise UserError(
             f"'{file}' cannot be read as JSON ({error}); unpack COCO's annotations there again"
@@ -104,7 +104,9 @@ def _records(file: Path, content: dict[str, Any], key: str) -> list[dict[str, An
     needed = _KEYS[key].items()
     for number, record in enumerate(records):
         for name, kind in needed:
-            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            value = record.get(name) if isinstance(record, dict) else None
+            right = is_text(value) if kind is str else isinstance(value, kind)
+            if not right or (kind is int and abs(value) >= 2**63):
                 raise UserError(
                     f"'{file}': number {number} of '{key}' has no valid '{name}'; "
                     "mend it, or unpack COCO's annotations again"
@@ -126,6 +128,10 @@ def _sizes(file: Path, images: list[dict[str, Any]]) -> np.ndarray:
     size = np.array([(record["height"], record["width"]) for record in images], dtype=np.int64)
     if size.min() < 1:
         raise UserError(f"'{file}': image id {images[int(size.min(1).argmin())]['id']} has no area")
+    if size.max() > _FARTHEST:
+        largest = images[int(size.max(1).argmax())]
+        raise UserError(f"'{file}': image id {largest['id']} has a side of {size.max():,} pixels; "
+                        f"at most {_FARTHEST:,.0f} are possible")  # fmt: skip
     return size
 
 

@@ -7,7 +7,6 @@ authors do. There are 1.28 million images, so they are chosen before any is deco
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -18,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files
-from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import read_list
+from spcl_lib.system.errors import UserError, is_text
+from spcl_lib.system.files import parse_json, read_list
 
 CLASSES = 1000
 VALIDATION_IMAGES = 50_000
@@ -108,7 +107,7 @@ def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         wnids, names = zip(*(table[str(c)] for c in range(CLASSES)), strict=True)
         sound = len(table) == CLASSES == len(set(wnids)) and list(wnids) == sorted(wnids)
-        sound = sound and all(isinstance(text, str) for text in wnids + names)
+        sound = sound and all(map(is_text, wnids + names))
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
@@ -247,7 +246,7 @@ def _note_left_out(split: str, stray: list[str], why: str) -> list[str]:
 
 def _read_json(path: Path, source: str) -> object:
     try:
-        return json.loads(read_list(path))
+        return parse_json(read_list(path))
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror}); {source}") from error
     except ValueError as error:

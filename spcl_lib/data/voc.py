@@ -7,6 +7,7 @@ some copies of the data, objects that the lists name have no box.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -78,10 +79,16 @@ def read_flags(folder: Path, split: str) -> tuple[list[str], Tensor]:
     ids = [fields[0] for fields in _rows(lists / f"{split}.txt", 1)]
     if not ids:
         raise UserError(f"'{lists / f'{split}.txt'}' names no image")
+    twice = next((i for i, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"'{lists / f'{split}.txt'}' names image '{twice}' more than once")
     found = torch.empty((len(ids), len(CLASSES)), dtype=torch.int8)
     for c, name in enumerate(CLASSES):
         path = lists / f"{name}_{split}.txt"
-        flags = {fields[0]: fields[1] for fields in _rows(path, 2)}
+        flags: dict[str, str] = {}
+        for i, flag in _rows(path, 2):
+            if flags.setdefault(i, flag) != flag:
+                raise UserError(f"'{path}' gives image '{i}' the flags {flags[i]} and {flag}")
         wrong = next((f for f in flags.values() if f not in ("1", "0", "-1")), None)
         if wrong is not None:
             raise UserError(f"'{path}' has the flag '{wrong}'; expected 1, 0 (difficult) or -1")

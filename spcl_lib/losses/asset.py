@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl_lib.losses.assume_negative import assume_negative
-from spcl_lib.system.shapes import require_rows, require_tensor
+from spcl_lib.system.shapes import require_rows, require_size, require_tensor
 
 _LOWEST, _HIGHEST = 0.4, 0.6  # as published
 
@@ -57,5 +57,6 @@ def first_averages(labels: Tensor, seed: int) -> Tensor:
         seed: seed of the random values.
     """
     require_tensor("labels", labels, ("N", "C"))
+    require_size(seed, "seed", 0)
     chance = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(labels.bool(), 1.0, _LOWEST + (_HIGHEST - _LOWEST) * chance)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl_lib.losses.expected_positives import expected_positive_regularisation
-from spcl_lib.system.shapes import require_rows, require_tensor
+from spcl_lib.system.shapes import require_rows, require_size, require_tensor
 
 _START_POSITIVE, _START_UNKNOWN = 0.995, 0.6  # as published
 
@@ -44,6 +44,7 @@ def first_estimates(labels: Tensor, seed: int) -> Tensor:
         seed: seed of the random values.
     """
     require_tensor("labels", labels, ("N", "C"))
+    require_size(seed, "seed", 0)
     limit = math.log(_START_UNKNOWN / (1 - _START_UNKNOWN))
     chance = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
     certain = math.log(_START_POSITIVE / (1 - _START_POSITIVE))

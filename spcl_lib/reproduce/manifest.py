@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from spcl_lib.reproduce.plan import Experiment, NotebookTask
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import load_metrics, run_folder
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import read_summed, with_sum
 from spcl_lib.system.files import lock_file, write_json
 from spcl_lib.system.machine import choose_device, describe_machine
 
@@ -20,11 +21,20 @@ def _file() -> Path:
 
 
 def read_manifest() -> dict[str, Any]:
-    """The content of results/manifest.json; an empty manifest if it is missing or damaged."""
-    empty: dict[str, Any] = {"experiments": {}, "notebooks": {}}
+    """The content of results/manifest.json; an empty manifest if it is missing or damaged.
+
+    A damaged file is kept under another name, because the next note replaces it.
+    """
+    file, empty = _file(), {"experiments": {}, "notebooks": {}}
     try:
-        return empty | json.loads(_file().read_text())
-    except (OSError, ValueError, TypeError):
+        return empty | read_summed(file)
+    except OSError:
+        return empty
+    except ValueError as error:
+        aside = file.with_name(f"{file.name}.damaged")
+        os.replace(file, aside)
+        print(f"spcl: '{file}' is damaged ({error}); what is run from now on is listed anew. The "
+              f"damaged file is kept as '{aside.name}'", flush=True)  # fmt: skip
         return empty
 
 
@@ -32,7 +42,7 @@ def _note(part: str, name: str, entry: dict[str, Any]) -> None:
     with lock_file(_file()):
         manifest = read_manifest()
         manifest[part][name] = entry
-        write_json(_file(), manifest)
+        write_json(_file(), with_sum(manifest))
 
 
 def note_notebook(task: NotebookTask, entry: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,15 +90,18 @@ def pretrained_backbone(images: int, epochs: int, amp: str = "auto") -> tuple[Pa
                 backbone, accuracy = _pretrain(images, epochs, amp)
             with atomic_write(path) as temporary:
                 save_weights(backbone, temporary)
+            noted = f"{accuracy:.2f} {_sha256(path)}"
             with atomic_write(note) as temporary:
-                temporary.write_text(f"{accuracy:.2f} {_sha256(path)}\n")
+                temporary.write_text(f"{noted} {zlib.crc32(noted.encode()):08x}\n")
     return path, float(f"{accuracy:.2f}")
 
 
 def _noted_accuracy(path: Path, note: Path) -> float | None:
     """The accuracy of the cached weights; None if they are missing or damaged."""
     try:
-        accuracy, sha256 = note.read_text().split()
+        accuracy, sha256, *crc32 = note.read_text().split()
+        if crc32 not in ([], [f"{zlib.crc32(f'{accuracy} {sha256}'.encode()):08x}"]):
+            raise DamagedError(f"the checksum of '{note.name}' is wrong")
         if sha256 != _sha256(path):
             raise DamagedError("its SHA-256 is not the noted one")
         return float(accuracy)

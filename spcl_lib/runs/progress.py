@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.store import REPEAT
-from spcl_lib.system.files import atomic_write
+from spcl_lib.system.files import atomic_write, read_list
 
 _COLUMNS = ("epoch", "loss", "mAP")  # mAP is empty in epochs without evaluation
 _LOOK_SECONDS = 0.5
@@ -49,11 +50,19 @@ class Follower:
     def rows(self) -> list[dict[str, str]]:
         """All finished epochs, also those before an interruption; empty until the run trains."""
         for file, before in self._before.items():
-            with contextlib.suppress(FileNotFoundError):
-                if _stamp(file) != before:
-                    with open(file, newline="") as handle:
-                        return list(csv.DictReader(handle))
+            if _stamp(file) not in (None, before):
+                return _read(file)
         return []
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    """The rows of a history; none if it is damaged: it is only shown, and soon written again."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, csv.Error):
+        rows = list(csv.DictReader(io.StringIO(read_list(file).decode(), newline=""), strict=True))
+        for row in rows:
+            int(row["epoch"]), float(row["loss"]), float(row["mAP"] or 0)
+        return rows
+    return []
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

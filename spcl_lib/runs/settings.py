@@ -70,6 +70,30 @@ def make_config(
         UserError: a name is unknown, the data set does not allow the method, or a value has the
             wrong type or is outside its range.
     """
+    _check_names(dataset, method, profile)
+    values = dict(PROFILES[dataset][profile])
+    for key, value in (overrides or {}).items():
+        values[key] = _parse_value(key, value)
+    values.update(dataset=dataset, method=method, seed=int(seed), profile=profile)
+    return check_config(RunConfig.from_flat(values))
+
+
+def check_config(config: RunConfig) -> RunConfig:
+    """The same configuration, if all its values are valid.
+
+    Raises:
+        UserError: a value has the wrong type or is outside its range, or a name is unknown.
+    """
+    values = config.flat()
+    for key, kind in _ALL_TYPES.items():
+        if type(values[key]) is not kind and (kind, type(values[key])) != (float, int):
+            raise _wrong_type(key, kind, values[key])
+    _check_names(config.dataset, config.method, config.profile)
+    _check(values)
+    return config
+
+
+def _check_names(dataset: str, method: str, profile: str) -> None:
     if dataset not in PROFILES:
         raise unknown_name("data set", dataset, PROFILES)
     if method not in METHODS:
@@ -81,13 +105,6 @@ def make_config(
         )
     if profile not in PROFILES[dataset]:
         raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
-    values = dict(PROFILES[dataset][profile])
-    for key, value in (overrides or {}).items():
-        values[key] = _parse_value(key, value)
-    values.update(dataset=dataset, method=method, seed=int(seed), profile=profile)
-    config = RunConfig.from_flat(values)
-    _check(config.flat())
-    return config
 
 
 def changes(config: RunConfig) -> dict[str, object]:
@@ -111,14 +128,15 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
     return overrides
 
 
-# --set does not take these: they have their own options, the code sets them, or they are a group.
-_NOT_SET = ("dataset", "method", "seed", "profile", "content", "settings")
-_TYPES = {
+_ALL_TYPES = {
     name: kind
     for owner in (RunConfig, MethodSettings)
     for name, kind in typing.get_type_hints(owner).items()
-    if name not in _NOT_SET
+    if name != "settings"  # the group of the method's settings
 }
+# --set does not take these: they have their own options, or the code sets them.
+_NOT_SET = ("dataset", "method", "seed", "profile", "content")
+_TYPES = {name: kind for name, kind in _ALL_TYPES.items() if name not in _NOT_SET}
 
 
 def describe_settings() -> list[str]:
@@ -161,7 +179,11 @@ def _parse_value(key: str, value: object) -> object:
             return kind(value)
     except ValueError:
         pass
-    raise UserError(f"setting '{key}' must be of type {kind.__name__}; got '{value}'")
+    raise _wrong_type(key, kind, value)
+
+
+def _wrong_type(key: str, kind: type, value: object) -> UserError:
+    return UserError(f"setting '{key}' must be of type {kind.__name__}; got '{value}'")
 
 
 def _check(values: Mapping[str, object]) -> None:

@@ -29,10 +29,11 @@ from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import Method, title_of
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import load_run, read_tensors
+from spcl_lib.runs.store import explain_content, load_run, read_tensors
 from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
+from spcl_lib.system.shapes import require_tensor
 from spcl_lib.system.weights import save_tensors
 
 FILE = "snapshots.safetensors"
@@ -130,7 +131,14 @@ def load_snapshots(folder: Path) -> Snapshots:
             f"'{folder}' has no snapshots; train with --set snapshots=64 (images to follow)"
         )
     stored = read_tensors(file)
-    return Snapshots(stored["maps"], stored.get("heatmaps"), stored.get("seen"))
+    with explain_content(file):
+        maps, (heatmaps, seen) = stored.pop("maps"), (None, None)
+        require_tensor("maps", maps, ("E", "K", "C", "G", "G"), "uint8")
+        if stored:
+            heatmaps, seen = stored["heatmaps"], stored["seen"]
+            require_tensor("heatmaps", heatmaps, (*maps.shape[:3], "W", "W"), "uint8")
+            require_tensor("seen", seen, (*maps.shape[:2], *heatmaps.shape[3:]), "bool")
+        return Snapshots(maps, heatmaps, seen)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +22,13 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.network import load_network
-from spcl_lib.runs.settings import changes, make_config
+from spcl_lib.runs.settings import changes, check_config, make_config
 from spcl_lib.runs.splits import Splits, load_splits
 from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import read_summed, with_sum
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, lock_file, read_list, write_json
+from spcl_lib.system.files import atomic_write, lock_file, parse_json, read_list, write_json
 from spcl_lib.system.weights import load_tensors
 
 Metrics = dict[str, Any]  # content of a run's metrics.json
@@ -123,9 +124,12 @@ def read_config(file: Path) -> tuple[RunConfig, str | None]:
     """
     file = file / "config.json" if file.is_dir() else file
     try:
-        content = json.loads(read_list(file))
-        return RunConfig.from_flat(content["config"]), content["data_root"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = parse_json(read_list(file))
+        root = content["data_root"]
+        if not isinstance(root, str | None):
+            raise ValueError(f"data_root must be a text or null; got {root!r}")
+        return check_config(RunConfig.from_flat(dict(content["config"]))), root
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(
             f"'{file}' is no configuration of a run ({type(error).__name__}: {error}); give the "
             "config.json of a run's folder"
@@ -133,6 +137,20 @@ def read_config(file: Path) -> tuple[RunConfig, str | None]:
 
 
 # --- finished runs --------------------------------------------------------------------------------
+
+# These differ between two equal runs. They are no part of the checksum, so that equal runs still
+# have equal results.
+_VARYING = frozenset({"train_seconds", "wall_seconds", "finished", "machine"})
+
+
+def write_metrics(folder: Path, metrics: Metrics) -> None:
+    """Writes metrics.json, with a checksum, into a run's folder."""
+    write_json(folder / "metrics.json", with_sum(metrics, _VARYING))
+
+
+def _read(file: Path) -> Metrics:
+    return read_summed(file, _VARYING)
+
 
 _DEFAULTS = RunConfig().flat()
 
@@ -143,11 +161,26 @@ def load_metrics(config: RunConfig) -> Metrics | None:
     If a setting is newer than the run, the run counts as one with its default value. The default of
     every new setting keeps the old behaviour.
     """
+    file = run_folder(config) / "metrics.json"
     try:
-        metrics = json.loads(read_list(run_folder(config) / "metrics.json"))
+        metrics = _read(file)
         return metrics if _DEFAULTS | metrics["config"] == config.flat() else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return None
+    except (ValueError, KeyError, TypeError) as error:
+        _say_damaged(file, error)
+        return None
+
+
+_said: set[tuple[Path, int]] = set()  # damaged files, with their dates, that were named already
+
+
+def _say_damaged(file: Path, error: Exception) -> None:
+    with contextlib.suppress(OSError):
+        if (known := (file, file.stat().st_mtime_ns)) not in _said:
+            _said.add(known)
+            print(f"spcl: '{file}' is damaged ({error}) and does not count; run it again",
+                  flush=True)  # fmt: skip
 
 
 def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
@@ -157,7 +190,7 @@ def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
         UserError: metrics.json is missing, damaged, or of another version of spcl.
     """
     try:
-        metrics = json.loads(read_list(folder / "metrics.json"))
+        metrics = _read(folder / "metrics.json")
         metrics["classes"], metrics["mAP"]
         return RunConfig.from_flat(metrics["config"]), metrics
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -240,8 +273,29 @@ def load_run(
     model = load_network(folder, config, len(train.classes))
     observed = draw_labels(train, config.draw, config.label_seed)
     stored = folder / "bank.safetensors"
-    bank = bank_of(read_tensors(stored)) if stored.is_file() else None
+    bank = _read_bank(stored, train) if stored.is_file() else None
     return FinishedRun(config, metrics, model, train, report, observed, bank)
+
+
+def _read_bank(file: Path, train: ImageSet) -> HeatmapBank:
+    tensors = read_tensors(file)
+    with explain_content(file):
+        bank = bank_of(tensors)
+        found, needed = (bank.num_images, bank.num_classes), (len(train), len(train.classes))
+        if found != needed:
+            raise ValueError(f"of {found} images and classes; expected {needed}")
+        return bank
+
+
+@contextlib.contextmanager
+def explain_content(file: Path) -> Iterator[None]:
+    """Turns the error of a function that gets the content of a run's file into a UserError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"'{file}' does not hold what a run writes there ({error}); run it again with --force"
+        ) from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -277,7 +331,7 @@ def write_summary() -> Path:
         rows: dict[object, Mapping[str, object]] = {}
         for file in sorted(paths.results().glob("*/*/metrics.json")):
             try:
-                metrics = json.loads(read_list(file))
+                metrics = _read(file)
                 row = _summary_row(metrics, file.parent)
                 what = json.dumps(_DEFAULTS | metrics["config"], sort_keys=True)
                 if what not in rows or _is_in_place(metrics, file.parent):

@@ -10,10 +10,13 @@ import struct
 import time
 import zipfile
 import zlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from spcl_lib.system.files import parse_json, read_list
 
 
 class DamagedError(Exception):
@@ -141,6 +144,41 @@ def _read_seal(handle: BinaryIO) -> dict[str, Any] | None:
     if zlib.crc32(text) != crc32:
         raise DamagedError("its list of checksums is damaged")
     return json.loads(text)
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+_SUM = "crc32"
+
+
+def with_sum(content: Mapping[str, Any], varying: Collection[str] = ()) -> dict[str, Any]:
+    """The content of a JSON file with its checksum, for `read_summed`.
+
+    Args:
+        content: what the file is to hold.
+        varying: keys that do not count.
+    """
+    return {_SUM: _sum_of_json(content, varying), **content}
+
+
+def read_summed(file: Path, varying: Collection[str] = ()) -> dict[str, Any]:
+    """The content that `with_sum` got; an older file without a checksum is not compared.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: the file is missing, or must not be read.
+    """
+    content = parse_json(read_list(file))
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
+    if _SUM in content and content.pop(_SUM) != _sum_of_json(content, varying):
+        raise ValueError("its checksum is wrong")
+    return content
+
+
+def _sum_of_json(content: Mapping[str, Any], varying: Collection[str]) -> str:
+    counted = {key: value for key, value in content.items() if key not in varying}
+    return f"{zlib.crc32(json.dumps(counted, sort_keys=True).encode()):08x}"
 
 
 # --- all kinds ------------------------------------------------------------------------------------

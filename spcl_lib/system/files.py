@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -176,6 +177,22 @@ def read_list(file: Path) -> bytes:
     if max(status.st_size, len(content)) > _LONGEST_LIST:
         raise OSError(errno.EINVAL, "it has more than 2 GiB", str(file))
     return content
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: the text, as UTF-8 if it is bytes.
+        options: see `json.loads`.
+
+    Raises:
+        ValueError: it is no JSON, or lists are nested too deeply in it.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("its lists are nested too deeply") from None
 
 
 def write_json(path: Path, value: object) -> None:

@@ -78,6 +78,6 @@ def _has_kind(dtype: torch.dtype, kind: str) -> bool:
 
 
 def require_size(size: object, name: str = "size", least: int = 1) -> None:
-    """Refuses a number of cells, images or views that is no whole number of at least `least`."""
-    if isinstance(size, bool) or not hasattr(size, "__index__") or size < least:
+    """Refuses a number of cells, images or views, or a seed, that is no whole number >= `least`."""
+    if isinstance(size, bool) or not hasattr(size, "__index__") or not least <= size < 2**63:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {size!r}")

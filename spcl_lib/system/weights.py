@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
@@ -101,11 +102,15 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str | Path, name: 
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
+    from spcl_lib.system.checksums import check_saved  # here: the lesson needs none of it
+
     if not file.is_file():
         raise UserError(f"weights file '{file}' does not exist; give one with --set weights=FILE")
     try:
         if file.suffix == ".safetensors":
             return load_tensors(file)
+        if zipfile.is_zipfile(file):  # else it is of torch before 1.6, without checksums
+            check_saved(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise

@@ -186,7 +186,7 @@ def test_reference_keeps_what_the_tables_need(results, reference):
     assert [f.name for f in reference.iterdir()] == ["scenes-cpu.json"]  # nothing left beside it
     first = file.read_bytes()
     assert save_reference("scenes", "cpu").read_bytes() == first
-    assert len(first.splitlines()) == 4 + 21 and len(first) < 70_000
+    assert len(first.splitlines()) == 5 + 21 and len(first) < 70_000
 
     kept, here = load_runs("reference", "scenes", "cpu"), load_runs("results", "scenes", "cpu")
     assert readable_table(kept).equals(readable_table(here)) and claim_sentences(
@@ -203,3 +203,14 @@ def test_a_damaged_reference_is_named(reference):
     (reference / "scenes-cpu.json").write_text('{"runs": [')
     with pytest.raises(UserError, match="scenes-cpu.json.*damaged"):
         results.load_runs("reference", "scenes", "cpu")
+
+
+@pytest.mark.parametrize("damage", [lambda t: t.replace("76.6", "67.6"), lambda t: t[:-9],
+                                    lambda t: t.replace("at_0.5", "at_0_5"),
+                                    lambda t: "[" * 50_000, lambda t: "[]"])  # fmt: skip
+def test_damage_in_a_reference_file_is_named(damage, results, reference):
+    write_results(fake_runs())
+    file = save_reference("scenes", "cpu")
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(UserError, match="scenes-cpu.json' is damaged"):
+        load_runs("reference", "scenes", "cpu")

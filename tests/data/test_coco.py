@@ -445,6 +445,31 @@ def has_compressed_runs_that_end_within_a_number(content):
     content["annotations"][1]["segmentation"]["counts"] = "5:Q"
 
 
+@changed
+def has_an_image_too_large_for_any_memory(content):
+    content["images"][1]["height"] = 10**9
+
+
+@changed
+def has_a_number_that_is_too_large(content):
+    content["images"][1]["width"] = 10**30
+
+
+@changed
+def has_a_name_that_no_file_can_have(content):
+    content["images"][1]["file_name"] = "a\0b.jpg"
+
+
+@changed
+def has_half_a_letter_in_the_name_of_a_class(content):
+    content["categories"][1]["name"] = "\ud800"
+
+
+def is_nested_too_deeply(root):
+    annotations_of(root).write_text('{"images": ' + "[" * 50_000)
+    return str(annotations_of(root))
+
+
 def is_no_json(root):
     file = annotations_of(root)
     file.write_text(file.read_text()[:-40])
@@ -496,6 +521,11 @@ FAULTS = {
     has_runs_below_zero: "annotation id 71 has run lengths",
     has_compressed_runs_that_end_early: "annotation id 71 has run lengths",
     has_compressed_runs_that_end_within_a_number: "annotation id 71 has run lengths",
+    has_an_image_too_large_for_any_memory: "a side of 1,000,000,000 pixels",
+    has_a_number_that_is_too_large: "number 1 of 'images' has no valid 'width'",
+    has_a_name_that_no_file_can_have: "number 1 of 'images' has no valid 'file_name'",
+    has_half_a_letter_in_the_name_of_a_class: "number 1 of 'categories' has no valid 'name'",
+    is_nested_too_deeply: "cannot be read as JSON",
     is_no_json: "cannot be read as JSON",
     is_another_json: "no object with images",
     is_an_image: "cannot be read as JSON",

@@ -250,6 +250,18 @@ def bad_line(root):
     return f"{file}' has the line '000099'"
 
 
+def an_image_twice(root):
+    file = lists(root) / "train.txt"
+    file.write_text(file.read_text() + "000012\n")
+    return f"{file}' names image '000012' more than once"
+
+
+def two_flags_for_an_image(root):
+    file = lists(root) / "sheep_train.txt"
+    file.write_text(file.read_text() + "000012  1\n")
+    return f"{file}' gives image '000012' the flags -1 and 1"
+
+
 def missing_image(root):
     file = devkit(root) / "JPEGImages" / "000005.jpg"
     file.unlink()
@@ -276,7 +288,7 @@ def empty_image(root):
 
 LIST_FAULTS = [
     without_devkit, without_split, empty_split, without_class_list, class_list_lacks_an_image,
-    bad_flag, bad_line,
+    bad_flag, bad_line, an_image_twice, two_flags_for_an_image,
 ]  # fmt: skip
 IMAGE_FAULTS = [missing_image, truncated_image, text_as_image, empty_image]
 

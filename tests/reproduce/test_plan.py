@@ -184,6 +184,19 @@ def test_the_manifest_says_what_was_run_with_what_and_how_long(
     assert (results / "index.html").is_file()
 
 
+@pytest.mark.parametrize("text", ['{"experiments": 5, "notebooks', '{"crc32": "0"}', "[" * 50_000])
+def test_a_damaged_manifest_is_kept_under_another_name(text, results, capsys):
+    results.mkdir()
+    (results / "manifest.json").write_text(text)
+    task = plan.NotebookTask("02_results", "02_results", {})
+    manifest.note_notebook(task, {"finished": False})
+    assert manifest.read_manifest()["notebooks"] == {"02_results": {"finished": False}}
+    assert (results / "manifest.json.damaged").read_text() == text
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"'{results / 'manifest.json'}' is damaged" in line
+    assert "kept as 'manifest.json.damaged'" in line
+
+
 def test_without_jupyter_the_runs_are_made_and_the_notebooks_are_not(
     finished, results, monkeypatch, capsys
 ):

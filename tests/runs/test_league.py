@@ -34,7 +34,8 @@ def finish(config, score, by_pooling=None):
     metrics = {
         "mAP": score, "mAP_by_pooling": by_pooling, "config": config.flat(), "train_seconds": 2.0,
         "at_threshold": {"OF1": 50.0, "CF1": 40.0}, "at_0.5": {"OF1": 30.0, "CF1": 20.0},
-        "machine": {"device": "a machine"}, "train_images": 500, "method": config.method,
+        "machine": {"device": "a machine"}, "train_images": 500, "report_images": 500,
+        "classes": list("abcdefghijkl"), "method": config.method,
         "dataset": "scenes", "profile": "smoke", "seed": config.seed, "epochs": 8,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))

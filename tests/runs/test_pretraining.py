@@ -56,6 +56,20 @@ def test_damaged_weights_are_trained_again_with_a_word(
     assert capsys.readouterr().out.count("is damaged") == 1
 
 
+def test_another_number_in_the_note_is_damage_and_an_older_note_counts(
+    tmp_path, monkeypatch, capsys
+):
+    path, accuracy = pretrained_in(tmp_path, monkeypatch, 64)
+    note = path.with_suffix(".accuracy")
+    first, sha256, _ = note.read_text().split()
+    note.write_text(note.read_text().replace(first, "99.99"))
+    assert pretrained_in(tmp_path, monkeypatch, 64) == (path, accuracy)
+    assert "is damaged" in capsys.readouterr().out
+    note.write_text(f"{first} {sha256}\n")
+    monkeypatch.setattr(pretraining, "_pretrain", lambda *given: pytest.fail("trained again"))
+    assert pretrained_in(tmp_path, monkeypatch, 64) == (path, accuracy)
+
+
 def test_results_that_were_published_rest_on_the_long_schedule():
     long = pretraining.Schedule(batch=64, rate=3e-3, warmup=0.2, head_factor=1.0, least_crop=0.5)
     config = make_config("scenes", "an", profile="cpu")

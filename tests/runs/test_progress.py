@@ -86,3 +86,14 @@ def test_the_command_tells_its_epochs_on_stderr(spcl, tiny):
     assert "epoch" not in outcome.out
     again = spcl("run", "--profile", "smoke", "--method", "an", "--seed", 2, **tiny)
     assert again.err == ""  # nothing was done
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"epoch,loss\n1,2\n", b"epoch,loss,mAP\n1,x,\n", b"epoch,loss,mAP\n1\n",
+     b"epoch,loss,mAP\n1,0.5,\n\"", b"epoch,loss,mAP\nnan,0.5,\n"],
+)  # fmt: skip
+def test_a_damaged_history_is_not_shown(tmp_path, content):
+    follower = progress.Follower(tmp_path)
+    (tmp_path / "history.csv").write_bytes(content)
+    assert follower.rows() == []

@@ -17,6 +17,7 @@ from spcl_lib.runs.snapshots import FILE, as_bytes, load_snapshots
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.weights import save_tensors
 
 FOLLOWED = 5
 
@@ -132,7 +133,7 @@ def test_runs_without_them_are_still_finished(results, tiny):
     run(config)
     file = run_folder(config) / "metrics.json"
     metrics = json.loads(file.read_text())
-    del metrics["config"]["snapshots"]
+    del metrics["config"]["snapshots"], metrics["crc32"]
     file.write_text(json.dumps(metrics))
     assert store.load_metrics(config) is not None
     assert store.load_metrics(config_of("an", tiny)) is None
@@ -147,6 +148,17 @@ def test_their_absence_and_damage_are_told(results, tiny):
     (folder / FILE).write_bytes(b"torn")
     with pytest.raises(UserError, match="snapshots.safetensors' cannot be read"):
         load_snapshots(folder)
+    maps, heatmaps = torch.zeros(2, 3, 4, 5, 5).byte(), torch.zeros(2, 3, 4, 6, 6).byte()
+    right = {"maps": maps, "heatmaps": heatmaps, "seen": heatmaps[:, :, 0].bool()}
+    save_tensors(right, folder / FILE)
+    assert len(load_snapshots(folder)) == 2
+    for wrong in (
+        {"maps": maps, "heatmaps": heatmaps}, right | {"seen": right["seen"][:1]},
+        right | {"maps": maps.float()}, right | {"heatmaps": heatmaps[..., :-1]}, {"other": maps},
+    ):  # fmt: skip
+        save_tensors({name: tensor.contiguous() for name, tensor in wrong.items()}, folder / FILE)
+        with pytest.raises(UserError, match="snapshots.safetensors' does not hold"):
+            load_snapshots(folder)
 
 
 def test_a_bank_of_given_contents_needs_no_memory_of_its_own(monkeypatch):

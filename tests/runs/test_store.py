@@ -1,13 +1,26 @@
-"""The summary has one row per run, and says which rows differ by their seed alone."""
+"""The store: one row of the summary per run, and what is damaged is named and does not count."""
 
 import csv
 import json
 import shutil
 
+import pytest
+import torch
 from fake_runs import fake_run, write_results
 
+from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.store import run_folder, write_summary
+from spcl_lib.runs.store import (
+    load_metrics,
+    load_run,
+    read_config,
+    read_metrics,
+    run_folder,
+    write_metrics,
+    write_summary,
+)
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.weights import load_tensors, save_tensors
 
 
 def write_run(score, **settings):
@@ -54,3 +67,66 @@ def test_a_run_of_another_version_has_a_row(results):
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (row,) = summary()
     assert "gone=3" in row["changes"] and "asset_step" not in row["changes"]
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-5], lambda text: text.replace("50", "51"),
+                                    lambda text: "[" * 50_000])  # fmt: skip
+def test_damaged_metrics_do_not_count_and_are_named_once(damage, results, capsys):
+    folder = write_run(50)
+    file, config = folder / "metrics.json", read_metrics(folder)[0]
+    write_metrics(folder, read_metrics(folder)[1])
+    assert load_metrics(config)["mAP"] == 50
+    file.write_text(damage(file.read_text()))
+    assert load_metrics(config) is load_metrics(config) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"spcl: '{file}' is damaged (") and line.endswith("run it again")
+    with pytest.raises(UserError, match="metrics.json' is damaged"):
+        read_metrics(folder)
+    assert summary() == [] and f"'{file}' is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": "3"}, "'epochs' must be of type int"), ({"lr": None}, "'lr' must be of type"),
+        ({"seed": 1.5}, "'seed' must be of type int"), ({"flip": True}, "'flip' must be of type"),
+        ({"momentum": [0.5]}, "'momentum'"), ({"epochs": -1}, "'epochs' must be above 0"),
+        ({"method": "none"}, "unknown method"), ({"profile": "none"}, "unknown profile"),
+        ({"dataset": "none"}, "unknown data set"), ({"novelty": 1}, "novelty"),
+    ],
+)  # fmt: skip
+def test_a_configuration_with_a_wrong_value_is_named(change, said, tmp_path):
+    values = make_config("scenes", "scl").flat() | change
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"config": values, "data_root": None}))
+    with pytest.raises(UserError, match=said) as error:
+        read_config(file)
+    assert f"'{file}'" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["null", '{"config": null, "data_root": null}', "[" * 50_000,
+                                     '{"config": {}, "data_root": 5}'])  # fmt: skip
+def test_what_is_no_configuration_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json' is no configuration of a run"):
+        read_config(tmp_path)
+
+
+def test_a_bank_of_another_shape_is_named(results, tiny):
+    config = make_config("scenes", "scl", 0, "smoke", tiny)
+    run(config)
+    file = run_folder(config) / "bank.safetensors"
+    sound = load_tensors(file)
+    for change in (
+        {name: sound[name][:-1] for name in ("heatmaps", "seen")}, {"seen": sound["seen"][1:]},
+        {"heatmaps": sound["heatmaps"].flatten(1)}, {"other": torch.ones(1)},
+    ):  # fmt: skip
+        save_tensors(sound | change, file)
+        with pytest.raises(UserError, match="bank.safetensors' does not hold"):
+            load_run(config)
+    save_tensors({"heatmaps": sound["heatmaps"]}, file)
+    with pytest.raises(UserError, match="bank.safetensors' does not hold"):
+        load_run(config)

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from spcl_lib.system import checksums
-from spcl_lib.system.checksums import DamagedError, check_sealed, load_saved, seal
+from spcl_lib.system.checksums import (
+    DamagedError,
+    check_sealed,
+    load_saved,
+    read_summed,
+    seal,
+    with_sum,
+)
+from spcl_lib.system.files import write_json
 
 
 @pytest.fixture
@@ -149,3 +157,38 @@ def test_an_older_file_without_a_seal_must_have_its_size(tmp_path):
     assert not check_sealed(tmp_path / "file", 60) and not check_sealed(tmp_path / "file")
     with pytest.raises(DamagedError, match="size"):
         check_sealed(tmp_path / "file", 61)
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def summed(tmp_path):
+    """A JSON file with a checksum; the key "when" does not count."""
+    content = {"a": 81.60000000000001, "b": [1, None, {"c": "\u00e9"}], "when": "today"}
+    write_json(tmp_path / "x.json", with_sum(content, ["when"]))
+    assert read_summed(tmp_path / "x.json", ["when"]) == content
+    return tmp_path / "x.json"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("81.6", "81.4"), ("null", "0"), ('"b"', '"d"'), ('crc32": ', 'crc32": 1')]
+)
+def test_another_value_in_a_json_file_is_damage(summed, old, new):
+    summed.write_text(summed.read_text().replace(old, new))
+    with pytest.raises(ValueError):
+        read_summed(summed, ["when"])
+
+
+def test_what_does_not_count_may_differ_and_an_older_file_has_no_checksum(summed):
+    summed.write_text(summed.read_text().replace("today", "tomorrow"))
+    assert read_summed(summed, ["when"])["when"] == "tomorrow"
+    summed.write_text('{"a": 5}')
+    assert read_summed(summed) == {"a": 5}
+
+
+@pytest.mark.parametrize("text", ["", "5", "[1]", "[" * 50_000, '{"a":' * 50_000, "\xff"])
+def test_what_is_no_dictionary_is_damaged(tmp_path, text):
+    (tmp_path / "x.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError):
+        read_summed(tmp_path / "x.json")
