@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
@@ -21,7 +24,7 @@ from spcl_lib.runs.settings import (
     methods_of,
     parse_overrides,
 )
-from spcl_lib.system import paths, ranks
+from spcl_lib.system import VERSION, paths, ranks
 from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals, parse_json
 from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
@@ -76,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="spcl_lib", description=__doc__, allow_abbrev=False)
+    version = f"spcl {VERSION}, torch {torch.__version__}, python {platform.python_version()}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
@@ -405,11 +410,12 @@ def _league(options: Options) -> int:
     if options.all or options.set or options.force or not usual:
         raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
                         "not go with it")  # fmt: skip
+    keep = not options.only and paths.checkout() is not None
     for dataset in [options.dataset] if options.dataset else LEAGUES:
         league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)
         if options.list:
             show_league_plan(league)
-        elif not reproduce_league(league, _jobs(options), keep=not options.only):
+        elif not reproduce_league(league, _jobs(options), keep=keep):
             return 1
     return 0
 
@@ -417,6 +423,8 @@ def _league(options: Options) -> int:
 def _ablation(options: Options) -> int:
     from spcl_lib.reproduce.studies import Ablations
 
+    if options.keep:
+        paths.require_checkout("--keep")
     if options.name == "crop_scale":
         return _crop_scale(options)
     if options.only or options.set or options.force or options.scales:
@@ -470,6 +478,8 @@ def _recovery(options: Options) -> int:
     from spcl_lib.analysis.measurement_tables import provenance
     from spcl_lib.analysis.statistics import bullets
 
+    if options.keep:
+        paths.require_checkout("--keep")
     found = load_measurements(
         "results", options.dataset, options.profile, options.seeds,
         options.scale, _overrides(options), options.data_root,
@@ -617,6 +627,7 @@ def _reference(options: Options) -> int:
     from spcl_lib.runs.store import load_metrics
     from spcl_lib.viewer.overview import write_overview
 
+    paths.require_checkout("reference")
     print(save_reference(options.dataset, options.profile, options.data_root))
     scl = make_config(options.dataset, "scl", 0, options.profile)
     if options.dataset == "scenes" and load_metrics(scl):
@@ -630,6 +641,7 @@ def _notebooks(options: Options) -> int:
     from spcl_lib.runs.notebooks import execute, refresh
 
     if options.out is None:
+        paths.require_checkout("notebooks without --out FILE")
         for file in refresh(options.names):
             print(file)
         return 0

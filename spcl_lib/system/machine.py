@@ -38,7 +38,10 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(paths.project()), "describe", "--always", "--dirty"]
+    checkout = paths.checkout()
+    if checkout is None:  # git would look at the folders above, which may be another project's
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -12,13 +13,15 @@ import torch
 from spcl_lib.system.errors import UserError
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 
 
 def available_memory() -> int:
     """Bytes of memory that this process can still use, within the machine and its container.
 
     Pages of cached files count as available, because the system gives them up when memory is
-    needed. Systems other than Linux do not tell; there, all of the machine's memory counts.
+    needed. Systems other than Linux do not tell; there, all of the machine's memory counts, and on
+    Windows there is no limit.
     """
     return min([_of_machine(), *_of_containers()])
 
@@ -26,17 +29,24 @@ def available_memory() -> int:
 def available_disk(path: Path) -> int:
     """Bytes that a file at `path` can take; if it exists already, its own bytes count as free."""
     there = next(p for p in (path.parent, *path.parent.parents) if p.exists())
-    held = path.stat().st_blocks * 512 if path.is_file() else 0
+    held = _held(path.stat()) if path.is_file() else 0
     return shutil.disk_usage(there).free + held
+
+
+def _held(file: os.stat_result) -> int:
+    """Bytes that a file takes on its disk; Windows tells its length only."""
+    return file.st_blocks * 512 if hasattr(file, "st_blocks") else file.st_size
 
 
 def _of_machine() -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     except OSError:
         pass
+    if not hasattr(os, "sysconf"):  # Windows
+        return sys.maxsize
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

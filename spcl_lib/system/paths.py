@@ -12,10 +12,34 @@ BANK_GB, CACHE_GB = "SPCL_BANK_GB", "SPCL_CACHE_GB"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
+def checkout() -> Path | None:
+    """Folder of the checkout, or None if the package is installed without one.
+
+    A wheel puts the notebooks into the package. In a checkout they are beside it.
+    """
+    folder, is_installed = PACKAGE.parent, (PACKAGE / "notebooks").is_dir()
+    return folder if (folder / "pyproject.toml").is_file() and not is_installed else None
+
+
+def require_checkout(what: str) -> None:
+    """Refuses a change of the project's own files where there is no checkout.
+
+    Args:
+        what: what would change, for the message.
+
+    Raises:
+        UserError: the package is installed without a checkout.
+    """
+    if checkout() is None:
+        raise UserError(
+            f"{what} would change the installed package in '{PACKAGE}'; do this in a checkout of "
+            "the project"
+        )
+
+
 def project() -> Path:
-    """Folder of the checkout, or `~/spcl` if the package is installed without one."""
-    checkout = PACKAGE.parent
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.home() / "spcl"
+    """Folder of results and data: the checkout, or `~/spcl` if there is none."""
+    return checkout() or Path.home() / "spcl"
 
 
 def results() -> Path:
@@ -67,8 +91,8 @@ def _gigabytes(variable: str, default: float) -> float:
 
 
 def notebooks() -> Path:
-    """Folder of the notebooks."""
-    return project() / "notebooks"
+    """Folder of the notebooks: in the checkout, else in the installed package."""
+    return (checkout() or PACKAGE) / "notebooks"
 
 
 def reference() -> Path:

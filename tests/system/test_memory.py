@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -109,6 +110,15 @@ def test_methods_without_averages_need_nothing(name, monkeypatch):
 def test_memory_that_is_left_is_less_than_the_machine_has():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < memory.available_memory() <= total
+
+
+def test_windows_tells_neither_memory_nor_blocks(tmp_path, monkeypatch):
+    """There `os` has no sysconf, and a file's status no number of blocks."""
+    monkeypatch.delattr(os, "sysconf")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(memory, "_of_containers", lambda: [])
+    assert memory.available_memory() == sys.maxsize
+    assert memory._held(SimpleNamespace(st_size=17)) == 17
 
 
 def test_the_limit_of_a_container_counts_less_what_it_holds(tmp_path, monkeypatch):

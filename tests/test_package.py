@@ -1,0 +1,165 @@
+"""The package as a wheel gives it: complete, and of use in an empty folder without a checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from spcl_lib.system import paths
+
+PROJECT = Path(__file__).parents[1]
+NOTEBOOKS = PROJECT / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel, built from a copy, because setuptools writes into the folder that it builds."""
+    copy, out = (tmp_path_factory.mktemp(name) for name in ("project", "wheel"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, copy)
+    for name in ("spcl_lib", "notebooks"):
+        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(out)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = out.glob("spcl-*.whl")
+    return zipfile.ZipFile(file)
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """A folder of packages with the wheel's content."""
+    folder = tmp_path_factory.mktemp("site")
+    wheel.extractall(folder)
+    (folder / "pyproject.toml").touch()  # some wheels of others leave one there
+    return folder
+
+
+@pytest.fixture
+def installed(site, shared_cache, tmp_path):
+    """Calls `python -m spcl_lib` of the wheel in an empty folder, at home in another."""
+    (tmp_path / "empty").mkdir()
+    own = {"PYTHONPATH": str(site), "SPCL_CACHE": str(shared_cache)}
+    own |= dict.fromkeys(("HOME", "USERPROFILE"), str(tmp_path / "home"))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SPCL_")}
+
+    def call(*arguments):
+        command = [sys.executable, "-m", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path / "empty", env=kept | own, capture_output=True, text=True
+        )
+
+    return call
+
+
+def test_the_wheel_holds_every_module_notebook_and_reference(wheel):
+    package = [f for f in (PROJECT / "spcl_lib").rglob("*") if f.suffix in (".py", ".c", ".md")]
+    wanted = {f.relative_to(PROJECT).as_posix() for f in package}
+    wanted |= {f"spcl_lib/{f.relative_to(PROJECT).as_posix()}" for f in files_of(NOTEBOOKS)}
+    assert wanted == {n for n in wheel.namelist() if n.startswith("spcl_lib/")}
+
+
+def test_the_wheel_describes_itself(wheel):
+    (file,) = (n for n in wheel.namelist() if n.endswith("/METADATA"))
+    text = wheel.read(file).decode()
+    for line in ("Description-Content-Type: text/markdown", "Project-URL: Paper, https://arxiv.org",
+                 "License-Expression: MIT", "Keywords: ", "Classifier: ", "Provides-Extra: test",
+                 "# spcl: find every object"):  # fmt: skip
+        assert line in text, line
+
+
+def test_it_has_one_version(wheel, installed):
+    (file,) = (n for n in wheel.namelist() if n.endswith("/METADATA"))
+    lines = wheel.read(file).decode().splitlines()
+    version = next(line for line in lines if line.startswith("Version: ")).split()[1]
+    assert f"version: {version}\n" in (PROJECT / "CITATION.cff").read_text()
+    assert f"\n## {version}" in (PROJECT / "spcl_lib" / "CHANGELOG.md").read_text()
+    said = installed("spcl_lib", "--version")
+    assert said.returncode == 0 and said.stdout.startswith(f"spcl {version}, torch "), said.stderr
+
+
+def test_the_plan_of_a_wheel_names_all_notebooks(installed, tmp_path):
+    said = installed("spcl_lib", "reproduce", "--list")
+    assert said.returncode == 0, said.stderr
+    assert all(file.name in said.stdout for file in NOTEBOOKS.glob("*.ipynb"))
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_wheel_runs_and_keeps_its_results_in_the_home_folder(installed, site, tmp_path, tiny):
+    before = files_of(site)
+    pairs = [text for k, v in tiny.items() for text in ("--set", f"{k}={v}")]
+    run = ("run", "--dataset", "scenes", "--profile", "smoke", "--method", "an")
+    said = installed("spcl_lib", *run, *pairs)
+    assert said.returncode == 0, said.stderr
+    (file,) = (tmp_path / "home" / "spcl" / "results").glob("*/*/metrics.json")
+    assert json.loads(file.read_text())["machine"]["commit"] is None
+    assert files_of(site) == before
+
+
+def test_a_wheel_executes_a_notebook_on_its_references(installed, tmp_path):
+    said = installed("spcl_lib", "notebooks", "02_results", "--out", "mine.ipynb")
+    assert said.returncode == 0, said.stderr
+    made = {f.name for f in (tmp_path / "empty").iterdir() if not f.name.startswith(".")}
+    assert made == {"mine.html", "mine.ipynb"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("notebooks", "02_results"), ("reference",), ("recovery", "--keep"),
+     ("ablation", "k", "--keep")],
+)  # fmt: skip
+def test_a_wheel_does_not_change_itself(arguments, spcl, site, monkeypatch):
+    before = files_of(site)
+    monkeypatch.setattr(paths, "PACKAGE", site / "spcl_lib")
+    said = spcl(*arguments)
+    assert said.status == 2 and "would change the installed package" in said.err
+    assert "do this in a checkout" in said.err and len(said.err.splitlines()) == 1
+    assert files_of(site) == before
+
+
+def files_of(folder):
+    return {f for f in folder.rglob("*") if f.is_file() and f.suffix != ".pyc"}
+
+
+def test_every_package_is_in_the_list(wheel):
+    content = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    folders = [f.parent.relative_to(PROJECT) for f in PROJECT.glob("spcl_lib/**/__init__.py")]
+    listed = set(content["tool"]["setuptools"]["packages"])
+    assert {".".join(f.parts) for f in folders} <= listed
+
+
+# --- other systems --------------------------------------------------------------------------------
+
+_WITHOUT_POSIX = """
+import importlib, os, pkgutil, signal, sys, spcl_lib
+names = [m.name for m in pkgutil.walk_packages(spcl_lib.__path__, "spcl_lib.")]
+names.remove("spcl_lib.__main__")
+for name in names:
+    importlib.import_module(name)  # with all that they import of others, which is not ours to test
+for name in [n for n in sys.modules if n.split(".")[0] == "spcl_lib"]:
+    del sys.modules[name]
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"):
+    sys.modules[name] = None
+for name in ("fork", "getuid", "geteuid", "sysconf", "statvfs", "uname", "sched_getaffinity",
+             "setsid", "killpg", "getpgid", "posix_fadvise", "mkfifo", "O_NONBLOCK", "O_NOFOLLOW"):
+    delattr(os, name)
+for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGALRM"):
+    delattr(signal, name)
+for name in [*names, "spcl_lib.__main__"]:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_every_module_can_be_imported_where_there_is_no_posix():
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_POSIX], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 80
