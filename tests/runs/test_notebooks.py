@@ -5,6 +5,7 @@ import copy
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import nbformat
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 
 from spcl_lib.runs import notebooks
 from spcl_lib.system import paths
@@ -134,6 +136,39 @@ def test_figures_are_png(notebook):
     kinds = {k for cell in code_cells(notebook) for o in cell.outputs for k in o.get("data", {})}
     widget = "application/vnd.jupyter.widget-view+json"  # shown where a kernel runs
     assert kinds <= {"text/plain", "text/html", "text/markdown", "image/png", widget}
+
+
+# --- the tour -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tour():
+    return nbformat.read(paths.notebooks() / "00_tour.ipynb", as_version=4)
+
+
+def test_the_tour_takes_ten_minutes(tour):
+    words = sum(len(c.source.split()) for c in tour.cells if c.cell_type == "markdown")
+    lines = sum(len(c.source.splitlines()) for c in code_cells(tour))
+    assert words <= 700 and lines <= 100
+
+
+def test_the_tours_example_shows_what_its_text_says(tour):
+    """The visible classes are above all others by SCL, and not by the other sources."""
+    printed = {c.id: "".join(map(text_of, c.outputs)) for c in code_cells(tour)}
+    rows = re.findall(r"(\w+): .*at least ([.\d]+), others at most ([.\d]+)", printed["says"])
+    above = {source: float(lowest) > float(highest) for source, lowest, highest in rows}
+    assert above == {"AN": False, "CL": False, "SCL": True}, printed["says"]
+    rows = re.findall(r"(\w+): .*highest is visible (\d+)%", printed["often"])
+    an, cl, scl = (int(share) for _, share in rows)
+    assert an == 0 < cl < scl and scl > 50
+
+
+def test_the_tours_photograph_says_whose_it_is(tour):
+    with Image.open(paths.reference() / "coffee.jpg") as photo:
+        said = photo.info["comment"].decode()
+    assert "Rachel Michetti" in said and "CC0" in said
+    text = "\n".join(cell.source for cell in tour.cells)
+    assert "Photograph: Rachel Michetti, CC0" in text.replace("\n", " ")
 
 
 # --- parameters and running -----------------------------------------------------------------------
