@@ -7,6 +7,7 @@ project=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 # What must outlive an environment that is thrown away: the lock, the log, notes of what is ours.
 state=$project/.setup
 log=$state/log.txt
+lock=$project/.locked.txt  # for uv: the pins, all that they need, and the hashes of their files
 stamp=.spcl-stamp   # in an environment: finished, from these very files
 base_note=.spcl-base  # in an environment: the interpreter is in place, the packages may not be
 
@@ -38,7 +39,8 @@ results/manifest.json. SPCL_RESULTS=DIR puts them elsewhere, and SPCL_CACHE=DIR 
 again (else data/cache).
 
 The set-up happens once, with the exact versions of environment.yml: in .env/ when micromamba, mamba
-or conda is found, else in .venv/ with Python 3.11 or newer. Variables that change this:
+or conda is found, else in .venv/ with Python 3.11 or newer. Where uv is found, it installs them, and
+compares every file with its hash in .locked.txt. Variables that change this:
   SPCL_ENV=venv      do not use conda although it is there (or SPCL_ENV=conda: do not use venv)
   SPCL_PYTHON=PATH   no set-up: use this interpreter, with the packages that it has
 EOF
@@ -165,12 +167,25 @@ make_base() {
   rm -f -- "$state/ours${env##*/}"  # from here on the note in the environment says whose it is
 }
 
+# Whether the lock has every pin: not after somebody has changed environment.yml and not the lock.
+is_locked() {
+  [[ -f $lock ]] && awk '
+    NR == FNR { if (/==/) locked[$1] = 1; next }
+    !($1 in locked) { missing = 1 }
+    END { exit missing }
+  ' "$lock" "$state/requirements.txt"
+}
+
 install_packages() {
   local env=$1 print=$2
   # Torn off first and put back last, whole: an environment broken in the middle has no stamp.
   rm -f -- "$env/$stamp"
   items pip >"$state/requirements.txt"
-  logged "$env/bin/python" -m pip install --progress-bar off -r "$state/requirements.txt"
+  if type -P uv >/dev/null && is_locked; then
+    logged uv pip install --python "$env/bin/python" --require-hashes -r "$lock"
+  else
+    logged "$env/bin/python" -m pip install --progress-bar off -r "$state/requirements.txt"
+  fi
   logged "$env/bin/python" -m pip install --no-deps --no-build-isolation -e "$project"
   printf '%s\n' "$print" >"$env/$stamp.new"
   mv -f -- "$env/$stamp.new" "$env/$stamp"

@@ -111,6 +111,9 @@ def wait_for(file, process):
         time.sleep(0.01)
 
 
+UNPINNED = ("timm", "export", "parquet")  # extras that the results and their tests do not need
+
+
 def pins():
     """The pip section of environment.yml, read another way than the script's."""
     section = (ROOT / "environment.yml").read_text().split("- pip:\n")[1]
@@ -129,7 +132,7 @@ def test_every_pin_is_exact_and_nothing_is_named_twice():
 def test_every_dependency_of_the_results_and_their_tests_has_a_pin():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = (packages for name, packages in extras.items() if name not in ("timm", "export"))
+    needed = (packages for name, packages in extras.items() if name not in UNPINNED)
     wanted = set(project["dependencies"]).union(*needed)
     assert wanted <= {pin.split("==")[0] for pin in pins()}
 
@@ -181,6 +184,35 @@ def test_venv_holds_exactly_the_pins_and_the_run_gets_arguments_and_status(box):
     assert not any(line.startswith("PYTHONPATH=") for line in seen)
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 2  # what happens, and how long it took
+
+
+UV_SHIM = """#!/usr/bin/env bash
+printf '%s\\n' "uv $*" >>"$SHIM_LOG"
+exit "${SHIM_UV_STATUS:-0}"
+"""
+
+
+def test_the_lock_has_every_pin_and_every_package_has_hashes():
+    text = (ROOT / ".locked.txt").read_text()
+    packages = [part.split(" ")[0] for part in re.split(r"\n(?=[a-z])", text)[1:]]
+    assert set(pins()) <= set(packages), "make .locked.txt again: its first lines say how"
+    assert all("--hash=sha256:" in part for part in re.split(r"\n(?=[a-z])", text)[1:])
+    assert "://" not in text
+
+
+def test_uv_installs_what_is_locked_and_pip_what_is_not(box):
+    shutil.copy(ROOT / ".locked.txt", box.project)
+    box.add("uv", UV_SHIM)
+    python = box.project / ".venv" / "bin" / "python"
+    assert box.run(SHIM_UV_STATUS="1").returncode == 1  # no hash, no package: pip is not tried
+    assert not any("pip install --progress-bar" in call for call in box.calls())
+    assert box.run().returncode == 0
+    locked = f"{box.project}/.locked.txt"
+    assert f"uv pip install --python {python} --require-hashes -r {locked}" in box.calls()
+    with (box.project / "environment.yml").open("a") as file:
+        file.write("      - extra==1.0\n")
+    box.run()
+    assert [call.split()[:2] for call in box.calls()][0] == ["python", "-m"]
 
 
 def test_a_finished_set_up_costs_nothing_and_a_changed_list_repeats_the_packages_only(box):
