@@ -47,6 +47,8 @@ def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
             mode = temporary.stat().st_mode
             temporary.unlink()
             yield temporary
+            with open(temporary, "r+b") as handle:
+                os.fsync(handle.fileno())  # else a power cut may leave the name without the content
             if temporary.stat().st_mode != mode:
                 with contextlib.suppress(OSError):  # a file system without modes
                     temporary.chmod(mode)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from kills import environment
 
 from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.runs import checkpoint, run, store
@@ -26,7 +27,7 @@ def what_counts(folder):
     files = {
         path.name: path.read_bytes()
         for path in folder.iterdir()
-        if path.name not in (".lock", "metrics.json", "log.txt")
+        if path.name not in (".lock", "metrics.json", "log.txt", ".log.txt.lock")
     }
     return {k: v for k, v in metrics.items() if k not in TIMES}, files
 
@@ -220,47 +221,11 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(
 
 # --- kill -9 --------------------------------------------------------------------------------------
 
-# Importing torch takes seconds, so one process does it once and forks a process for every command.
-FORKS = """
-import os, sys
-import torch
-import spcl_lib.runs.run
-from spcl_lib.__main__ import main
-torch.set_num_threads(1)
-for line in sys.stdin:
-    results, *arguments = line.split()
-    os.environ["SPCL_RESULTS"] = results
-    child = os.fork()
-    if child == 0:
-        os._exit(main(arguments))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-def environment(results=None):
-    """A checkpoint after every step, and the folders of this test."""
-    changes = {"SPCL_CHECKPOINT_SECONDS": "0", "OMP_NUM_THREADS": "1"}
-    return os.environ | changes | ({"SPCL_RESULTS": str(results)} if results else {})
-
-
-@pytest.fixture(scope="module")
-def forks(shared_cache):
-    """Starts the command in a process of its own: `forks(results, arguments)` gives its id."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", FORKS], env=environment() | {"SPCL_CACHE": str(shared_cache)},
-        cwd=paths.project(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    with process:
-        yield process
-        process.stdin.close()
-
 
 def kill_after(forks, results, arguments, checkpoint, changes, extra):
     """SIGKILL once the checkpoint has changed so many times, and `extra` seconds later."""
     seen, last, deadline = 0, stamp(checkpoint), time.monotonic() + 60
-    print(results, *arguments, file=forks.stdin, flush=True)
+    print(1e9, results, *arguments, file=forks.stdin, flush=True)
     child = int(forks.stdout.readline())
     while seen < changes and time.monotonic() < deadline:
         now = stamp(checkpoint)
