@@ -92,7 +92,7 @@ def _gigabytes(variable: str, default: float) -> float:
 
 def notebooks() -> Path:
     """Folder of the notebooks: in the checkout, else in the installed package."""
-    return (checkout() or PACKAGE) / "notebooks"
+    return (PACKAGE if checkout() is None else project()) / "notebooks"
 
 
 def reference() -> Path:
