@@ -1,4 +1,4 @@
-"""Draws a heatmap over its image, in the same way for every figure, page and picture.
+"""Draws a heatmap over its image: as cells for figures, smoothly for photographs.
 
 It uses Pillow, because a matplotlib figure takes ten times as long and the explorer redraws at
 every movement. Figures show the picture that this module gives.
@@ -15,6 +15,7 @@ from torch import Tensor
 from spcl_lib.viewer.style import HEAT
 
 _FAINT, _STRONG = 0.3, 0.75  # opacity of the colour for probability 0, and for probability 1
+_SMOOTH = 0.6  # the same for probability 1 over a photograph in colour
 
 
 def draw_heat(
@@ -38,6 +39,24 @@ def draw_heat(
     share = np.asarray(share)[..., None]
     grey = np.asarray(image.convert("L"), np.float32)[..., None]
     return Image.fromarray(((1 - share) * grey + share * large).round().astype(np.uint8))
+
+
+def draw_smooth_heat(image: Image.Image, heat: Tensor) -> Image.Image:
+    """Draws a heatmap over its image in colour, without edges between the cells.
+
+    Where the probability is 0, the image stays as it is. The scale is that of all pictures: opacity
+    and colour depend on the probability and on nothing else.
+
+    Args:
+        image: RGB.
+        heat: (G, H) probabilities.
+    """
+    cells = Image.fromarray(heat.detach().float().cpu().numpy())
+    smooth = np.asarray(cells.resize(image.size, Image.Resampling.BICUBIC))
+    values = smooth.clip(0, 1)  # bicubic values can leave 0..1
+    share = (_SMOOTH * values)[..., None]
+    mixed = (1 - share) * np.asarray(image, np.float32) + share * heat_colours(values)
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:

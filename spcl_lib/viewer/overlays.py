@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from spcl_lib.data.images import to_rgb
 from spcl_lib.system.errors import printable
 from spcl_lib.system.files import atomic_write
-from spcl_lib.viewer.heat import draw_heat, heat_colours
+from spcl_lib.viewer.heat import draw_smooth_heat
 from spcl_lib.viewer.style import font
 
 _MOST = 5  # most labels that are shown for an image
-_SIDE = 240  # pixels, longer side of an image in the picture
+_SIDE = 360  # pixels, longer side of an image in the picture
+_COLUMNS = 3  # most images side by side
 _GAP, _LINE, _TEXT = 10, 22, 13  # pixels: space between parts, height of a line, size of letters
-_SCALE = 84  # pixels, width of the colour scale with its numbers
+_BAR, _SCALE = 14, 84  # pixels, width of the colours of the scale, and with their numbers
+_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -71,28 +73,26 @@ def draw_overlays(
 
 
 def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.Image:
-    """Draws an image, maps over the same image in grey, and their colour scale.
-
-    The scale (viridis, as everywhere) goes up to the highest value of these maps.
+    """Draws an image, the same image under every map, and the colour scale of all pictures.
 
     Args:
         image: RGB.
         maps: (K, G, G) probabilities.
         titles: 1 + K texts: one above the picture, then one above every map.
     """
-    highest = max(float(maps.max()), 1e-3)
-    panels = [image, *(draw_heat(image, heat, highest=highest) for heat in maps)]
-    width, height = image.size
-    size = (len(panels) * (width + _GAP) + _GAP + _SCALE, height + 2 * _LINE + 2 * _GAP)
-    picture, top = Image.new("RGB", size, "white"), _GAP + 2 * _LINE
+    panels = [image, *(draw_smooth_heat(image, heat) for heat in maps)]
+    width, height = image.size[0] + _GAP, image.size[1] + _LINE + _GAP
+    columns, rows = min(len(panels), _COLUMNS), -(-len(panels) // _COLUMNS)
+    top = _GAP + _LINE
+    size = (_GAP + columns * width + _SCALE, top + rows * height)
+    picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     _write(draw, (_GAP, _GAP), titles[0], size[0] - 2 * _GAP)
-    for i, panel in enumerate(panels):
-        left = _GAP + i * (width + _GAP)
-        picture.paste(panel, (left, top))
-        if i > 0:
-            _write(draw, (left, _GAP + _LINE), titles[i], width)
-    _draw_scale(picture, draw, (size[0] - _SCALE, top), height, highest)
+    for i, (panel, title) in enumerate(zip(panels, ["", *titles[1:]], strict=True)):
+        corner = _GAP + i % columns * width, top + i // columns * height
+        _write(draw, corner, title, image.size[0])
+        picture.paste(panel, (corner[0], corner[1] + _LINE))
+    _draw_scale(picture, draw, (size[0] - _SCALE, top + _LINE), image.size[1])
     return picture
 
 
@@ -108,21 +108,18 @@ def _shrink(file: Path) -> Image.Image:
 
 
 def _draw_scale(
-    picture: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    height: int,
-    top: float,
+    picture: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], height: int
 ) -> None:
-    """Draws the colours from 0 (bottom) to `top`, with numbers; the unit is above."""
+    """Draws the colours over grey, from 0 (bottom) to 1, with numbers; the unit is above."""
     left, upper = corner
-    values = np.linspace(1, 0, height)[:, None].repeat(14, 1)
-    picture.paste(Image.fromarray(heat_colours(values)), corner)
+    values = torch.linspace(1, 0, height)[:, None]
+    bar = draw_smooth_heat(Image.new("RGB", (_BAR, height), "#808080"), values)
+    picture.paste(bar, corner)
     draw.text((left, upper - _LINE), "probability", "black", font(_TEXT))
-    for part in (0, 0.5, 1):
-        y = upper + (1 - part) * (height - 1)
-        draw.line((left + 14, y, left + 18, y), "black")
-        draw.text((left + 22, y), f"{part * top:.2f}", "black", font(_TEXT), anchor="lm")
+    for value in _TICKS:
+        y = upper + (1 - value) * (height - 1)
+        draw.line((left + _BAR, y, left + _BAR + 4, y), "black")
+        draw.text((left + _BAR + 8, y), f"{value:g}", "black", font(_TEXT), anchor="lm")
 
 
 def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:

@@ -535,28 +535,42 @@ def test_every_image_gets_a_picture_of_its_heatmaps(predict, trained, tmp_path):
     assert files == ["x/x 0.bmp.png.png", "x/x 0.png.png", "x/x 1.png.png"]
     with Image.open(tmp_path / "heat" / "x" / "x 0.png.png") as wide:
         assert wide.format == "PNG"
+    # Above are the image and three labels, in two rows; now the image and the highest class.
     predict(new, "--heatmaps", tmp_path / "heat", "--threshold", "1")
     with Image.open(tmp_path / "heat" / "x" / "x 0.png.png") as narrow:
-        assert narrow.height == wide.height
-        assert wide.width - narrow.width == 2 * (240 + 10)  # three labels; the highest class only
+        assert (wide.width - narrow.width, wide.height - narrow.height) == (360 + 10, 270 + 32)
     assert not list((tmp_path / "heat").rglob("*.tmp"))
 
 
-def test_an_overlay_is_coloured_where_the_map_is_high():
-    image = Image.new("RGB", (300, 200), (128, 128, 128))
-    maps = torch.zeros(2, 4, 4)
-    maps[0, 0, 3] = 0.5  # the top right corner
-    picture = np.asarray(overlays(image, maps, ["title", "a", "a name that is far too long" * 9]))
-    first, second, third = (10 + 310 * i for i in range(3))
-    top = picture.shape[0] - 10 - 200
-    corner = (slice(top + 5, top + 45), slice(second + 230, second + 295))
-    red, green, blue = picture[corner].reshape(-1, 3).mean(0)
-    assert red > 200 and green > 180 and blue < 90  # viridis' yellow
-    cold = picture[top + 60 : top + 195, second + 5 : second + 295].reshape(-1, 3)
-    assert cold.std(0).max() < 1 and abs(cold.mean() - 128) < 30
-    assert (picture[top : top + 200, first : first + 300] == 128).all()  # the image as it is
-    title = picture[top - 22 : top, third:]
-    assert (title < 128).any() and (picture[:, -1] == 255).all()  # written, and cut off in time
+def test_an_overlay_is_coloured_where_the_map_is_high_and_keeps_the_photograph_elsewhere():
+    image = Image.new("RGB", (300, 200), (200, 90, 40))
+    maps = torch.zeros(3, 4, 4)
+    maps[0, 0, 3] = 1  # the top right corner
+    maps[1, 0, 3] = 0.5
+    titles = ["title", "a", "b", "a name that is far too long" * 9]
+    picture = np.asarray(overlays(image, maps, titles))
+    panels = {}
+    for number in range(4):  # three columns
+        left, top = 10 + 310 * (number % 3), 54 + 232 * (number // 3)
+        panels[number] = picture[top : top + 200, left : left + 300].astype(int)
+    assert (panels[0] == image.getpixel((0, 0))).all() and (panels[3] == panels[0]).all()
+    for number in (1, 2):
+        assert (panels[number][150:, :100] == panels[0][150:, :100]).all()
+        steps = np.abs(np.diff(panels[number], axis=1))
+        assert 0 < steps.max() <= 12, "the colour has an edge"
+    sure, unsure = (panels[i][5:45, 230:295].reshape(-1, 3).mean(0) for i in (1, 2))
+    assert sure[1] > 140  # 90 in the photograph, 231 in the colour of 1
+    assert abs(unsure - panels[0][0, 0]).max() < abs(sure - panels[0][0, 0]).max()
+    title = picture[286 - 22 : 286, 10:310]
+    assert (title < 128).any() and (picture[264:, 320:940] == 255).all()  # cut off in time
+
+
+def test_all_overlays_have_the_same_scale():
+    image = Image.new("RGB", (90, 60), "grey")
+    scales = [
+        np.asarray(overlays(image, torch.full((1, 4, 4), p), ["", ""]))[:, -84:] for p in (0.02, 1)
+    ]
+    assert (scales[0] == scales[1]).all() and scales[0].std() > 0
 
 
 # --- pooling --------------------------------------------------------------------------------------
