@@ -159,6 +159,28 @@ def _parser() -> argparse.ArgumentParser:
         "highest OF1)",
     )  # fmt: skip
 
+    doubt = add(
+        "audit", _audit, "training images whose labels look missing or wrong, by a run's heatmaps"
+    )
+    doubt.add_argument(
+        "--run", required=True, metavar="DIR",
+        help="the run's folder, or a folder of runs: the one of them that finished last",
+    )  # fmt: skip
+    doubt.add_argument("--data-root", help="the run's data (default: where they were)")
+    doubt.add_argument(
+        "--out", metavar="DIR", default="audit",
+        help="folder for audit.html and audit.csv (default: audit)",
+    )  # fmt: skip
+    doubt.add_argument(
+        "--predict", action="store_true",
+        help="let the network predict the heatmaps now; by default they are the run's running "
+        "averages, if it has some. Slower, as good on photographs, better on scenes",
+    )  # fmt: skip
+    doubt.add_argument(
+        "--most", type=int, default=1000, metavar="N",
+        help="most rows of each kind in audit.csv, the surest first (default: 1000)",
+    )  # fmt: skip
+
     against = add(
         "compare", _compare, "a table of finished runs on the same images, with intervals"
     )
@@ -576,6 +598,29 @@ def _evaluate(options: Options) -> int:
     if options.out:
         folder = Path(options.out).expanduser()
         print(*write_evaluation(found, predictor, expected, folder), sep="\n")
+    return 0
+
+
+def _audit(options: Options) -> int:
+    from spcl_lib.analysis.audit import maps_of, precision_of_missing, suggest
+    from spcl_lib.runs.store import find_run, open_run
+    from spcl_lib.viewer.audit_page import SHOWN, precision_text, write_page, write_suggestions
+
+    if options.most < 1:
+        raise UserError(f"--most must be at least 1; got {options.most}")
+    place, out = find_run(Path(options.run)), Path(options.out).expanduser()
+    run = open_run(place, options.data_root)
+    given = run.train.labels if run.config.method == "full" else run.observed
+    read = maps_of(run, options.predict)
+    found = suggest(read, given, options.most)
+    what = f"{run.config.dataset}, {run.config.method}, {len(run.train):,} training images"
+    facts = [f"run: {place} ({what})"]
+    precision = precision_of_missing(found[0].first(SHOWN), read, run.train, given)
+    facts += [precision_text(precision)] if precision else []
+    print("\n".join(facts))
+    write_suggestions(out / "audit.csv", found, run.train)
+    write_page(out / "audit.html", facts, found, read, run.train, given)
+    print(out / "audit.html", out / "audit.csv", sep="\n")
     return 0
 
 

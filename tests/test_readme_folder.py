@@ -20,7 +20,7 @@ def blocks(language):
 
 
 def commands():
-    """The lines of both blocks of commands, as words."""
+    """The lines of all blocks of commands, as words."""
     lines = "".join(blocks("bash")).splitlines()
     return [shlex.split(line, comments=True) for line in lines]
 
@@ -31,8 +31,8 @@ def test_commands_lead_from_a_folder_to_predictions_and_their_evaluation(
     monkeypatch.chdir(tmp_path)  # there, `results` is where results go
     make_folder(tmp_path / "photos")
     make_folder(tmp_path / "new", any=3)
-    train, predict, look, judge, again = commands()
-    for words in (train, predict, judge, again):
+    train, predict, look, judge, again, audit = commands()
+    for words in (train, predict, judge, again, audit):
         assert words[:3] == ["python", "-m", "spcl_lib"]
     quick = [text for k, v in QUICK.items() for text in ("--set", f"{k}={v}")]
     assert main([*train[3:], "--profile", "smoke", *quick]) == 0
@@ -48,6 +48,12 @@ def test_commands_lead_from_a_folder_to_predictions_and_their_evaluation(
     assert main(again[3:]) == 0, capsys.readouterr().err
     predicted = json.loads((tmp_path / "predictions.json").read_text())
     assert ["cat" in row["labels"] for row in predicted] == [True] * 3
+
+    assert main(audit[3:]) == 0, capsys.readouterr().err
+    assert (tmp_path / "audit" / "audit.html").is_file()
+    with open(tmp_path / "audit" / "audit.csv", encoding="utf-8") as file:
+        kinds = [row["kind"] for row in csv.DictReader(file)]
+    assert kinds == ["missing"] * 12 + ["wrong"] * 12  # of 15 images, 3 are held out
 
     found = {"images": sorted((tmp_path / "new/any").iterdir())}
     exec("".join(blocks("python")), found)

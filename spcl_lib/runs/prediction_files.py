@@ -86,7 +86,7 @@ def columns(classes: Sequence[str]) -> list[str]:
     If a class has the name of another column, it gets a number, such as "path (2)".
     """
     names = ["path"]
-    for name in map(_plain, classes):
+    for name in map(plain, classes):
         column, number = name, 2
         while column in (*names, "labels"):
             column, number = f"{name} ({number})", number + 1
@@ -102,14 +102,18 @@ def _csv(file: Path, classes: Sequence[str]) -> Iterator[WriteRow]:
         writer.writerow(columns(classes))
 
         def write(name: str, scores: Tensor, labels: Sequence[str]) -> None:
-            path = f"./{name}" if name.startswith(_FORMULA) else name
             values = (f"{value:.4f}" for value in scores.tolist())
-            writer.writerow([path, *values, _plain("|".join(labels))])
+            writer.writerow([plain_path(name), *values, plain("|".join(labels))])
 
         yield write
 
 
-def _plain(text: str) -> str:
+def plain_path(name: str) -> str:
+    """A path that a spreadsheet does not take for a formula; it means the same file."""
+    return f"./{name}" if name.startswith(_FORMULA) else name
+
+
+def plain(text: str) -> str:
     """A text that a spreadsheet does not take for a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
 

@@ -23,7 +23,7 @@ from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.settings import changes, check_config, make_config
-from spcl_lib.runs.splits import Splits, load_splits
+from spcl_lib.runs.splits import Splits, identify_data, load_splits
 from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import read_summed, with_sum
@@ -268,8 +268,28 @@ def load_run(
     metrics = finished_metrics(
         config, f"python -m spcl_lib run {options} --profile {config.profile}, with the same --set"
     )
-    folder = run_folder(config)
-    train, report = splits or load_splits(config, data_root)
+    splits = splits or load_splits(config, data_root)
+    return _load(run_folder(config), config, metrics, splits)
+
+
+def open_run(folder: Path, data_root: str | Path | None = None) -> FinishedRun:
+    """Loads the finished run in a folder, wherever that is, with the objects if they are known.
+
+    Args:
+        folder: folder of the run.
+        data_root: the run's data; by default where they were.
+
+    Raises:
+        UserError: see `load_run`; or the data are not those of the run.
+    """
+    config, metrics = read_metrics(folder)
+    data_root = data_root or read_config(folder)[1]
+    splits = load_splits(identify_data(config, data_root), data_root, objects=True)
+    return _load(folder, config, metrics, splits)
+
+
+def _load(folder: Path, config: RunConfig, metrics: Metrics, splits: Splits) -> FinishedRun:
+    train, report = splits
     model = load_network(folder, config, len(train.classes))
     observed = draw_labels(train, config.draw, config.label_seed)
     stored = folder / "bank.safetensors"

@@ -67,7 +67,7 @@ def draw_overlays(
     shown = present if len(present) else order[:1]
     titles = [f"{scores[c]:.2f}  {classes[c]}" for c in shown.tolist()]
     says = f"labels: {rule}" if len(present) else f"no label: {rule}"
-    picture = overlays(_shrink(image), maps[shown], [f"{image.name} ({says})", *titles])
+    picture = overlays(shrink(image, _SIDE), maps[shown], [f"{image.name} ({says})", *titles])
     with atomic_write(file) as temporary:
         picture.save(temporary, format="png")
 
@@ -96,13 +96,13 @@ def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.I
     return picture
 
 
-def _shrink(file: Path) -> Image.Image:
-    """The image in its own shape, resized so that its longer side fits the picture."""
+def shrink(file: Path, longest: int) -> Image.Image:
+    """The image of a file in its own shape; its longer side gets `longest` pixels."""
     with Image.open(file) as image:
         with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
             ImageOps.exif_transpose(image, in_place=True)
         image = to_rgb(image)
-    factor = _SIDE / max(image.size)
+    factor = longest / max(image.size)
     size = tuple(max(1, round(factor * side)) for side in image.size)
     return image.resize(size, Image.Resampling.LANCZOS)
 

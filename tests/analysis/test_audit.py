@@ -1,0 +1,198 @@
+"""The ranking and the boxes of the audit against slow loops, and its precision by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spcl_lib import HeatmapBank, Views
+from spcl_lib.analysis.audit import (
+    Suggestions,
+    boxes,
+    maps_of,
+    maps_of_pairs,
+    precision_of_missing,
+    suggest,
+)
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.pooling import MEAN_POOLING, Pooling
+from spcl_lib.sparse_bank import SparseHeatmapBank
+
+IMAGES, CLASSES, GRID = 150, 4, 5  # more images than are read at a time
+
+
+@pytest.fixture
+def some():
+    """Maps with many equal values, and single labels; the maps' means are the presence."""
+    rng = torch.Generator().manual_seed(3)
+    maps = torch.randint(0, 3, (IMAGES, CLASSES, GRID, GRID), generator=rng) / 4
+    label = torch.randint(0, CLASSES, (IMAGES,), generator=rng)
+    return maps, torch.nn.functional.one_hot(label, CLASSES).bool()
+
+
+def reader(maps, asked=None):
+    def read(indices):
+        if asked is not None:
+            asked.extend(indices.tolist())
+        return maps[indices], maps[indices].mean((2, 3))
+
+    return read
+
+
+def slow_box(heat, extent):
+    """x0, y0, x1, y1 in cells, by a search from the highest cell to its eight neighbours."""
+    grid = len(heat)
+    cells = [(y, x) for y in range(grid) for x in range(grid)]
+    peak = max(cells, key=lambda cell: heat[cell])  # of equals the first
+    found, waiting = {peak}, [peak]
+    while waiting:
+        y, x = waiting.pop()
+        for new in ((y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)):
+            inside = 0 <= new[0] < grid and 0 <= new[1] < grid
+            if inside and new not in found and heat[new] >= extent * heat.max():
+                found.add(new)
+                waiting.append(new)
+    ys, xs = zip(*found, strict=True)
+    return [min(xs), min(ys), max(xs) + 1, max(ys) + 1]
+
+
+@pytest.mark.parametrize("extent", [0.4, 0.8, 1.0])
+def test_boxes_against_a_search_from_cell_to_cell(some, extent):
+    maps = some[0].flatten(0, 1)
+    maps[0] = 0  # a class that is nowhere
+    found = boxes(maps, extent) * GRID
+    expected = [slow_box(heat.numpy(), extent) for heat in maps]
+    assert found.round().int().tolist() == expected
+    assert {tuple(box) for box in expected} > {(0, 0, GRID, GRID)}  # not all are the whole image
+
+
+@pytest.mark.parametrize("most", [1, 40, 10_000])
+def test_the_ranking_against_a_loop_over_all_pairs(some, most):
+    maps, given = some
+    missing, wrong = [], []
+    for i in range(IMAGES):
+        for c in range(CLASSES):
+            presence = float(maps[i, c].mean())
+            if given[i, c]:
+                wrong.append((1 - presence, i, c))
+            else:
+                missing.append((presence, i, c))
+    for found, rows in zip(suggest(reader(maps), given, most), (missing, wrong), strict=True):
+        rows = sorted(rows, key=lambda row: -row[0])[:most]  # of equals, the first image first
+        assert found.image.tolist() == [i for _, i, _ in rows]
+        assert found.label.tolist() == [c for _, _, c in rows]
+        assert found.score.tolist() == pytest.approx([s for s, _, _ in rows])
+        whole = found.kind == "wrong"
+        for (_, i, c), box in zip(rows, found.box, strict=True):
+            assert torch.equal(box * GRID, torch.tensor([0, 0, GRID, GRID]).float()) or not whole
+            assert whole or torch.equal(box, boxes(maps[i, c][None])[0])
+
+
+def test_every_image_is_read_once_for_all_its_pairs(some):
+    maps, asked = some[0], []
+    image = torch.tensor([140, 3, 140, 70, 3, 3])
+    label = torch.tensor([0, 1, 2, 3, 3, 1])
+    found = torch.full((6, GRID, GRID), -1.0)
+    for which, part in maps_of_pairs(reader(maps, asked), image, label):
+        found[which] = part
+    assert torch.equal(found, maps[image, label]) and sorted(asked) == [3, 70, 140]
+
+
+# --- where the maps come from ---------------------------------------------------------------------
+
+
+def run_with(bank, pooling=MEAN_POOLING):
+    """A run whose network gives the logit 2 everywhere."""
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pooling, self.weight = pooling, torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            return torch.full((len(images), CLASSES, GRID, GRID), 2.0)
+
+    config = SimpleNamespace(trained="all", eval_side=8, amp="off")
+    train = SimpleNamespace(images=torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
+    return SimpleNamespace(bank=bank, model=Network().eval(), train=train, config=config)
+
+
+def filled(bank, images=3):
+    maps = torch.rand(images, CLASSES, GRID, GRID, generator=torch.Generator().manual_seed(0))
+    bank.update(torch.arange(images), Views.whole(images), maps)
+    return maps
+
+
+@pytest.mark.parametrize("pooling", [MEAN_POOLING, Pooling("lse", 1.0)])
+def test_averages_are_read_and_pooled_as_the_network_pools(pooling):
+    bank = HeatmapBank(3, CLASSES, size=GRID, dtype=torch.float32)
+    maps = filled(bank)
+    found, presence = maps_of(run_with(bank, pooling))(torch.tensor([2, 0]))
+    torch.testing.assert_close(found, maps[[2, 0]])
+    expected = pooling(maps[[2, 0]].clamp(1 / 512, 511 / 512).logit()).sigmoid()
+    torch.testing.assert_close(presence, expected)
+
+
+def test_classes_that_a_sparse_bank_does_not_keep_are_not_there():
+    bank = SparseHeatmapBank(
+        3, CLASSES, kept=2, annotated=torch.zeros(3).long(), size=GRID, dtype=torch.float32
+    )
+    filled(bank)
+    found, presence = maps_of(run_with(bank))(torch.arange(3))
+    assert found.shape == (3, CLASSES, GRID, GRID)
+    assert ((presence > 0).sum(1) == 2).all() and (presence[:, 0] > 0).all()
+
+
+def test_the_network_predicts_what_the_averages_do_not_know_or_if_it_is_asked():
+    partly = HeatmapBank(3, CLASSES, size=GRID)
+    filled(partly, images=2)
+    full = HeatmapBank(3, CLASSES, size=GRID)
+    filled(full)
+    for bank in (None, HeatmapBank(3, CLASSES, size=1), partly, full):
+        found, presence = maps_of(run_with(bank), predict=bank is full)(torch.arange(3))
+        assert found.shape == (3, CLASSES, GRID, GRID)
+        torch.testing.assert_close(presence, torch.full((3, CLASSES), 2.0).sigmoid())
+
+
+# --- how many are right ---------------------------------------------------------------------------
+
+
+def data_of(labels, **known):
+    count, classes = labels.shape
+    images = torch.zeros(count, 3, 10, 10, dtype=torch.uint8)
+    names = tuple("abcd"[:classes])
+    return ImageSet(images, labels, names, tuple(map(str, range(count))), **known)
+
+
+def found_of(*pairs):
+    image, label = torch.tensor(pairs).T
+    return Suggestions("missing", image, label, torch.ones(len(pairs)), torch.zeros(len(pairs), 4))
+
+
+def test_precision_by_hand():
+    labels = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 0]]).bool()
+    given = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 0]]).bool()
+    class_map = torch.zeros(4, 10, 10, dtype=torch.uint8)
+    class_map[0, :, :5] = 2  # class 1 fills the left half of image 0
+    class_map[1, :5] = 3  # class 2 fills the upper half of image 1
+    maps = torch.zeros(4, 3, 2, 2)
+    maps[0, 1, 1, 0] = 1  # points at the left half
+    maps[1, 2, 1, 1] = 1  # points at the lower half
+    found, read = found_of((0, 1), (2, 1), (1, 2)), reader(maps)
+    got = precision_of_missing(found, read, data_of(labels, class_map=class_map), given)
+    assert (got.count, got.right, got.chance) == (3, pytest.approx(200 / 3), 25)  # 2 of 8 pairs
+    assert (got.place, got.place_chance) == (50, 50)
+    ignored = torch.zeros(4, 3).bool()
+    ignored[2, 1] = True
+    got = precision_of_missing(found, read, data_of(labels, ignored=ignored), given)
+    assert (got.count, got.right, got.place) == (2, 100, None)
+    assert got.chance == pytest.approx(200 / 7)
+
+
+def test_nothing_is_measured_where_only_the_given_labels_are_known():
+    given = torch.eye(3).bool()
+    read = reader(torch.zeros(3, 3, 2, 2))
+    assert precision_of_missing(found_of((0, 1)), read, data_of(given), given) is None
+    nothing = suggest(read, torch.ones(3, 3).bool(), 5)[0]
+    assert len(nothing) == 0
+    assert precision_of_missing(nothing, read, data_of(given), torch.ones(3, 3).bool()) is None

@@ -1,0 +1,142 @@
+"""`audit` writes a page that needs no other file, and a CSV file that other tools read."""
+
+import csv
+import os
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas
+import pytest
+import torch
+from small_folder import FOLDER, QUICK, make_folder
+
+from spcl_lib.analysis.audit import Suggestions
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.data.scenes import CLASSES
+from spcl_lib.viewer import audit_page
+from spcl_lib.viewer.audit_page import write_suggestions
+
+COLUMNS = ["path", "class", "kind", "score", "x0", "y0", "x1", "y1"]
+
+
+@pytest.fixture
+def scenes_run(spcl, results, tiny):
+    outcome = spcl("run", "--method", "scl", **tiny)
+    assert outcome.status == 0, outcome.err
+    (file,) = results.rglob("metrics.json")
+    return file.parent
+
+
+def read_rows(file):
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as handle:
+        header, *rows = csv.reader(handle)
+    assert header == COLUMNS
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_a_run_gives_a_page_and_a_file_wherever_its_folder_is(spcl, scenes_run, tmp_path):
+    elsewhere = shutil.copytree(scenes_run, tmp_path / "copy")
+    shutil.rmtree(scenes_run)
+    out = tmp_path / "found"
+    outcome = spcl("audit", "--run", elsewhere, "--out", out, "--most", 30)
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"first 30 missing labels, \d+ % are right \(a random pair: ", outcome.out)
+    assert "the highest cell is on an object" in outcome.out
+    rows = read_rows(out / "audit.csv")
+    assert [row["kind"] for row in rows] == ["missing"] * 30 + ["wrong"] * 30
+    for part in (rows[:30], rows[30:]):
+        scores = [float(row["score"]) for row in part]
+        assert scores == sorted(scores, reverse=True) and 0 <= scores[-1] <= scores[0] <= 1
+    for row in rows:
+        x0, y0, x1, y1 = (float(row[name]) for name in COLUMNS[4:])
+        assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+        assert row["class"] in CLASSES and re.fullmatch(r"train-\d{5}", row["path"])
+    assert all([*row.values()][4:] == ["0.0000"] * 2 + ["1.0000"] * 2 for row in rows[30:])
+    page = (out / "audit.html").read_text()
+    assert page.count("<figure>") == 60 and outcome.out.splitlines()[1] in page
+    assert set(re.findall(r'(?:src|href)="([^",]*)', page)) == {"data:image/jpeg;base64"}
+    assert not list(out.glob(".*"))
+
+
+def test_mistakes_are_named(spcl, scenes_run, tmp_path):
+    outcome = spcl("audit", "--run", scenes_run, "--most", 0)
+    assert outcome.status == 2 and "--most must be at least 1; got 0" in outcome.err
+    (scenes_run / "metrics.json").unlink()
+    outcome = spcl("audit", "--run", scenes_run, "--out", tmp_path / "other")
+    assert outcome.status == 2 and "has not finished" in outcome.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_own_images_with_names_that_are_no_formula_and_no_html(spcl, results, tmp_path):
+    photos = make_folder(tmp_path / "photos", **{"=cat": 6, "<b>dog": 6})
+    done = spcl(*FOLDER, "--data-root", photos, **QUICK)
+    assert done.status == 0, done.err
+    outcome = spcl("audit", "--run", results, "--out", tmp_path / "found")
+    assert outcome.status == 0, outcome.err
+    assert "are right" not in outcome.out  # nobody knows all labels
+    rows = read_rows(tmp_path / "found" / "audit.csv")
+    assert len(rows) == 20 and {row["class"] for row in rows} == {"'=cat", "<b>dog"}
+    assert all(row["path"].startswith(("./=cat/=cat ", "<b>dog/<b>dog ")) for row in rows)
+    page = (tmp_path / "found" / "audit.html").read_text()
+    assert "<b>dog" not in page and "has: &lt;b&gt;dog" in page and "not =cat?" in page
+
+
+def test_paths_lead_to_the_images_whatever_their_names_are(tmp_path):
+    images, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.eye(2).bool()
+    files = (Path("/photos/cat/1.jpg"), Path("/voc/JPEGImages/000005.jpg"))
+    data = ImageSet(images, labels, ("a", "b"), ("cat/1.jpg", "000005"), files=files)
+    pair, box = torch.tensor([0, 1]), torch.rand(2, 4)
+    write_suggestions(
+        tmp_path / "x.csv", [Suggestions("missing", pair, pair, torch.ones(2), box)], data
+    )
+    paths = [row["path"] for row in read_rows(tmp_path / "x.csv")]
+    assert paths == ["cat/1.jpg", str(files[1])]
+
+
+def snippets():
+    """The pieces of code of the module's docstring: for FiftyOne, and for cleanlab."""
+    blocks = re.findall(r"\n\n((?:    .*\n)+)", audit_page.__doc__)
+    return ["".join(line[4:] for line in block.splitlines(True)) for block in blocks]
+
+
+@pytest.fixture
+def whole_table(spcl, scenes_run, tmp_path, monkeypatch):
+    """audit.csv of all pairs, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    assert spcl("audit", "--run", scenes_run, "--most", 10_000).status == 0
+    return read_rows(tmp_path / "audit" / "audit.csv")
+
+
+def test_the_lines_for_cleanlab_give_what_it_takes(whole_table, tiny):
+    taken = []
+    names = {"pandas": pandas, "get_label_quality_scores": lambda *given: taken.append(given)}
+    exec(snippets()[1], names)
+    ((labels, probabilities),) = taken
+    count = tiny["train_images"]
+    assert probabilities.shape == (count, len(CLASSES)) and len(labels) == count
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    assert [len(own) for own in labels] == [1] * count
+    wrong = {row["path"]: row for row in whole_table if row["kind"] == "wrong"}
+    assert len(wrong) == count
+    for path, own, row in zip(sorted(wrong), labels, torch.tensor(probabilities), strict=True):
+        assert sorted(CLASSES)[own[0]] == wrong[path]["class"]
+        assert float(row[own[0]]) == pytest.approx(1 - float(wrong[path]["score"]))
+
+
+def test_the_lines_for_fiftyone_give_its_boxes(whole_table, tiny):
+    samples = []
+    fiftyone = SimpleNamespace(
+        Sample=dict, Detections=lambda detections: detections, Detection=SimpleNamespace
+    )
+    dataset = SimpleNamespace(add_sample=samples.append)
+    exec(snippets()[0], {
+        "os": os, "pandas": pandas, "fiftyone": fiftyone, "dataset": dataset, "folder": "f",
+    })  # fmt: skip
+    assert len(samples) == tiny["train_images"] and samples[0]["filepath"].startswith("f/train-")
+    found = [box for sample in samples for box in sample["audit"]]
+    assert len(found) == len(whole_table)
+    for box in found:
+        x, y, width, height = box.bounding_box
+        assert x >= 0 and y >= 0 and 0 < width <= 1 - x + 1e-9 and 0 < height <= 1 - y + 1e-9
