@@ -91,7 +91,9 @@ def read_flags(folder: Path, split: str) -> tuple[list[str], Tensor]:
                 raise UserError(f"'{path}' gives image '{i}' the flags {flags[i]} and {flag}")
         wrong = next((f for f in flags.values() if f not in ("1", "0", "-1")), None)
         if wrong is not None:
-            raise UserError(f"'{path}' has the flag '{wrong}'; expected 1, 0 (difficult) or -1")
+            raise UserError(
+                f"'{path}' has the flag '{wrong[:40]}'; expected 1, 0 (difficult) or -1"
+            )
         missing = [i for i in ids if i not in flags]
         if missing:
             raise UserError(f"'{path}' lacks image '{missing[0]}' of {split}.txt")
@@ -109,7 +111,8 @@ def _rows(path: Path, fields: int) -> list[list[str]]:
     rows = [line.split() for line in text.splitlines() if line.strip()]
     wrong = next((row for row in rows if len(row) != fields), None)
     if wrong is not None:
-        raise UserError(f"'{path}' has the line '{' '.join(wrong)}'; expected {fields} fields")
+        line = " ".join(wrong)[:200]
+        raise UserError(f"'{path}' has the line '{line}'; expected {fields} fields")
     return rows
 
 

@@ -27,7 +27,8 @@ def read_manifest() -> dict[str, Any]:
     """
     file, empty = _file(), {"experiments": {}, "notebooks": {}}
     try:
-        return empty | read_summed(file)
+        found = read_summed(file)
+        return {name: found.get(name, {}) for name in empty}
     except OSError:
         return empty
     except ValueError as error:

@@ -36,16 +36,16 @@ from spcl_lib.runs.store import (
     REPEAT,
     Metrics,
     load_metrics,
+    metrics_with_sum,
     run_folder,
     write_config,
-    write_metrics,
     write_summary,
 )
 from spcl_lib.runs.thresholds import choose_threshold
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, lock_folder
+from spcl_lib.system.files import atomic_write, lock_folder, write_json
 from spcl_lib.system.fingerprints import all_code, fingerprint
 from spcl_lib.system.machine import choose_device, describe_machine
 from spcl_lib.system.weights import save_tensors, save_weights
@@ -270,7 +270,7 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
             recorder.save(folder)
         with atomic_write(folder / "scores.safetensors") as temporary:
             save_tensors({"scores": scores, **by_pooling}, temporary)
-        write_metrics(folder, metrics)
+        write_json(folder / "metrics.json", metrics_with_sum(metrics))
         return metrics
 
     return ranks.from_first(write)

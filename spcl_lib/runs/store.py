@@ -143,9 +143,9 @@ def read_config(file: Path) -> tuple[RunConfig, str | None]:
 _VARYING = frozenset({"train_seconds", "wall_seconds", "finished", "machine"})
 
 
-def write_metrics(folder: Path, metrics: Metrics) -> None:
-    """Writes metrics.json, with a checksum, into a run's folder."""
-    write_json(folder / "metrics.json", with_sum(metrics, _VARYING))
+def metrics_with_sum(metrics: Metrics) -> Metrics:
+    """The content of metrics.json: the metrics with their checksum."""
+    return with_sum(metrics, _VARYING)
 
 
 def _read(file: Path) -> Metrics:

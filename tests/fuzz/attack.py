@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spcl_lib.system.errors import UserError
+from spcl_lib.system.errors import UserError, printable
 
 SECONDS = 60  # what takes longer hangs
 MEMORY = 4 * 2**30  # bytes that an attack may take in addition to what the tests hold
@@ -173,10 +173,11 @@ def _judge(kind: Kind, outcome: Outcome, content: bytes, expected: object) -> tu
     changed = {n for n in world.changed() if not _is_lock(n)} - {kind.file}
     half = [n for n in changed if n.endswith(".tmp") or "/.tmp" in n]
     if isinstance(error, UserError):
-        text = str(error)
-        if "\n" in text or not text or len(text) > 1500:
+        text = printable(str(error))  # as the command line shows it
+        if not text or len(text) > 2000:
             return UNCLEAR, f"not one line: {text[:300]!r}"
-        if name not in text and Path(name).stem not in text:
+        named = {Path(n).name for n in world.sound}  # perhaps another file contradicts this one
+        if not any(n in text for n in named) and Path(name).stem not in text:
             return UNCLEAR, f"it does not name '{name}': {text[:300]}"
         if world.content(kind.file) != content:
             return LOST, f"refused, but '{name}' was changed: {text[:300]}"

@@ -13,13 +13,14 @@ from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import (
     load_metrics,
     load_run,
+    metrics_with_sum,
     read_config,
     read_metrics,
     run_folder,
-    write_metrics,
     write_summary,
 )
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import write_json
 from spcl_lib.system.weights import load_tensors, save_tensors
 
 
@@ -77,7 +78,7 @@ def test_a_run_of_another_version_has_a_row(results):
 def test_damaged_metrics_do_not_count_and_are_named_once(damage, results, capsys):
     folder = write_run(50)
     file, config = folder / "metrics.json", read_metrics(folder)[0]
-    write_metrics(folder, read_metrics(folder)[1])
+    write_json(file, metrics_with_sum(read_metrics(folder)[1]))
     assert load_metrics(config)["mAP"] == 50
     file.write_text(damage(file.read_text()))
     assert load_metrics(config) is load_metrics(config) is None
