@@ -233,9 +233,12 @@ class HeatmapBank(KeptState):
     def _restore(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self._state().items():
             require_tensor(name, state[name], tensor.shape, str(tensor.dtype).split(".")[1])
+        try:
+            self._rounding.set_state(state["rounding"])
+        except RuntimeError as error:
+            raise ValueError(f"rounding must be the state of a generator: {error}") from error
         for name, tensor in self._parts().items():
             tensor.copy_(state[name])
-        self._rounding.set_state(state["rounding"])
 
     def _parts(self) -> dict[str, Tensor]:
         """The tensors that an update changes."""

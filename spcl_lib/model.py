@@ -200,7 +200,7 @@ def build_backbone(
     """
     if dilation not in (1, 2):
         raise UserError(f"dilation must be 1 or 2; got {dilation}")
-    if name.startswith("timm:"):
+    if str(name).startswith("timm:"):
         from spcl_lib.system.timm_backbone import build_timm_backbone
 
         return build_timm_backbone(name, weights, dilation, MEAN, STD)

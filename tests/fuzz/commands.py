@@ -66,6 +66,11 @@ def base_of(command, folder):
         "reproduce": [*photos, *few, *SETS],
         "predict": ["--run", str(run_of(folder)), "--images", str(folder / "photos" / "dog"),
                     "--out", "out.csv"],
+        "evaluate": ["--run", str(run_of(folder)), "--data-root", str(folder / "photos")],
+        "audit": ["--run", str(run_of(folder)), "--data-root", str(folder / "photos"),
+                  "--out", "audit"],
+        "compare": [str(run_of(folder)), "--data-root", str(folder / "photos")],
+        "export": ["--run", str(run_of(folder)), "--format", "torchscript", "--out", "out.ts"],
         "ablation": ["crop_scale", *photos, *few, *SETS],
         "recovery": [*photos, *SETS],
         "bench": [*photos, *SETS],
@@ -86,7 +91,7 @@ def without_long_work(folder):
         patch.setattr(steps, "write_index", lambda found, runs: "page")
         patch.setattr(bench, "bench", lambda *given: 0)
         patch.setattr(bench, "bench_input", lambda *given: 0)
-        for name in ("bench_bank", "bench_map"):
+        for name in ("bench_bank", "bench_map", "bench_memory"):
             patch.setattr(speed, name, lambda *given: None)
         patch.setattr(download, "_download_archive", _no_network)
         patch.setattr(papermill, "execute_notebook", _copy_notebook)

@@ -149,10 +149,10 @@ def make_finished(folder):
         for method in METHODS:
             run.run(photos_config(method, snapshots=2), root)
         with contextlib.suppress(Stopped), pytest.MonkeyPatch.context() as patch:
-            stop_after(patch, run, "predict_scores", 1)
+            stop_after(patch, run, "choose_threshold", 1)
             run.run(photos_config("an", snapshots=2), root, force=True)
         predictor = Predictor.load(run_of(folder).parent / "metrics.json")
-        predict_files(predictor, root / "dog", folder / "predictions.csv", 0.5)
+        predict_files(predictor, root / "dog", folder / "predictions.csv")
         manifest.note_notebook(a_task(), {"finished": True, "key": "0", "seconds": 1.0})
     return World(folder)
 
@@ -343,7 +343,7 @@ def history_of(folder):
 def predictions_of(folder):
     file = folder / "predictions.csv"
     content = file.read_bytes()
-    predict_files(Predictor.load(run_of(folder)), folder / "photos" / "dog", file, 0.5)
+    predict_files(Predictor.load(run_of(folder)), folder / "photos" / "dog", file)
     assert content[:5] in (b"", b"path,"), "a file that holds no predictions was replaced"
     return file.read_bytes()
 
