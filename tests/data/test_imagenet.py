@@ -287,10 +287,11 @@ def test_another_class_index_is_refused(change, folder):
 
 
 def test_heatmaps_that_do_not_fit_are_refused_before_any_image_is_decoded(folder, monkeypatch):
-    monkeypatch.setattr("spcl_lib.system.memory.available_memory", lambda: 10**6)
+    for place in ("memory", "disk"):
+        monkeypatch.setattr(f"spcl_lib.system.memory.available_{place}", lambda *_: 10**6)
     monkeypatch.setattr(splits_module, "_decode", lambda *_: pytest.fail("decoded"))
     config = make_config("imagenet", "scl", 0, "smoke", {"report": "val"})
-    with pytest.raises(UserError, match="setting train_images"):
+    with pytest.raises(UserError, match="GB of disk at .*train_images"):
         load_splits(config, folder.parent)
 
 
