@@ -534,7 +534,7 @@ def _predictor(options: Options) -> Predictor:
         predictor.model.pooling = parse_pooling(options.pooling)
     limits = options.threshold
     if options.thresholds:
-        file = Path(options.thresholds).expanduser()
+        file = paths.expand_home(options.thresholds)
         limits = read_thresholds(file, predictor.classes, predictor.scores_of())
     if limits is not None or options.top is not None:
         predictor.rule = LabelRule(limits, options.top)
@@ -556,9 +556,9 @@ def _predict(options: Options) -> int:
     from spcl_lib.viewer.overlays import OverlayFolder
 
     predictor = _predictor(options)
-    folder = options.heatmaps and OverlayFolder(Path(options.heatmaps).expanduser())
-    images = Path(options.images).expanduser()
-    out = Path(options.out or f"predictions.{options.format or 'csv'}").expanduser()
+    folder = options.heatmaps and OverlayFolder(paths.expand_home(options.heatmaps))
+    images = paths.expand_home(options.images)
+    out = paths.expand_home(options.out or f"predictions.{options.format or 'csv'}")
     done, skipped = predict_files(
         predictor, images, out, folder or None, options.force, options.format
     )
@@ -585,18 +585,18 @@ def _evaluate(options: Options) -> int:
     if options.images is None:
         found = evaluate_own(predictor, read_config(find_run(Path(options.run)))[1])
     else:
-        images, labels = Path(options.images).expanduser(), Path(options.labels).expanduser()
+        images, labels = paths.expand_home(options.images), paths.expand_home(options.labels)
         found = evaluate_files(predictor, images, labels)
     _name_skipped(found.skipped)
     expected = predictor.config.settings.expected_positives
     print("\n".join(evaluation_lines(found, predictor.rule, expected)))
     if options.save_thresholds:
-        file = Path(options.save_thresholds).expanduser()
+        file = paths.expand_home(options.save_thresholds)
         chosen = found.thresholds(options.choose, expected)
         write_thresholds(file, chosen, predictor.classes, predictor.scores_of())
         print(f"\nthresholds: {file}; use them with: predict --thresholds {file}")
     if options.out:
-        folder = Path(options.out).expanduser()
+        folder = paths.expand_home(options.out)
         print(*write_evaluation(found, predictor, expected, folder), sep="\n")
     return 0
 
@@ -608,7 +608,7 @@ def _audit(options: Options) -> int:
 
     if options.most < 1:
         raise UserError(f"--most must be at least 1; got {options.most}")
-    place, out = find_run(Path(options.run)), Path(options.out).expanduser()
+    place, out = find_run(Path(options.run)), paths.expand_home(options.out)
     run = open_run(place, options.data_root)
     given = run.train.labels if run.config.method == "full" else run.observed
     read = maps_of(run, options.predict)
@@ -627,7 +627,7 @@ def _audit(options: Options) -> int:
 def _compare(options: Options) -> int:
     from spcl_lib.analysis.compare import as_text, compare
 
-    rows = compare([Path(run).expanduser() for run in options.runs], options.data_root)
+    rows = compare([paths.expand_home(run) for run in options.runs], options.data_root)
     print(as_text(rows, options.form or "text"))
     return 0
 
@@ -635,7 +635,7 @@ def _compare(options: Options) -> int:
 def _export(options: Options) -> int:
     from spcl_lib.runs.export import export
 
-    out = Path(options.out).expanduser()
+    out = paths.expand_home(options.out)
     difference = export(options.run, options.format, out, options.force)
     print(f"{out}: probabilities as PyTorch's, to {difference:.1g}")
     return 0

@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from spcl_lib.data.images import make_square, map_in_threads, read_image, silence_pillow
+from spcl_lib.system.paths import expand_home
 
 _FORMS = (
     "a file, a PIL image, a NumPy array (H, W, 3) or (N, H, W, 3), a tensor (3, H, W) or "
@@ -76,7 +76,7 @@ def _of_batch(batch: Any) -> Tensor:
 
 def _square(image: Any, side: int) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image).expanduser(), side)
+        return read_image(expand_home(image), side)
     if isinstance(image, Image.Image):
         return make_square(_upright_copy(image), side)
     if isinstance(image, Tensor):

@@ -152,7 +152,7 @@ def experiment_of(
         print(f"the data are missing: {error}")
         content = ""
     parts = [tuple(c.replace(content=content) for c in part) for part in (main, more, followed)]
-    root = None if data_root is None else str(Path(data_root).expanduser().resolve())
+    root = None if data_root is None else str(paths.real_path(data_root))
     return Experiment(*parts, root)
 
 

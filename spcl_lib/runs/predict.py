@@ -16,6 +16,7 @@ from spcl_lib.data.folder import SUFFIXES, images_below
 from spcl_lib.data.images import map_in_threads, silence_pillow, try_image
 from spcl_lib.runs.prediction_files import check_place, format_of, open_predictions
 from spcl_lib.runs.predictor import BATCH, Predictor
+from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import remove_stale
 
@@ -106,7 +107,8 @@ def _find_images(images: Path, overlays: Overlays | None) -> tuple[Path, list[st
     if not images.is_dir():
         what = "is no regular file" if images.exists() else "does not exist"
         raise UserError(f"'{images}' {what}; give a folder of images or an image")
-    if overlays is not None and overlays.folder.resolve().is_relative_to(images.resolve()):
+    real = paths.real_path
+    if overlays is not None and real(overlays.folder).is_relative_to(real(images)):
         raise UserError(
             f"the heatmaps' folder '{overlays.folder}' is inside '{images}', where the next "
             "prediction would take them for images; give a folder outside"

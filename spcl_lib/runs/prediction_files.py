@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, remove_stale
+from spcl_lib.system.paths import real_path
 
 FORMATS = ("csv", "json", "parquet")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet starts a formula
@@ -71,7 +72,7 @@ def open_predictions(out: Path, form: str, classes: Sequence[str]) -> Iterator[W
         form: one of FORMATS.
         classes: C names.
     """
-    out = out.resolve()  # a link stays a link
+    out = real_path(out)  # a link stays a link
     remove_stale(out.parent, f".{glob.escape(out.name)}")
     with atomic_write(out) as temporary, _WRITERS[form](temporary, classes) as write:
         yield write

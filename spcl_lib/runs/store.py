@@ -77,7 +77,7 @@ def find_run(place: Path) -> Path:
 
 
 def _place_of_runs(place: Path) -> Path:
-    place = place.expanduser()
+    place = paths.expand_home(place)
     place = place.parent if place.name == "metrics.json" else place
     if place.parts[:1] == ("results",) and not place.exists():
         return paths.results().joinpath(*place.parts[1:])
@@ -108,7 +108,7 @@ def _refuse_several(runs: list[Path], place: Path) -> None:
 def write_config(config: RunConfig, data_root: str | Path | None) -> Path:
     """Writes config.json, which is enough to start this run, into the run's folder."""
     file = run_folder(config) / "config.json"
-    root = None if data_root is None else str(Path(data_root).expanduser().resolve())
+    root = None if data_root is None else str(paths.real_path(data_root))
     write_json(file, {"config": config.flat(), "data_root": root})
     return file
 

@@ -215,6 +215,7 @@ _REFUSALS = _FULL | {
     errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED,
     errno.ENOTDIR: _MIXED_UP, errno.EEXIST: _MIXED_UP, errno.EISDIR: _MIXED_UP,
     errno.ENAMETOOLONG: "A shorter path is needed",
+    errno.ELOOP: "A link there leads back to itself",
 }  # fmt: skip
 
 

@@ -37,6 +37,30 @@ def require_checkout(what: str) -> None:
         )
 
 
+def expand_home(path: str | Path) -> Path:
+    """The path with a home folder in place of "~" or "~user".
+
+    Raises:
+        UserError: there is no such user, and no file of this name.
+    """
+    expanded = os.path.expanduser(path)
+    if str(expanded).startswith("~") and not os.path.lexists(expanded):
+        raise UserError(
+            f"'{path}' is in no home folder, because there is no such user; for a folder whose "
+            f"name starts with '~' write './{path}'"
+        )
+    return Path(expanded)
+
+
+def real_path(path: str | Path) -> Path:
+    """The absolute path without "~" and without links; a link that leads to itself stays.
+
+    Raises:
+        UserError: see `expand_home`.
+    """
+    return Path(os.path.realpath(expand_home(path)))
+
+
 def project() -> Path:
     """Folder of results and data: the checkout, or `~/spcl` if there is none."""
     return checkout() or Path.home() / "spcl"
@@ -53,7 +77,7 @@ def cache() -> Path:
 
 
 def _folder(variable: str, default: Path) -> Path:
-    return Path(os.environ.get(variable) or default).expanduser().resolve()
+    return real_path(os.environ.get(variable) or default)
 
 
 def cache_limit() -> float:
@@ -108,7 +132,7 @@ def weights(backbone: str, given: str | Path | None = None) -> Path | None:
     """
     roots = (given, os.environ.get("SPCL_DATA"), project() / "data")
     name = Path("weights") / f"{backbone}_imagenet.pth"
-    files = [Path(root).expanduser().resolve() / name for root in roots if root]
+    files = [real_path(root) / name for root in roots if root]
     return next((file for file in files if file.is_file()), None)
 
 
@@ -118,10 +142,10 @@ def data_root(given: str | Path | None = None, needed_for: str = "this data set"
     Raises:
         UserError: the folder does not exist.
     """
-    root = Path(given or os.environ.get("SPCL_DATA") or project() / "data").expanduser()
+    root = expand_home(given or os.environ.get("SPCL_DATA") or project() / "data")
     if not root.is_dir():
         raise UserError(
             f"data root '{root}' does not exist; {needed_for} is read from there. "
             "Give its folder with --data-root DIR or the environment variable SPCL_DATA"
         )
-    return root.resolve()
+    return real_path(root)

@@ -122,12 +122,17 @@ def _leads_out(text):
     return text.startswith(("/", "~")) or ".." in text.split("/")
 
 
+def _paths():
+    words = _words().filter(lambda text: not _leads_out(text))
+    return st.sampled_from((*PLACES, "~nouser/x")) | words
+
+
 def _values(command, action):
     """Odd values of an option, and valid ones of other options."""
     if action.dest in _PATHS:
-        inner = st.sampled_from(PLACES) | _words().filter(lambda text: not _leads_out(text))
+        inner = _paths()
         if action.dest in ("data_root", "images", "run", "config"):  # these are only read
-            return inner | st.sampled_from(("/dev/null", "/dev/zero", "~nobody/x"))
+            return inner | st.sampled_from(("/dev/null", "/dev/zero", "~nouser/x"))
         return inner
     if action.dest == "set":
         names = st.sampled_from(sorted(settings._TYPES))
@@ -141,6 +146,16 @@ def _values(command, action):
     names = (*METHODS, *PROFILES, "smoke", "cpu", "frozen", "paper", "weight", "lse:3", "top:0",
              "lse:nan", "03_crop_recovery", "auto")  # fmt: skip
     return st.sampled_from(NUMBERS) | st.sampled_from(names) | _words()
+
+
+@st.composite
+def odd_folders(draw, folder):
+    """A command for which the folders of results, cache and data are odd."""
+    command = draw(st.sampled_from(("run", "reproduce", "recovery", "predict")))
+    words = [command, *base_of(command, folder)]
+    name = draw(st.sampled_from(("SPCL_RESULTS", "SPCL_CACHE", "SPCL_DATA", "SPCL_CACHE_GB")))
+    value = st.sampled_from(NUMBERS) if name == "SPCL_CACHE_GB" else _paths()
+    return [f"{name}={draw(value)}", *words]
 
 
 @st.composite
@@ -169,8 +184,11 @@ def attack_command(world, words):
     folder = world.folder
     places = set(os.listdir(folder))
     try:
-        with without_long_work(folder):
-            return _judge(world, call(lambda: _status(words)), words)
+        with without_long_work(folder), pytest.MonkeyPatch.context() as patch:
+            if words[0].startswith("SPCL_"):
+                patch.setenv(*words[0].split("=", 1))
+            command = words[words[0].startswith("SPCL_") :]
+            return _judge(world, call(lambda: _status(command)), words)
     finally:
         for name in set(os.listdir(folder)) - places:
             file = folder / os.fsencode(name).decode("utf-8", "surrogateescape")

@@ -18,7 +18,7 @@ from spcl_lib.system.weights import save_tensors
 ODD_WORDS = (
     "", " ", "nan", "inf", "-inf", "-1", "0", "-0", "1e999", "1e-999", "1e300", "0x10", "1_0", "٣",
     "9" * 30, "9" * 5000, "None", "true", "[]", "{}", "=1+1", "@x", "a|b", "|", ",", '"', "'", "%s",
-    "{0}", "$HOME", "~", "~nobody/x", ".", "..", "../..", "/dev/null", "/", "\\", "a/b", "x" * 300,
+    "{0}", "$HOME", "~", "~nouser/x", ".", "..", "../..", "/dev/null", "/", "\\", "a/b", "x" * 300,
     "-", "--", "-h", "=", "a=b", "é", "e\u0301", "\ufeff", "\u202e", "\u2028", "😀", "a\nb", "a\rb",
 )  # fmt: skip
 ODD_VALUES = (

@@ -38,6 +38,7 @@ from spcl_lib.runs.progress import Follower, _line
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.snapshots import load_snapshots
 from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
 from spcl_lib.system.weights import load_weights, save_tensors
 
 SIDE = 16
@@ -330,7 +331,7 @@ def summary_of(folder):
 def settings_of(folder):
     file = run_of(folder) / "config.json"
     config, root = store.read_config(file)
-    with contextlib.suppress(Endless):
+    with contextlib.suppress(Endless, UserError):  # the settings are valid, but fit no data
         run.run(config, root)
 
 

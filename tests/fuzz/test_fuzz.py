@@ -21,7 +21,7 @@ for needed in ("hypothesis", "papermill"):
 # ruff: noqa: E402
 from attack import CLEAR, VERDICTS, attack, limited_memory, read_sound
 from calls import attack_call, odd_calls
-from commands import attack_command, make_project, odd_commands, options_of
+from commands import attack_command, make_project, odd_commands, odd_folders, options_of
 from damages import damages
 from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.strategies import SearchStrategy
@@ -70,6 +70,8 @@ def subjects(tmp_path_factory):
             inputs = odd_commands(command, world.folder)
             work = functools.partial(attack_command, world)
             found.append(Subject(f"command {command}", inputs, work, 16))
+        work = functools.partial(attack_command, world)
+        found.append(Subject("folders", odd_folders(world.folder), work, 24))
         with limited_memory():
             yield {subject.name: subject for subject in found}
 

@@ -198,6 +198,15 @@ def test_a_wrong_threshold_is_named(predict, trained, threshold):
     assert_mistake(predict(trained[1], f"--threshold={threshold}")[0], threshold, "auto or in 0..1")
 
 
+@pytest.mark.parametrize("option", ["--heatmaps", "--images", "--out", "--run"])
+def test_a_link_that_leads_to_itself_is_named(option, spcl, trained, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    given = {"--run": trained[0], "--images": trained[1] / "dog", "--out": tmp_path / "p.csv"}
+    outcome = spcl("predict", *(w for pair in (given | {option: link}).items() for w in pair))
+    assert_mistake(outcome, link)
+
+
 def test_a_place_that_cannot_be_written_is_named(spcl, trained, tmp_path):
     arguments = ("predict", "--run", trained[0], "--images", trained[1] / "dog")
     assert_mistake(spcl(*arguments, "--out", tmp_path), tmp_path, "is a folder")

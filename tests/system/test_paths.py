@@ -33,6 +33,27 @@ def test_a_folder_of_the_environment_may_be_in_the_home_folder(tmp_path, monkeyp
     assert paths.results() == tmp_path / "mine"
 
 
+@pytest.mark.parametrize("find", [paths.results, lambda: paths.data_root("~nouser/x"),
+                                  lambda: paths.weights("resnet50", "~nouser/x")])  # fmt: skip
+def test_the_home_folder_of_an_unknown_user_is_named(find, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPCL_RESULTS", "~nouser/x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="'~nouser/x' is in no home folder"):
+        find()
+    (tmp_path / "~nouser" / "x").mkdir(parents=True)
+    find()  # it is a folder of this name
+
+
+def test_a_link_that_leads_to_itself_is_named(tmp_path, monkeypatch):
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    monkeypatch.setenv("SPCL_RESULTS", str(link))
+    with pytest.raises(UserError, match=f"'{link}"), atomic_write(paths.results() / "x") as file:
+        file.write_text("x")
+    with pytest.raises(UserError, match=f"data root '{link}' does not exist"):
+        paths.data_root(link)
+
+
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
