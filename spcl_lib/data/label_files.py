@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ def _existing(root: Path, text: str, where: str) -> str:
         raise UserError(f"{where}: '{text}' leads out of '{root}'; write paths below that folder")
     for form in (None, "NFC", "NFD"):
         spelt = path.as_posix() if form is None else unicodedata.normalize(form, path.as_posix())
-        if (root / spelt).is_file():
+        if os.path.isfile(root / spelt):  # unlike Path.is_file it takes names of any length
             return spelt
     hint = "; write '/' between folders" if "\\" in text else ""
     raise UserError(f"{where}: image '{text}' is not in '{root}'{hint}")

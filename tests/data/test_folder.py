@@ -300,6 +300,7 @@ LINES = {
     "semicolons": ([], "path;label", "by semicolons; save it with commas"),
     "tabs": ([], "path\tlabel", "by tabs; save it with commas"),
     "missing image": (["shots/99.png,cat"], HEAD, "line 8: image 'shots/99.png' is not in"),
+    "name of any length": (["9" * 5000 + ",cat"], HEAD, "line 8: image '999"),
     "other slash": ([r"shots\1.png,cat"], HEAD, "line 8: image 'shots\\1.png' is not in"),
     "parent": (["../secret.png,cat"], HEAD, "line 8: '../secret.png' leads out of"),
     "hidden parent": (["shots/../../x.png,cat"], HEAD, "line 8: 'shots/../../x.png' leads out"),
