@@ -576,11 +576,14 @@ def _name_skipped(skipped: Sequence[str]) -> None:
 def _evaluate(options: Options) -> int:
     from spcl_lib.runs.evaluation import evaluate_files, evaluate_own
     from spcl_lib.runs.store import find_run, read_config
-    from spcl_lib.runs.thresholds import write_thresholds
+    from spcl_lib.runs.thresholds import check_thresholds_place, write_thresholds
     from spcl_lib.viewer.evaluation import evaluation_lines, write_evaluation
 
     if (options.images is None) != (options.labels is None):
         raise UserError("give --images and --labels, or neither for the run's own held-out images")
+    file = options.save_thresholds and paths.expand_home(options.save_thresholds)
+    if file:
+        check_thresholds_place(file)  # before the work
     predictor = _predictor(options)
     if options.images is None:
         found = evaluate_own(predictor, read_config(find_run(Path(options.run)))[1])
@@ -590,8 +593,7 @@ def _evaluate(options: Options) -> int:
     _name_skipped(found.skipped)
     expected = predictor.config.settings.expected_positives
     print("\n".join(evaluation_lines(found, predictor.rule, expected)))
-    if options.save_thresholds:
-        file = paths.expand_home(options.save_thresholds)
+    if file:
         chosen = found.thresholds(options.choose, expected)
         write_thresholds(file, chosen, predictor.classes, predictor.scores_of())
         print(f"\nthresholds: {file}; use them with: predict --thresholds {file}")

@@ -28,6 +28,7 @@ from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import load_metrics, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import parse_json
 
 _USUAL_NOTEBOOK_SECONDS = 30
 _MEASURED_SHARE = 0.1  # time of the measurements, as a share of the runs' time
@@ -186,7 +187,7 @@ def _process_of(task: NotebookTask) -> Task:
 def _seconds_of(task: NotebookTask) -> float:
     """Seconds that the notebook took; papermill stores them in the file."""
     try:
-        noted = json.loads(task.output.read_text())["metadata"]["papermill"]["duration"]
+        noted = parse_json(task.output.read_text())["metadata"]["papermill"]["duration"]
         return round(float(noted), 1)
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0

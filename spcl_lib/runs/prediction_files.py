@@ -17,7 +17,7 @@ from typing import IO
 from torch import Tensor
 
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, remove_stale
+from spcl_lib.system.files import atomic_write, parse_json, remove_stale
 from spcl_lib.system.paths import real_path
 
 FORMATS = ("csv", "json", "parquet")
@@ -162,7 +162,7 @@ def _holds_json(file: Path) -> bool:
             return False
         line = handle.readline(_START)
     try:
-        row = json.loads(line.rstrip("\n").removesuffix(","))
+        row = parse_json(line.rstrip("\n").removesuffix(","))
     except ValueError:
         return False
     return isinstance(row, dict) and list(row) == _KEYS

@@ -5,7 +5,8 @@ A network that was trained on one label per image gives low probabilities, so fe
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import Images
 from spcl_lib.pooling import pooling_of
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import read_list, write_json
+from spcl_lib.system.files import parse_json, read_list, write_json
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.shapes import require_tensor
 
@@ -166,6 +167,21 @@ def _highest_f1(scores: Tensor, labels: Tensor) -> float:
 # --- files ----------------------------------------------------------------------------------------
 
 
+def check_thresholds_place(file: Path) -> None:
+    """Refuses a place for thresholds where something else would be lost.
+
+    Raises:
+        UserError: there is another file than one of `write_thresholds`.
+    """
+    if not os.path.lexists(file):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        content = read_list(file)
+        if not content or "thresholds" in dict(parse_json(content)):
+            return
+    raise UserError(f"'{file}' exists and holds no thresholds; give another name")
+
+
 def write_thresholds(
     file: Path, thresholds: Tensor, classes: Sequence[str], how: dict[str, Any]
 ) -> None:
@@ -193,7 +209,7 @@ def read_thresholds(file: Path, classes: Sequence[str], how: dict[str, Any]) -> 
         UserError: the file is missing or malformed, lacks a class, or is for other scores.
     """
     try:
-        content = json.loads(read_list(file))
+        content = parse_json(read_list(file))
         given, numbers = dict(content["scores"]), content["thresholds"]
         found = [numbers.get(name) for name in classes]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

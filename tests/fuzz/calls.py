@@ -52,7 +52,8 @@ def attack_call(found):
     error = call(lambda: CALLS[name][0](*arguments)).error
     if error is None:
         return CLEAR, ""
-    if not isinstance(error, ValueError | TypeError | UserError):
+    # OverflowError: a number beyond 64 bits
+    if not isinstance(error, ValueError | TypeError | OverflowError | UserError):
         return TRACEBACK, f"{name}: {where(error)}"
     if not str(error) or len(str(error)) > 1000:
         return UNCLEAR, f"{name}: {str(error)[:300]!r}"

@@ -26,7 +26,8 @@ PLACES = (
     "photos", "photos/cat/cat 0.png", "mine.txt", "photo.jpg", "pipe", "loop", "gone", "empty",
     "results", "predictions.csv", "no/such/folder", "a\nb", "caf\udce9", "x" * 300,
 )  # fmt: skip
-_PATHS = ("data_root", "images", "out", "heatmaps", "notebook", "config", "run")
+_READ = ("data_root", "images", "run", "runs", "config", "labels", "thresholds")
+_WRITTEN = ("out", "heatmaps", "notebook", "save_thresholds")
 NUMBERS = (
     "0", "-1", "1", "2", "nan", "inf", "-inf", "1e999", "1e300", "1e-300", "1e9", "1.5",
     "1000000", "10" * 12, "9" * 5000, "0x10", "1_0", "٣", "None", "true", "", " ",
@@ -129,9 +130,9 @@ def _paths():
 
 def _values(command, action):
     """Odd values of an option, and valid ones of other options."""
-    if action.dest in _PATHS:
+    if action.dest in (*_READ, *_WRITTEN):
         inner = _paths()
-        if action.dest in ("data_root", "images", "run", "config"):  # these are only read
+        if action.dest in _READ:
             return inner | st.sampled_from(("/dev/null", "/dev/zero", "~nouser/x"))
         return inner
     if action.dest == "set":

@@ -37,6 +37,7 @@ from spcl_lib.runs.predict import predict_files
 from spcl_lib.runs.progress import Follower, _line
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.snapshots import load_snapshots
+from spcl_lib.runs.thresholds import read_thresholds, write_thresholds
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.weights import load_weights, save_tensors
@@ -152,8 +153,11 @@ def make_finished(folder):
         with contextlib.suppress(Stopped), pytest.MonkeyPatch.context() as patch:
             stop_after(patch, run, "choose_threshold", 1)
             run.run(photos_config("an", snapshots=2), root, force=True)
-        predictor = Predictor.load(run_of(folder).parent / "metrics.json")
-        predict_files(predictor, root / "dog", folder / "predictions.csv")
+        predictor = Predictor.load(run_of(folder))
+        for ending in ("csv", "json"):
+            predict_files(predictor, root / "dog", folder / f"predictions.{ending}")
+        limits = torch.tensor([0.25, 0.75])
+        write_thresholds(folder / "limits", limits, predictor.classes, predictor.scores_of())
         manifest.note_notebook(a_task(), {"finished": True, "key": "0", "seconds": 1.0})
     return World(folder)
 
@@ -341,12 +345,18 @@ def history_of(folder):
     return [_line(photos_config(), row) for row in follower.rows()]
 
 
-def predictions_of(folder):
-    file = folder / "predictions.csv"
+def predictions_of(folder, name, starts):
+    file = folder / name
     content = file.read_bytes()
     predict_files(Predictor.load(run_of(folder)), folder / "photos" / "dog", file)
-    assert content[:5] in (b"", b"path,"), "a file that holds no predictions was replaced"
+    assert not content or content.startswith(starts), "a file of other content was replaced"
     return file.read_bytes()
+
+
+def thresholds_of(folder):
+    predictor = Predictor.load(run_of(folder))
+    found = read_thresholds(folder / "limits", predictor.classes, predictor.scores_of())
+    assert found.shape == (2,) and (found >= 0).all() and (found <= 1).all()
 
 
 def repeat_of(folder):
@@ -495,7 +505,13 @@ def make_kinds(folder: Path) -> list[Kind]:
     add("checkpoint of a repeat", finished, "results/*/an-*/repeat/checkpoint.pt", repeat_of, "pt",
         "same", *made)  # fmt: skip
     add("manifest.json", finished, "results/manifest.json", notes_of, "json", "said", "results/man")
-    add("predictions", finished, "predictions.csv", predictions_of, "text", "same")
+    add("predictions.csv", finished, "predictions.csv",
+        lambda place: predictions_of(place, "predictions.csv", b"path,"), "text",
+        "same")  # fmt: skip
+    add("predictions.json", finished, "predictions.json",
+        lambda place: predictions_of(place, "predictions.json", b'[\n{"path"'), "json",
+        "same")  # fmt: skip
+    add("thresholds", finished, "limits", thresholds_of, "json", "valid")
 
     add("reference of runs", kept, "reference/scenes-cpu.json",
         lambda place: texts_of(tables.load_runs("reference", "scenes", "cpu")), "json",

@@ -105,6 +105,17 @@ def test_thresholds_go_from_evaluate_to_predict(evaluate, spcl, trained, tmp_pat
     assert_mistake(spcl(*arguments, "--threshold", 0.5), "not both")
 
 
+def test_thresholds_replace_no_other_file(evaluate, tmp_path):
+    photo, folder = tmp_path / "photo.jpg", tmp_path / "folder"
+    photo.write_text("a photo")
+    folder.mkdir()
+    for place in (photo, folder):
+        assert_mistake(evaluate("--save-thresholds", place), f"'{place}' exists and holds no")
+    assert photo.read_text() == "a photo"
+    for _ in range(2):
+        assert evaluate("--save-thresholds", tmp_path / "limits").status == 0
+
+
 def test_single_labels_give_no_f1_and_no_threshold_per_class(evaluate, trained, tmp_path):
     rows = [f"any/any {i}.png,{('cat', 'dog', 'eel')[i % 3]}" for i in range(24)]
     write_csv(tmp_path / "single.csv", "path,label", *rows)
