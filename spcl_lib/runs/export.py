@@ -147,7 +147,13 @@ def _to_torchscript(network: Exportable, images: Tensor) -> torch.jit.ScriptModu
 
 
 def _save_torchscript(program: torch.jit.ScriptModule, about: Texts, file: Path) -> None:
-    torch.jit.save(program, file, dict(about))
+    with open(file, "wb") as handle:  # torch takes no names whose bytes are no text
+        torch.jit.save(program, handle, dict(about))
+
+
+def _load_torchscript(file: Path) -> Network:
+    with open(file, "rb") as handle:
+        return torch.jit.load(handle)
 
 
 def _to_pt2(network: Exportable, images: Tensor) -> torch.export.ExportedProgram:
@@ -202,6 +208,6 @@ class Format:
 
 FORMATS = {
     "onnx": Format(_to_onnx, _save_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "torchscript": Format(_to_torchscript, _save_torchscript, torch.jit.load),
+    "torchscript": Format(_to_torchscript, _save_torchscript, _load_torchscript),
     "pt2": Format(_to_pt2, _save_pt2, _load_pt2),
 }
