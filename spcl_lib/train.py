@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
@@ -23,6 +19,7 @@ from spcl_lib.model import Images, SpatialClassifier, autocast, normalise
 from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.system.replicas import replicate
 from spcl_lib.views import Views
 
 
@@ -152,7 +149,7 @@ def train_step(
     """One step on the images at `indices` (B,); arguments as in `train`. Returns the loss.
 
     With several ranks, each makes the step on its images, `indices` being places among those, and
-    the model is the result of `replicate`. The loss is that of the whole batch.
+    the model is a replica. The loss is that of the whole batch.
 
     Raises:
         UserError: the loss is not finite.
@@ -175,7 +172,7 @@ def train_step(
     return value
 
 
-class _Replica(nn.Module):
+class _ViewPredictor(nn.Module):
     """`predict_views` as a module, because DistributedDataParallel wraps only modules."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -184,59 +181,6 @@ class _Replica(nn.Module):
 
     def forward(self, images: Tensor, views: Views, config: RunConfig) -> Tensor:
         return predict_views(self.model, images, views, config)
-
-
-class _WholeBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the batch of all ranks; PyTorch's needs a GPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As in BatchNorm2d."""
-        if not self.training or ranks.count() == 1:
-            return super().forward(x)
-        cells = x.float()  # (B, D, G, G)
-        count = torch.full_like(self.running_mean, x.numel() / x.shape[1])
-        sums = torch.stack((cells.sum((0, 2, 3)), cells.square().sum((0, 2, 3)), count))
-        total, squares, count = all_reduce(sums)  # its gradient comes from all ranks
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        scale = self.weight * (variance + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return (cells * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
-
-
-def replicate(model: nn.Module) -> nn.Module:
-    """The model for steps with several ranks: all start with rank 0's weights and add gradients.
-
-    The gradients are added, not averaged, because every rank has the loss of the whole batch: see
-    `ranks.gather`. Batch normalisation takes the statistics of the whole batch, too.
-
-    Raises:
-        UserError: a trained layer is another kind of batch normalisation. Each rank would have
-            statistics of its own.
-    """
-    for layer in model.modules():
-        if type(layer) is nn.BatchNorm2d:
-            layer.__class__ = _WholeBatchNorm  # keeps the weights and their names
-        kind = type(layer)
-        if isinstance(layer, _BatchNorm) and layer.training and kind is not _WholeBatchNorm:
-            raise UserError(
-                f"the backbone's {kind.__name__} cannot be trained by several processes; use one "
-                "process, another backbone, or --set trained=head"
-            )
-    # The strides of 1x1 kernels may differ where their numbers lie in the same order.
-    warnings.filterwarnings("ignore", "Grad strides do not match")
-    replica = DistributedDataParallel(_Replica(model), broadcast_buffers=False)
-    replica.register_comm_hook(None, lambda state, bucket: _add(bucket.buffer()))
-    return replica
-
-
-def _add(gradients: Tensor) -> torch.futures.Future[Tensor]:
-    added = dist.all_reduce(gradients, async_op=True).get_future()
-    return added.then(lambda future: future.value()[0])
 
 
 def train(
@@ -270,7 +214,7 @@ def train(
     """
     progress = progress or Progress()
     model.train()
-    network = replicate(model) if ranks.count() > 1 else model
+    network = replicate(_ViewPredictor(model)) if ranks.count() > 1 else model
     while progress.epoch < config.epochs:
         batches = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
         if progress.step == 0:

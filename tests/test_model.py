@@ -126,6 +126,8 @@ def test_a_strided_depthwise_layer_has_the_gradients_of_any_convolution():
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
     for mine, theirs in zip(*gradients, strict=True):
         assert torch.equal(mine, theirs)
+    precise = copy.deepcopy(model).double()  # no autocast: nothing is rounded to float32
+    precise(images.double()).square().mean().backward()
     layer = next(x for x in model.modules() if isinstance(x, model_module._StridedDepthwise))
     inputs = torch.randn(2, layer.in_channels, 8, 8).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

@@ -20,7 +20,8 @@ from spcl_lib.runs import checkpoint, run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.randomness import keyed_generator
-from spcl_lib.train import batches_of_epoch, make_optimizer, replicate, train
+from spcl_lib.system.replicas import replicate
+from spcl_lib.train import batches_of_epoch, make_optimizer, train
 
 IMAGES, CLASSES, CELLS = 11, 5, 6
 # In a batch, row i is with rank i mod 2, and so is its image: even and odd numbers take turns.
