@@ -71,6 +71,9 @@ class SpatialClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
         require_tensor("images", images, ("B", 3, "H", "W"), "float")
+        own = self.head.weight.dtype
+        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
+            images = images.to(own)
         if self.frozen == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.head(self.features(images))
         with torch.no_grad():

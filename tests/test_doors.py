@@ -312,6 +312,12 @@ def test_other_arguments_are_checked_too(call, message):
         call()
 
 
+def test_a_network_takes_images_of_any_floating_type():
+    images, own = torch.rand(B, 3, 6, 6), network()
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        assert torch.equal(own(images.to(kind)), own(images.to(kind).float()))
+
+
 def test_numbers_of_numpy_are_whole_numbers():
     assert HeatmapBank(np.int64(2), np.int32(3), np.uint8(4)).heatmaps.shape == (2, 3, 4, 4)
 

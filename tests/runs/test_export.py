@@ -169,6 +169,12 @@ def test_missing_packages_are_named(runs, tmp_path, monkeypatch):
     assert "pip install onnx onnxscript onnxruntime" in said
 
 
+@pytest.mark.parametrize("form", ["torchscript", "pt2"])
+def test_a_file_name_that_is_no_text_is_taken(form, runs, tmp_path):
+    export(runs("scenes"), form, tmp_path / "caf\udce9", False)
+    assert (tmp_path / "caf\udce9").is_file()
+
+
 def test_an_unknown_format_a_folder_and_a_file_that_is_there_are_refused(runs, tmp_path):
     assert "Did you mean 'onnx'" in refuse(runs("network"), "onxn", tmp_path / "m")
     assert "folder" in refuse(runs("network"), "pt2", tmp_path)
