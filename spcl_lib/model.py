@@ -71,9 +71,8 @@ class SpatialClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of normalised images (B, 3, H, W)."""
         require_tensor("images", images, ("B", 3, "H", "W"), "float")
-        own = self.head.weight.dtype
-        if images.dtype != own and not torch.is_autocast_enabled(images.device.type):
-            images = images.to(own)
+        if not torch.is_autocast_enabled(images.device.type):
+            images = images.to(self.head.weight.dtype)
         if self.frozen == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.head(self.features(images))
         with torch.no_grad():
@@ -129,8 +128,9 @@ def merge_normalisation(blocks: nn.Module) -> nn.Module:
 class _StridedDepthwise(nn.Conv2d):
     """A depthwise convolution with a stride, whose gradient a CPU computes in float32.
 
-    In bfloat16, which a CPU uses under autocast only, its library takes 15 times as long for it: 52 ms instead of 3 ms for 32 maps
-    of 192 x 20 x 20. In mobilenet_v2 two of these layers took a fifth of a training step.
+    In bfloat16, which a CPU uses under autocast only, its library takes 15 times as long for it:
+    52 ms instead of 3 ms for 32 maps of 192 x 20 x 20. In mobilenet_v2 two of these layers took a
+    fifth of a training step.
     """
 
     def forward(self, x: Tensor) -> Tensor:
