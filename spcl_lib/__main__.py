@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         default=["bank", "map", "memory", "step"],
         help="bank: against a plain loop and the bytes moved; map: against scikit-learn; memory: "
         "of a training with COCO's heatmaps in a file (15 GB of disk); step: every method's "
-        "training step against AN's (default: all)",
+        "training step against AN's, and where its time goes (default: all)",
     )  # fmt: skip
     bench.add_argument(
         "--input", action="store_true", help="instead: how fast images are read, against the step"

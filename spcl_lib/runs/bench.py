@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,30 +53,129 @@ def step_seconds(
         steps: timed steps per method.
         warm_up: steps before the timed ones.
     """
+    data, labels, parts = _prepare(config, data_root, methods_of(config.dataset))
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for step in range(warm_up + steps):
+        for name, (model, optimizer, method) in parts.items():
+            clock = time.perf_counter()
+            _step(model, optimizer, method, data.images, labels, config, step)
+            if step >= warm_up:
+                seconds[name].append(time.perf_counter() - clock)
+    return seconds
+
+
+_Learner = tuple[nn.Module, torch.optim.Optimizer, Method]
+
+
+def _prepare(
+    config: RunConfig, data_root: str | Path | None, methods: Sequence[str]
+) -> tuple[ImageSet, Tensor, dict[str, _Learner]]:
+    """The training data and their observed labels, and what every method trains."""
     config = identify_data(config, data_root)
     data, _ = load_splits(config, data_root)
     labels = draw_labels(data, config.draw, config.label_seed)
     network, _ = build_network(config, len(data.classes), data_root)
     data = inputs_of(network.to(choose_device()), data, config)
     parts = {}
-    for name in methods_of(config.dataset):
+    for name in methods:
         model, _ = build_network(config, len(data.classes), data_root)
         model = model.to(choose_device(), memory_format=torch.channels_last).train()
         method = Method(name, len(data), len(data.classes), config.settings, labels=labels)
         parts[name] = (model, _optimizer(model, config), method)
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    for step in range(warm_up + steps):
-        order = torch.randperm(len(data), generator=keyed_generator("bench", step))
-        indices = order[: config.batch]
-        for name, (model, optimizer, method) in parts.items():
-            clock = time.perf_counter()
-            train_step(
-                model, optimizer, method, data.images, labels, indices, config,
-                float(config.epochs - 1), keyed_generator("bench views", step),
-            )  # fmt: skip
-            if step >= warm_up:
-                seconds[name].append(time.perf_counter() - clock)
-    return seconds
+    return data, labels, parts
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method,
+    images: Images,
+    labels: Tensor,
+    config: RunConfig,
+    number: int,
+) -> None:
+    """The training step with this number, on a random batch; consistency is active."""
+    order = torch.randperm(len(labels), generator=keyed_generator("bench", number))
+    train_step(
+        model, optimizer, method, images, labels, order[: config.batch], config,
+        float(config.epochs - 1), keyed_generator("bench views", number),
+    )  # fmt: skip
+
+
+class _Stopwatch:
+    """Gives the time between the calls of a step's parts to these parts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def credit(self, part: str) -> None:
+        """Gives the time since the last call to a part."""
+        if choose_device().type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def watch(self, owner: object, name: str, part: str, before: str) -> None:
+        """Times a method of an object; `before` is the part that its caller has just done."""
+        call = getattr(owner, name)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self.credit(before)
+            result = call(*arguments, **options)
+            self.credit(part)
+            return result
+
+        setattr(owner, name, timed)
+
+
+class _WatchedImages:
+    """Images whose reading is timed."""
+
+    def __init__(self, images: Images, watch: _Stopwatch) -> None:
+        self.read, self._count = images.__getitem__, len(images)
+        watch.watch(self, "read", "read images", "rest")
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, which: Tensor) -> Tensor:
+        return self.read(which)
+
+
+def step_parts(
+    config: RunConfig, data_root: str | Path | None, method: str, steps: int, warm_up: int = 5
+) -> dict[str, float]:
+    """Seconds of a training step by its parts, the mean of `steps` steps.
+
+    Args:
+        config: gives the data set, network and batch size.
+        data_root: see `paths.data_root`.
+        method: a key of METHODS.
+        steps: timed steps.
+        warm_up: steps before the timed ones.
+    """
+    data, labels, parts = _prepare(config, data_root, [method])
+    model, optimizer, learner = parts[method]
+    watch = _Stopwatch()
+    images = _WatchedImages(data.images, watch)
+    # A network sees crops, but a head alone sees whole images, and its score maps are cropped.
+    watch.watch(model, "forward", "network", "crop")
+    watch.watch(model, "classify", "network", "rest")
+    watch.watch(learner, "loss", "loss", "crop")
+    if learner.bank is not None:
+        watch.watch(learner.bank, "read", "read heatmaps", "loss")
+        watch.watch(learner.bank, "update", "update heatmaps", "rest")
+    watch.watch(optimizer, "step", "optimizer", "gradient")
+    for number in range(warm_up + steps):
+        if number == warm_up:
+            watch.credit("rest")
+            watch.seconds.clear()
+        _step(model, optimizer, learner, images, labels, config, number)
+    watch.credit("rest")
+    rest = watch.seconds.pop("rest")
+    return {part: taken / steps for part, taken in (watch.seconds | {"rest": rest}).items()}
 
 
 def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -83,7 +183,7 @@ def _optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
 
 
 def bench(config: RunConfig, data_root: str | Path | None, steps: int) -> int:
-    """Prints every method's median step time, and the median ratio to AN's time per step."""
+    """Prints every method's median step time, its median ratio to AN's, and the parts of a step."""
     seconds = step_seconds(config, data_root, steps)
     print(
         f"{config.dataset}, profile {config.profile}: batch {config.batch}, crops of "
@@ -93,7 +193,17 @@ def bench(config: RunConfig, data_root: str | Path | None, steps: int) -> int:
     for name, times in seconds.items():
         ratio = statistics.median(t / a for t, a in zip(times, seconds["an"], strict=True))
         print(f"{name:8} {1000 * statistics.median(times):8.1f} {ratio:6.2f}")
+    for name in ("an", "en_scl"):
+        if name in seconds:
+            _print_parts(name, step_parts(config, data_root, name, steps))
     return 0
+
+
+def _print_parts(method: str, seconds: dict[str, float]) -> None:
+    whole = sum(seconds.values())
+    print(f"where a step of {method} goes: ms, share")
+    for part, taken in seconds.items():
+        print(f"{part:16} {1000 * taken:8.1f} {100 * taken / whole:5.1f} %")
 
 
 _MOST = 1000  # images to read; enough to measure a rate

@@ -1,13 +1,16 @@
 """The measurements: a training step, the input of images, the heatmap bank and mAP."""
 
 import sys
+import time
 
 import pytest
 import torch
 
 from spcl_lib import HeatmapBank, Views
 from spcl_lib.methods import PAPER_METHODS
-from spcl_lib.runs import speed
+from spcl_lib.model import SpatialClassifier
+from spcl_lib.runs import bench, speed
+from spcl_lib.runs.settings import make_config
 
 QUICK = {
     "backbone": "small_resnet", "weights": "none", "frozen": 0, "image_side": 32, "crop_side": 24,
@@ -32,9 +35,39 @@ def test_steps_of_all_methods_are_timed_from_the_cache_and_from_files(of_voc, mo
     monkeypatch.setenv("SPCL_CACHE_GB", limit)
     outcome = of_voc("--steps", 1, "--only", "step")
     assert outcome.status == 0, outcome.err
-    rows = dict(line.split(maxsplit=1) for line in outcome.out.splitlines()[-len(PAPER_METHODS) :])
+    table, of_an, of_en_scl = outcome.out.split("where a step of ")
+    lines = [line.split(maxsplit=1) for line in table.splitlines()]
+    rows = dict(line for line in lines if line[0] in PAPER_METHODS)
     assert set(rows) == set(PAPER_METHODS)
     assert all(float(cell) > 0 for row in rows.values() for cell in row.split())
+    assert "heatmaps" not in of_an and "update heatmaps" in of_en_scl
+    shares = [float(line.split()[-2]) for line in of_en_scl.splitlines()[1:]]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize("trained", ["network", "head"])
+def test_the_parts_of_a_step_are_timed_apart(voc, tmp_path, monkeypatch, trained):
+    """Each part is made slow in turn, and only its own time grows."""
+    monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
+    size = {"eval_side": 32} if trained == "head" else {}
+    config = make_config("voc2007", "en_scl", 0, "smoke", QUICK | size | {"trained": trained})
+    slow = {
+        "crop": (Views, "crop"),
+        "network": (SpatialClassifier, "classify" if trained == "head" else "forward"),
+        "read heatmaps": (HeatmapBank, "read"), "update heatmaps": (HeatmapBank, "update"),
+        "optimizer": (torch.optim.AdamW, "step"), "gradient": (torch.Tensor, "backward"),
+    }  # fmt: skip
+    for part, (owner, name) in slow.items():
+        call = getattr(owner, name)
+
+        def slowly(*arguments, call=call, **options):
+            time.sleep(0.2)
+            return call(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, slowly)
+            seconds = bench.step_parts(config, str(voc), "en_scl", 1, warm_up=1)
+        assert max(seconds, key=seconds.get) == part and seconds[part] >= 0.2
 
 
 @pytest.mark.parametrize("limit", ["20", "0"])
