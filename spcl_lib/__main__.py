@@ -110,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
         help="every loss of every paper, with the same search for each: see 06_benchmark",
     )  # fmt: skip
     every.add_argument(
+        "--full-training", action="store_true",
+        help="with --league: train the whole network with its best methods and the paper's",
+    )  # fmt: skip
+    every.add_argument(
         "--check", action="store_true",
         help="compare all cached files with their checksums, remove the damaged ones, and stop",
     )  # fmt: skip
@@ -403,7 +407,9 @@ def _reproduce(options: Options) -> int:
         check_cache()
         return 0
     if options.league:
-        return _league(options)
+        return _full_training(options) if options.full_training else _league(options)
+    if options.full_training:
+        raise UserError("--full-training goes with --league")
     if options.all:
         if options.only or options.set or options.profile != "cpu":
             raise UserError("--all runs everything; --only, --set and --profile do not go with it")
@@ -424,14 +430,35 @@ def _reproduce(options: Options) -> int:
     return reproduce(experiments, _jobs(options), options.force)
 
 
-def _league(options: Options) -> int:
-    from spcl_lib.reproduce.studies import reproduce_league, show_league_plan
-    from spcl_lib.runs.league import LEAGUES, SEEDS, League
+def _full_training(options: Options) -> int:
+    from spcl_lib.reproduce.studies import FullTraining
+    from spcl_lib.runs.league import FULL_TRAINING
 
+    _refuse_with_league(options)
+    if options.only:
+        raise UserError("--full-training has methods of its own; --only does not go with it")
+    keep = paths.checkout() is not None
+    for dataset in [options.dataset] if options.dataset else FULL_TRAINING:
+        training = FullTraining(dataset, _seeds(options), options.data_root)
+        if options.list:
+            training.show_plan()
+        elif not training.reproduce(_jobs(options), keep):
+            return 1
+    return 0
+
+
+def _refuse_with_league(options: Options) -> None:
     usual = options.profile == usual_profile(options.dataset)
     if options.all or options.set or options.force or not usual:
         raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
                         "not go with it")  # fmt: skip
+
+
+def _league(options: Options) -> int:
+    from spcl_lib.reproduce.studies import reproduce_league, show_league_plan
+    from spcl_lib.runs.league import LEAGUES, SEEDS, League
+
+    _refuse_with_league(options)
     keep = not options.only and paths.checkout() is not None
     for dataset in [options.dataset] if options.dataset else LEAGUES:
         league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)

@@ -11,16 +11,23 @@ from spcl_lib.analysis.ablations import (
     collect_ablations,
     save_ablations,
 )
-from spcl_lib.analysis.league import collect, league_table, save_league
+from spcl_lib.analysis.full_training import (
+    best_of_league,
+    collect_full_training,
+    full_training_sentences,
+    full_training_table,
+    save_full_training,
+)
+from spcl_lib.analysis.league import collect, league_table, load_league, save_league
 from spcl_lib.analysis.report import update_readme
 from spcl_lib.analysis.statistics import bullets
 from spcl_lib.runs.ablation import ablation_configs, ablations
-from spcl_lib.runs.league import League, run_league
-from spcl_lib.runs.schedule import run_in_turns
+from spcl_lib.runs.league import League, full_training_configs, run_league
+from spcl_lib.runs.schedule import run_all, run_in_turns
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all, load_splits
 from spcl_lib.runs.store import load_metrics
-from spcl_lib.system.errors import unknown_name
+from spcl_lib.system.errors import UserError, unknown_name
 
 
 def show_league_plan(league: League) -> None:
@@ -51,6 +58,48 @@ def reproduce_league(league: League, jobs: int, keep: bool) -> bool:
         update_readme()
     print(league_table(content).round(2).to_string())
     return True
+
+
+class FullTraining:
+    """The whole network trained with the paper's methods and the best of a kept league.
+
+    Args:
+        dataset: a key of `runs.league.FULL_TRAINING`.
+        seeds: seeds of the training.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: there is no such training, no kept league, or the data are missing.
+    """
+
+    def __init__(self, dataset: str, seeds: Sequence[int], data_root: str | Path | None) -> None:
+        league = load_league(dataset)
+        if league is None:
+            raise UserError(
+                f"the full training takes the choices of the league of '{dataset}', which is not "
+                f"kept; make it with: ./reproduce.sh --league --dataset {dataset}"
+            )
+        self.league, self.data_root = league, data_root
+        best = best_of_league(league)
+        self.configs = full_training_configs(dataset, best, seeds, data_root)
+
+    def show_plan(self) -> None:
+        """Prints how many runs of every method are finished."""
+        for method, configs in self.configs.items():
+            done = sum(load_metrics(c) is not None for c in configs)
+            print(f"{method}: {done} of {len(configs)} runs finished")
+
+    def reproduce(self, jobs: int, keep: bool) -> bool:
+        """Makes the unfinished runs, and prints table and sentences; see `reproduce_league`."""
+        runs = [config for configs in self.configs.values() for config in configs]
+        if run_all(runs, self.data_root, jobs, force=False):
+            return False
+        content = collect_full_training(self.configs)
+        if keep:
+            print(f"kept: {save_full_training(content)}")
+        print(full_training_table(content, self.league).round(2).to_string())
+        print(bullets(full_training_sentences(content, self.league)))
+        return True
 
 
 class Ablations:

@@ -13,14 +13,14 @@ This module enforces the protocol:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from spcl_lib.config import RunConfig
-from spcl_lib.methods import METHODS
+from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.runs.schedule import Task, run_in_turns
 from spcl_lib.runs.settings import make_config, methods_of
-from spcl_lib.runs.splits import identify_data
+from spcl_lib.runs.splits import identify_all, identify_data
 from spcl_lib.runs.store import Metrics, finished_metrics
 from spcl_lib.system.errors import UserError
 
@@ -30,6 +30,11 @@ Settings = dict[str, object]
 LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
 SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = 4  # tried settings of every method, before the poolings
+
+# data set -> profile that trains the whole network with the best methods of a frozen league
+FULL_TRAINING = {"voc2007": "cpu"}
+# Their learning rates and epochs are others, so these choices do not carry over.
+_OF_PROFILE = frozenset({"lr", "weight_decay", "start"})
 
 _RATES = (0.5, 1.0, 2.0)  # times the profile's learning rate
 _GRIDS: dict[str, tuple[Settings, ...]] = {
@@ -84,6 +89,40 @@ def finished(config: RunConfig) -> Metrics:
         UserError: the run has not finished.
     """
     return finished_metrics(config, f"./reproduce.sh --league --dataset {config.dataset}")
+
+
+def full_training_configs(
+    dataset: str,
+    best: Mapping[str, Settings],
+    seeds: Sequence[int],
+    data_root: str | Path | None = None,
+) -> dict[str, list[RunConfig]]:
+    """By method: the runs that train the whole network, one for every seed.
+
+    The paper's methods have the settings of the profile, which validation data chose. The others
+    have what the search with the frozen network chose, because a search with full training would
+    take days.
+
+    Args:
+        dataset: a key of FULL_TRAINING.
+        best: method -> settings that the league chose.
+        seeds: seeds of the runs.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: there is no such training, or the data are missing.
+    """
+    if dataset not in FULL_TRAINING:
+        raise UserError(
+            f"there is no full training of '{dataset}'; there is of {', '.join(FULL_TRAINING)}"
+        )
+    found = {}
+    for method in dict.fromkeys((*PAPER_METHODS, *best)):
+        chosen = {} if method in PAPER_METHODS else best[method]
+        settings = {k: v for k, v in chosen.items() if k not in _OF_PROFILE}
+        configs = [make_config(dataset, method, s, FULL_TRAINING[dataset], settings) for s in seeds]
+        found[method] = identify_all(configs, data_root)
+    return found
 
 
 def run_league(league: League, jobs: int) -> list[Task]:
