@@ -222,6 +222,19 @@ def test_weights_that_cannot_be_used_give_one_line_that_names_the_file(write, su
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_with_one_changed_number_are_damaged(suffix, tmp_path):
+    file, model = tmp_path / f"w{suffix}", small_resnet()
+    torch.save(model.state_dict(), file) if suffix == ".pth" else save_weights(model, file)
+    number = model.state_dict()["0.weight"].contiguous().numpy().tobytes()[:64]
+    content = bytearray(file.read_bytes())
+    content[content.index(number) + 5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        build_backbone("small_resnet", file)
+    assert str(file) in str(caught.value)
+
+
 @pytest.fixture
 def hub_file(monkeypatch, tmp_path):
     """The place of mobilenet_v2's weights in torch's hub cache; no file is there yet."""

@@ -98,8 +98,11 @@ def _scores_of(config: RunConfig, run: Metrics, predicts: str) -> Tensor:
     stored = read_tensors(file)
     with explain_content(file):
         shape = run["report_images"], len(run["classes"])
-        require_tensor(predicts, stored[predicts], shape, "float")
-        return stored[predicts]
+        scores = stored[predicts]
+        require_tensor(predicts, scores, shape, "float")
+        if not scores.isfinite().all():
+            raise ValueError(f"{predicts} has scores that are no numbers")
+        return scores
 
 
 def _pooling_arguments(settings: Settings) -> dict[str, Any]:

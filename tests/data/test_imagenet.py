@@ -260,7 +260,8 @@ def test_a_real_json_that_cannot_be_is_named(change, said, tmp_path):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"[[1, 2], [3", b"", b"\xff\xd8\xff\xe0", b"404: not found"])
+@pytest.mark.parametrize("content", [b"[[1, 2], [3", b"", b"\xff\xd8\xff\xe0", b"404: not found",
+                                     b"[" * 50_000])  # fmt: skip
 @pytest.mark.parametrize("name", ["real.json", "imagenet_class_index.json"])
 def test_invalid_json_is_named(name, content, folder):
     (folder / name).write_bytes(content)

@@ -108,8 +108,9 @@ def test_thresholds_go_from_evaluate_to_predict(evaluate, spcl, trained, tmp_pat
 def test_thresholds_replace_no_other_file(evaluate, tmp_path):
     photo, folder = tmp_path / "photo.jpg", tmp_path / "folder"
     photo.write_text("a photo")
+    (tmp_path / "deep").write_text("[" * 50_000)
     folder.mkdir()
-    for place in (photo, folder):
+    for place in (photo, folder, tmp_path / "deep"):
         assert_mistake(evaluate("--save-thresholds", place), f"'{place}' exists and holds no")
     assert photo.read_text() == "a photo"
     for _ in range(2):
@@ -246,3 +247,6 @@ def test_a_file_of_thresholds_comes_back_and_lacks_no_class(tmp_path):
         read_thresholds(file, ("cat", "eel"), how)
     with pytest.raises(UserError, match="other scores .*run x.*run y"):
         read_thresholds(file, ("cat", "dog"), how | {"run": "y"})
+    file.write_text('{"thresholds": ' + "[" * 50_000)
+    with pytest.raises(UserError, match=r"a\.json' holds no thresholds \(.*too deeply"):
+        read_thresholds(file, ("cat", "dog"), how)

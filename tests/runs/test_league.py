@@ -136,6 +136,23 @@ def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
     assert low == high == 0  # the pretended scores of both are the same
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"lse:0.3": torch.rand(500, 12)}, {"mean": torch.rand(499, 12)},
+        {"mean": torch.ones(500, 12).int()}, {"mean": torch.full((500, 12), torch.nan)},
+    ],
+    ids=["no mean", "an image too few", "whole numbers", "NaN"],
+)  # fmt: skip
+def test_scores_that_are_not_those_of_the_run_are_named(small, stored):
+    finish_rounds(small)
+    file = run_folder(small.final_configs("an", {})[0]) / "scores.safetensors"
+    save_file(stored, file)
+    with pytest.raises(UserError, match="is damaged|--force") as caught:
+        tables.collect(small, resamples=2)
+    assert str(file) in str(caught.value)
+
+
 def test_resampled_map_is_that_of_the_images_drawn():
     """Against the metric itself, on tables in which every image stands as often as it was drawn."""
     generator = torch.Generator().manual_seed(0)

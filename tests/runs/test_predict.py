@@ -307,6 +307,13 @@ def test_a_file_that_holds_no_predictions_is_replaced_only_by_force(
     assert predict(trained[1] / "cat")[0].status == 0  # predictions are replaced
 
 
+def test_json_that_no_parser_can_follow_is_no_prediction(predict, trained, tmp_path):
+    out = tmp_path / "out.json"
+    out.write_text("[\n" + "[" * 50_000)
+    outcome = predict(trained[1] / "dog", "--out", out)[0]
+    assert_mistake(outcome, out, "holds no predictions", "--force")
+
+
 def test_an_input_image_stays(spcl, trained):
     image = trained[1] / "dog" / "dog 3.png"
     before = image.read_bytes()
