@@ -27,6 +27,7 @@ from spcl_lib.runs.settings import (
 from spcl_lib.system import VERSION, paths, ranks
 from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals, parse_json
+from spcl_lib.system.machine import choose_device
 from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         help="config.json of a run, for all of the above; several are run one after the other",
     )  # fmt: skip
     one.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
+    one.add_argument(
+        "--tensorboard", metavar="DIR", help="write loss and mAP of every epoch for TensorBoard"
+    )
 
     every = add("reproduce", _reproduce, "all methods and seeds, then all notebooks and the page")
     _add_data_options(every, dataset=None)
@@ -340,7 +344,9 @@ def _seeds(options: Options) -> list[int]:
 
 
 def _jobs(options: Options) -> int:
-    jobs = (os.cpu_count() or 1) if options.jobs is None else options.jobs
+    """The number of runs side by side; a GPU is best used by one."""
+    usual = 1 if choose_device().type == "cuda" else os.cpu_count() or 1
+    jobs = usual if options.jobs is None else options.jobs
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     return jobs
@@ -351,7 +357,7 @@ def _jobs(options: Options) -> int:
 
 def _run(options: Options) -> int:
     from spcl_lib.runs.notebooks import check_output, execute
-    from spcl_lib.runs.progress import print_progress
+    from spcl_lib.runs.progress import line_printer, tell_epochs, tensorboard_writer
     from spcl_lib.runs.run import run
     from spcl_lib.runs.splits import identify_data
     from spcl_lib.runs.store import read_config, run_folder, write_config
@@ -374,7 +380,11 @@ def _run(options: Options) -> int:
             config = identify_data(config, root)
             with contextlib.ExitStack() as stack:
                 if is_first:
-                    stack.enter_context(print_progress(config, run_folder(config)))
+                    folder, listeners = run_folder(config), [line_printer(config)]
+                    if options.tensorboard:
+                        events = Path(options.tensorboard, folder.parent.name, folder.name)
+                        listeners.append(tensorboard_writer(events))
+                    stack.enter_context(tell_epochs(folder, *listeners))
                 metrics = run(config, root, options.force)
             _say_what_came_out(config, metrics)
     if options.notebook and is_first:
@@ -463,7 +473,7 @@ def _league(options: Options) -> int:
     for dataset in [options.dataset] if options.dataset else LEAGUES:
         league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)
         if options.list:
-            show_league_plan(league)
+            show_league_plan(league, _jobs(options))
         elif not reproduce_league(league, _jobs(options), keep=keep):
             return 1
     return 0

@@ -23,6 +23,7 @@ from spcl_lib.analysis.report import update_readme
 from spcl_lib.analysis.statistics import bullets
 from spcl_lib.runs.ablation import ablation_configs, ablations
 from spcl_lib.runs.league import League, full_training_configs, run_league
+from spcl_lib.runs.profiles import cost, duration
 from spcl_lib.runs.schedule import run_all, run_in_turns
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all, load_splits
@@ -30,13 +31,21 @@ from spcl_lib.runs.store import load_metrics
 from spcl_lib.system.errors import UserError, unknown_name
 
 
-def show_league_plan(league: League) -> None:
-    """Prints how much of each round is finished, up to the round that is not."""
+def show_league_plan(league: League, jobs: int) -> None:
+    """Prints how much of each round is finished, up to the round that is not, and the cost."""
+    left = league.most_runs()
     for title, configs in league.rounds():
         done = sum(load_metrics(c) is not None for c in configs)
         print(f"{league.dataset} {title}: {done} of {len(configs)} runs finished")
+        left -= done
         if done < len(configs):
-            return
+            break
+    else:
+        return
+    one = cost(league.dataset, league.profile)
+    total = duration(one.seconds * left / jobs)
+    print(f"one run: {one}")
+    print(f"to do: at most {left} runs, about {total} in all with {jobs} side by side", flush=True)
 
 
 def reproduce_league(league: League, jobs: int, keep: bool) -> bool:
@@ -50,6 +59,7 @@ def reproduce_league(league: League, jobs: int, keep: bool) -> bool:
     Returns:
         Whether all runs finished.
     """
+    show_league_plan(league, jobs)
     if run_league(league, jobs):
         return False
     content = collect(league)
@@ -84,10 +94,11 @@ class FullTraining:
         self.configs = full_training_configs(dataset, best, seeds, data_root)
 
     def show_plan(self) -> None:
-        """Prints how many runs of every method are finished."""
+        """Prints how many runs of every method are finished, and the cost of one."""
         for method, configs in self.configs.items():
             done = sum(load_metrics(c) is not None for c in configs)
             print(f"{method}: {done} of {len(configs)} runs finished")
+        print(f"one run: {cost(configs[0].dataset, configs[0].profile)}")
 
     def reproduce(self, jobs: int, keep: bool) -> bool:
         """Makes the unfinished runs, and prints table and sentences; see `reproduce_league`."""
@@ -132,12 +143,14 @@ class Ablations:
         self.configs = list(dict.fromkeys(identify_all(configs, data_root)))
 
     def show_plan(self) -> None:
-        """Prints how many runs are left."""
+        """Prints how many runs are left, and what they cost."""
         left = sum(load_metrics(c) is None for c in self.configs)
         print(f"{left} of {len(self.configs)} runs to do")
+        print(f"one run: {cost(*self.about)}", flush=True)
 
     def reproduce(self, jobs: int, keep: bool) -> bool:
         """Makes the unfinished runs and prints tables and sentences; see `reproduce_league`."""
+        self.show_plan()
         if run_in_turns(self.configs, self.data_root, jobs, f"ablation {self.name}"):
             return False
         content = collect_ablations(self.asked, *self.about, self.seeds, self.data_root)

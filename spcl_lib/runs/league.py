@@ -172,6 +172,13 @@ class League:
         yield "search: pooling", [c for m in self.methods for c in self.pooling_configs(m)]
         yield "final", [c for m in self.methods for c in self.final_configs(m)]
 
+    def most_runs(self) -> int:
+        """The number of all runs, if every method chooses another pooling than the mean."""
+        terms = {self._term_method(m) for m in self.methods}
+        searched = terms | {m for m in self.methods if METHODS[m].consistency}
+        of_method = len(POOLINGS) + 2 * len(self.seeds)
+        return SEARCHED * len(searched) + of_method * len(self.methods)
+
     def search_configs(self, method: str) -> list[RunConfig]:
         """The runs that decide the settings of a method."""
         base = self._base_settings(method)

@@ -12,13 +12,14 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.store import REPEAT
+from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, read_list
 
 _COLUMNS = ("epoch", "loss", "mAP")  # mAP is empty in epochs without evaluation
@@ -72,18 +73,22 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     return None
 
 
+Listener = Callable[[Mapping[str, str]], None]  # gets the rows of a history as they come
+
+
 @contextlib.contextmanager
-def print_progress(config: RunConfig, folder: Path) -> Iterator[None]:
-    """Writes a line to stderr for every epoch that the run in `folder` finishes in this block."""
+def tell_epochs(folder: Path, *listeners: Listener) -> Iterator[None]:
+    """Tells the listeners of every epoch that the run in `folder` finishes in this block."""
     follower, done = Follower(folder), threading.Event()
-    lines = 0
+    told = 0
 
     def tell() -> None:
-        nonlocal lines
+        nonlocal told
         rows = follower.rows()
-        for row in rows[lines:]:
-            tqdm.write(f"{time.strftime('%H:%M:%S')} {_line(config, row)}", file=sys.stderr)
-        lines = len(rows)
+        for row in rows[told:]:
+            for listener in listeners:
+                listener(row)
+        told = len(rows)
 
     def watch() -> None:
         while not done.wait(_LOOK_SECONDS):
@@ -99,9 +104,45 @@ def print_progress(config: RunConfig, folder: Path) -> Iterator[None]:
         tell()
 
 
-def _line(config: RunConfig, row: Mapping[str, str]) -> str:
-    score = f", mAP {float(row['mAP']):.1f} %" if row["mAP"] else ""
-    return (
-        f"{config.method} seed {config.seed}: epoch {row['epoch']} of {config.epochs}, "
-        f"loss {float(row['loss']):.4f}{score}"
-    )
+def line_printer(config: RunConfig) -> Listener:
+    """Writes a line to stderr for every epoch of a run."""
+
+    def write(row: Mapping[str, str]) -> None:
+        score = f", mAP {float(row['mAP']):.1f} %" if row["mAP"] else ""
+        text = (
+            f"{config.method} seed {config.seed}: epoch {row['epoch']} of {config.epochs}, "
+            f"loss {float(row['loss']):.4f}{score}"
+        )
+        tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
+
+    return write
+
+
+def tensorboard_writer(folder: Path) -> Listener:
+    """Writes loss and mAP of every epoch as TensorBoard's events.
+
+    A run that goes on, or is repeated, replaces what its earlier process wrote of these epochs.
+
+    Raises:
+        UserError: TensorBoard is not installed, or the folder cannot be written.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--tensorboard needs a package: pip install tensorboard") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"'{folder}' cannot be written ({error.strerror})") from error
+    writer = None
+
+    def write(row: Mapping[str, str]) -> None:
+        nonlocal writer
+        epoch = int(row["epoch"])
+        writer = writer or SummaryWriter(str(folder), purge_step=epoch)
+        for name in ("loss", "mAP"):
+            if row[name]:
+                writer.add_scalar(name, float(row[name]), epoch)
+        writer.flush()
+
+    return write

@@ -86,7 +86,8 @@ def test_runs_are_collected_kept_and_read_again(spcl, results, reference, tiny, 
     monkeypatch.setattr("spcl_lib.reproduce.studies.ablations", lambda *about: few)
     monkeypatch.setitem(PROFILES["scenes"], "smoke", tiny)
     asked = ("ablation", "all", "--profile", "smoke", "--seeds", 0)
-    assert spcl(*asked, "--list").out == "2 of 2 runs to do\n"
+    plan, cost = spcl(*asked, "--list").out.splitlines()
+    assert plan == "2 of 2 runs to do" and cost.startswith("one run: ")
     with pytest.raises(UserError, match="scl-seed0.* has not finished; make it with: python"):
         kept.collect_ablations(few, "scenes", "smoke", [0])
     with pytest.raises(UserError, match="no kept ablations of scenes.*ablation all"):

@@ -1,10 +1,13 @@
 """The plan of `reproduce`: all experiments and notebooks, what is finished, and the cost."""
 
 import json
+import os
 
 import pytest
+import torch
 from fake_runs import fake_runs, write_results
 
+from spcl_lib import __main__ as command_line
 from spcl_lib.reproduce import manifest, plan, steps
 from spcl_lib.runs.notebooks import notebook_names
 from spcl_lib.runs.store import run_folder
@@ -224,3 +227,10 @@ def test_what_cannot_be_measured_is_said_and_stops_nothing(finished, monkeypatch
     monkeypatch.setattr(steps, "load_measurements", refuse)
     steps._measure(finished)
     assert "crop recovery was not measured: no runs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("device", "jobs"), [("cuda", 1), ("cpu", os.cpu_count())])
+def test_a_gpu_does_one_run_at_a_time_unless_asked(spcl, monkeypatch, device, jobs):
+    monkeypatch.setattr(command_line, "choose_device", lambda: torch.device(device))
+    assert f"with {jobs} side by side" in spcl("reproduce", "--list").out
+    assert "with 3 side by side" in spcl("reproduce", "--list", "--jobs", 3).out

@@ -10,6 +10,7 @@ from spcl_lib.analysis import league as tables
 from spcl_lib.analysis.report import fill_tables
 from spcl_lib.evaluate import mean_average_precision
 from spcl_lib.methods import METHODS
+from spcl_lib.reproduce import studies
 from spcl_lib.runs import league
 from spcl_lib.runs.league import League, grid, league_methods
 from spcl_lib.runs.store import run_folder
@@ -97,6 +98,16 @@ def test_another_pooling_in_prediction_can_be_chosen(small):
 def test_an_unfinished_search_names_the_command(small):
     with pytest.raises(UserError, match="reproduce.sh --league --dataset scenes"):
         small.final_configs("an")
+
+
+def test_the_cost_is_told_before_the_start(small, capsys):
+    studies.show_league_plan(small, 2)
+    # 4 settings for each of an, gr, ren, full and for gr_scl; 5 x 4 poolings; 5 x 2 x 2 at the end
+    assert "to do: at most 60 runs, about 5 min in all with 2 side" in capsys.readouterr().out
+    finish_rounds(small, lambda c: 50.0 + (c.pooling == "top"))
+    assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 60
+    studies.show_league_plan(small, 2)
+    assert "to do" not in capsys.readouterr().out
 
 
 def test_a_data_set_without_a_league_is_refused(results):

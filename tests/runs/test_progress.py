@@ -2,7 +2,9 @@
 
 import csv
 import re
+import sys
 import time
+import types
 
 import pytest
 
@@ -25,7 +27,7 @@ def test_what_was_there_before_a_run_started_does_not_count(tmp_path):
 
 def test_every_epoch_is_told_once_also_if_the_run_fails(tmp_path, capsys):
     config = make_config("scenes", "scl", 3)
-    with pytest.raises(KeyError), progress.print_progress(config, tmp_path):
+    with pytest.raises(KeyError), progress.tell_epochs(tmp_path, progress.line_printer(config)):
         progress.write_history(tmp_path, ROWS[:1])
         progress.write_history(tmp_path, ROWS)
         raise KeyError
@@ -40,11 +42,48 @@ def test_epochs_are_told_while_the_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.01)
     said = []  # not capsys: it loses what a thread writes while it is read
     monkeypatch.setattr(progress.tqdm, "write", lambda text, file: said.append(text))
-    with progress.print_progress(make_config("scenes", "an"), tmp_path):
+    listener = progress.line_printer(make_config("scenes", "an"))
+    with progress.tell_epochs(tmp_path, listener):
         progress.write_history(tmp_path, ROWS[:1])
         while not said:  # without the end of the block
             time.sleep(0.01)
     assert len(said) == 1 and "epoch 1 of 24" in said[0]
+
+
+class FakeWriter:
+    """TensorBoard's, as far as it is used."""
+
+    made = []
+
+    def __init__(self, folder, purge_step):
+        self.folder, self.start, self.scalars = folder, purge_step, []
+        FakeWriter.made.append(self)
+
+    def add_scalar(self, *scalar):
+        self.scalars.append(scalar)
+
+    def flush(self):
+        self.flushed = len(self.scalars)
+
+
+def test_tensorboard_gets_every_epoch_and_a_resumed_run_replaces_its_own(tmp_path, monkeypatch):
+    module = types.SimpleNamespace(SummaryWriter=FakeWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(FakeWriter, "made", [])
+    for _ in range(2):
+        with progress.tell_epochs(tmp_path, progress.tensorboard_writer(tmp_path / "a" / "b")):
+            progress.write_history(tmp_path, ROWS)
+    for writer in FakeWriter.made:
+        assert writer.scalars == [("loss", 0.5, 1), ("loss", 0.25, 2), ("mAP", 41.26, 2)]
+        assert writer.start == 1 and writer.flushed == 3
+        assert writer.folder == str(tmp_path / "a" / "b")
+    assert len(FakeWriter.made) == 2
+
+
+def test_tensorboard_that_is_missing_is_said_before_the_training(spcl, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    outcome = spcl("run", "--method", "an", "--tensorboard", tmp_path)
+    assert outcome.status == 2 and "pip install tensorboard" in outcome.err
 
 
 class Stopped(BaseException):
