@@ -78,10 +78,18 @@ def main(arguments: list[str] | None = None) -> int:
 # --- options --------------------------------------------------------------------------------------
 
 
+_METHOD_NAMES = {"bash": "_spcl_methods"}  # the function that completes them in bash
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="spcl_lib", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="spcl", description=__doc__, allow_abbrev=False)
     version = f"spcl {VERSION}, torch {torch.__version__}, python {platform.python_version()}"
     parser.add_argument("--version", action="version", version=version)
+    with contextlib.suppress(ImportError):
+        import shtab
+
+        words = "{ compgen -W '" + " ".join(METHODS) + '\' -- "$1"; }'
+        shtab.add_argument_to(parser, preamble={"bash": f"_spcl_methods() {words}"})
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
@@ -92,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     one = add("run", _run, "train and evaluate one method")
     one.formatter_class = _WithSettings
     _add_data_options(one)
-    one.add_argument("--method", help=", ".join(METHODS))
+    one.add_argument("--method", help=", ".join(METHODS)).complete = _METHOD_NAMES
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--force", action="store_true", help="run again even if it is finished")
     one.add_argument(
@@ -307,7 +315,8 @@ def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
+    only = parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
+    only.complete = _METHOD_NAMES
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; with smoke: 0")
     parser.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
     parser.add_argument("--force", action="store_true", help="run again what is finished")
