@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spcl_lib.analysis.full_training import full_training_table
 from spcl_lib.analysis.league import (
     consistency_gains,
     entries_of,
@@ -20,6 +21,7 @@ from spcl_lib.methods import title_of
 from spcl_lib.viewer.style import house_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _COLOURS = {
@@ -51,10 +53,7 @@ def league_scores(content: dict[str, Any], best_pooling: bool = False) -> Figure
     axes.set(yticks=range(len(order)), yticklabels=[title_of(name) for name in order])
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlabel("mAP in % (small: one seed, large: mean; dashed: AN and Full)")
-    present = {whose(name) for name in order}
-    marks = [plt.Line2D([], [], marker="o", linestyle="", color=c, label=n)
-             for n, c in _COLOURS.items() if n in present]  # fmt: skip
-    axes.legend(handles=marks, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    _add_origins(axes, {whose(name) for name in order})
     axes.grid(False, axis="y")
     return figure
 
@@ -132,3 +131,35 @@ def f1_against_map(content: dict[str, Any]) -> Figure:
         axes.plot(score, entry["OF1"], "o", color=colour)
     axes.set(xlabel="mAP in %", ylabel="OF1 in % (hollow: at 0.5; filled: own threshold)")
     return figure
+
+
+@house_style
+def full_against_frozen(content: dict[str, Any], league: dict[str, Any]) -> Figure:
+    """Shows mAP of full training against that of the frozen network, a dot for every method.
+
+    Args:
+        content: of `load_full_training`.
+        league: of `load_league`.
+    """
+    import matplotlib.pyplot as plt
+
+    rows = full_training_table(content, league).dropna(subset="frozen")
+    figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    for name, row in rows.iterrows():
+        axes.errorbar(row["frozen"], row["mAP"], row["std"], fmt="o", color=_COLOURS[row["whose"]],
+                      linewidth=0.8)  # fmt: skip
+        axes.annotate(name, (row["frozen"], row["mAP"]), (6, -3), textcoords="offset points",
+                      fontsize="small")  # fmt: skip
+    axes.margins(x=0.14)
+    axes.set(xlabel="mAP in % with the frozen network", ylabel="mAP in % with full training")
+    _add_origins(axes, set(rows["whose"]))
+    return figure
+
+
+def _add_origins(axes: Axes, present: set[str]) -> None:
+    """Adds the legend of the colours."""
+    import matplotlib.pyplot as plt
+
+    marks = [plt.Line2D([], [], marker="o", linestyle="", color=c, label=n)
+             for n, c in _COLOURS.items() if n in present]  # fmt: skip
+    axes.legend(handles=marks, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
