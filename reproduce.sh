@@ -15,6 +15,8 @@ usage() {
   cat <<'EOF'
 Usage: ./reproduce.sh [options]            set up, run all methods, execute all notebooks
        ./reproduce.sh test [pytest args]   set up, run the tests and check every notebook
+       ./reproduce.sh site [--out DIR] [--repository URL]
+                                           set up, make a website of all notebooks: results/site
        ./reproduce.sh --help               this text (sets up nothing)
 
 Three sizes; each prints its whole cost before it starts:
@@ -246,6 +248,7 @@ main() {
   if [[ ${1:-} == test ]]; then
     modules="$modules pytest nbval"
   else
+    if [[ ${1:-} == site ]]; then modules="$modules sphinx myst_nb furo"; fi
     for arg in "$@"; do
       case $arg in -h | --help) usage; return 0 ;; esac
     done
@@ -268,6 +271,7 @@ main() {
     exec "$python" -m pytest --nbval --nbval-current-env "$@"
   fi
   # -P: a file of the current folder, random.py say, must not stand in for a module.
+  if [[ ${1:-} == site ]]; then exec "$python" -P -m spcl_lib "$@"; fi
   exec "$python" -P -m spcl_lib reproduce "$@"
 }
 

@@ -268,6 +268,15 @@ def _parser() -> argparse.ArgumentParser:
     books.add_argument("names", nargs="*", help="such as 00_tour (default: all)")
     books.add_argument("--out", metavar="FILE", help="instead: keep the one notebook as FILE")
     books.add_argument("--parameters", default="{}", metavar="JSON", help="of that notebook")
+
+    book = add("site", _site, "a static book of the README, all notebooks and the library")
+    book.add_argument("--out", metavar="DIR", help="its folder (default: results/site)")
+    book.add_argument(
+        "--repository", metavar="URL",
+        help="where the project is public: https://github.com/OWNER/NAME, or .../tree/BRANCH; "
+        "then notebooks have links to Colab and Binder (default: git's remote origin, if it is "
+        "on GitHub)",
+    )  # fmt: skip
     return parser
 
 
@@ -746,6 +755,15 @@ def _notebooks(options: Options) -> int:
     except ValueError as error:
         raise UserError(f"--parameters is no JSON ({error}); write '{{\"seed\": 1}}'") from error
     print(write_notebook_page(execute(options.names[0], parameters, Path(options.out))))
+    return 0
+
+
+def _site(options: Options) -> int:
+    from spcl_lib.reproduce.site import build_site, known_repository, parse_repository
+
+    out = paths.real_path(options.out) if options.out else paths.results() / "site"
+    given = options.repository
+    print(build_site(out, parse_repository(given) if given else known_repository()))
     return 0
 
 

@@ -80,7 +80,7 @@ class HeatmapBank(KeptState):
 
     Args:
         num_images: N, images of the training set.
-        num_classes: C.
+        num_classes: C, the classes.
         size: W, cells along each side of a heatmap; 1 keeps one value per class.
         momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
         dtype: torch.uint8, torch.float16 or torch.float32; see below.

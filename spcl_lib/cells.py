@@ -33,7 +33,7 @@ def read_cells(
         seen: (N, W, W) bool.
         indices: (B,) int64.
         views: B views.
-        grid: G.
+        grid: G, cells along each side of the result.
 
     Returns:
         (B, C, G, G) float32 in [0, 1], and (B, 1, G, G) float32 in {0, 1}.

@@ -100,8 +100,8 @@ def place_of_averages(
 
     Args:
         name: a key of METHODS; the next three arguments are as in Method.
-        num_images: N.
-        num_classes: C.
+        num_images: N, the images.
+        num_classes: C, the classes.
         settings: see MethodSettings.
         file: where they may go; its disk must hold three more copies, for the checkpoints and the
             results. None: they must fit into memory.
@@ -143,7 +143,7 @@ class Method(KeptState):
     Args:
         name: a key of METHODS.
         num_images: N, training images.
-        num_classes: C.
+        num_classes: C, the classes.
         settings: see MethodSettings.
         seed: seed of the bank's rounding, and of the term's state.
         labels: z (N, C) of the whole training set; terms with state and `bank_classes` need them.

@@ -39,8 +39,8 @@ class SpatialClassifier(nn.Module):
 
     Args:
         features: backbone; maps images (B, 3, H, W) to features (B, D, G, G).
-        num_features: D.
-        num_classes: C.
+        num_features: D, the features.
+        num_classes: C, the classes.
         frozen: leading blocks of the backbone that do not change, batch statistics included. On a
             CPU this halves the cost of a step, because the early layers are expensive.
         pooling: from score maps to logits.

@@ -31,7 +31,7 @@ class SparseHeatmapBank(HeatmapBank):
 
     Args:
         num_images: N, images of the training set.
-        num_classes: C.
+        num_classes: C, the classes.
         kept: K, classes per image, from 1 to C.
         annotated: (N,) int64, the annotated class of every image.
         size: W, as in HeatmapBank, like all arguments below.

@@ -48,7 +48,7 @@ def _prior(scores: Tensor, annotated: Tensor) -> float:
 
 
 def crisp(logits: Tensor, labels: Tensor, priors: Tensor) -> Tensor:
-    """Crisp: mean over C of 2 pi * mean(1 - p of annotated images) + |mean(p) - pi|.
+    """Crisp: mean over C of `2 pi * mean(1 - p of annotated images) + |mean(p) - pi|`.
 
     The first part is 0 for a class without an annotated image in the batch.
 

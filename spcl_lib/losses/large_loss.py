@@ -26,7 +26,7 @@ def large_loss(logits: Tensor, labels: Tensor, count: int, kind: str = "reject")
     Args:
         logits: s (B, C).
         labels: z (B, C).
-        count: K.
+        count: K, the labels.
         kind: the exception: "reject" sets their loss to 0, "correct" to -log p.
     """
     require_rows(logits, labels=labels)
@@ -61,7 +61,7 @@ def correct_for_good(logits: Tensor, labels: Tensor, made: Tensor, count: int) -
         logits: s (B, C).
         labels: z (B, C).
         made: (B, C) bool; labels that earlier batches made positive; changed in place.
-        count: K.
+        count: K, the labels.
     """
     require_rows(logits, labels=labels)
     require_tensor("made", made, logits.shape, "bool")

@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from spcl_lib import __main__ as command_line
 from spcl_lib.data import download
 from spcl_lib.methods import METHODS
-from spcl_lib.reproduce import steps
+from spcl_lib.reproduce import site, steps
 from spcl_lib.runs import bench, notebooks, schedule, settings, speed
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.system import paths
@@ -78,6 +78,7 @@ def base_of(command, folder):
         "download": ["--dataset", "voc2007", "--data-root", str(folder / "empty")],
         "reference": photos,
         "notebooks": ["02_results"],
+        "site": ["--out", "book"],
     }[command]  # fmt: skip
 
 
@@ -98,6 +99,8 @@ def without_long_work(folder):
         patch.setattr(papermill, "execute_notebook", _copy_notebook)
         patch.setattr(NotebookClient, "execute", lambda self: None)
         patch.setattr(notebooks, "reduce_colours", lambda png: png)
+        patch.setattr(site, "_check_packages", lambda: None)
+        patch.setattr(site, "_run_sphinx", lambda source, built, *given: built.mkdir())
         yield
 
 

@@ -155,7 +155,9 @@ def test_parser_keeps_to_its_section(box):
 # --- help ---
 
 
-@pytest.mark.parametrize("args", [["--help"], ["-h"], ["--dataset", "scenes", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["-h"], ["--dataset", "scenes", "--help"], ["site", "-h"]]
+)
 def test_help_needs_no_set_up(box, args):
     result = box.run(*args)
     assert result.returncode == 0
@@ -369,6 +371,8 @@ def test_own_interpreter_is_used_as_it_is(box):
     assert not any((box.project / name).exists() for name in (".venv", ".env", ".setup/log.txt"))
     box.run("test", "-k", "x y", SPCL_PYTHON=str(own))
     assert box.calls() == ["python -m pytest --nbval --nbval-current-env -k x y"]
+    box.run("site", "--out", "a b", SPCL_PYTHON=str(own))
+    assert box.calls() == ["python -P -m spcl_lib site --out a b"]
 
 
 def test_own_interpreter_that_cannot_do_is_refused(box):
@@ -378,6 +382,7 @@ def test_own_interpreter_that_cannot_do_is_refused(box):
     lacking = box.run(SPCL_PYTHON=str(bare))
     assert lacking.returncode == 1
     assert "torch" in lacking.stderr and "Traceback" not in lacking.stderr
+    assert "furo" not in lacking.stderr and "furo" in box.run("site", SPCL_PYTHON=str(bare)).stderr
 
 
 def test_signals_reach_the_run(box):
