@@ -26,7 +26,7 @@ from spcl_lib.system.fingerprints import all_code, fingerprint
 # Measured seconds of a notebook on one core, without the runs that it shows.
 NOTEBOOK_SECONDS = {
     "00_tour": 30, "01_train": 10, "02_results": 10, "03_crop_recovery": 12, "04_heatmaps": 15,
-    "05_folder": 45, "06_benchmark": 10, "07_ablations": 10, "08_scaling": 30,
+    "05_folder": 45, "06_benchmark": 10, "07_ablations": 10, "08_scaling": 30, "09_exercises": 5,
 }  # fmt: skip
 PRETRAINING_SECONDS = {"cpu": 100, "smoke": 30}
 # Settings of the notebooks that train a network. They use the pretraining of the main runs, which

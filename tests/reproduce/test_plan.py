@@ -106,7 +106,7 @@ def test_the_plan_names_every_step_its_state_and_what_all_of_it_costs(spcl, resu
     for words in (
         "run       scenes-cpu/en_scl-seed2", "measure   crop recovery",
         "notebook  00_tour.ipynb: to execute", "(its figure: from the reference results",
-        "to do: 23 runs and 9 notebooks, about ", "in all with 2 side by side",
+        "to do: 23 runs and 10 notebooks, about ", "in all with 2 side by side",
     ):  # fmt: skip
         assert words in outcome.out, words
     assert not results.exists()
