@@ -761,9 +761,9 @@ def _notebooks(options: Options) -> int:
 def _site(options: Options) -> int:
     from spcl_lib.reproduce.site import build_site, known_repository, parse_repository
 
-    out = paths.real_path(options.out) if options.out else paths.results() / "site"
+    out = paths.results() / "site" if options.out is None else paths.real_path(options.out)
     given = options.repository
-    print(build_site(out, parse_repository(given) if given else known_repository()))
+    print(build_site(out, known_repository() if given is None else parse_repository(given)))
     return 0
 
 

@@ -158,9 +158,10 @@ def write_sources(folder: Path, repository: Repository | None) -> None:
         folder: it is created.
         repository: see `build_site`.
     """
-    (folder / "notebooks").mkdir(parents=True)
+    (folder / "notebooks" / "reference").mkdir(parents=True)
     (folder / "spcl_lib").mkdir()
-    shutil.copytree(paths.reference(), folder / "notebooks" / "reference")
+    for picture in paths.reference().glob("*.png"):
+        shutil.copy(picture, folder / "notebooks" / "reference")
     for name in ("README.md", "CHANGELOG.md"):
         shutil.copyfile(paths.PACKAGE / name, folder / "spcl_lib" / name)
     (folder / "_static").mkdir()
@@ -283,6 +284,8 @@ h1 { font-size: 2em; }
   border: 1px solid var(--color-background-border); border-radius: 1em; font-size: .85em;
   text-decoration: none; }
 .cell_output .output, .formula { overflow-x: auto; }
+table.docutils { font-size: .9em; }
+table.docutils .text-right { white-space: nowrap; }
 .cell_output table.dataframe { width: auto; border: 0; border-collapse: collapse; font-size: .85em;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 .cell_output .dataframe :is(td, th) { padding: .25em .6em; border: 0; text-align: right;
@@ -311,6 +314,7 @@ _SETTINGS: dict[str, Any] = {
     "html_show_copyright": False,
     "html_show_sphinx": False,
     "autodoc_typehints": "signature",
+    "napoleon_use_rtype": False,  # ours name the returned values, not their types
     "autodoc_member_order": "bysource",
     "default_role": "literal",
     "python_use_unqualified_type_names": True,
