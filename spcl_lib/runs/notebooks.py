@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Else every kernel warns that its sockets are not encrypted, but only this machine can see them.
 _KERNEL = ["--log-level=ERROR"]
+_KEPT = ("tags", "slideshow")  # metadata of a cell that a person has given
 _LARGE_FIGURE = 30_000  # characters of base64; smaller figures are not changed
 
 
@@ -179,7 +180,7 @@ def clean(notebook: NotebookNode) -> None:
         "language_info": {"name": "python"},
     }
     for cell in notebook.cells:
-        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in _KEPT}
         for out in cell.get("outputs", []):
             if "metadata" in out:
                 out.metadata = {}

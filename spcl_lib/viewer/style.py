@@ -7,11 +7,14 @@ and Ito's palette), a sequential scale for probabilities and a diverging one for
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import ImageFont
+
+from spcl_lib.system.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +26,7 @@ COLOURS = {
 }  # fmt: skip
 OTHER_METHOD = "#009e73"
 HEAT = "viridis"
+FONT = "SPCL_FONT"  # how many times its usual size the text of figures has: 1.5 for a lecture
 F = TypeVar("F", bound=Callable[..., "Figure"])
 
 
@@ -40,12 +44,28 @@ def house_style(function: F) -> F:
         import seaborn as sns
 
         style = sns.axes_style("whitegrid") | {"font.family": "DejaVu Sans", "figure.dpi": 90}
-        with plt.rc_context(sns.plotting_context("notebook", font_scale=0.9) | style):
+        with plt.rc_context(sns.plotting_context("notebook", 0.9 * text_size()) | style):
             figure = function(*args, **kwargs)
         plt.close(figure)  # else a notebook would show it twice
         return figure
 
     return draw  # type: ignore[return-value]
+
+
+def text_size() -> float:
+    """How many times its usual size the text of figures has: `SPCL_FONT`, else 1.
+
+    Raises:
+        UserError: the environment variable is no number in 0.5..3.
+    """
+    given = os.environ.get(FONT) or "1"
+    try:
+        size = float(given)
+    except ValueError:
+        size = 0
+    if not 0.5 <= size <= 3:  # NaN too
+        raise UserError(f"{FONT} must be a number in 0.5..3; got '{given}'")
+    return size
 
 
 @functools.cache

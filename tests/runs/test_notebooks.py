@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from nbconvert import SlidesExporter
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
@@ -126,7 +127,7 @@ def text_of(output):
 
 def test_nothing_of_the_machine_that_ran_it_is_left(notebook):
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+    assert all(set(cell.metadata) <= {"tags", "slideshow"} for cell in notebook.cells)
     texts = "\n".join(text_of(out) for cell in code_cells(notebook) for out in cell.outputs)
     for trace in (str(paths.project()), "/home/", "/Users/", "/tmp", "C:\\"):
         assert trace not in texts
@@ -169,6 +170,48 @@ def test_the_tours_photograph_says_whose_it_is(tour):
     assert "Rachel Michetti" in said and "CC0" in said
     text = "\n".join(cell.source for cell in tour.cells)
     assert "Photograph: Rachel Michetti, CC0" in text.replace("\n", " ")
+
+
+# --- lectures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.stem != "04_heatmaps"], ids=lambda f: f.stem
+)
+def test_it_says_at_its_start_what_one_learns(file):
+    start = nbformat.read(file, as_version=4).cells[:4]
+    (text,) = (c.source for c in start if "You will learn\n" in c.source)
+    goals = re.findall(r"^\* .+[;.]$", text.partition("You will learn\n")[2], re.MULTILINE)
+    assert 2 <= len(goals) <= 3, text
+
+
+def test_the_tour_is_a_lecture_of_slides(tour):
+    """A section begins a slide; no slide has two figures; what only prepares is left out."""
+    figures = 0
+    for cell in tour.cells:
+        kind = cell.metadata.get("slideshow", {}).get("slide_type", "-")
+        assert kind in ("slide", "subslide", "skip", "-")
+        assert (kind == "slide") == cell.source.startswith(("# ", "## "))
+        figures = figures if kind == "-" else 0
+        figures += sum("image/png" in out.get("data", {}) for out in cell.get("outputs", []))
+        assert figures <= 1, cell.source
+    skipped = [
+        c.id for c in tour.cells if c.metadata.get("slideshow", {}).get("slide_type") == "skip"
+    ]
+    assert skipped == ["parameters", "setup"]
+    page, _ = SlidesExporter().from_notebook_node(tour)
+    slides = re.split("<section", page)[1:]
+    assert len(slides) > 16 and page.count("data:image/png") == 6
+    assert not any("# help: scenes to train on" in slide for slide in slides)
+    assert all(slide.count("data:image/png") <= 1 for slide in slides)
+
+
+def test_the_marks_of_slides_survive_a_new_run(tour):
+    before = [dict(cell.metadata) for cell in tour.cells]
+    for cell in tour.cells:
+        cell.metadata["execution"] = {"iopub.status.busy": "now"}
+    notebooks.clean(tour)
+    assert [dict(cell.metadata) for cell in tour.cells] == before
 
 
 # --- parameters and running -----------------------------------------------------------------------
