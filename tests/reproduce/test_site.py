@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -221,6 +222,15 @@ def test_the_repository_is_that_of_the_checkout(tmp_path, monkeypatch, remote):
     monkeypatch.setattr(paths, "project", lambda: tmp_path)
     found = site.known_repository()
     assert (found and found.url) == (remote if remote == ADDRESS else None)
+
+
+def test_binder_installs_the_library_and_no_cuda():
+    folder = paths.project() / ".binder"
+    assert os.access(folder / "postBuild", os.X_OK)
+    (extra,) = re.findall(r"-e '\.\[(\w+)\]'", (folder / "postBuild").read_text())
+    known = tomllib.loads((paths.project() / "pyproject.toml").read_text())["project"]
+    assert extra in known["optional-dependencies"]
+    assert "  - pytorch-cpu\n  - torchvision\n" in (folder / "environment.yml").read_text()
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path, spcl):
