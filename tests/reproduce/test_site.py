@@ -75,7 +75,9 @@ def build(out, results, address="", **variables):
     command += ["--repository", address] if address else []
     variables = os.environ | {"SPCL_RESULTS": str(results)} | variables
     variables["PYTHONPATH"] = str(paths.project())
-    return subprocess.run(command, env=variables, cwd=out.parent, capture_output=True, text=True)
+    return subprocess.run(
+        command, env=variables, cwd=out.parent, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
