@@ -26,7 +26,7 @@ COLOURS = {
 }  # fmt: skip
 OTHER_METHOD = "#009e73"
 HEAT = "viridis"
-FONT = "SPCL_FONT"  # how many times its usual size the text of figures has: 1.5 for a lecture
+FONT = "SPCL_FONT"  # how many times its usual size the text of figures has: 1.3 for a lecture
 F = TypeVar("F", bound=Callable[..., "Figure"])
 
 
