@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import platform
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
-from spcl_lib.pooling import KINDS, parse_pooling
-from spcl_lib.runs.profiles import PROFILES, usual_profile
+from spcl_lib.options import Command, Options, make_parser
+from spcl_lib.pooling import parse_pooling
+from spcl_lib.runs.profiles import usual_profile
 from spcl_lib.runs.settings import (
-    describe_settings,
     make_config,
     methods_of,
     parse_overrides,
 )
-from spcl_lib.system import VERSION, paths, ranks
+from spcl_lib.system import paths, ranks
 from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals, parse_json
 from spcl_lib.system.machine import choose_device
@@ -32,22 +28,6 @@ from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise
 
 if TYPE_CHECKING:
     from spcl_lib.runs.predictor import Predictor
-
-Options = argparse.Namespace
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        """Raises a UserError: a mistake of the user gives one line and exit status 2."""
-        raise UserError(f"{message}. See: {self.prog} --help")
-
-
-class _WithSettings(argparse.HelpFormatter):
-    """Adds the settings of `--set` to the help, only when it is shown."""
-
-    def format_help(self) -> str:
-        lines = ["", "settings (--set KEY=VALUE), with their defaults; profiles have their own:"]
-        return super().format_help() + "\n".join([*lines, *describe_settings(), ""])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     goes_on = False
     try:
-        options = _parser().parse_args(arguments)
+        options = make_parser(_COMMANDS, __doc__).parse_args(arguments)
         if getattr(options, "profile", "") is None:
             options.profile = usual_profile(options.dataset)
         if options.command is not _run and ranks.count_started() > 1:
@@ -75,276 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
-# --- options --------------------------------------------------------------------------------------
-
-
-_METHOD_NAMES = {"bash": "_spcl_methods"}  # the function that completes them in bash
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="spcl", description=__doc__, allow_abbrev=False)
-    version = f"spcl {VERSION}, torch {torch.__version__}, python {platform.python_version()}"
-    parser.add_argument("--version", action="version", version=version)
-    with contextlib.suppress(ImportError):
-        import shtab
-
-        words = "{ compgen -W '" + " ".join(METHODS) + '\' -- "$1"; }'
-        shtab.add_argument_to(parser, preamble={"bash": f"_spcl_methods() {words}"})
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-
-    def add(name: str, command: Callable[[Options], int], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, allow_abbrev=False)
-        made.set_defaults(command=command)
-        return made
-
-    one = add("run", _run, "train and evaluate one method")
-    one.formatter_class = _WithSettings
-    _add_data_options(one)
-    one.add_argument("--method", help=", ".join(METHODS)).complete = _METHOD_NAMES
-    one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--force", action="store_true", help="run again even if it is finished")
-    one.add_argument(
-        "--config", metavar="FILE", nargs="+",
-        help="config.json of a run, for all of the above; several are run one after the other",
-    )  # fmt: skip
-    one.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
-    one.add_argument(
-        "--tensorboard", metavar="DIR", help="write loss and mAP of every epoch for TensorBoard"
-    )
-
-    every = add("reproduce", _reproduce, "all methods and seeds, then all notebooks and the page")
-    _add_data_options(every, dataset=None)
-    every.add_argument(
-        "--all", action="store_true", help="every experiment of every data set that is there"
-    )
-    every.add_argument(
-        "--league", action="store_true",
-        help="every loss of every paper, with the same search for each: see 06_benchmark",
-    )  # fmt: skip
-    every.add_argument(
-        "--full-training", action="store_true",
-        help="with --league: train the whole network with its best methods and the paper's",
-    )  # fmt: skip
-    every.add_argument(
-        "--check", action="store_true",
-        help="compare all cached files with their checksums, remove the damaged ones, and stop",
-    )  # fmt: skip
-    _add_schedule_options(every)
-
-    ahead = add("predict", _predict, "scores and labels of images, by a finished run")
-    _add_predictor_options(ahead)
-    ahead.add_argument("--images", required=True, metavar="PATH", help="a folder, or an image")
-    ahead.add_argument(
-        "--out", metavar="FILE", help="the file (default: predictions.csv, or another ending)"
-    )
-    ahead.add_argument(
-        "--format", choices=("csv", "json", "parquet"), help="default: as --out ends, else csv"
-    )
-    ahead.add_argument(
-        "--force", action="store_true", help="replace --out even if it holds no predictions"
-    )
-    ahead.add_argument(
-        "--heatmaps", metavar="DIR", help="write a picture of every image's heatmaps"
-    )
-
-    judge = add(
-        "evaluate", _evaluate,
-        "mAP, AP and F1 of a finished run on your labelled images; choose thresholds",
-    )  # fmt: skip
-    _add_predictor_options(judge)
-    judge.add_argument(
-        "--images", metavar="DIR",
-        help="folder of the images; none of them may have been trained on (default: the images "
-        "that the run held out and was reported on, where its data were)",
-    )  # fmt: skip
-    judge.add_argument(
-        "--labels", metavar="FILE",
-        help="CSV file of path,labels: all labels of every image, with | between them (or of "
-        "path,label: only one of its labels)",
-    )  # fmt: skip
-    judge.add_argument(
-        "--out", metavar="DIR", help="write evaluation.json and evaluation.png into this folder"
-    )
-    judge.add_argument(
-        "--save-thresholds", metavar="FILE",
-        help="choose thresholds on these images, for --thresholds FILE of predict",
-    )  # fmt: skip
-    judge.add_argument(
-        "--choose", choices=("one", "per-class"), default="one",
-        help="what --save-thresholds chooses (default: one number for all classes, with the "
-        "highest OF1)",
-    )  # fmt: skip
-
-    doubt = add(
-        "audit", _audit, "training images whose labels look missing or wrong, by a run's heatmaps"
-    )
-    doubt.add_argument(
-        "--run", required=True, metavar="DIR",
-        help="the run's folder, or a folder of runs: the one of them that finished last",
-    )  # fmt: skip
-    doubt.add_argument("--data-root", help="the run's data (default: where they were)")
-    doubt.add_argument(
-        "--out", metavar="DIR", default="audit",
-        help="folder for audit.html and audit.csv (default: audit)",
-    )  # fmt: skip
-    doubt.add_argument(
-        "--predict", action="store_true",
-        help="let the network predict the heatmaps now; by default they are the run's running "
-        "averages, if it has some. Slower, as good on photographs, better on scenes",
-    )  # fmt: skip
-    doubt.add_argument(
-        "--most", type=int, default=1000, metavar="N",
-        help="most rows of each kind in audit.csv, the surest first (default: 1000)",
-    )  # fmt: skip
-
-    against = add(
-        "compare", _compare, "a table of finished runs on the same images, with intervals"
-    )
-    against.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders; the "
-        "first run is the one that the others are compared with",
-    )  # fmt: skip
-    against.add_argument("--data-root", help="the runs' data (default: where they were)")
-    form = against.add_mutually_exclusive_group()
-    form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
-    form.add_argument("--latex", dest="form", action="store_const", const="latex")
-
-    written = add("export", _export, "the network of a finished run, for programs without spcl")
-    written.add_argument("--run", required=True, metavar="DIR", help="as in predict")
-    written.add_argument("--format", required=True, help="onnx, torchscript or pt2")
-    written.add_argument("--out", required=True, metavar="FILE", help="the file")
-    written.add_argument("--force", action="store_true", help="replace --out if it is there")
-
-    varied = add("ablation", _ablation, "the same methods with one setting varied")
-    varied.add_argument(
-        "name", help="what is varied: crop_scale, another of 07_ablations, or all of those"
-    )
-    _add_data_options(varied)
-    varied.add_argument(
-        "--scales", type=float, nargs="+", metavar="S", help="least areas of a crop, of the image's"
-    )
-    varied.add_argument("--keep", action="store_true", help="keep them as notebooks/reference")
-    _add_schedule_options(varied)
-
-    views = add(
-        "recovery", _recovery,
-        "measure, on the runs of `ablation crop_scale`, who knows what a crop still shows",
-    )  # fmt: skip
-    _add_data_options(views)
-    views.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    views.add_argument(
-        "--scale", type=float,
-        help="the runs' least area of a crop (default: 0.1, or the profile's if there are none)",
-    )  # fmt: skip
-    views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
-
-    bench = add(
-        "bench", _bench, "speed and memory of the heatmap bank, of mAP and of every training step"
-    )
-    _add_data_options(bench)
-    bench.add_argument("--steps", type=int, default=40, help="timed steps of everything but mAP")
-    bench.add_argument(
-        "--only", nargs="+", choices=["bank", "map", "memory", "step"],
-        default=["bank", "map", "memory", "step"],
-        help="bank: against a plain loop and the bytes moved; map: against scikit-learn; memory: "
-        "of a training with COCO's heatmaps in a file (15 GB of disk); step: every method's "
-        "training step against AN's, and where its time goes (default: all)",
-    )  # fmt: skip
-    bench.add_argument(
-        "--input", action="store_true", help="instead: how fast images are read, against the step"
-    )
-
-    fetch = add("download", _download, "fetch Pascal VOC (its archive's SHA-256 is checked)")
-    fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
-    fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
-
-    keep = add(
-        "reference", _reference,
-        "keep finished runs as notebooks/reference, update the README's tables",
-    )  # fmt: skip
-    _add_data_options(keep)
-
-    books = add("notebooks", _notebooks, "run notebooks again in place, for the committed outputs")
-    books.add_argument("names", nargs="*", help="such as 00_tour (default: all)")
-    books.add_argument("--out", metavar="FILE", help="instead: keep the one notebook as FILE")
-    books.add_argument("--parameters", default="{}", metavar="JSON", help="of that notebook")
-
-    book = add("site", _site, "a static book of the README, all notebooks and the library")
-    book.add_argument("--out", metavar="DIR", help="its folder (default: results/site)")
-    book.add_argument(
-        "--repository", metavar="URL",
-        help="where the project is public: https://github.com/OWNER/NAME, or .../tree/BRANCH; "
-        "then notebooks have links to Colab and Binder (default: git's remote origin, if it is "
-        "on GitHub)",
-    )  # fmt: skip
-    return parser
-
-
-def _add_data_options(parser: argparse.ArgumentParser, dataset: str | None = "scenes") -> None:
-    parser.add_argument("--dataset", default=dataset, help=", ".join(PROFILES))
-    parser.add_argument(
-        "--profile", help="frozen, cpu, smoke, ... (default: frozen for your own images, else cpu)"
-    )
-    parser.add_argument("--data-root", help="folder of the real data (else SPCL_DATA, else data/)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="override a setting; `run --help` lists all of them",
-    )  # fmt: skip
-
-
-def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run", required=True, metavar="DIR",
-        help="the run's folder, or a folder of runs: the one of them that finished last",
-    )  # fmt: skip
-    parser.add_argument(
-        "--size", type=_size, metavar="N",
-        help="side in pixels to which images are resized (default: that of the run's evaluation). "
-        "Larger is slower, and often better: on VOC 2007, weights of profile cpu gave mAP 70.9 at "
-        "160, 74.3 at 192, 76.4 at 224 and 76.6 at 288; of profile frozen 72.7 at 192, 75.8 at "
-        "224 and 76.6 at 256",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threshold", type=_threshold, metavar="T",
-        help="score that makes a label, such as 0.5 (default: auto, the score that the expected "
-        "number of labels per image reached on training images)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--thresholds", metavar="FILE", help="thresholds that evaluate --save-thresholds chose"
-    )
-    parser.add_argument(
-        "--top", type=int, metavar="K",
-        help="the K highest scores are labels; with --threshold, those of them that reach it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--pooling", metavar="KIND",
-        help=f"another pooling of the score maps than the run's ({', '.join(KINDS)}), for instance "
-        "lse or lse:3 (with its strength); needs --threshold, --thresholds or --top",
-    )  # fmt: skip
-
-
-def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
-    only = parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
-    only.complete = _METHOD_NAMES
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; with smoke: 0")
-    parser.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
-    parser.add_argument("--force", action="store_true", help="run again what is finished")
-    parser.add_argument("--list", action="store_true", help="show what would run, and stop")
-
-
-def _threshold(text: str) -> float | None:
-    if text == "auto":
-        return None
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"must be auto or in 0..1, not '{text}'")
-
-
-def _size(text: str) -> int:
-    if text.isdecimal() and 16 <= int(text) <= 4096:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number in 16..4096, not '{text}'")
+# --- options that depend on others ----------------------------------------------------------------
 
 
 def _overrides(options: Options) -> dict[str, object]:
@@ -765,6 +476,24 @@ def _site(options: Options) -> int:
     given = options.repository
     print(build_site(out, known_repository() if given is None else parse_repository(given)))
     return 0
+
+
+_COMMANDS: dict[str, Command] = {
+    "run": _run,
+    "reproduce": _reproduce,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "audit": _audit,
+    "compare": _compare,
+    "export": _export,
+    "ablation": _ablation,
+    "recovery": _recovery,
+    "bench": _bench,
+    "download": _download,
+    "reference": _reference,
+    "notebooks": _notebooks,
+    "site": _site,
+}
 
 
 if __name__ == "__main__":

@@ -499,7 +499,7 @@ def test_ctrl_c_promises_no_checkpoint_where_there_is_none(command, spcl, monkey
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line, f"_{command}", interrupted)
+    monkeypatch.setitem(command_line._COMMANDS, command, interrupted)
     needed = ["--run", "r", "--images", "i"] if command == "predict" else []
     outcome = spcl(command, *needed)
     assert (outcome.status, outcome.err) == (130, "spcl: stopped\n")

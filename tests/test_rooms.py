@@ -19,12 +19,13 @@ BELOW = {
     "data": {"system"},
     "system": set(),
 }
+FRONT = ((), ("__main__",), ("options",))
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room_of(parts):
     """The room of a module, named by its parts below the package."""
-    if parts in ((), ("__main__",)):
+    if parts in FRONT:
         return "front"
     return parts[0] if parts[0] in BELOW else "lesson"  # losses/ is part of the lesson
 
@@ -66,7 +67,7 @@ def test_imports_run_one_way(file):
 
 def test_no_modules_import_each_other_in_a_circle():
     graph = {parts_of(f): set(imports_of(f)) - {parts_of(f)} for f in FILES}
-    graph = {k: v for k, v in graph.items() if k not in ((), ("__main__",))}
+    graph = {k: v for k, v in graph.items() if k not in FRONT}
     while leaves := {k for k, v in graph.items() if not v & graph.keys()}:
         for leaf in leaves:
             del graph[leaf]

@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from spcl_lib import __main__ as command_line
 from spcl_lib.data import download
 from spcl_lib.methods import METHODS
+from spcl_lib.options import make_parser
 from spcl_lib.reproduce import site, steps
 from spcl_lib.runs import bench, notebooks, schedule, settings, speed
 from spcl_lib.runs.profiles import PROFILES
@@ -50,7 +51,7 @@ def make_project(folder):
 
 def options_of():
     """Every command with its options, as the parser knows them."""
-    parser = command_line._parser()
+    parser = make_parser(command_line._COMMANDS, "")
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return {
         name: [action for action in one._actions if action.dest != "help"]
