@@ -90,24 +90,25 @@ class Pooling:
         return f"{self.kind}:{self.strength:g}" if self.strength else self.kind
 
     @property
-    def _strength(self) -> float:
-        return self.strength or _USUAL[self.kind]
+    def effective_strength(self) -> float:
+        """The strength, or the kind's default; 0 for a kind without one."""
+        return self.strength or _USUAL.get(self.kind, 0.0)
 
     def _mean(self, cells: Tensor, weight: Tensor) -> Tensor:
         return (cells * weight).sum(2) / weight.sum(2).clamp(min=1)
 
     def _boost(self, cells: Tensor, weight: Tensor) -> Tensor:
-        return self._mean(torch.where(cells > 0, self._strength * cells, cells), weight)
+        return self._mean(torch.where(cells > 0, self.effective_strength * cells, cells), weight)
 
     def _lse(self, cells: Tensor, weight: Tensor) -> Tensor:
-        scaled = (self._strength * cells).masked_fill(weight == 0, -math.inf)
+        scaled = (self.effective_strength * cells).masked_fill(weight == 0, -math.inf)
         total = scaled.logsumexp(2) - weight.sum(2).clamp(min=1).log()
-        return torch.where(weight.sum(2) > 0, total / self._strength, 0)
+        return torch.where(weight.sum(2) > 0, total / self.effective_strength, 0)
 
     def _top(self, cells: Tensor, weight: Tensor) -> Tensor:
         lowest = cells.detach().min() - 1  # below every cell, and finite
         ordered = torch.where(weight > 0, cells, lowest).sort(2, descending=True).values
-        count = (self._strength * weight.sum(2)).ceil().clamp(min=1)  # (B, 1)
+        count = (self.effective_strength * weight.sum(2)).ceil().clamp(min=1)  # (B, 1)
         rank = torch.arange(cells.shape[2], device=cells.device)
         return self._mean(ordered, (rank < count[..., None]).to(cells))
 

@@ -325,7 +325,7 @@ def test_the_core_needs_neither_plots_nor_notebooks(shell):
     loaded = {name.partition(".")[0] for name in shell.stdout.split()}
     assert {"spcl_lib", "torch"} <= loaded
     assert not loaded & {"matplotlib", "seaborn", "pandas", "papermill", "nbformat", "nbclient",
-                         "ipywidgets", "IPython", "pycocotools", "sklearn"}  # fmt: skip
+                         "anywidget", "IPython", "pycocotools", "sklearn"}  # fmt: skip
 
 
 # --- mistakes in the data -------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_the_face_loads_the_lesson_and_no_other_room():
 
 def test_the_core_runs_where_jupyter_and_the_figures_are_not_installed():
     """Runs, data and the lesson import nothing of these when they are loaded."""
-    absent = ("papermill", "nbformat", "IPython", "ipywidgets", "pandas", "seaborn", "pycocotools")
+    absent = ("papermill", "nbformat", "IPython", "anywidget", "pandas", "seaborn", "pycocotools")
     code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\n" + "\n".join(
         f"import spcl_lib.{'.'.join(parts_of(f))}"
         for f in FILES

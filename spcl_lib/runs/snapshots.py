@@ -27,16 +27,19 @@ from spcl_lib.config import RunConfig
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import Method, title_of
-from spcl_lib.model import SpatialClassifier
+from spcl_lib.model import SpatialClassifier, normalise
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import explain_content, load_run, read_tensors
+from spcl_lib.runs.store import FinishedRun, explain_content, load_run, read_tensors
 from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.system.weights import save_tensors
+from spcl_lib.train import predict_views
+from spcl_lib.views import Views
 
 FILE = "snapshots.safetensors"
+_AT_ONCE = 8  # views that the network predicts at once
 
 
 class Recorder:
@@ -154,7 +157,9 @@ class Trace:
         heatmaps: (E, n, C, W, W) uint8, the running averages after these epochs.
         seen: (E, n, W, W) bool, the cells that had been seen.
         model: the trained network.
-        crop_side: side of the training crops, in pixels.
+        config: the run's configuration.
+        averaged: False if the method keeps no heatmaps with cells. Then `heatmaps` are the
+            network's score maps of the whole images after these epochs.
     """
 
     name: str
@@ -164,12 +169,34 @@ class Trace:
     heatmaps: Tensor
     seen: Tensor
     model: SpatialClassifier
-    crop_side: int
+    config: RunConfig
+    averaged: bool = True
 
     def bank(self, epoch: int, image: int) -> HeatmapBank:
         """The running averages of one image after `epochs[epoch]` epochs, as a bank of one."""
         one = slice(image, image + 1)
         return HeatmapBank.of(self.heatmaps[epoch, one], self.seen[epoch, one])
+
+    @torch.no_grad()
+    def predict(self, image: int, views: Views) -> Tensor:
+        """The finished network's score maps of views of one image, as the training makes them.
+
+        Args:
+            image: number of the image in the trace.
+            views: B views of it.
+
+        Returns:
+            (B, C, G, G) logits.
+        """
+        whole = self.data.images[image : image + 1]
+        if self.config.trained == "head":
+            whole = self.model.features(normalise(whole))
+        parts = [views[i : i + _AT_ONCE] for i in range(0, len(views), _AT_ONCE)]
+        maps = [
+            predict_views(self.model, whole.expand(len(p), *whole.shape[1:]), p, self.config)
+            for p in parts
+        ]
+        return torch.cat(maps)
 
     def region(self, image: int) -> Tensor | None:
         """(C, S, S) bool, the pixels of each class in an image; None if they are not known."""
@@ -189,26 +216,45 @@ class Trace:
 
 
 def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
-    """The trace of a finished run that followed some images (`snapshots` above 0).
+    """The trace of a finished run.
 
     A method without heatmaps (AN, CL, EN, Full) shows the network's score maps of the whole images
-    after every epoch instead. Heatmaps would be averages of such maps.
+    after every epoch instead. Heatmaps would be averages of such maps. A run that followed no image
+    (`snapshots` = 0) has one epoch to show, the last one, of its first images.
 
     Args:
         config: configuration of the run.
         data_root: see `paths.data_root`.
 
     Raises:
-        UserError: the run is not finished, or has no snapshots.
+        UserError: the run is not finished, or its data are missing or damaged.
     """
-    run = load_run(config, data_root, load_splits(config, data_root, objects=True))
-    kept = load_snapshots(run.folder)
-    first = torch.arange(kept.maps.shape[1])
-    spatial = kept.heatmaps is not None and kept.heatmaps.shape[-1] > 1
-    heatmaps = kept.heatmaps if spatial else kept.maps
-    seen = kept.seen if spatial else torch.ones_like(kept.maps[:, :, 0], dtype=torch.bool)
+    return trace_of(load_run(config, data_root, load_splits(config, data_root, objects=True)))
+
+
+def trace_of(run: FinishedRun) -> Trace:
+    """See `load_trace`; the run is loaded already, for instance by `store.open_run`."""
+    followed = load_snapshots(run.folder) if run.config.snapshots else _last_epoch(run)
+    first = torch.arange(followed.maps.shape[1])
+    averaged = followed.heatmaps is not None and followed.heatmaps.shape[-1] > 1
+    heatmaps = followed.heatmaps if averaged else followed.maps
+    seen = followed.seen if averaged else torch.ones_like(heatmaps[:, :, 0], dtype=torch.bool)
+    last = run.config.epochs
     return Trace(
-        f"{title_of(config.method)}, seed {config.seed}", run.train.subset(first),
-        run.observed[first], range(1, len(kept) + 1), heatmaps, seen, run.model,
-        config.crop_side,
+        f"{title_of(run.config.method)}, seed {run.config.seed}", run.train.subset(first),
+        run.observed[first], range(last - len(followed) + 1, last + 1), heatmaps, seen, run.model,
+        run.config, averaged,
     )  # fmt: skip
+
+
+_SHOWN = 64  # images of a run that followed none
+
+
+def _last_epoch(run: FinishedRun) -> Snapshots:
+    """What the snapshots of the last epoch would be."""
+    images = run.train.images[:_SHOWN]
+    maps = as_bytes(predict_maps(run.model, images, run.config.eval_side, run.config.amp).sigmoid())
+    if run.bank is None:
+        return Snapshots(maps[None], None, None)
+    heatmaps, seen = run.bank.stored(slice(len(images)))
+    return Snapshots(maps[None], as_bytes(heatmaps)[None], seen.clone()[None])

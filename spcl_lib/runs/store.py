@@ -264,6 +264,8 @@ def load_run(
     Raises:
         UserError: the run is not finished, its files are damaged, or the data are missing.
     """
+    if not config.content:  # else a run on a user's own data would never count as finished
+        config = identify_data(config, data_root)
     options = f"--dataset {config.dataset} --method {config.method} --seed {config.seed}"
     metrics = finished_metrics(
         config, f"python -m spcl_lib run {options} --profile {config.profile}, with the same --set"

@@ -24,7 +24,8 @@ def appearance(trace: Trace) -> pd.DataFrame:
 
     Returns:
         One row per epoch and group of CLASS_GROUPS. It has the highest value among the seen cells
-        of a heatmap, as mean and standard deviation over all images and classes of the group.
+        of a heatmap, as mean and standard deviation over all images and classes of the group. A
+        group without a heatmap has no row: with single labels only, nothing is known to be hidden.
     """
     import pandas as pd
 
@@ -38,14 +39,21 @@ def appearance(trace: Trace) -> pd.DataFrame:
         peak = cells.flatten(2).amax(2)  # (n, C)
         for group, mask in masks.items():
             values = peak[mask]
+            if not len(values):
+                continue
             row = {"epoch": epoch, "group": group, "mean": float(values.mean())}
-            rows.append(row | {"std": float(values.std()), "heatmaps": len(values)})
-    return pd.DataFrame(rows)
+            rows.append(row | {"std": float(values.std(correction=0)), "heatmaps": len(values)})
+    return pd.DataFrame(rows, columns=["epoch", "group", "mean", "std", "heatmaps"])
 
 
 def verdict(table: pd.DataFrame) -> str:
     """Says whether supervision has appeared without labels after the last epoch."""
     last = table[table.epoch == table.epoch.max()].set_index("group")["mean"]
+    if not set(CLASS_GROUPS) <= set(last.index):
+        return (
+            "Whether supervision has appeared where no label was cannot be told: these data do not "
+            "say which classes are there without a label."
+        )
     label, hidden, absent = (float(last[group]) for group in CLASS_GROUPS)
     ratio = hidden / max(absent, 1e-6)
     if ratio > 1.5:
@@ -70,6 +78,8 @@ def appearance_curves(table: pd.DataFrame) -> Figure:
     colours, styles = (COLOURS["en_scl"], COLOURS["scl"], "#6b6b6b"), ("-", "--", ":")
     for group, colour, style in zip(CLASS_GROUPS, colours, styles, strict=True):
         part = table[table.group == group]
+        if part.empty:
+            continue
         axes.plot(part.epoch, part["mean"], style, marker="o", ms=4, color=colour, label=group)
     axes.set(xlabel="epochs done", ylabel="peak of the heatmap\n(probability)", ylim=(0, None))
     axes.legend(title="the class is", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -1,7 +1,7 @@
 """Draws a heatmap over its image: as cells for figures, smoothly for photographs.
 
-It uses Pillow, because a matplotlib figure takes ten times as long and the explorer redraws at
-every movement. Figures show the picture that this module gives.
+It uses Pillow, because a matplotlib figure takes ten times as long. Figures show the picture that
+this module gives.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_folder import QUICK, make_folder
 
 from spcl_lib import HeatmapBank
 from spcl_lib.evaluate import predict_maps
@@ -13,7 +14,7 @@ from spcl_lib.runs import checkpoint, store
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.snapshots import FILE, as_bytes, load_snapshots
+from spcl_lib.runs.snapshots import FILE, as_bytes, load_snapshots, load_trace
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system.errors import UserError
@@ -167,3 +168,29 @@ def test_a_bank_of_given_contents_needs_no_memory_of_its_own(monkeypatch):
     seen = torch.rand(3, 4, 4) < 0.5
     bank = HeatmapBank.of(heatmaps, seen)
     assert torch.equal(bank.heatmaps, heatmaps) and torch.equal(bank.seen, seen)
+
+
+# --- traces, which the explorer shows ---
+
+
+def test_a_trace_of_a_users_folder_needs_no_fingerprint(results, tmp_path):
+    folder = make_folder(tmp_path / "photos")
+    settings = QUICK | {"snapshots": 4, "epochs": 2, "start": 1, "bank_size": 4}
+    config = make_config("folder", "scl", 0, "smoke", settings)
+    run(config, folder)
+    trace = load_trace(config, folder)
+    assert trace.heatmaps.shape == (2, 4, 2, 4, 4) and trace.averaged
+    assert trace.data.files is not None and trace.region(0) is None
+
+
+@pytest.mark.parametrize("method", ["scl", "an"])
+def test_a_run_that_followed_no_image_shows_its_last_epoch(method, results, tiny):
+    followed, plain = (config_of(method, tiny, snapshots=count) for count in (FOLLOWED, 0))
+    for config in (followed, plain):
+        run(config)
+    traces = [load_trace(followed), load_trace(plain)]
+    assert list(traces[0].epochs) == [1, 2, 3] and list(traces[1].epochs) == [3]
+    assert traces[0].averaged == traces[1].averaged == (method == "scl")
+    for name in ("heatmaps", "seen"):
+        last = (getattr(trace, name)[-1, :FOLLOWED] for trace in traces)
+        assert torch.equal(*last)
