@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spcl_lib.analysis.report import provenance, readable_table
 from spcl_lib.analysis.results import Runs
+from spcl_lib.reproduce.plan import explorer_file
 from spcl_lib.runs.notebooks import describe_figures
 from spcl_lib.runs.profiles import duration
 from spcl_lib.system import paths
@@ -106,6 +107,12 @@ def _section(name: str, entry: Mapping[str, Any], runs: Runs) -> str:
     parts = [f"<h2>{html.escape(name)}</h2>"]
     if entry["profile"] == "smoke":
         parts.append("<p><strong>A smoke test: these numbers mean nothing.</strong></p>")
+    explorer = explorer_file(name)
+    if explorer.is_file():
+        parts.append(
+            f'<p><a href="{html.escape(explorer.name)}">The explorer</a>: drag a crop over a '
+            "training image, play the epochs, and see what the heatmaps ask for.</p>"
+        )
     table = readable_table(runs).to_html(border=0, escape=True)
     parts.append(f'<div class="wide">{table}</div>')
     parts += [_image(map_by_method(runs), f"mAP of every method on {name}"),

@@ -1,6 +1,6 @@
 """The plan: every experiment, from runs to pages.
 
-    runs -> ablation -> measurements -> all notebooks, executed -> results/index.html
+    runs -> ablation -> measurements -> all notebooks, executed -> the explorer -> index.html
 
 One `Experiment` is one data set with one profile. The plan skips finished parts, so the same
 command continues after a stop. `steps` carries out the plan. `manifest` records the runs.
@@ -107,6 +107,12 @@ class NotebookTask:
         return fingerprint([all_code(), source, sorted(self.parameters.items()), *contents])
 
 
+def explorer_file(experiment: str) -> Path:
+    """The page that explores the heatmaps of an experiment's followed runs, by its name."""
+    usual = experiment == "scenes-cpu"
+    return paths.results() / ("explorer.html" if usual else f"explorer-{experiment}.html")
+
+
 # --- making the plan ------------------------------------------------------------------------------
 
 
@@ -210,7 +216,7 @@ def _tasks_of(experiment: Experiment) -> list[NotebookTask]:
     example = next((c for c in experiment.main if c.method == "scl"), first)
     seeds = {"seeds": 1 + max(c.seed for c in experiment.main)}
     no_objects = "" if experiment.knows_objects else "these data do not tell where objects are"
-    usual = experiment.name == "scenes-cpu"
+    usual = experiment.name == "scenes-cpu"  # as in `explorer_file`
     return [
         NotebookTask(name, name if usual else f"{name}-{experiment.name}", parameters, runs, why)
         for name, parameters, runs, why in (

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from spcl_lib.analysis.measurement_files import load_measurements
 from spcl_lib.analysis.results import load_runs
@@ -19,16 +20,19 @@ from spcl_lib.reproduce.plan import (
     PRETRAINING_SECONDS,
     Experiment,
     NotebookTask,
+    explorer_file,
     notebook_tasks,
 )
 from spcl_lib.runs.notebooks import title_of_notebook
 from spcl_lib.runs.profiles import cost, duration
 from spcl_lib.runs.schedule import Task, run_all, run_tasks
 from spcl_lib.runs.settings import changes
+from spcl_lib.runs.snapshots import load_trace
 from spcl_lib.runs.store import load_metrics, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import parse_json
+from spcl_lib.viewer import explorer_page
 
 _USUAL_NOTEBOOK_SECONDS = 30
 _MEASURED_SHARE = 0.1  # time of the measurements, as a share of the runs' time
@@ -110,6 +114,8 @@ def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
         _measure(experiment)
         note_experiment(experiment, time.monotonic() - began)
     failed += _execute_notebooks(notebook_tasks(experiments), jobs, force)
+    for experiment in experiments:
+        _write_explorer(experiment, force)
     for task in failed:
         print(f"failed: {task.name}, log: {task.log}")
     print(f"table:  {paths.results() / 'summary.csv'}")
@@ -191,6 +197,23 @@ def _seconds_of(task: NotebookTask) -> float:
         return round(float(noted), 1)
     except (OSError, ValueError, KeyError, TypeError):
         return 0.0
+
+
+def _write_explorer(experiment: Experiment, force: bool) -> None:
+    """Writes the experiment's explorer, unless it is newer than its runs and its code."""
+    file = explorer_file(experiment.name)
+    sources = [run_folder(config) / "metrics.json" for config in experiment.followed]
+    sources += Path(explorer_page.__file__).parent.glob("explorer*")
+    times = [source.stat().st_mtime_ns for source in sources if source.is_file()]
+    if file.is_file() and file.stat().st_mtime_ns > max(times) and not force:
+        return
+    try:
+        traces = [load_trace(config, experiment.data_root) for config in experiment.followed]
+    except UserError as error:
+        print(f"explorer: not written ({error})", flush=True)
+        return
+    explorer_page.write_explorer_page(file, *traces)
+    print(f"explorer: {file}", flush=True)
 
 
 def _write_index() -> bool:

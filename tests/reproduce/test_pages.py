@@ -76,6 +76,17 @@ def test_the_index_links_the_notebooks_and_shows_the_table_and_where_it_comes_fr
     assert "commit: abc1234" in page and "mean nothing" not in page
 
 
+def test_the_index_links_the_explorer_of_every_experiment_that_has_one(results):
+    results.mkdir()
+    (results / "explorer-scenes-smoke.html").write_text("")
+    smoke = ENTRY | {"profile": "smoke"}
+    page = index(results, **{"scenes-cpu": ENTRY, "scenes-smoke": smoke})
+    assert '<a href="explorer-scenes-smoke.html">The explorer</a>' in page
+    assert page.count("The explorer</a>") == 1
+    (results / "explorer.html").write_text("")
+    assert '<a href="explorer.html">The explorer</a>' in index(results, **{"scenes-cpu": ENTRY})
+
+
 def test_the_index_says_of_a_smoke_test_that_its_numbers_mean_nothing(results):
     page = index(results, **{"scenes-cpu": ENTRY, "scenes-smoke": ENTRY | {"profile": "smoke"}})
     assert page.count("these numbers mean nothing") == 1 and "<h2>scenes-smoke</h2>" in page

@@ -10,6 +10,7 @@ from fake_runs import fake_runs, write_results
 from spcl_lib import __main__ as command_line
 from spcl_lib.reproduce import manifest, plan, steps
 from spcl_lib.runs.notebooks import notebook_names
+from spcl_lib.runs.run import run
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system.errors import UserError
 
@@ -186,6 +187,21 @@ def test_the_manifest_says_what_was_run_with_what_and_how_long(
     assert entry["runs"]["scenes-cpu/an-seed0"] == {"mAP": 76.6, "train_seconds": 40.0}
     assert written["notebooks"]["02_results"]["seconds"] == 1.5
     assert (results / "index.html").is_file()
+
+
+def test_the_explorer_is_written_once_for_the_runs_that_follow_images(results, tiny, capsys):
+    settings = tiny | {"snapshots": 2}
+    experiment = plan.experiment_of("scenes", "smoke", ("an",), (0,), settings)
+    steps._write_explorer(experiment, False)
+    assert "explorer: not written (the run '" in capsys.readouterr().out
+    for config in experiment.followed:
+        run(config)
+    file = plan.explorer_file(experiment.name)
+    assert file.name == f"explorer-{experiment.name}.html"
+    for force, is_new in ((False, True), (False, False), (True, True)):
+        steps._write_explorer(experiment, force)
+        assert (f"explorer: {file}" in capsys.readouterr().out) == is_new
+    assert "SCL, seed 0; AN, seed 0" in file.read_text()
 
 
 @pytest.mark.parametrize("text", ['{"experiments": 5, "notebooks', '{"crc32": "0"}', "[" * 50_000])
