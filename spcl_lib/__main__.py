@@ -392,6 +392,22 @@ def _audit(options: Options) -> int:
     return 0
 
 
+def _explore(options: Options) -> int:
+    from spcl_lib.runs.snapshots import trace_of
+    from spcl_lib.runs.store import find_run, open_run
+    from spcl_lib.viewer.explorer_page import write_explorer_page
+
+    places = [find_run(Path(run)) for run in options.run]
+    traces = [trace_of(open_run(place, options.data_root)) for place in places]
+    file = paths.expand_home(options.out)
+    try:
+        write_explorer_page(file, *traces)
+    except ValueError as error:
+        raise UserError(f"{error}; give runs that followed the same images") from error
+    print(file)
+    return 0
+
+
 def _compare(options: Options) -> int:
     from spcl_lib.analysis.compare import as_text, compare
 
@@ -484,6 +500,7 @@ _COMMANDS: dict[str, Command] = {
     "predict": _predict,
     "evaluate": _evaluate,
     "audit": _audit,
+    "explore": _explore,
     "compare": _compare,
     "export": _export,
     "ablation": _ablation,

@@ -157,6 +157,17 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
         help="most rows of each kind in audit.csv, the surest first (default: 1000)",
     )  # fmt: skip
 
+    explored = add("explore", "a page to drag crops over training images and see their heatmaps")
+    explored.add_argument(
+        "--run", required=True, nargs="+", metavar="DIR",
+        help="as in audit; several runs must have followed the same images. A run with "
+        "--set snapshots=64 shows 64 images after every epoch, others after the last one",
+    )  # fmt: skip
+    explored.add_argument("--data-root", help="the run's data (default: where they were)")
+    explored.add_argument(
+        "--out", metavar="FILE", default="explorer.html", help="default: explorer.html"
+    )
+
     against = add("compare", "a table of finished runs on the same images, with intervals")
     against.add_argument(
         "runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders; the "

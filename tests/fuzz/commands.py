@@ -71,6 +71,7 @@ def base_of(command, folder):
         "evaluate": ["--run", str(run_of(folder)), "--data-root", str(folder / "photos")],
         "audit": ["--run", str(run_of(folder)), "--data-root", str(folder / "photos"),
                   "--out", "audit"],
+        "explore": ["--run", str(run_of(folder)), "--data-root", str(folder / "photos")],
         "compare": [str(run_of(folder)), "--data-root", str(folder / "photos")],
         "export": ["--run", str(run_of(folder)), "--format", "torchscript", "--out", "out.ts"],
         "ablation": ["crop_scale", *photos, *few, *SETS],

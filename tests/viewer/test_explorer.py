@@ -12,6 +12,9 @@ from fake_trace import fake_trace
 
 from spcl_lib.analysis.visibility import in_view, visible_fraction
 from spcl_lib.model import normalise
+from spcl_lib.runs.run import run
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.store import run_folder
 from spcl_lib.viewer import explorer_page
 from spcl_lib.viewer.explorer import HeatmapExplorer, still
 from spcl_lib.viewer.explorer_page import header_of, record_of, write_explorer_page
@@ -140,6 +143,24 @@ def test_the_page_needs_nothing_else_and_keeps_to_its_limit(trace, tmp_path):
     write_explorer_page(file, trace, limit=1)
     assert file.read_text().count("data:image/png") == 1
     assert [f.name for f in tmp_path.iterdir()] == ["explorer.html"]
+
+
+def test_the_command_explores_any_finished_run(spcl, results, tiny, tmp_path):
+    settings = [tiny | {"snapshots": 3}, tiny | {"snapshots": 0}]
+    configs = [make_config("scenes", "an", 0, "smoke", values) for values in settings]
+    configs.append(make_config("scenes", "scl", 0, "smoke", settings[0]))
+    for config in configs:
+        run(config)
+    followed, plain, scl = map(run_folder, configs)
+    file = tmp_path / "explorer.html"
+    said = spcl("explore", "--run", scl, followed, "--out", file)
+    assert said.out == f"{file}\n" and "SCL, seed 0; AN, seed 0" in file.read_text()
+    assert spcl("explore", "--run", plain, "--out", file).status == 0
+    assert "Runs: AN, seed 0." in " ".join(file.read_text().split())
+    before = file.read_bytes()
+    said = spcl("explore", "--run", plain, scl, "--out", file)
+    assert said.status == 2 and "give runs that followed the same images" in said.err
+    assert file.read_bytes() == before
 
 
 def test_names_can_not_leave_the_script(trace, tmp_path):
