@@ -212,6 +212,7 @@ class FinishedRun:
         report: the images it was evaluated on.
         observed: (N, C) bool, the single labels of `train` (also for the method "full").
         bank: the running averages after training; None if the method keeps none.
+        folder: folder of the run.
     """
 
     config: RunConfig
@@ -221,11 +222,7 @@ class FinishedRun:
     report: ImageSet
     observed: Tensor
     bank: HeatmapBank | None
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the run's files."""
-        return run_folder(self.config)
+    folder: Path
 
     @cached_property
     def grid(self) -> int:
@@ -296,7 +293,7 @@ def _load(folder: Path, config: RunConfig, metrics: Metrics, splits: Splits) -> 
     observed = draw_labels(train, config.draw, config.label_seed)
     stored = folder / "bank.safetensors"
     bank = _read_bank(stored, train) if stored.is_file() else None
-    return FinishedRun(config, metrics, model, train, report, observed, bank)
+    return FinishedRun(config, metrics, model, train, report, observed, bank, folder)
 
 
 def _read_bank(file: Path, train: ImageSet) -> HeatmapBank:
