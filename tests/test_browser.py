@@ -425,6 +425,8 @@ CAT = class_of("cat", 0.04, 0.3, 0.0)
     [
         ({}, CAT, [], "The label, cat, is outside this crop: AN still teaches “cat” here; SCL asks "
          "for 0.04 instead."),
+        ({}, class_of("cat", 0.8, 0.8, 0.05), [], "The label, cat, is almost outside this crop: AN "
+         "still teaches “cat” here, and so does its heatmap, with 0.80."),
         ({}, class_of("cat"), [class_of()], "Target and prediction agree on dog."),
         ({}, None, [class_of(target=0.9)], "the heatmap remembers dog from other crops"),
         ({"usual": 0.8}, None, [class_of(target=0.9)], "they ask for about 0.80 of every class"),

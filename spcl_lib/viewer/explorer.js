@@ -156,7 +156,11 @@ function lostLabel(label, averaged) {
   if (!lost) return "";
   const where = !known ? "is hardly in this crop, says its heatmap"
     : visible ? "is almost outside this crop" : "is outside this crop";
-  const asked = averaged && target !== null ? `; SCL asks for ${decimal(target)} instead` : "";
+  let asked = "";
+  if (averaged && target !== null) {
+    asked = target < 0.5 ? `; SCL asks for ${decimal(target)} instead`
+      : `, and so does its heatmap, with ${decimal(target)}`;
+  }
   return `The label, ${name}, ${where}: AN still teaches “${name}” here${asked}.`;
 }
 
