@@ -98,7 +98,8 @@ class FullTraining:
         for method, configs in self.configs.items():
             done = sum(load_metrics(c) is not None for c in configs)
             print(f"{method}: {done} of {len(configs)} runs finished")
-        print(f"one run: {cost(configs[0].dataset, configs[0].profile)}")
+        first = self.configs["an"][0]
+        print(f"one run: {cost(first.dataset, first.profile)}")
 
     def reproduce(self, jobs: int, keep: bool) -> bool:
         """Makes the unfinished runs, and prints table and sentences; see `reproduce_league`."""

@@ -108,14 +108,19 @@ def line_printer(config: RunConfig) -> Listener:
     """Writes a line to stderr for every epoch of a run."""
 
     def write(row: Mapping[str, str]) -> None:
-        score = f", mAP {float(row['mAP']):.1f} %" if row["mAP"] else ""
-        text = (
-            f"{config.method} seed {config.seed}: epoch {row['epoch']} of {config.epochs}, "
-            f"loss {float(row['loss']):.4f}{score}"
-        )
-        tqdm.write(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr)
+        clock = time.strftime("%H:%M:%S")
+        tqdm.write(f"{clock} {describe_epoch(config, row)}", file=sys.stderr)
 
     return write
+
+
+def describe_epoch(config: RunConfig, row: Mapping[str, str]) -> str:
+    """Says which epoch of which run has ended, with its loss and its mAP if there is one."""
+    score = f", mAP {float(row['mAP']):.1f} %" if row["mAP"] else ""
+    return (
+        f"{config.method} seed {config.seed}: epoch {row['epoch']} of {config.epochs}, "
+        f"loss {float(row['loss']):.4f}{score}"
+    )
 
 
 def tensorboard_writer(folder: Path) -> Listener:

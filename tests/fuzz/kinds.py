@@ -34,7 +34,7 @@ from spcl_lib.data.voc import list_voc
 from spcl_lib.reproduce import manifest, steps
 from spcl_lib.runs import checkpoint, features, pretraining, run, store
 from spcl_lib.runs.predict import predict_files
-from spcl_lib.runs.progress import Follower, _line
+from spcl_lib.runs.progress import Follower, describe_epoch
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.snapshots import load_snapshots
 from spcl_lib.runs.thresholds import read_thresholds, write_thresholds
@@ -342,7 +342,7 @@ def settings_of(folder):
 def history_of(folder):
     follower = Follower(run_of(folder))
     follower._before = dict.fromkeys(follower._before)  # as if it had changed since
-    return [_line(photos_config(), row) for row in follower.rows()]
+    return [describe_epoch(photos_config(), row) for row in follower.rows()]
 
 
 def predictions_of(folder, name, starts):
