@@ -395,11 +395,12 @@ def _audit(options: Options) -> int:
 def _explore(options: Options) -> int:
     from spcl_lib.runs.snapshots import trace_of
     from spcl_lib.runs.store import find_run, open_run
-    from spcl_lib.viewer.explorer_page import write_explorer_page
+    from spcl_lib.viewer.explorer_page import check_page_place, write_explorer_page
 
+    file = paths.expand_home(options.out)
+    check_page_place(file)
     places = [find_run(Path(run)) for run in options.run]
     traces = [trace_of(open_run(place, options.data_root)) for place in places]
-    file = paths.expand_home(options.out)
     try:
         write_explorer_page(file, *traces)
     except ValueError as error:

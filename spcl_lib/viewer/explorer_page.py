@@ -14,6 +14,7 @@ import base64
 import html
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from spcl_lib.analysis.visibility import in_view, visible_fraction
 from spcl_lib.runs.snapshots import Trace, as_bytes
-from spcl_lib.system.errors import printable
+from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import atomic_write
 from spcl_lib.viewer.heat import heat_colours, picture_of
 from spcl_lib.viewer.overlays import shrink
@@ -211,6 +212,22 @@ def write_explorer_page(file: Path, *traces: Trace, limit: int = _PAGE_BYTES) ->
     )  # fmt: skip
     with atomic_write(file) as temporary:
         temporary.write_text(content, encoding="utf-8")
+
+
+def check_page_place(file: Path) -> None:
+    """Refuses a place where something else than a page of the explorer would be lost.
+
+    Raises:
+        UserError: there is something else.
+    """
+    start = _PAGE.partition("<style>")[0].encode()
+    if not os.path.lexists(file):
+        return
+    if file.is_file():
+        with open(file, "rb") as handle:
+            if handle.read(len(start)) == start:
+                return
+    raise UserError(f"'{file}' exists and is no page of the explorer; give another name")
 
 
 def lattice() -> Views:

@@ -219,3 +219,23 @@ def test_a_film_strip_shows_label_hidden_and_absent_classes(trace):
     assert any("(not there)" in n for n in names)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["image", "epoch 1", "epoch 2", "epoch 3"]
+
+
+def test_explore_writes_the_page_of_a_run_wherever_it_lies(spcl, results, tiny, tmp_path):
+    config = make_config("scenes", "scl", 0, "smoke", tiny | {"snapshots": 4})
+    run(config)
+    moved = run_folder(config).rename(tmp_path / "moved")
+    out = tmp_path / "page.html"
+    for _ in range(2):  # a page is replaced
+        outcome = spcl("explore", "--run", moved, "--out", out)
+        assert outcome.status == 0, outcome.err
+        assert str(out) in outcome.out and "SCL, seed 0" in out.read_text()
+
+
+@pytest.mark.parametrize("content", [b"a photo", b"", None])
+def test_explore_replaces_nothing_but_its_pages(spcl, tmp_path, content):
+    out = tmp_path / "mine.jpg"
+    out.mkdir() if content is None else out.write_bytes(content)
+    outcome = spcl("explore", "--run", tmp_path, "--out", out)
+    assert outcome.status == 2 and f"'{out}' exists and is no page of the explorer" in outcome.err
+    assert content is None or out.read_bytes() == content
