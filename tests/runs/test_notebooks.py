@@ -175,9 +175,7 @@ def test_the_tours_photograph_says_whose_it_is(tour):
 # --- lectures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in FILES if f.stem != "04_heatmaps"], ids=lambda f: f.stem
-)
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_it_says_at_its_start_what_one_learns(file):
     start = nbformat.read(file, as_version=4).cells[:4]
     (text,) = (c.source for c in start if "You will learn\n" in c.source)
