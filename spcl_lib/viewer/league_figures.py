@@ -135,7 +135,7 @@ def f1_against_map(content: dict[str, Any]) -> Figure:
 
 @house_style
 def full_against_frozen(content: dict[str, Any], league: dict[str, Any]) -> Figure:
-    """Shows mAP of full training against that of the frozen network, a dot for every method.
+    """Shows the order of the methods with the frozen network and with full training, joined.
 
     Args:
         content: of `load_full_training`.
@@ -144,14 +144,21 @@ def full_against_frozen(content: dict[str, Any], league: dict[str, Any]) -> Figu
     import matplotlib.pyplot as plt
 
     rows = full_training_table(content, league).dropna(subset="frozen")
-    figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    places = rows[["frozen", "mAP"]].rank(ascending=False, method="first")
+    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(rows)), layout="constrained")
     for name, row in rows.iterrows():
-        axes.errorbar(row["frozen"], row["mAP"], row["std"], fmt="o", color=_COLOURS[row["whose"]],
-                      linewidth=0.8)  # fmt: skip
-        axes.annotate(name, (row["frozen"], row["mAP"]), (6, -3), textcoords="offset points",
-                      fontsize="small")  # fmt: skip
-    axes.margins(x=0.14)
-    axes.set(xlabel="mAP in % with the frozen network", ylabel="mAP in % with full training")
+        left, right = places.loc[name]
+        colour = _COLOURS[row["whose"]]
+        axes.plot([0, 1], [left, right], "o-", color=colour, linewidth=1.5)
+        axes.text(-0.04, left, f"{name}  {row['frozen']:.1f}", ha="right", va="center")
+        axes.text(1.04, right, f"{row['mAP']:.1f}  {name}", ha="left", va="center")
+    axes.set(xlim=(-0.85, 1.8), xticks=(0, 1), yticks=())
+    axes.set_ylim(len(rows) + 0.5, 0.5)
+    axes.set_xticklabels(["frozen network", "full training"])
+    axes.set_xlabel("mAP in %, the best on top")
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
     _add_origins(axes, set(rows["whose"]))
     return figure
 
