@@ -122,8 +122,14 @@ def live(browser, lab):
     page = open_page(browser)
     page.goto(lab)
     page.locator(".jp-RenderedMarkdown h1").first.wait_for(timeout=90_000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    # JupyterLab forgets a command that comes before its kernel is there. So ask until a cell runs.
+    started = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]+\]"))
+    for _ in range(10):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        with contextlib.suppress(playwright.TimeoutError):
+            started.first.wait_for(timeout=10_000)
+            break
     try:
         page.locator(".spcl-says").wait_for(timeout=LONG)
     except playwright.TimeoutError:
