@@ -81,6 +81,9 @@ class Views:
             ValueError: a range is empty or has impossible values.
         """
         require_size(batch, "batch", least=0)
+        for name, pair in (("scale", scale), ("ratio", ratio)):
+            if isinstance(pair, str) or len(pair) != 2:
+                raise ValueError(f"{name} must be a pair of numbers; got {pair!r}")
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must satisfy 0 < lowest <= highest <= 1; got {scale}")
         if not 0 < ratio[0] <= ratio[1] < math.inf:

@@ -107,7 +107,7 @@ def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         wnids, names = zip(*(table[str(c)] for c in range(CLASSES)), strict=True)
         sound = len(table) == CLASSES == len(set(wnids)) and list(wnids) == sorted(wnids)
-        sound = sound and all(map(is_text, wnids + names))
+        sound = sound and all(map(is_text, wnids + names)) and all(wnids + names)
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:

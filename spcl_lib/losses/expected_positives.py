@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from spcl_lib.system.shapes import require_rows
+from spcl_lib.system.shapes import require_number, require_rows
 
 
 def expected_positive_regularisation(logits: Tensor, labels: Tensor, k: float) -> Tensor:
@@ -27,5 +27,6 @@ def expected_positive_regularisation(logits: Tensor, labels: Tensor, k: float) -
 def count_penalty(logits: Tensor, k: float) -> Tensor:
     """EPR's second part: ((mean over B of sum over C of p - k) / C)^2."""
     require_rows(logits)
+    require_number(k, "k")
     count = logits.sigmoid().sum(1).mean()
     return ((count - k) / logits.shape[1]).square()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spcl_lib.system.errors import unknown_name
-from spcl_lib.system.shapes import require_rows, require_tensor
+from spcl_lib.system.shapes import require_rows, require_size, require_tensor
 
 KINDS = ("reject", "correct")
 
@@ -42,6 +42,7 @@ def largest_losses(loss: Tensor, labels: Tensor, count: int) -> Tensor:
     """(B, C) bool: the `count` unknown labels with the largest losses (B, C)."""
     require_tensor("loss", loss, ("B", "C"), "float")
     require_tensor("labels", labels, loss.shape)
+    require_size(count, "count", 0)
     unknown = loss.detach().masked_fill(labels.bool(), -math.inf).flatten()
     count = min(count, int((~labels.bool()).sum()))
     chosen = torch.zeros_like(unknown, dtype=torch.bool)

@@ -1,10 +1,13 @@
-"""Checks of tensors at the door of a function: shape and type, never values.
+"""Checks of arguments at the door of a function: of tensors shape and type, never values.
 
 A tensor of another shape is often spread over the others, and gives a wrong answer silently. A
 check takes about a microsecond, and does not wait for the tensor's device.
 """
 
 from __future__ import annotations
+
+import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -81,3 +84,9 @@ def require_size(size: object, name: str = "size", least: int = 1) -> None:
     """Refuses a number of cells, images or views, or a seed, that is no whole number >= `least`."""
     if isinstance(size, bool) or not hasattr(size, "__index__") or not least <= size < 2**63:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {size!r}")
+
+
+def require_number(value: object, name: str) -> None:
+    """Refuses what is no finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number; got {value!r}")

@@ -278,6 +278,7 @@ def test_invalid_json_is_named(name, content, folder):
         lambda table: table | {"5": ["n00000045"]},
         lambda table: table | {"5": 5},
         lambda table: table | {"5": [table["5"][0], 5]},
+        lambda table: table | {"5": [table["5"][0], ""]},
         lambda table: list(table.values()),
     ],
 )
