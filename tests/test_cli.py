@@ -563,3 +563,13 @@ def test_bash_completes_commands_options_and_methods(tmp_path):
     assert complete("spcl", "pred") == ["predict"]
     assert complete("spcl", "run", "--method", "gr_") == ["gr_cl", "gr_scl"]
     assert "--data-root" in complete("spcl", "run", "--data")
+
+
+def test_scores_that_are_no_numbers_end_the_run_with_advice(spcl, results, tiny, monkeypatch):
+    def predict_nothing(model, images, side, poolings, amp, rows):
+        return [torch.full((len(rows), 12), math.nan) for _ in poolings]
+
+    monkeypatch.setattr(run, "predict_scores", predict_nothing)
+    outcome = spcl(*RUN, "--method", "an", **tiny)
+    assert outcome.status == 2 and "scores are no numbers any more" in outcome.err
+    assert "--set lr=" in outcome.err and not list(results.rglob("metrics.json"))

@@ -282,7 +282,13 @@ def _predict(
     """The scores (M, C) of all images on every rank; each rank predicts its own ones."""
     rows = ranks.numbers(len(data))
     own = predict_scores(model, data.images, config.eval_side, poolings, config.amp, rows)
-    return [ranks.gather(scores) for scores in own]
+    found = [ranks.gather(scores) for scores in own]
+    if not all(bool(scores.isfinite().all()) for scores in found):
+        raise UserError(
+            "the network's scores are no numbers any more; lower the learning rate: "
+            f"--set lr={config.lr / 10:g}"
+        )
+    return found
 
 
 def _require_images(config: RunConfig, train_images: int, report_images: int) -> None:

@@ -143,7 +143,7 @@ def data_root(given: str | Path | None = None, needed_for: str = "this data set"
         UserError: the folder does not exist.
     """
     root = expand_home(given or os.environ.get("SPCL_DATA") or project() / "data")
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir() raises for a name that is too long
         raise UserError(
             f"data root '{root}' does not exist; {needed_for} is read from there. "
             "Give its folder with --data-root DIR or the environment variable SPCL_DATA"

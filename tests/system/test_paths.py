@@ -139,3 +139,8 @@ def test_every_library_that_writes_is_understood(library, tmp_path):
                 torch.save(large, handle) if library == "torch" else handle.write(b"x" * 60_000)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_data_root_whose_name_is_too_long_does_not_exist():
+    with pytest.raises(UserError, match="does not exist"):
+        paths.data_root("x" * 5000)
