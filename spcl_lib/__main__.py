@@ -21,7 +21,7 @@ from spcl_lib.runs.settings import (
     parse_overrides,
 )
 from spcl_lib.system import paths, ranks
-from spcl_lib.system.errors import UserError, printable
+from spcl_lib.system.errors import UserError, one_line, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals, parse_json
 from spcl_lib.system.machine import choose_device
 from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         with explain_refusals():
             return options.command(options)
     except UserError as error:
-        print(f"spcl: error: {printable(str(error))}", file=sys.stderr)
+        print(f"spcl: error: {one_line(error)}", file=sys.stderr)
         return LOCKED if isinstance(error, LockedError) else 2
     except KeyboardInterrupt as stop:
         how = "; the same command goes on from the last checkpoint, if there is one"

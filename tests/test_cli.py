@@ -24,6 +24,7 @@ from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.system import paths
+from spcl_lib.system.errors import printable
 from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.weights import _read_weights
 
@@ -296,6 +297,13 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_part):
 )
 def test_a_mistake_in_the_command_is_one_line(arguments, said, spcl, results):
     assert_mistake(spcl(*arguments), results, said)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\nb\x07" * 2000], ids=["letters", "signs"])
+def test_of_a_name_of_thousands_of_characters_the_ends_are_shown(name, spcl, results):
+    outcome = spcl("run", "--method", name)
+    assert_mistake(outcome, results, f"unknown method '{printable(name[:40])}", " ... ", "Valid: an")
+    assert len(outcome.err) < 1500
 
 
 # The real command, once; afterwards it tells what it has imported.

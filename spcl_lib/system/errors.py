@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -15,7 +16,15 @@ class UserError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows."""
-        return [f"UserError: {self}"]
+        return [f"UserError: {one_line(self)}"]
+
+
+_LONG_NAME = re.compile(r"'([^']{200})[^']{100,}([^']{100})'")
+
+
+def one_line(error: Exception) -> str:
+    """The message for people: on one line, with the middle of very long quoted names left out."""
+    return _LONG_NAME.sub(r"'\1 ... \2'", printable(str(error)))
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spcl_lib.system.errors import UserError, printable
+from spcl_lib.system.errors import UserError, one_line, printable
 
 SECONDS = 60  # what takes longer hangs
 MEMORY = 4 * 2**30  # bytes that an attack may take in addition to what the tests hold
@@ -170,9 +170,9 @@ def _judge(kind: Kind, outcome: Outcome, content: bytes, must: str) -> tuple[str
     changed = {n for n in world.changed() if not _is_lock(n)} - {kind.file}
     half = [n for n in changed if n.endswith(".tmp") or "/.tmp" in n]
     if isinstance(error, UserError):
-        text = printable(str(error))  # as the command line shows it
-        if not text or len(text) > 2000 + 6 * len(content):  # a word in the file may be long itself
-            return UNCLEAR, f"not one line: {text[:300]!r}"
+        text, shown = printable(str(error)), one_line(error)
+        if not shown or len(shown) > 2000 + 6 * len(content):  # it may list what the file has
+            return UNCLEAR, f"not one line: {shown[:300]!r}"
         named = {Path(n).name for n in world.sound}  # perhaps another file contradicts this one
         quoted = re.findall(r"'([^'\n]+)'", text)
         values = [value for value in quoted if value.encode() in content]  # of the damaged file

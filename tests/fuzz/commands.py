@@ -221,7 +221,7 @@ def _judge(world: World, outcome: Outcome, words: list[str]):
     if outcome.value == 2:
         if not last.startswith("spcl: error: "):
             return UNCLEAR, f"its last line is no error: {last[:200]!r}"
-        if len(last) > 2500 + sum(map(len, words)):  # a word may be long itself
+        if len(last) > 2500:
             return UNCLEAR, f"a long line: {last[:300]!r}"
     elif outcome.value not in (0, 1):
         return UNCLEAR, f"status {outcome.value}: {last[:200]!r}"

@@ -48,6 +48,7 @@ SETTINGS = QUICK | {
 }  # fmt: skip
 METHODS = ("an", "en", "en_scl")
 MOST_STEPS = 100
+MOST_GLYPHS = 2000
 MACHINE = {"device": "A processor", "threads": 1, "torch": "2", "commit": "abc1234"}
 COUNTED = {
     "mAP",
@@ -89,6 +90,17 @@ def bounded(train):
         if config.epochs * math.ceil(len(images) / config.batch) > MOST_STEPS:
             raise Endless
         return train(model, optimizer, method, images, labels, config, *given)
+
+    return work
+
+
+def bounded_pretraining(pretrain):
+    """The pretraining, which refuses settings that are valid but take long."""
+
+    def work(images, epochs, *given):
+        if images * max(1, epochs) > MOST_GLYPHS:
+            raise Endless
+        return pretrain(images, epochs, *given)
 
     return work
 

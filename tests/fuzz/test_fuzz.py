@@ -25,7 +25,7 @@ from commands import attack_command, make_project, odd_commands, odd_folders, op
 from damages import damages
 from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.strategies import SearchStrategy
-from kinds import bounded, make_kinds, tiny_backbone
+from kinds import bounded, bounded_pretraining, make_kinds, tiny_backbone
 
 from spcl_lib.reproduce import plan
 from spcl_lib.runs import network, pretraining, run
@@ -58,6 +58,7 @@ def subjects(tmp_path_factory):
             (pretraining, "_pretrain"),
         ):  # these take long, and always give the same
             patch.setattr(owner, name, functools.cache(getattr(owner, name)))
+        patch.setattr(pretraining, "_pretrain", bounded_pretraining(pretraining._pretrain))
         for name in ("SPCL_DATA", "SPCL_PARENT"):
             patch.delenv(name, raising=False)
         found = [Subject("library", odd_calls(), attack_call, 200)]
