@@ -147,8 +147,8 @@ def _reproduce(options: Options) -> int:
         return 0
     if options.league:
         return _full_training(options) if options.full_training else _league(options)
-    if options.full_training:
-        raise UserError("--full-training goes with --league")
+    if options.full_training or options.kept_search:
+        raise UserError("--full-training and --kept-search go with --league")
     if options.all:
         if options.only or options.set or options.profile != "cpu":
             raise UserError("--all runs everything; --only, --set and --profile do not go with it")
@@ -174,8 +174,9 @@ def _full_training(options: Options) -> int:
     from spcl_lib.runs.league import FULL_TRAINING
 
     _refuse_with_league(options)
-    if options.only:
-        raise UserError("--full-training has methods of its own; --only does not go with it")
+    if options.only or options.kept_search:
+        raise UserError("--full-training has methods of its own, and takes the kept search; --only "
+                        "and --kept-search do not go with it")  # fmt: skip
     keep = paths.checkout() is not None
     for dataset in [options.dataset] if options.dataset else FULL_TRAINING:
         training = FullTraining(dataset, _seeds(options), options.data_root)
@@ -194,13 +195,21 @@ def _refuse_with_league(options: Options) -> None:
 
 
 def _league(options: Options) -> int:
-    from spcl_lib.reproduce.studies import reproduce_league, show_league_plan
+    from spcl_lib.reproduce.studies import (
+        league_of_kept_search,
+        reproduce_league,
+        show_league_plan,
+    )
     from spcl_lib.runs.league import LEAGUES, SEEDS, League
 
     _refuse_with_league(options)
     keep = not options.only and paths.checkout() is not None
     for dataset in [options.dataset] if options.dataset else LEAGUES:
-        league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)
+        rest = options.seeds or SEEDS, options.data_root
+        if options.kept_search:
+            league = league_of_kept_search(dataset, options.only, *rest)
+        else:
+            league = League(dataset, options.only or (), *rest)
         if options.list:
             show_league_plan(league, _jobs(options))
         elif not reproduce_league(league, _jobs(options), keep=keep):

@@ -88,6 +88,10 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
         help="with --league: train the whole network with its best methods and the paper's",
     )  # fmt: skip
     every.add_argument(
+        "--kept-search", action="store_true",
+        help="with --league: do not search, take what the kept league's search chose; its methods",
+    )  # fmt: skip
+    every.add_argument(
         "--check", action="store_true",
         help="compare all cached files with their checksums, remove the damaged ones, and stop",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.league import LEAGUES, POOLINGS, League, Settings, finished, grid
+from spcl_lib.runs.league import LEAGUES, League, Settings, finished
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import Metrics, explain_content, read_tensors, run_folder
 from spcl_lib.system import paths
@@ -114,15 +114,16 @@ def _pooling_arguments(settings: Settings) -> dict[str, Any]:
 def _search_rows(league: League) -> list[Entry]:
     rows = []
     for method in dict.fromkeys([METHODS[m].term for m in league.methods] + league.methods):
-        tried = list(zip(grid(method, league.dataset), league.search_configs(method), strict=True))
+        tried = league.searched(method)
         if method in league.methods:
-            tried += zip(POOLINGS, league.pooling_configs(method), strict=True)
-        for settings, config in tried:
-            metrics = finished(config)
-            rows.append({
-                "method": method, **settings, "mAP": metrics["mAP"],
-                "mAP_by_pooling": metrics["mAP_by_pooling"],
-            })  # fmt: skip
+            tried += league.searched_poolings(method)
+        rows += [
+            {
+                "method": method, **settings, "mAP": found["mAP"],
+                "mAP_by_pooling": found["mAP_by_pooling"],
+            }
+            for settings, found in tried
+        ]  # fmt: skip
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from spcl_lib.analysis.ablations import (
     ablation_sentences,
@@ -29,6 +30,31 @@ from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all, load_splits
 from spcl_lib.runs.store import load_metrics
 from spcl_lib.system.errors import UserError, unknown_name
+
+
+def league_of_kept_search(
+    dataset: str, methods: Sequence[str], seeds: Sequence[int], data_root: str | Path | None
+) -> League:
+    """The league with the search of its kept reference.
+
+    The arguments are those of `League`; no methods means those of the kept league.
+
+    Raises:
+        UserError: no league is kept, or as in `League`.
+    """
+    kept = _kept_league(dataset)
+    methods = methods or list(dict.fromkeys(entry["method"] for entry in kept["final"]))
+    return League(dataset, methods, seeds, data_root, kept["search"])
+
+
+def _kept_league(dataset: str) -> dict[str, Any]:
+    kept = load_league(dataset)
+    if kept is None:
+        raise UserError(
+            f"this takes the choices of the league of '{dataset}', which is not kept; make it "
+            f"with: ./reproduce.sh --league --dataset {dataset}"
+        )
+    return kept
 
 
 def show_league_plan(league: League, jobs: int) -> None:
@@ -83,14 +109,8 @@ class FullTraining:
     """
 
     def __init__(self, dataset: str, seeds: Sequence[int], data_root: str | Path | None) -> None:
-        league = load_league(dataset)
-        if league is None:
-            raise UserError(
-                f"the full training takes the choices of the league of '{dataset}', which is not "
-                f"kept; make it with: ./reproduce.sh --league --dataset {dataset}"
-            )
-        self.league, self.data_root = league, data_root
-        best = best_of_league(league)
+        self.league, self.data_root = _kept_league(dataset), data_root
+        best = best_of_league(self.league)
         self.configs = full_training_configs(dataset, best, seeds, data_root)
 
     def show_plan(self) -> None:

@@ -13,8 +13,9 @@ This module enforces the protocol:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, PAPER_METHODS
@@ -134,6 +135,11 @@ def run_league(league: League, jobs: int) -> list[Task]:
     return []
 
 
+def _identity(row: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    """Method and settings of a row of the search, without the results."""
+    return frozenset((k, v) for k, v in row.items() if k not in ("mAP", "mAP_by_pooling"))
+
+
 class League:
     """The league of one data set: lists the next runs, and chooses settings by finished runs.
 
@@ -142,6 +148,8 @@ class League:
         methods: keys of METHODS; see `league_methods`.
         seeds: seeds of the final runs.
         data_root: see `paths.data_root`.
+        search: rows of a kept search (see `collect` in analysis/league.py). A method with a row for
+            each of its settings is not searched again.
 
     Raises:
         UserError: a name is unknown, or the data are missing.
@@ -153,12 +161,14 @@ class League:
         methods: Sequence[str] = (),
         seeds: Sequence[int] = SEEDS,
         data_root: str | Path | None = None,
+        search: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         if dataset not in LEAGUES:
             raise UserError(f"there is no league of '{dataset}'; there is of {', '.join(LEAGUES)}")
         self.dataset, self.profile = dataset, LEAGUES[dataset]
         self.methods = league_methods(dataset, methods)
         self.seeds, self.data_root = tuple(dict.fromkeys(seeds)), data_root
+        self._kept = {_identity(row): row for row in search}
         self._contents: dict[str, str] = {}  # fingerprint of the data, by `report`
         configs = [self._config("an", 0, {"report": report}) for report in ("val", "test")]
         self._contents = {c.report: identify_data(c, data_root).content for c in configs}
@@ -166,18 +176,20 @@ class League:
     def rounds(self) -> Iterable[tuple[str, list[RunConfig]]]:
         """The rounds of runs with their titles; a round needs the runs of the earlier rounds."""
         terms = dict.fromkeys(self._term_method(m) for m in self.methods)
-        yield "search: terms", [c for m in terms for c in self.search_configs(m)]
+        yield "search: terms", [c for m in terms for c in self._new_configs(m)]
         with_consistency = [m for m in self.methods if METHODS[m].consistency]
-        yield "search: consistency", [c for m in with_consistency for c in self.search_configs(m)]
-        yield "search: pooling", [c for m in self.methods for c in self.pooling_configs(m)]
+        yield "search: consistency", [c for m in with_consistency for c in self._new_configs(m)]
+        missing = [m for m in self.methods if not self._has(m, POOLINGS)]
+        yield "search: pooling", [c for m in missing for c in self.pooling_configs(m)]
         yield "final", [c for m in self.methods for c in self.final_configs(m)]
 
     def most_runs(self) -> int:
         """The number of all runs, if every method chooses another pooling than the mean."""
-        terms = {self._term_method(m) for m in self.methods}
-        searched = terms | {m for m in self.methods if METHODS[m].consistency}
-        of_method = len(POOLINGS) + 2 * len(self.seeds)
-        return SEARCHED * len(searched) + of_method * len(self.methods)
+        searched = {self._term_method(m) for m in self.methods} | set(self.methods)
+        grids = [m for m in searched if not self._has(m, grid(m, self.dataset))]
+        poolings = [m for m in self.methods if not self._has(m, POOLINGS)]
+        final = 2 * len(self.seeds) * len(self.methods)
+        return SEARCHED * len(grids) + len(POOLINGS) * len(poolings) + final
 
     def search_configs(self, method: str) -> list[RunConfig]:
         """The runs that decide the settings of a method."""
@@ -191,20 +203,32 @@ class League:
 
     def chosen_settings(self, method: str) -> Settings:
         """The best of a method's settings, by mAP on validation data."""
-        base, tried = self._base_settings(method), grid(method, self.dataset)
-        return base | self._best(tried, self.search_configs(method))
+        scores = [(found["mAP"], tried) for tried, found in self.searched(method)]
+        best = max(scores, key=lambda row: row[0])[1]
+        return self._base_settings(method) | best
 
     def chosen_pooling(self, method: str) -> tuple[Settings, str]:
         """The best poolings of a method, in training and prediction, by mAP on validation data."""
-        mean = self._search(method, self.chosen_settings(method))
+        mean = max((found for _, found in self.searched(method)), key=lambda found: found["mAP"])
         found = [
             (score, pooling, name)
-            for pooling, config in zip(({}, *POOLINGS), [mean, *self.pooling_configs(method)],
-                                       strict=True)
-            for name, score in finished(config)["mAP_by_pooling"].items()
-        ]  # fmt: skip
+            for pooling, results in [({}, mean), *self.searched_poolings(method)]
+            for name, score in results["mAP_by_pooling"].items()
+        ]
         _, pooling, name = max(found, key=lambda row: row[0])
         return pooling, name
+
+    def searched(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
+        """The tried settings of a method with the mean, and what each gave on validation data.
+
+        Raises:
+            UserError: a run of the search has not finished.
+        """
+        return self._results(method, grid(method, self.dataset), self.search_configs)
+
+    def searched_poolings(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
+        """As `searched`, for the tried poolings with the best of those settings."""
+        return self._results(method, POOLINGS, self.pooling_configs)
 
     def final_configs(self, method: str, pooling: Settings | None = None) -> list[RunConfig]:
         """The final runs of a method with one training pooling; None means all final runs."""
@@ -214,6 +238,25 @@ class League:
         settings = self.chosen_settings(method) | pooling
         return [self._config(method, seed, settings) for seed in self.seeds]
 
+    def _new_configs(self, method: str) -> list[RunConfig]:
+        return [] if self._has(method, grid(method, self.dataset)) else self.search_configs(method)
+
+    def _has(self, method: str, tried: Iterable[Settings]) -> bool:
+        """Whether the kept search has these settings of a method, and all that they rest on."""
+        grids = [(m, s) for m in (self._term_method(method), method) for s in grid(m, self.dataset)]
+        rows = [*grids, *((method, settings) for settings in tried)]
+        return all(_identity({"method": m, **settings}) in self._kept for m, settings in rows)
+
+    def _results(
+        self,
+        method: str,
+        tried: Sequence[Settings],
+        configs_of: Callable[[str], list[RunConfig]],
+    ) -> list[tuple[Settings, Mapping[str, Any]]]:
+        if self._has(method, tried):
+            return [(s, self._kept[_identity({"method": method, **s})]) for s in tried]
+        return [(s, finished(c)) for s, c in zip(tried, configs_of(method), strict=True)]
+
     def _base_settings(self, method: str) -> Settings:
         """The settings that a method takes from the search of its term."""
         term = self._term_method(method)
@@ -221,10 +264,6 @@ class League:
 
     def _term_method(self, method: str) -> str:
         return METHODS[method].term
-
-    def _best(self, tried: Sequence[Settings], configs: Sequence[RunConfig]) -> Settings:
-        scores = [finished(config)["mAP"] for config in configs]
-        return tried[scores.index(max(scores))]
 
     def _search(self, method: str, settings: Settings) -> RunConfig:
         return self._config(method, 0, {**settings, "report": "val"})

@@ -1,6 +1,7 @@
 """The league: the same search for every method, choices on validation data, honest intervals."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -108,6 +109,37 @@ def test_the_cost_is_told_before_the_start(small, capsys):
     assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 60
     studies.show_league_plan(small, 2)
     assert "to do" not in capsys.readouterr().out
+
+
+def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch):
+    finish_rounds(small, lambda c: 50.0 + 5 * (c.lr == 4e-3) + (c.pooling == "top"))
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "kept")
+    monkeypatch.setattr(tables, "LEAGUES", {"scenes": "smoke"})
+    tables.save_league(tables.collect(small, resamples=2))
+    shutil.rmtree(paths.results())
+    again = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
+    assert again.methods == small.methods and again.most_runs() == 5 * 2 * 3
+    *searches, (_, final) = again.rounds()
+    assert [configs for _, configs in searches] == [[], [], []]
+    assert {(c.lr, c.pooling) for c in final if c.method == "gr"} == {(4e-3, "mean"), (4e-3, "top")}
+    finish_rounds(again)
+    assert tables.collect(again, resamples=2)["search"] == tables.load_league("scenes")["search"]
+
+
+def test_what_rests_on_a_term_that_is_not_kept_is_searched_again(small, tmp_path, monkeypatch):
+    finish_rounds(small)
+    rows = tables.collect(small, resamples=2)["search"]
+    known = [row for row in rows if row.get("lr") != 4e-3 or row["method"] != "gr"]
+    again = League("scenes", ["gr_scl", "ren"], SEEDS, search=known)
+    titles = {title: {c.method for c in configs} for title, configs in again.rounds()}
+    assert titles == {"search: terms": {"gr"}, "search: consistency": {"gr_scl"},
+                      "search: pooling": {"gr_scl"}, "final": {"gr_scl", "ren"}}  # fmt: skip
+
+
+def test_without_a_kept_league_its_search_is_refused(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
+    with pytest.raises(UserError, match="league of 'scenes', which is not kept"):
+        studies.league_of_kept_search("scenes", (), SEEDS, None)
 
 
 def test_a_data_set_without_a_league_is_refused(results):
