@@ -148,7 +148,7 @@ def _reproduce(options: Options) -> int:
     if options.league:
         return _full_training(options) if options.full_training else _league(options)
     if options.full_training or options.kept_search:
-        raise UserError("--full-training and --kept-search go with --league")
+        raise UserError("--kept-search and --full-training go with --league")
     if options.all:
         if options.only or options.set or options.profile != "cpu":
             raise UserError("--all runs everything; --only, --set and --profile do not go with it")
@@ -175,8 +175,8 @@ def _full_training(options: Options) -> int:
 
     _refuse_with_league(options)
     if options.only or options.kept_search:
-        raise UserError("--full-training has methods of its own, and takes the kept search; --only "
-                        "and --kept-search do not go with it")  # fmt: skip
+        raise UserError("--full-training has methods of its own, with the kept search; "
+                        "neither --kept-search nor --only goes with it")  # fmt: skip
     keep = paths.checkout() is not None
     for dataset in [options.dataset] if options.dataset else FULL_TRAINING:
         training = FullTraining(dataset, _seeds(options), options.data_root)

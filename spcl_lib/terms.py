@@ -49,6 +49,8 @@ class MethodSettings:
         rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
         robustness: r of REN, in (0, 1]; 1 forgives wrong negatives most.
         prior_weight: weight of the class priors (Crisp's loss) in REN.
+        hidden_share: REN counts each unknown label as a positive with this share of
+            (k - 1) / (C - 1), the probability that k promises.
         pseudo_least: lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7
             (0.4 on VOC, 0.5 on COCO in the published code).
         count_weight: weight of GPR's penalty for a wrong number of positives (0.05 on VOC, 0.001
@@ -74,6 +76,7 @@ class MethodSettings:
     rejected: float = 0.2
     robustness: float = 1.0
     prior_weight: float = 1.0
+    hidden_share: float = 0.0
     pseudo_least: float = 0.4
     count_weight: float = 0.05
     asset_weight: float = 1.0
@@ -182,14 +185,15 @@ def _asset(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
 
 def _robust_expected_negative(logits: Tensor, labels: Tensor, step: Step) -> Tensor:
     """REN; from `start` on with Crisp's loss, which tells how frequent each class is."""
-    threshold = step.tables["threshold"].to(logits.device)
+    threshold, s = step.tables["threshold"].to(logits.device), step.settings
+    hidden = s.hidden_share * (s.expected_positives - 1) / max(1, logits.shape[1] - 1)
     loss = losses.robust_expected_negative(
-        logits, labels, step.presence, threshold, step.settings.robustness
+        logits, labels, step.presence, threshold, s.robustness, min(hidden, 0.5)
     )
-    if step.epoch < step.settings.start:
+    if step.epoch < s.start:
         return loss
     priors = step.tables["priors"].to(logits)
-    return loss + step.settings.prior_weight * losses.crisp(logits, labels, priors)
+    return loss + s.prior_weight * losses.crisp(logits, labels, priors)
 
 
 def _reject_large(logits: Tensor, labels: Tensor, step: Step) -> Tensor:

@@ -110,7 +110,7 @@ PRESENCE = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().man
 THRESHOLD = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
 
 
-def ren(logits, labels, r=0.7):
+def ren(logits, labels, r=0.7, hidden=0.0):
     total = weights = 0.0
     labelled = zip(
         each(logits, labels), PRESENCE.flatten().tolist(), B * THRESHOLD.tolist(), strict=True
@@ -118,7 +118,8 @@ def ren(logits, labels, r=0.7):
     for (_, p, z), q, t in labelled:
         odds = [math.log(x / (1 - x)) for x in (q, t)]
         w = 1 if z else 1 / (1 + math.exp(2 * (odds[0] - odds[1])))
-        total += w * (-math.log(p) if z else (1 - (1 - p) ** r) / r)
+        n = (1 - hidden) * (1 - (1 - p) ** r) / r - hidden * math.log(p)
+        total += w * (-math.log(p) if z else n)
         weights += w
     return total / weights
 
@@ -138,6 +139,10 @@ CASES = {
     "asset": (lambda s, z: losses.asset_regularisation(s, z, AVERAGES, 0.7), asset),
     "ren": (
         lambda s, z: losses.robust_expected_negative(s, z, PRESENCE, THRESHOLD, 0.7), ren,
+    ),
+    "ren, hidden positives": (
+        lambda s, z: losses.robust_expected_negative(s, z, PRESENCE, THRESHOLD, 0.7, 0.2),
+        lambda s, z: ren(s, z, hidden=0.2),
     ),
     "crisp": (lambda s, z: losses.crisp(s, z, torch.tensor([0.3, 0.5, 0.1, 0.2]).to(s)), crisp),
 }  # fmt: skip
@@ -482,6 +487,22 @@ def test_ren_leaves_out_what_is_surely_there_and_is_near_bce_with_little_robustn
     logits, labels = batch()
     loss = losses.robust_expected_negative(logits, labels, None, THRESHOLD, 1e-3)
     assert loss.item() == pytest.approx(losses.assume_negative(logits, labels).item(), rel=0.01)
+
+
+def test_ren_with_hidden_positives_lets_p_rest_at_their_odds():
+    logits = torch.tensor([[0.2 / 0.8]]).logit().requires_grad_()
+    none = torch.zeros(1, 1)
+    losses.robust_expected_negative(logits, none, None, torch.rand(1), 1.0, 0.2).backward()
+    assert logits.grad.abs().item() < 1e-6
+
+
+def test_the_share_of_hidden_positives_follows_from_the_expected_number():
+    labels, logits = torch.eye(4)[:2], torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    settings = MethodSettings(expected_positives=2.5, hidden_share=0.4)
+    method = Method("ren", 2, 4, settings, labels=labels)
+    found = method.loss(logits[..., None, None], labels, torch.arange(2), Views.whole(2), 0)
+    expected = losses.robust_expected_negative(logits, labels, None, torch.rand(4), 1.0, 0.2)
+    assert found.item() == pytest.approx(expected.item())
 
 
 def test_ren_forgives_a_negative_that_the_network_is_sure_of():

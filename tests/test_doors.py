@@ -305,6 +305,8 @@ def test_ignored_labels_must_be_bool(dtype):
         (lambda: losses.weak_negatives(LOGITS[:, :1], LABELS[:, :1]), "two classes or more"),
         (lambda: losses.robust_expected_negative(LOGITS, LABELS, None, torch.rand(C), 0),
          "robustness must be in"),
+        (lambda: losses.robust_expected_negative(LOGITS, LABELS, None, torch.rand(C), 1, 1.0),
+         "hidden must be in"),
         (lambda: model.autocast(torch.device("cpu"), "float16"), "unknown amp 'float16'"),
         (lambda: model.autocast("cpu", "off"), "device must be a torch.device"),
         (lambda: losses.first_averages(LABELS, ""), "seed must be a whole number"),

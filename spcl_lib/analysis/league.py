@@ -20,7 +20,7 @@ from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.league import LEAGUES, League, Settings, finished
+from spcl_lib.runs.league import LEAGUES, League, Settings, finished, shared_settings
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import Metrics, explain_content, read_tensors, run_folder
 from spcl_lib.system import paths
@@ -47,9 +47,9 @@ def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
         resamples: number of bootstrap resamples.
 
     Returns:
-        "dataset", "profile", "machine" and other facts. "search": every tried setting with its mAP
-        on validation data. "final": for every method one entry with the mean, and one with the
-        chosen poolings if these differ from the mean.
+        "dataset", "profile", "shared" settings, "machine" and other facts. "search": every tried
+        setting with its mAP on validation data. "final": for every method one entry with the mean,
+        and one with the chosen poolings if these differ from the mean.
 
     Raises:
         UserError: a run has not finished.
@@ -66,7 +66,8 @@ def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
     _add_intervals(entries, draws)
     first = finished(league.final_configs("an", {})[0])
     return {
-        "dataset": league.dataset, "profile": league.profile, "machine": first["machine"],
+        "dataset": league.dataset, "profile": league.profile,
+        "shared": shared_settings(league.dataset), "machine": first["machine"],
         "seeds": list(league.seeds), "report_images": len(report),
         "train_images": first["train_images"], "search": _search_rows(league), "final": entries,
     }  # fmt: skip

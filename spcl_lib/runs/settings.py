@@ -222,7 +222,7 @@ def _check(values: Mapping[str, object]) -> None:
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
         "label_seed": (0, 2**31), "snapshots": (0, 10**9), "smoothing": (0, 0.5),
         "entropy_weight": (0, 1e6), "pseudo_weight": (0, 1e6), "rejected": (0, 100),
-        "robustness": (1e-3, 1), "prior_weight": (0, 1e6),
+        "robustness": (1e-3, 1), "prior_weight": (0, 1e6), "hidden_share": (0, 100),
         "pseudo_least": (0, 0.7), "count_weight": (0, 1e6), "asset_weight": (0, 1e6),
         "asset_step": (0, 1),
     }  # fmt: skip

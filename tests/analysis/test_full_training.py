@@ -115,8 +115,10 @@ def test_the_kept_file_has_every_method_with_as_many_scores_as_seeds():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--full-training"], "--full-training goes with --league"),
-        (["--league", "--full-training", "--only", "an"], "--only does not go with it"),
+        (["--full-training"], "--full-training go with --league"),
+        (["--league", "--full-training", "--only", "an"], "nor --only goes with it"),
+        (["--league", "--full-training", "--kept-search"], "neither --kept-search"),
+        (["--kept-search"], "go with --league"),
         (["--league", "--full-training", "--dataset", "coco18"], "no full training of 'coco18'"),
     ],
 )

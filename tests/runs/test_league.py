@@ -76,14 +76,15 @@ def test_choices_are_made_on_validation_data_with_one_seed(small):
 
 def test_the_best_settings_and_poolings_are_taken(small):
     def score_of(config):
-        score = 50.0 + 5 * (config.settings.prior_weight == 0.5)
+        score = 50.0 + 5 * (config.settings.hidden_share == 0.5)
         score += 3 * (config.settings.weight == 0.1 and config.method == "gr_scl")
-        return score + 2 * (config.lr == 4e-3) + (config.pooling == "top")
+        return score + 2 * (config.lr == 8e-3) + (config.pooling == "top")
 
     finish_rounds(small, score_of)
-    assert small.chosen_settings("ren") == {"prior_weight": 0.5}
-    assert small.chosen_settings("gr") == {"lr": 4e-3}
-    assert small.chosen_settings("gr_scl") == {"lr": 4e-3, "weight": 0.1}
+    chosen = {"lr": 4e-3, "prior_weight": 1.0, "hidden_share": 0.5}
+    assert small.chosen_settings("ren") == chosen
+    assert small.chosen_settings("gr") == {"lr": 8e-3}
+    assert small.chosen_settings("gr_scl") == {"lr": 8e-3, "weight": 0.1}
     assert small.chosen_pooling("gr") == ({"pooling": "top"}, "mean")
     finals = {(c.seed, c.pooling) for c in small.final_configs("gr_scl")}
     assert finals == {(0, "mean"), (1, "mean"), (0, "top"), (1, "top")}
@@ -112,7 +113,7 @@ def test_the_cost_is_told_before_the_start(small, capsys):
 
 
 def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch):
-    finish_rounds(small, lambda c: 50.0 + 5 * (c.lr == 4e-3) + (c.pooling == "top"))
+    finish_rounds(small, lambda c: 50.0 + 5 * (c.lr == 8e-3) + (c.pooling == "top"))
     monkeypatch.setattr(paths, "reference", lambda: tmp_path / "kept")
     monkeypatch.setattr(tables, "LEAGUES", {"scenes": "smoke"})
     tables.save_league(tables.collect(small, resamples=2))
@@ -121,15 +122,18 @@ def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch)
     assert again.methods == small.methods and again.most_runs() == 5 * 2 * 3
     *searches, (_, final) = again.rounds()
     assert [configs for _, configs in searches] == [[], [], []]
-    assert {(c.lr, c.pooling) for c in final if c.method == "gr"} == {(4e-3, "mean"), (4e-3, "top")}
+    assert {(c.lr, c.pooling) for c in final if c.method == "gr"} == {(8e-3, "mean"), (8e-3, "top")}
     finish_rounds(again)
     assert tables.collect(again, resamples=2)["search"] == tables.load_league("scenes")["search"]
+    monkeypatch.setattr(league, "SHARED", {"scenes": {"lr": 1e-3}})
+    other = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
+    assert other.most_runs() == 60 + 2 * 5, "the search was with another rate"
 
 
 def test_what_rests_on_a_term_that_is_not_kept_is_searched_again(small, tmp_path, monkeypatch):
     finish_rounds(small)
     rows = tables.collect(small, resamples=2)["search"]
-    known = [row for row in rows if row.get("lr") != 4e-3 or row["method"] != "gr"]
+    known = [row for row in rows if row.get("lr") != 8e-3 or row["method"] != "gr"]
     again = League("scenes", ["gr_scl", "ren"], SEEDS, search=known)
     titles = {title: {c.method for c in configs} for title, configs in again.rounds()}
     assert titles == {"search: terms": {"gr"}, "search: consistency": {"gr_scl"},

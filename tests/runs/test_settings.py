@@ -104,8 +104,9 @@ def test_the_methods_get_the_settings_of_the_configuration():
               "bank_size": 9, "bank_dtype": "float16", "bank_classes": 3, "expected_positives": 2.5,
               "expected_count": "estimated", "smoothing": 0.05,
               "entropy_weight": 0.3, "pseudo_weight": 0.4,
-              "rejected": 0.1, "robustness": 0.6, "prior_weight": 2.0, "pseudo_least": 0.3,
-              "count_weight": 0.2, "asset_weight": 0.5, "asset_step": 0.2}  # fmt: skip
+              "rejected": 0.1, "robustness": 0.6, "prior_weight": 2.0, "hidden_share": 0.7,
+              "pseudo_least": 0.3, "count_weight": 0.2, "asset_weight": 0.5,
+              "asset_step": 0.2}  # fmt: skip
     assert set(values) == {field.name for field in dataclasses.fields(MethodSettings)}
     config = make_config("scenes", "scl", overrides=values)
     assert config.settings == MethodSettings(**values)
