@@ -456,7 +456,8 @@ def _bench(options: Options) -> int:
 def _download(options: Options) -> int:
     from spcl_lib.data.download import download
 
-    print(download(options.dataset, paths.data_root(options.data_root, options.dataset)))
+    root = paths.data_root(options.data_root, f"the data set '{options.dataset}'")
+    print(download(options.dataset, root))
     return 0
 
 

@@ -399,6 +399,12 @@ def test_apl_gives_pseudo_labels_to_the_lowest_predictions_of_every_class_until_
     assert torch.equal(pseudo[given], predictions[given])
 
 
+def test_apl_takes_predictions_and_pseudo_labels_of_different_types():
+    pseudo, labels = torch.full((4, 1), torch.nan, dtype=torch.float16), torch.zeros(4, 1)
+    losses.add_pseudo_labels(pseudo, torch.full((4, 1), 0.25), labels, 1)
+    assert pseudo.nan_to_num(0).sum() == 0.75
+
+
 def test_apl_weighs_pseudo_labels_and_keeps_em_for_the_rest():
     logits, labels = batch()
     pseudo = torch.full((B, C), torch.nan, dtype=torch.float64)

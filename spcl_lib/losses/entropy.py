@@ -65,4 +65,4 @@ def add_pseudo_labels(
         count = int(0.9 * int(unknown[:, c].sum()) / max(1, epochs_left))
         free = (unknown[:, c] & pseudo[:, c].isnan()).nonzero().flatten()
         lowest = free[predictions[free, c].argsort()[:count]]
-        pseudo[lowest, c] = predictions[lowest, c]
+        pseudo[lowest, c] = predictions[lowest, c].to(pseudo)

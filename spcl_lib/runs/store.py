@@ -164,6 +164,7 @@ def load_metrics(config: RunConfig) -> Metrics | None:
     file = run_folder(config) / "metrics.json"
     try:
         metrics = _read(file)
+        metrics["mAP"], metrics["classes"]
         return metrics if _DEFAULTS | metrics["config"] == config.flat() else None
     except OSError:
         return None

@@ -96,6 +96,12 @@ def test_without_https_the_archive_comes_by_http(spcl, server, root):
     assert [address.partition(":")[0] for address in server.asked] == ["https", "http"]
 
 
+def test_a_data_set_of_thousands_of_characters_is_named_in_part(spcl, tmp_path):
+    outcome = spcl("download", "--dataset", "9" * 5000, "--data-root", tmp_path / "none")
+    assert outcome.status == 2 and "none' does not exist" in outcome.err
+    assert len(outcome.err) < 1500
+
+
 def test_another_archive_than_the_known_one_is_not_unpacked(spcl, server, root, monkeypatch):
     monkeypatch.setattr(download, "_ARCHIVES", REAL)
     monkeypatch.setattr(tarfile, "open", lambda *given: pytest.fail("it was opened"))

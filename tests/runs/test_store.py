@@ -74,7 +74,8 @@ def test_a_run_of_another_version_has_a_row(results):
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-5], lambda text: text.replace("50", "51"),
-                                    lambda text: "[" * 50_000])  # fmt: skip
+                                    lambda text: "[" * 50_000,
+                                    lambda text: f'{{"config": {text}}}'])  # fmt: skip
 def test_damaged_metrics_do_not_count_and_are_named_once(damage, results, capsys):
     folder = write_run(50)
     file, config = folder / "metrics.json", read_metrics(folder)[0]
