@@ -47,7 +47,7 @@ _GRIDS: dict[str, tuple[Settings, ...]] = {
     "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
     "ren": tuple(
         {"prior_weight": w, "hidden_share": h, "robustness": r}
-        for w, h, r in ((0.5, 0.0, 0.7), (1.0, 0.0, 0.7), (1.0, 0.5, 1.0), (0.0, 1.0, 1.0))
+        for w, h, r in ((0.5, 0.0, 0.7), (1.0, 0.5, 0.7), (1.0, 0.5, 1.0), (0.0, 1.0, 1.0))
     ),
     "gpr": tuple(
         {"count_weight": w, "pseudo_least": least} for w in (0.001, 0.05) for least in (0.2, 0.4)

@@ -81,7 +81,7 @@ def test_the_best_settings_and_poolings_are_taken(small):
         return score + 2 * (config.lr == 8e-3) + (config.pooling == "top")
 
     finish_rounds(small, score_of)
-    chosen = {"lr": 4e-3, "prior_weight": 1.0, "hidden_share": 0.5, "robustness": 1.0}
+    chosen = {"lr": 4e-3, "prior_weight": 1.0, "hidden_share": 0.5, "robustness": 0.7}
     assert small.chosen_settings("ren") == chosen
     assert small.chosen_settings("gr") == {"lr": 8e-3}
     assert small.chosen_settings("gr_scl") == {"lr": 8e-3, "weight": 0.1}
