@@ -24,7 +24,8 @@ Three sizes; each prints its whole cost before it starts:
   (no option)        the main job: 7 methods x 3 seeds on the embedded scenes; no download
   --all              every experiment of every data set that is below the data root
   --league           every loss of every paper with the same search (scenes, voc2007, coco18); hours
-                     (then --full-training --dataset voc2007: its best with the whole network)
+                     (with --kept-search: the kept search's choices, the final runs only, half the
+                     cost; with --full-training --dataset voc2007: its best with the whole network)
 Options:
   --list             show the plan: every step, what is finished, what the rest costs
   --dataset NAME     scenes, voc2007, ...

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from spcl_lib.analysis.league import Resamples
+from spcl_lib.analysis.bootstrap import Resamples, interval_of
 from spcl_lib.analysis.statistics import mean, mean_and_spread
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.splits import list_report
@@ -69,7 +67,7 @@ def compare(folders: Sequence[Path], data_root: str | Path | None = None) -> lis
         usual = usual or (mean(maps), drawn)
         difference, interval = "", ""
         if drawn is not usual[1]:
-            ends = torch.quantile(drawn - usual[1], torch.tensor([0.025, 0.975])).tolist()
+            ends = interval_of(drawn - usual[1])
             difference = f"{mean(maps) - usual[0]:+.1f}"
             interval = f"{ends[0]:+.1f} to {ends[1]:+.1f}"
         f1 = [_f1(members, name) for name in ("OF1", "CF1")]

@@ -1,20 +1,15 @@
-"""The league's table: a small reference file from finished runs, and the rows from this file.
-
-Intervals are paired. Every resample draws images (with replacement) and seeds once, and both
-compared methods use the same draw.
-"""
+"""The league's table: a small reference file from finished runs, and the rows from this file."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
+from spcl_lib.analysis.bootstrap import Resamples, interval_of
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
@@ -24,7 +19,6 @@ from spcl_lib.runs.league import LEAGUES, League, Settings, finished, shared_set
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import Metrics, explain_content, read_tensors, run_folder
 from spcl_lib.system import paths
-from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.shapes import require_tensor
 
 if TYPE_CHECKING:
@@ -85,6 +79,10 @@ def _final_entry(
         "method": method, "pooling": trained, "predicts": predicts,
         "settings": league.chosen_settings(method),
         "mAP": [run["mAP_by_pooling"][predicts] for run in runs],
+        "mAP_by_pooling": {
+            name: mean([run["mAP_by_pooling"][name] for run in runs])
+            for name in runs[0]["mAP_by_pooling"]
+        },
         "OF1": mean([run["at_threshold"]["OF1"] for run in runs]),
         "CF1": mean([run["at_threshold"]["CF1"] for run in runs]),
         "OF1_at_0.5": mean([run["at_0.5"]["OF1"] for run in runs]),
@@ -159,50 +157,6 @@ def leagues() -> dict[str, dict[str, Any]]:
 # --- intervals ------------------------------------------------------------------------------------
 
 
-class Resamples:
-    """Bootstrap resamples of images and seeds, the same for all methods.
-
-    Args:
-        labels: (N, C) bool.
-        ignored: (N, C) bool or None.
-        seeds: number of seeds of every method.
-        count: number of resamples.
-    """
-
-    def __init__(self, labels: Tensor, ignored: Tensor | None, seeds: int, count: int) -> None:
-        generator = keyed_generator("bootstrap", count)
-        drawn = torch.randint(len(labels), (count, len(labels)), generator=generator)
-        self.weights = torch.zeros(count, len(labels)).scatter_add_(
-            1, drawn, torch.ones_like(drawn, dtype=torch.float32)
-        )
-        self.seeds = torch.randint(seeds, (count, seeds), generator=generator)
-        self.labels, self.ignored = labels, ignored
-
-    def mean_average_precisions(self, scores: Sequence[Tensor]) -> Tensor:
-        """The mAP of a method on every resample, the mean over its seeds: (count,), in percent.
-
-        Args:
-            scores: for every seed (N, C).
-        """
-        by_seed = torch.stack([self._of_seed(s) for s in scores], 1)  # (count, seeds)
-        return by_seed.gather(1, self.seeds).mean(1)
-
-    def _of_seed(self, scores: Tensor) -> Tensor:
-        """(count,) mAP of one seed; images with equal scores keep their order."""
-        found = torch.empty(len(self.weights), scores.shape[1])
-        for c in range(scores.shape[1]):
-            order = scores[:, c].argsort(descending=True, stable=True)
-            weight = self.weights[:, order]  # (count, N)
-            if self.ignored is not None:
-                weight = weight * ~self.ignored[order, c]
-            positive = self.labels[order, c].nonzero().flatten()
-            ranks = weight.cumsum(1)[:, positive]
-            hit = weight[:, positive]
-            hits = hit.cumsum(1)
-            found[:, c] = (hit * hits / ranks.clamp(min=1)).sum(1) / hits[:, -1]
-        return 100 * found.nanmean(1)
-
-
 def _add_intervals(entries: list[Entry], draws: dict[tuple[str, str, str], Tensor]) -> None:
     """Adds the intervals of the differences to AN and to the best competitor to every entry.
 
@@ -227,8 +181,7 @@ def _interval(
     """Ends of the 95 % interval of a difference in mAP; None if there is no other entry."""
     if other not in draws or other == _key(entry):
         return None
-    difference = draws[_key(entry)] - draws[other]
-    return torch.quantile(difference, torch.tensor([0.025, 0.975])).tolist()
+    return interval_of(draws[_key(entry)] - draws[other])
 
 
 # --- showing --------------------------------------------------------------------------------------
@@ -332,16 +285,23 @@ def consistency_gains(content: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("term").sort_values("gain", ascending=False)
 
 
-def pooling_scores(content: dict[str, Any]) -> pd.DataFrame:
+def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame:
     """The mAP of each method (rows) with each pooling in prediction (columns).
 
-    The networks are trained with the mean and the method's best settings, with seed 0. The data are
-    validation data.
+    The networks are trained with the mean and the method's best settings.
+
+    Args:
+        content: the result of `load_league`.
+        final: False: validation data, seed 0. True: the final data, the mean over seeds, without
+            the methods whose kept runs are too old to have it.
     """
     import pandas as pd
 
     best: dict[str, Entry] = {}
-    for row in content["search"]:
+    if final:
+        entries = entries_of(content, False)
+        best = {m: entry for m, entry in entries.items() if "mAP_by_pooling" in entry}
+    for row in () if final else content["search"]:
         if "pooling" not in row and row["mAP"] > best.get(row["method"], {"mAP": 0.0})["mAP"]:
             best[row["method"]] = row
     rows = {title_of(method): row["mAP_by_pooling"] for method, row in best.items()}
@@ -373,6 +333,24 @@ def league_sentences(content: dict[str, Any]) -> list[str]:
                 f"{len(ranked)}: {_against(entries['en_scl'])}"
             )
     return [*sentences, _consistency_sentence(content)]
+
+
+def same_pooling_sentence(content: dict[str, Any]) -> str:
+    """Which pooling in prediction is best on the final data, and who is first if all use it.
+
+    Args:
+        content: the result of `load_league`.
+    """
+    scores = pooling_scores(content, final=True)
+    pooling = scores.idxmax(axis=1).mode()[0]
+    column = scores[pooling]
+    first, second = column.drop("Full").nlargest(2).index
+    share = (column[first] - column["AN"]) / (column["Full"] - column["AN"])
+    return (
+        f"{(scores.idxmax(axis=1) == pooling).sum()} of {len(scores)} methods are best with "
+        f"{pooling} in prediction. With it for all, {first} is first: {column[first]:.1f} mAP, "
+        f"{100 * share:.0f} % of the gap between AN and Full. {second} has {column[second]:.1f}."
+    )
 
 
 def _against(entry: Entry) -> str:

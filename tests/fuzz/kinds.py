@@ -24,6 +24,7 @@ from small_voc import voc_ids, write_annotations, write_lists
 from spcl_lib import Predictor
 from spcl_lib.analysis import ablations, league, measurement_sentences, measurement_tables, report
 from spcl_lib.analysis import results as tables
+from spcl_lib.analysis.bootstrap import Resamples
 from spcl_lib.analysis.measurement_files import load_measurements
 from spcl_lib.data.coco import list_coco
 from spcl_lib.data.folder import list_folder_splits
@@ -320,7 +321,7 @@ def intervals_of(folder):
     config = run.identify_data(photos_config(snapshots=2), folder / "photos")
     entry, scores = league._final_entry(OneRun(config), "en_scl", {}, "mean")
     labels = torch.eye(2, dtype=torch.bool)[[0, 1, 0]]
-    means = league.Resamples(labels, None, 1, 3).mean_average_precisions(scores)
+    means = Resamples(labels, None, 1, 3).mean_average_precisions(scores)
     assert means.isfinite().all()
     return means.numpy().tobytes(), entry["mAP"]
 

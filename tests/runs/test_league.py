@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from spcl_lib.analysis import league as tables
+from spcl_lib.analysis.bootstrap import Resamples, interval_of
 from spcl_lib.analysis.report import fill_tables
 from spcl_lib.evaluate import mean_average_precision
 from spcl_lib.methods import METHODS
@@ -171,6 +172,11 @@ def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
     gains = tables.consistency_gains(kept)
     assert gains.loc["GR", "gain"] == pytest.approx(0)
     assert tables.pooling_scores(kept).loc["GR", "lse:0.3"] == pytest.approx(49)
+    assert tables.pooling_scores(kept, final=True).loc["GR"].tolist() == [50.5, 49.5]
+    assert "5 of 5 methods are best with mean" in tables.same_pooling_sentence(kept)
+    assert "50 % of the gap" in tables.same_pooling_sentence(kept)
+    del kept["final"][0]["mAP_by_pooling"]  # of an earlier commit
+    assert len(tables.pooling_scores(kept, final=True)) == 4
     readme = fill_tables("a\n<!-- leagues -->\n<!-- end -->\nb")
     assert "| GR | competitor | 50.5 (50 %) | 50.5 (50 %) |" in readme and readme.endswith("\nb")
     both = tables.leagues_side_by_side({"scenes": kept, "few": kept | {"final": [
@@ -206,7 +212,7 @@ def test_resampled_map_is_that_of_the_images_drawn():
     labels = torch.rand(40, 3, generator=generator) < 0.3
     ignored = torch.rand(40, 3, generator=generator) < 0.1
     scores = [torch.rand(40, 3, generator=generator) for _ in range(2)]
-    made = tables.Resamples(labels & ~ignored, ignored, 2, 5)
+    made = Resamples(labels & ~ignored, ignored, 2, 5)
     found = made.mean_average_precisions(scores)
     for i, weight in enumerate(made.weights):
         rows = torch.arange(40).repeat_interleave(weight.long())
@@ -223,6 +229,6 @@ def test_a_better_method_has_an_interval_above_zero():
     generator = torch.Generator().manual_seed(0)
     labels = torch.rand(300, 4, generator=generator) < 0.3
     good, bad = (labels * s + torch.randn(300, 4, generator=generator) for s in (3.0, 0.5))
-    made = tables.Resamples(labels, None, 1, 200)
+    made = Resamples(labels, None, 1, 200)
     difference = made.mean_average_precisions([good]) - made.mean_average_precisions([bad])
-    assert torch.quantile(difference, 0.025) > 0
+    assert interval_of(difference)[0] > 0
