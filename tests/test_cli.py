@@ -412,6 +412,26 @@ def test_a_full_disk_in_the_middle_is_one_message_and_costs_no_more_than_a_check
     assert spcl(*RUN, "--method", "an", **tiny).status == 0
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["Python", "GPU", "torch"],
+)  # fmt: skip
+def test_too_little_memory_is_one_line_with_what_needs_less(
+    error, spcl, results, tiny, monkeypatch
+):
+    def fail(*given):
+        raise error
+
+    monkeypatch.setattr(run, "train", fail)
+    outcome = spcl(*RUN, "--method", "an", **tiny)
+    assert outcome.status == 2 and "Traceback" not in outcome.err
+    assert "Cannot allocate memory. Smaller images" in outcome.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "summary.csv"])
 def test_a_disk_that_is_full_at_the_very_end_is_one_message_and_the_training_is_kept(
     name, spcl, results, tiny, monkeypatch

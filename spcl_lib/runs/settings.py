@@ -215,6 +215,7 @@ def _check(values: Mapping[str, object]) -> None:
             f"{values['eval_side']} and {values['crop_side']}"
         )
     limits = {
+        **dict.fromkeys(("image_side", "crop_side", "eval_side"), (1, 2**14)),
         "ratio_max": (1, 10), "flip": (0, 1), "warmup": (0, 1), "momentum": (0, 0.9999),
         "weight": (0, 1e6), "start": (0, 10**6), "ramp": (0, 1e6),
         "bank_size": (1, 1024), "bank_classes": (0, 10**6), "frozen": (0, 1000), "dilation": (1, 2),

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from spcl_lib.system.files import parse_json, read_list
+from spcl_lib.system.files import is_out_of_memory, parse_json, read_list
 
 
 class DamagedError(Exception):
@@ -186,8 +186,7 @@ def _sum_of_json(content: Mapping[str, Any], varying: Collection[str]) -> str:
 
 def raise_if_sound(error: Exception) -> None:
     """Raises an error again that says nothing against the file: no permission, or no memory."""
-    no_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-    if no_memory or isinstance(error, PermissionError | FileNotFoundError):
+    if is_out_of_memory(error) or isinstance(error, PermissionError | FileNotFoundError):
         raise error
 
 

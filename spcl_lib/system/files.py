@@ -216,12 +216,13 @@ _REFUSALS = _FULL | {
     errno.ENOTDIR: _MIXED_UP, errno.EEXIST: _MIXED_UP, errno.EISDIR: _MIXED_UP,
     errno.ENAMETOOLONG: "A shorter path is needed",
     errno.ELOOP: "A link there leads back to itself",
+    errno.ENOMEM: "Smaller images (image_side, crop_side, eval_side) or a smaller batch need less",
 }  # fmt: skip
 
 
 @contextlib.contextmanager
 def explain_refusals(path: Path | None = None) -> Iterator[None]:
-    """Turns a refusal of the system in the block (disk full, not allowed) into a UserError.
+    """Turns a refusal of the system (disk full, not allowed, no memory) into a UserError.
 
     Args:
         path: the file that the block writes; the message names it unless the system names another.
@@ -242,6 +243,12 @@ def explain_refusals(path: Path | None = None) -> Iterator[None]:
         raise UserError(_explanation(number, path)) from error
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory, also that of a GPU, did not suffice."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
+
+
 def is_disk_full(error: OSError) -> bool:
     """Whether the system refused because no space is left."""
     return error.errno in _FULL and error.errno != errno.EFBIG
@@ -251,6 +258,8 @@ def _refusal(error: BaseException | None) -> tuple[int | None, Path | None]:
     """The system's error number and the path that it names; each is None if it is unknown."""
     if isinstance(error, OSError):
         return error.errno, Path(os.fsdecode(error.filename)) if error.filename else None
+    if error is not None and is_out_of_memory(error):
+        return errno.ENOMEM, None
     while error is not None:  # torch raises errors of its own, and safetensors quotes the number
         quoted = re.search(r"\(os error (\d+)\)", str(error))
         number = error.errno if isinstance(error, OSError) else quoted and int(quoted[1])

@@ -41,6 +41,7 @@ from spcl_lib.runs.snapshots import load_snapshots
 from spcl_lib.runs.thresholds import read_thresholds, write_thresholds
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import explain_refusals
 from spcl_lib.system.weights import load_weights, save_tensors
 
 SIDE = 16
@@ -348,7 +349,8 @@ def summary_of(folder):
 def settings_of(folder):
     file = run_of(folder) / "config.json"
     config, root = store.read_config(file)
-    with contextlib.suppress(Endless, UserError):  # the settings are valid, but fit no data
+    # The settings are valid, but may fit neither data nor memory.
+    with contextlib.suppress(Endless, UserError), explain_refusals():
         run.run(config, root)
 
 

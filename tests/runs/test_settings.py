@@ -143,7 +143,8 @@ def test_a_wrong_type_is_named(name, value, kind):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("epochs", 0), ("batch", 0), ("batch", -1), ("lr", 0.0), ("lr", "nan"), ("lr", "inf"),
-     ("eval_every", 0), ("crop_side", 0), ("scale_min", 0.0), ("scale_min", "nan"),
+     ("eval_every", 0), ("crop_side", 0), ("image_side", 222169),
+     ("scale_min", 0.0), ("scale_min", "nan"),
      ("scale_max", 1.2), ("ratio_max", 0.5), ("flip", -0.1), ("flip", 1.1), ("momentum", 1.0),
      ("momentum", "nan"), ("weight", -1.0), ("weight", "inf"), ("start", -1), ("ramp", -1.0),
      ("bank_size", 0), ("expected_positives", 0.5), ("train_images", -1), ("eval_images", -1),
