@@ -168,9 +168,12 @@ def read_summed(file: Path, varying: Collection[str] = ()) -> dict[str, Any]:
         ValueError: the file is damaged.
         OSError: the file is missing, or must not be read.
     """
-    content = parse_json(read_list(file))
+    text = read_list(file)
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
+    if f'"{_SUM}"'.encode() in text and _SUM not in content:
+        raise ValueError("its checksum is not in its place")
     if _SUM in content and content.pop(_SUM) != _sum_of_json(content, varying):
         raise ValueError("its checksum is wrong")
     return content

@@ -1,5 +1,6 @@
 """Damage in a file is found, whatever byte it is in."""
 
+import json
 import os
 
 import pytest
@@ -177,6 +178,15 @@ def summed(tmp_path):
 def test_another_value_in_a_json_file_is_damage(summed, old, new):
     summed.write_text(summed.read_text().replace(old, new))
     with pytest.raises(ValueError):
+        read_summed(summed, ["when"])
+
+
+def test_a_checksum_in_another_place_is_damage(summed):
+    """Two lines that were exchanged: without the checksum, it would count as an older file."""
+    content = json.loads(summed.read_text())
+    content["b"][2]["crc32"] = content.pop("crc32")
+    summed.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="not in its place"):
         read_summed(summed, ["when"])
 
 
