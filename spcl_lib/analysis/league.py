@@ -347,9 +347,10 @@ def same_pooling_sentence(content: dict[str, Any]) -> str:
     first, second = column.drop("Full").nlargest(2).index
     share = (column[first] - column["AN"]) / (column["Full"] - column["AN"])
     return (
-        f"{(scores.idxmax(axis=1) == pooling).sum()} of {len(scores)} methods are best with "
-        f"{pooling} in prediction. With it for all, {first} is first: {column[first]:.1f} mAP, "
-        f"{100 * share:.0f} % of the gap between AN and Full. {second} has {column[second]:.1f}."
+        f"{(scores.idxmax(axis=1) == pooling).sum()} of the {len(scores)} methods with such scores "
+        f"are best with {pooling} in prediction. With it for all, {first} is first: "
+        f"{column[first]:.1f} mAP, {100 * share:.0f} % of the gap between AN and Full. "
+        f"{second} has {column[second]:.1f}."
     )
 
 
