@@ -62,6 +62,8 @@ def show_league_plan(league: League, jobs: int) -> None:
     """Prints how much of each round is finished, up to the round that is not, and the cost."""
     left = league.most_runs()
     for title, configs in league.rounds():
+        if not configs:  # the kept search has them
+            continue
         done = sum(load_metrics(c) is not None for c in configs)
         print(f"{league.dataset} {title}: {done} of {len(configs)} runs finished")
         left -= done

@@ -113,7 +113,7 @@ def test_the_cost_is_told_before_the_start(small, capsys):
     assert "to do" not in capsys.readouterr().out
 
 
-def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch):
+def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch, capsys):
     finish_rounds(small, lambda c: 50.0 + 5 * (c.lr == 8e-3) + (c.pooling == "top"))
     monkeypatch.setattr(paths, "reference", lambda: tmp_path / "kept")
     monkeypatch.setattr(tables, "LEAGUES", {"scenes": "smoke"})
@@ -121,6 +121,8 @@ def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch)
     shutil.rmtree(paths.results())
     again = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
     assert again.methods == small.methods and again.most_runs() == 5 * 2 * 3
+    studies.show_league_plan(again, 1)
+    assert capsys.readouterr().out.startswith("scenes final: 0 of 30 runs finished")
     *searches, (_, final) = again.rounds()
     assert [configs for _, configs in searches] == [[], [], []]
     assert {(c.lr, c.pooling) for c in final if c.method == "gr"} == {(8e-3, "mean"), (8e-3, "top")}
