@@ -115,12 +115,18 @@ def overlaps(maps: Tensor, objects: Tensor) -> Tensor:
     size = objects.shape[1:]
     large = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False).flatten(1)
     large = large / large.amax(1, keepdim=True).clamp(min=1e-9)
-    inside, found = objects.flatten(1), []
-    for threshold in THRESHOLDS:
-        chosen = large >= threshold
-        union = (chosen | inside).sum(1).clamp(min=1)
-        found.append((chosen & inside).sum(1) / union)
-    return torch.stack(found, 1)
+    inside = objects.flatten(1)
+    passed = torch.bucketize(large, torch.tensor(THRESHOLDS), right=True)  # thresholds per pixel
+    chosen, shared = _at_least(passed), _at_least(torch.where(inside, passed, 0))
+    return shared / (chosen + inside.sum(1, keepdim=True) - shared).clamp(min=1)
+
+
+def _at_least(passed: Tensor) -> Tensor:
+    """(M, len(THRESHOLDS)) pixels that pass each threshold, from the number that each passes."""
+    count = len(THRESHOLDS) + 1
+    rows = count * torch.arange(len(passed))[:, None]
+    histogram = torch.bincount((passed + rows).flatten(), minlength=count * len(passed))
+    return histogram.view(-1, count).flip(1).cumsum(1).flip(1)[:, 1:]
 
 
 def summary(found: Found, observed: Tensor | None = None) -> list[dict[str, object]]:

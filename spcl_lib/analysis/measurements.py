@@ -18,6 +18,7 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import METHODS
 from spcl_lib.runs.ablation import CROP_SCALES
+from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.snapshots import FILE, load_snapshots
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import FinishedRun, load_run
@@ -190,12 +191,14 @@ def _measure_localisation(run: FinishedRun) -> Rows:
     if run.bank is not None and run.bank.size > 1:
         heatmaps, _ = run.bank.stored(slice(len(train)))
         rows += _rows(run, "heatmaps", "train", heatmaps, train, observed)
-    rows += _rows(run, "network", "train", _maps(run, train), train, observed)
-    return rows + _rows(run, "network", "report", _maps(run, report), report, None)
+    rows += _rows(run, "network", "train", _maps(run, run.train), train, observed)
+    return rows + _rows(run, "network", "report", _maps(run, run.report), report, None)
 
 
-def _maps(run: FinishedRun, data: ImageSet) -> Tensor:
-    return predict_maps(run.model, data.images, run.config.eval_side, run.config.amp).sigmoid()
+def _maps(run: FinishedRun, split: ImageSet) -> Tensor:
+    """The network's maps of the first images; from the kept features if only the head learned."""
+    images = inputs_of(run.model, split, run.config).images[:LOCALISED]
+    return predict_maps(run.model, images, run.config.eval_side, run.config.amp).sigmoid()
 
 
 def _rows(
