@@ -301,9 +301,10 @@ def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame
     if final:
         entries = entries_of(content, False)
         best = {m: entry for m, entry in entries.items() if "mAP_by_pooling" in entry}
-    for row in () if final else content["search"]:
-        if "pooling" not in row and row["mAP"] > best.get(row["method"], {"mAP": 0.0})["mAP"]:
-            best[row["method"]] = row
+    else:
+        for row in content["search"]:
+            if "pooling" not in row and row["mAP"] > best.get(row["method"], {"mAP": 0.0})["mAP"]:
+                best[row["method"]] = row
     rows = {title_of(method): row["mAP_by_pooling"] for method, row in best.items()}
     return pd.DataFrame(rows).T.rename_axis("method")
 
