@@ -15,7 +15,7 @@ from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.league import LEAGUES, League, Settings, finished, shared_settings
+from spcl_lib.runs.league import LEAGUES, League, Settings, finished, search_conditions
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import Metrics, explain_content, read_tensors, run_folder
 from spcl_lib.system import paths
@@ -41,7 +41,7 @@ def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
         resamples: number of bootstrap resamples.
 
     Returns:
-        "dataset", "profile", "shared" settings, "machine" and other facts. "search": every tried
+        "dataset", "profile", `search_conditions`, "machine" and other facts. "search": every tried
         setting with its mAP on validation data. "final": for every method one entry with the mean,
         and one with the chosen poolings if these differ from the mean.
 
@@ -61,7 +61,7 @@ def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
     first = finished(league.final_configs("an", {})[0])
     return {
         "dataset": league.dataset, "profile": league.profile,
-        "shared": shared_settings(league.dataset), "machine": first["machine"],
+        **search_conditions(league.dataset), "machine": first["machine"],
         "seeds": list(league.seeds), "report_images": len(report),
         "train_images": first["train_images"], "search": _search_rows(league), "final": entries,
     }  # fmt: skip

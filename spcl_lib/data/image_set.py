@@ -16,7 +16,7 @@ from spcl_lib.data.cache import decode_images
 from spcl_lib.data.images import Images, select_images
 from spcl_lib.data.objects import Boxes, Masks
 
-_HELD_OUT = 0.4  # share of a real training split that is used for choices
+HELD_OUT = 0.4  # share of a real training split that is used for choices
 _HELD_OUT_SEED = 1200
 _SAMPLED = 50_000  # with more files, only their sizes identify the content
 _SAMPLE_BYTES = 4096
@@ -34,7 +34,7 @@ def hold_out(count: int) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
     order = torch.randperm(count, generator=generator)
-    held = round(_HELD_OUT * count)
+    held = round(HELD_OUT * count)
     return order[held:].sort().values, order[:held].sort().values
 
 

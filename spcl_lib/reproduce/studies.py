@@ -23,7 +23,7 @@ from spcl_lib.analysis.league import collect, league_table, load_league, save_le
 from spcl_lib.analysis.report import update_readme
 from spcl_lib.analysis.statistics import bullets
 from spcl_lib.runs.ablation import ablation_configs, ablations
-from spcl_lib.runs.league import League, full_training_configs, run_league, shared_settings
+from spcl_lib.runs.league import League, full_training_configs, run_league, search_conditions
 from spcl_lib.runs.profiles import cost, duration
 from spcl_lib.runs.schedule import run_all, run_in_turns
 from spcl_lib.runs.settings import make_config
@@ -35,7 +35,7 @@ from spcl_lib.system.errors import UserError, unknown_name
 def league_of_kept_search(
     dataset: str, methods: Sequence[str], seeds: Sequence[int], data_root: str | Path | None
 ) -> League:
-    """The league with the search of its kept reference, if that has the same shared settings.
+    """The league with the search of its kept reference, if that was made as it would be now.
 
     The arguments are those of `League`; no methods means those of the kept league.
 
@@ -44,7 +44,8 @@ def league_of_kept_search(
     """
     kept = _kept_league(dataset)
     methods = methods or list(dict.fromkeys(entry["method"] for entry in kept["final"]))
-    known = kept["search"] if kept.get("shared", {}) == shared_settings(dataset) else ()
+    same = all(kept.get(key) == value for key, value in search_conditions(dataset).items())
+    known = kept["search"] if same else ()
     return League(dataset, methods, seeds, data_root, known)
 
 

@@ -8,6 +8,7 @@ This module enforces the protocol:
    values of its own parameters, or optimiser settings if it has none. A method with SCL takes the
    choice of its term, and tries the same number of SCL settings. Every method then tries POOLINGS.
    A network can predict with another pooling than in training: the search tries all poolings.
+   The search makes as many steps as the final runs, although it has fewer photographs.
 3. The chosen settings train on five seeds. One evaluation on the final data uses the mean in
    training and prediction; another one uses the two chosen poolings.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spcl_lib.config import RunConfig
+from spcl_lib.data.image_set import HELD_OUT
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.runs.schedule import Task, run_in_turns
 from spcl_lib.runs.settings import make_config, methods_of
@@ -84,6 +86,34 @@ def league_methods(dataset: str, only: Sequence[str] = ()) -> list[str]:
 def shared_settings(dataset: str) -> Settings:
     """The settings that all methods of a league share, besides those of the profile."""
     return dict(SHARED.get(dataset, {}))
+
+
+def search_settings(dataset: str, method: str = "an", chosen: Settings | None = None) -> Settings:
+    """The settings of a run of the search, which makes as many steps as a final run.
+
+    The search on photographs trains without the held-out images. With the usual number of epochs,
+    it would make fewer steps. Its logits would be smaller, and it would choose too sharp poolings.
+
+    Args:
+        dataset: a key of LEAGUES.
+        method: a key of METHODS.
+        chosen: settings of the final run.
+
+    Returns:
+        `chosen` and the epochs, with all times and rates per epoch in proportion.
+    """
+    settings = shared_settings(dataset) | (chosen or {})
+    final = make_config(dataset, method, 0, LEAGUES[dataset], settings)
+    longer = 1.0 if dataset == "scenes" else 1 / (1 - HELD_OUT)
+    times = {"epochs": round(final.epochs * longer), "start": round(final.settings.start * longer)}
+    per_epoch = {"rejected": final.settings.rejected / longer}
+    return settings | times | {"ramp": final.settings.ramp * longer} | per_epoch
+
+
+def search_conditions(dataset: str) -> Settings:
+    """What a kept search must have in common with a new one: "shared" settings, and its epochs."""
+    epochs = search_settings(dataset)["epochs"]
+    return {"shared": shared_settings(dataset), "search_epochs": epochs}
 
 
 def grid(method: str, dataset: str) -> tuple[Settings, ...]:
@@ -280,6 +310,7 @@ class League:
         return METHODS[method].term
 
     def _search(self, method: str, settings: Settings) -> RunConfig:
+        settings = search_settings(self.dataset, method, settings)
         return self._config(method, 0, {**settings, "report": "val"})
 
     def _config(self, method: str, seed: int, settings: Settings) -> RunConfig:

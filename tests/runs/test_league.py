@@ -15,6 +15,7 @@ from spcl_lib.methods import METHODS
 from spcl_lib.reproduce import studies
 from spcl_lib.runs import league
 from spcl_lib.runs.league import League, grid, league_methods
+from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
@@ -75,6 +76,16 @@ def test_choices_are_made_on_validation_data_with_one_seed(small):
             assert {c.report for c in configs} == {"val"} and {c.seed for c in configs} == {0}
 
 
+def test_the_search_on_fewer_photographs_makes_as_many_steps():
+    found = league.search_settings("voc2007", "ll_r", {"start": 6, "rejected": 0.4})
+    final = make_config("voc2007", "ll_r", 0, "frozen", {"start": 6, "rejected": 0.4})
+    assert final.epochs * 2500 == found["epochs"] * 1500, "the search lacks 40 % of the images"
+    assert found["start"] == 10 and found["ramp"] == pytest.approx(final.settings.ramp * 25 / 15)
+    # LL-R rejects as many labels at the end, because it counts them per epoch
+    assert found["rejected"] * found["epochs"] == pytest.approx(0.4 * final.epochs)
+    assert league.search_settings("scenes")["epochs"] == make_config("scenes", "an", 0).epochs
+
+
 def test_the_best_settings_and_poolings_are_taken(small):
     def score_of(config):
         score = 50.0 + 5 * (config.settings.hidden_share == 0.5)
@@ -131,6 +142,10 @@ def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch,
     monkeypatch.setattr(league, "SHARED", {"scenes": {"lr": 1e-3}})
     other = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
     assert other.most_runs() == 60 + 2 * 5, "the search was with another rate"
+    monkeypatch.setattr(league, "SHARED", {"scenes": {"lr": 4e-3}})
+    tables.save_league({**tables.load_league("scenes"), "search_epochs": 5})
+    other = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
+    assert other.most_runs() == 60 + 2 * 5, "the search was with fewer epochs"
 
 
 def test_what_rests_on_a_term_that_is_not_kept_is_searched_again(small, tmp_path, monkeypatch):
