@@ -144,18 +144,10 @@ def readme_leagues(found: dict[str, dict[str, Any]]) -> str:
     notes = (
         f"{dataset}: profile {content['profile']}, {content['train_images']:,} training images "
         f"with one label each, {content['report_images']:,} images to report on, "
-        f"{len(content['seeds'])} seeds, {content['machine']['device']}{_renewed(content)}"
+        f"{len(content['seeds'])} seeds, {content['machine']['device']}"
         for dataset, content in found.items()
     )
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(
         [*lines, "", f"<sub>mAP in % (share of the gap closed). {'; '.join(notes)}.</sub>"]
     )
-
-
-def _renewed(content: dict[str, Any]) -> str:
-    """The methods of a league that were run again later, and where, if there are any."""
-    if "renewed" not in content:
-        return ""
-    names = " and ".join(title_of(method) for method in content["renewed"]["methods"])
-    return f" ({names}: later, on {content['renewed']['machine']['device']})"
