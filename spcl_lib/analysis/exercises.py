@@ -215,10 +215,8 @@ def check_better(answer: object, table: pd.DataFrame) -> str:
     if too_many := set(answer) - right:
         name = min(too_many)
         low, high = table.loc[name, ["low", "high"]]
-        return (
-            f"Not right: the interval of {name} is {low:.2f} to {high:.2f}; it holds 0, so the "
-            "method may be no better."
-        )
+        why = "it holds 0, so the method may be no better" if high > 0 else "the method is worse"
+        return f"Not right: the interval of {name} is {low:.2f} to {high:.2f}; {why}."
     if too_few := right - set(answer):
         return f"Not right: one is missing, with an interval above 0: {min(too_few)}."
     return "Right. A higher mean is not enough: the whole interval must be above 0."

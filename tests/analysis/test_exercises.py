@@ -76,7 +76,9 @@ P = torch.tensor([[0.9, 0.3, 0.20, 0.1], [0.8, 0.4, 0.15, 0.2], [0.3, 0.1, 0.25,
 ONE = torch.eye(3, 4)
 MAP = torch.full((7, 7), -3.0)
 MAP[2, 4] = 6.0
-TABLE = pd.DataFrame({"low": [1.0, -0.5, 0.2], "high": [2.0, 0.5, 0.4]}, index=["GR", "CL", "EN"])
+TABLE = pd.DataFrame(
+    {"low": [1.0, -0.5, 0.2, -0.9], "high": [2.0, 0.5, 0.4, -0.1]}, index=["GR", "CL", "EN", "ASL"]
+)
 
 
 def in_the_full_image(maps):
@@ -114,7 +116,8 @@ def in_the_full_image(maps):
         (exercises.check_loss(EACH.mean().detach(), LOGITS, LABELS), "no gradient"),
         (exercises.check_better("GR", TABLE), "must be a list"),
         (exercises.check_better(["GR", "GRR"], TABLE), "no names of the table: GRR"),
-        (exercises.check_better(["GR", "CL", "EN"], TABLE), "of CL is -0.50 to 0.50"),
+        (exercises.check_better(["GR", "CL", "EN"], TABLE), "of CL is -0.50 to 0.50; it holds 0"),
+        (exercises.check_better(["GR", "ASL", "EN"], TABLE), "-0.10; the method is worse"),
         (exercises.check_better(["EN"], TABLE), "an interval above 0: GR"),
     ],
 )
