@@ -105,9 +105,12 @@ def search_settings(dataset: str, method: str = "an", chosen: Settings | None = 
     settings = shared_settings(dataset) | (chosen or {})
     final = make_config(dataset, method, 0, LEAGUES[dataset], settings)
     longer = 1.0 if dataset == "scenes" else 1 / (1 - HELD_OUT)
-    times = {"epochs": round(final.epochs * longer), "start": round(final.settings.start * longer)}
-    per_epoch = {"rejected": final.settings.rejected / longer}
-    return settings | times | {"ramp": final.settings.ramp * longer} | per_epoch
+    return settings | {
+        "epochs": round(final.epochs * longer),
+        "start": round(final.settings.start * longer),
+        "ramp": final.settings.ramp * longer,
+        "rejected": final.settings.rejected / longer,  # it counts per epoch
+    }
 
 
 def search_conditions(dataset: str) -> Settings:
