@@ -292,16 +292,12 @@ def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame
 
     Args:
         content: the result of `load_league`.
-        final: False: validation data, seed 0. True: the final data, the mean over seeds, without
-            the methods whose kept runs are too old to have it.
+        final: False: validation data, seed 0. True: the final data, the mean over seeds.
     """
     import pandas as pd
 
-    best: dict[str, Entry] = {}
-    if final:
-        entries = entries_of(content, False)
-        best = {m: entry for m, entry in entries.items() if "mAP_by_pooling" in entry}
-    else:
+    best: dict[str, Entry] = entries_of(content, False) if final else {}
+    if not final:
         for row in content["search"]:
             if "pooling" not in row and row["mAP"] > best.get(row["method"], {"mAP": 0.0})["mAP"]:
                 best[row["method"]] = row
@@ -348,8 +344,8 @@ def same_pooling_sentence(content: dict[str, Any]) -> str:
     first, second = column.drop("Full").nlargest(2).index
     share = (column[first] - column["AN"]) / (column["Full"] - column["AN"])
     return (
-        f"{(scores.idxmax(axis=1) == pooling).sum()} of the {len(scores)} methods with such scores "
-        f"are best with {pooling} in prediction. With it for all, {first} is first: "
+        f"{(scores.idxmax(axis=1) == pooling).sum()} of the {len(scores)} methods are best "
+        f"with {pooling} in prediction. With it for all, {first} is first: "
         f"{column[first]:.1f} mAP, {100 * share:.0f} % of the gap between AN and Full. "
         f"{second} has {column[second]:.1f}."
     )

@@ -127,6 +127,7 @@ def fill_tables(text: str) -> str:
     return _LEAGUE_BLOCK.sub(_fill_leagues, _BLOCK.sub(fill, text))
 
 
+_SHOWN_OTHERS = 10  # methods of others in the README's table of the leagues
 _LEAGUE_BLOCK = re.compile(r"(<!-- leagues -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -137,8 +138,13 @@ def _fill_leagues(block: re.Match[str]) -> str:
 
 
 def readme_leagues(found: dict[str, dict[str, Any]]) -> str:
-    """The methods that all leagues have in Markdown, and a line below about the runs."""
+    """The methods that all leagues have in Markdown, and a line below about the runs.
+
+    Of other papers' losses, and of our combinations with them, the table has the best.
+    """
     frame = leagues_side_by_side(found).dropna()
+    others = frame["whose"].isin(["competitor", "combined by us"])
+    frame = frame[~others | (others.cumsum() <= _SHOWN_OTHERS)]
     rows = [["method", *frame.columns], ["---", "---", *["--:"] * (frame.shape[1] - 1)]]
     rows += [[name, *row] for name, row in zip(frame.index, frame.values.tolist(), strict=True)]
     notes = (
