@@ -4,7 +4,8 @@
 
 AN, CL, SCL and the idea of EN are from the paper. These are ours: the distance, lambda, the start,
 the ramp, and the rule that selects the expected negatives. `terms.py` has the terms of other
-papers. Each of these gives three methods: NAME, NAME_cl and NAME_scl. `losses` has the notation.
+papers. Each of these gives three methods, NAME, NAME_cl and NAME_scl; an upper bound gives one.
+`losses` has the notation.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class MethodSpec:
         return bool(self.consistency) or TERMS[self.term].reads_averages
 
     @property
+    def is_upper_bound(self) -> bool:
+        """Whether it sees more than one label per image."""
+        return TERMS[self.term].sees is not None
+
+    @property
     def description(self) -> str:
         """The method in words."""
         more = {"": "", "cl": " + consistency of image predictions over epochs",
@@ -65,10 +71,10 @@ PAPER_METHODS = ("an", "cl", "scl", "en", "en_cl", "en_scl", "full")
 def _all_methods() -> dict[str, MethodSpec]:
     methods = {"an": MethodSpec("an", ""), "cl": MethodSpec("an", "cl"),
                "scl": MethodSpec("an", "scl")}  # fmt: skip
-    for term in TERMS.keys() - {"an", "full"}:
+    for term in TERMS.keys() - {"an"}:
         methods[term] = MethodSpec(term, "")
-        methods |= {f"{term}_{c}": MethodSpec(term, c) for c in ("cl", "scl")}
-    methods["full"] = MethodSpec("full", "")
+        if TERMS[term].sees is None:
+            methods |= {f"{term}_{c}": MethodSpec(term, c) for c in ("cl", "scl")}
     order = [*PAPER_METHODS, *(f"{t}{c}" for t in TERMS for c in ("", "_cl", "_scl"))]
     return {name: methods[name] for name in dict.fromkeys(order) if name in methods}
 
@@ -83,6 +89,18 @@ def title_of(method: str) -> str:
     spec = METHODS[method]
     parts = [] if method in ("cl", "scl") else [TERMS[spec.term].title or spec.term.upper()]
     return " + ".join([*parts, *([spec.consistency.upper()] if spec.consistency else [])])
+
+
+def visible_labels(method: str, full: Tensor, single: Tensor) -> Tensor:
+    """The labels (N, C) that a method gets: the single ones, or what an upper bound sees.
+
+    Args:
+        method: a key of METHODS.
+        full: y (N, C) bool, all labels.
+        single: z (N, C) bool.
+    """
+    sees = TERMS[METHODS[method].term].sees
+    return single if sees is None else sees(full, single)
 
 
 def place_of_averages(
@@ -255,7 +273,7 @@ class Method(KeptState):
 
         Args:
             maps: f (B, C, G, G) score-map logits.
-            labels: z (B, C); y for the method "full".
+            labels: z (B, C); for an upper bound, what its term sees.
             indices: (B,) int64 image numbers.
             views: B views through which the network saw the images.
             epoch: epochs done, with the fraction of the current one.

@@ -133,6 +133,8 @@ class Term:
             number of all epochs, and settings.
         learned: tables that the optimiser changes together with the network.
         reads_averages: whether it needs running averages of every training image.
+        sees: for an upper bound: makes the labels (N, C) that it gets in place of z, of all labels
+            y and z (N, C) bool.
     """
 
     loss: Loss
@@ -142,6 +144,7 @@ class Term:
     end_epoch: Callable[[Tables, Tensor, int, int, MethodSettings], None] | None = None
     learned: tuple[str, ...] = ()
     reads_averages: bool = False
+    sees: Callable[[Tensor, Tensor], Tensor] | None = None
     title: str | None = None
 
 
@@ -263,7 +266,12 @@ TERMS: dict[str, Term] = {
     ),
     "full": Term(
         lambda s, z, step: losses.assume_negative(s, z), "BCE with all labels: the upper bound", "",
-        title="Full",
+        sees=lambda y, z: y, title="Full",
+    ),
+    "iun": Term(
+        lambda s, z, step: losses.expected_negative(s, z > 0, z < 0),
+        "BCE without the hidden positives: the upper bound of a loss that leaves labels out", _COLE,
+        sees=lambda y, z: z.to(torch.int8) - (y & ~z).to(torch.int8),  # hidden positives: -1
     ),
     "an_ls": Term(
         lambda s, z, step: losses.label_smoothing(s, z, step.settings.smoothing),

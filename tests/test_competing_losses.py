@@ -10,6 +10,7 @@ import torch
 
 from spcl_lib import Views, losses
 from spcl_lib.methods import Method, MethodSettings
+from spcl_lib.terms import TERMS
 
 B, C = 5, 4
 AVERAGES = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
@@ -207,6 +208,21 @@ def test_gr_with_all_weight_on_its_positive_side_is_nearly_the_cross_entropy():
 POSSIBLE = torch.tensor(
     [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool
 )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_iun_has_the_annotated_positive_and_all_true_negatives(seed):
+    term, (_, annotated) = TERMS["iun"], batch(seed)
+
+    def slow(rows, marks):
+        return sum(
+            0.0 if POSSIBLE[b, c] and not marks[b][c] else an(0, sigmoid(rows[b][c]), marks[b][c])
+            for b in range(B) for c in range(C)
+        ) / (B * C)  # fmt: skip
+
+    seen = term.sees(POSSIBLE | annotated.bool(), annotated.bool())
+    assert not term.sees(annotated.bool(), annotated.bool()).sub(annotated).any()
+    check(lambda s, z: term.loss(s, seen, None), slow, seed)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,7 +11,7 @@ from spcl_lib.analysis.league import entries_of, whose
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
-from spcl_lib.methods import PAPER_METHODS, title_of
+from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.runs.league import Settings
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import finished_metrics
@@ -26,7 +26,7 @@ BEST = 8  # methods that are trained besides the paper's
 def best_of_league(content: Mapping[str, Any], count: int = BEST) -> dict[str, Settings]:
     """The best methods of a league, with the mean, and their settings; without the paper's."""
     entries = entries_of(content, False)
-    others = [m for m in entries if m not in PAPER_METHODS]
+    others = [m for m in entries if m not in PAPER_METHODS and not METHODS[m].is_upper_bound]
     best = sorted(others, key=lambda m: -mean(entries[m]["mAP"]))[:count]
     return {m: entries[m]["settings"] for m in best}
 

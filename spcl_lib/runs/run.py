@@ -23,7 +23,7 @@ from spcl_lib.evaluate import (
     precision_recall,
     predict_scores,
 )
-from spcl_lib.methods import Method
+from spcl_lib.methods import Method, visible_labels
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.pooling import TEST_POOLINGS, Pooling
 from spcl_lib.runs.checkpoint import BANK_FILE, Checkpoint, remove_checkpoints
@@ -185,7 +185,7 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     train_set, report_set = _load_once(config, data_root)
     single = draw_labels(train_set, config.draw, config.label_seed)
-    observed = train_set.labels if config.method == "full" else single
+    observed = visible_labels(config.method, train_set.labels, single)
     _require_images(config, len(train_set), len(report_set))
 
     device = choose_device()

@@ -45,9 +45,9 @@ _POSITIVE = (
 
 
 def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
-    """The methods that a data set allows; "full" needs full labels of the training images."""
+    """The methods that a data set allows; upper bounds need full labels of the training images."""
     full = dataset not in SINGLE_LABEL
-    return [name for name in among if full or METHODS[name].term != "full"]
+    return [name for name in among if full or not METHODS[name].is_upper_bound]
 
 
 def make_config(
