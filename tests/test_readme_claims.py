@@ -1,0 +1,86 @@
+"""What the README says of the leagues is what the kept references say."""
+
+from functools import cache
+
+import pytest
+
+from spcl_lib.analysis.full_training import (
+    full_training_table,
+    load_full_training,
+    rank_correlation,
+)
+from spcl_lib.analysis.league import consistency_gains, entries_of, league_table, leagues
+from spcl_lib.methods import title_of
+from spcl_lib.system import paths
+
+README = " ".join((paths.project() / "README.md").read_text().split())
+LEAGUES = leagues()
+MEAN, OWN = False, True
+
+
+@cache
+def shares(dataset, pooling):
+    """The share of the gap that each method closes, by its title."""
+    return league_table(LEAGUES[dataset], pooling)["gap_closed"]
+
+
+def verdict(dataset, pooling, method):
+    """Against the best loss of another paper: "ahead", "level" or "behind"."""
+    low, high = entries_of(LEAGUES[dataset], pooling)[method]["against_best"]
+    return "ahead" if low > 0 else "behind" if high < 0 else "level"
+
+
+def interval(dataset, pooling, method):
+    low, high = entries_of(LEAGUES[dataset], pooling)[method]["against_best"]
+    return f"{low:.1f} to {high:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "pooling", "expected"),
+    [
+        ("scenes", MEAN, {"en_scl": "behind", "ren": "level", "ren_scl": "level",
+                          "gr_scl": "ahead"}),
+        ("scenes", OWN, {"en_scl": "behind", "ren": "ahead", "ren_scl": "ahead"}),
+        ("voc2007", MEAN, {"en_scl": "behind", "ren": "level", "ren_scl": "level"}),
+        ("voc2007", OWN, {"en_scl": "level", "ren": "ahead", "ren_scl": "level"}),
+        ("coco18", MEAN, {"en_scl": "level", "ren": "level", "ren_scl": "ahead"}),
+        ("coco18", OWN, {"en_scl": "level", "ren": "level", "ren_scl": "ahead"}),
+    ],
+)  # fmt: skip
+def test_the_readmes_words_on_who_is_ahead_are_the_intervals(dataset, pooling, expected):
+    assert {m: verdict(dataset, pooling, m) for m in expected} == expected
+
+
+def claims():
+    """Parts of the README's sentences, made of the references."""
+    ren = [shares(d, p)["REN + SCL"] for d in LEAGUES for p in (MEAN, OWN)]
+    gains = {d: consistency_gains(content)["gain"] for d, content in LEAGUES.items()}
+    helped = gains["scenes"][["AN", "EN", "Hill", "GR"]]
+    whole = full_training_table(load_full_training("voc2007"), LEAGUES["voc2007"])
+    first, second = whole.drop("Full").index[:2]
+    share = whole["gap_closed"].round().astype(int)
+    yield (
+        f"by {interval('scenes', OWN, 'ren')}, and {interval('voc2007', OWN, 'ren')}), REN + SCL "
+        f"on scenes and COCO ({interval('scenes', OWN, 'ren_scl')}, and "
+        f"{interval('coco18', OWN, 'ren_scl')})"
+    )
+    yield f"ahead on COCO ({interval('coco18', MEAN, 'ren_scl')})"
+    yield f"It closes {min(ren):.0f} to {max(ren):.0f} % of the gap"
+    yield (
+        f"(by {interval('scenes', MEAN, 'gr_scl')}) and closes "
+        f"{shares('scenes', MEAN)[title_of('gr_scl')]:.0f} % of the gap"
+    )
+    yield f"adds {helped.min():.1f} to {helped.max():.1f} points to AN, EN, Hill and GR on scenes"
+    yield f"takes {-gains['scenes']['GPR']:.1f} from GPR"
+    yield f"adds {gains['coco18']['REN']:.1f} to REN on COCO"
+    yield f"{len(whole)} methods, rank correlation {rank_correlation(whole):.2f}"
+    yield (
+        f"{first} and {second} come first ({whole['mAP'].iloc[1]:.1f}, {share[first]} and "
+        f"{share[second]} % of the gap), EN + SCL closes {share['EN + SCL']} %, and REN + SCL "
+        f"{share['REN + SCL']} %"
+    )
+
+
+@pytest.mark.parametrize("claim", list(claims()))
+def test_the_readmes_numbers_on_the_leagues_are_those_of_the_references(claim):
+    assert claim in README
