@@ -20,10 +20,8 @@ from spcl_lib.system import paths
 if TYPE_CHECKING:
     import pandas as pd
 
-BEST = 8  # methods that are trained besides the paper's
 
-
-def best_of_league(content: Mapping[str, Any], count: int = BEST) -> dict[str, Settings]:
+def best_of_league(content: Mapping[str, Any], count: int) -> dict[str, Settings]:
     """The best methods of a league, with the mean, and their settings; without the paper's."""
     entries = entries_of(content, False)
     others = [m for m in entries if m not in PAPER_METHODS and not METHODS[m].is_upper_bound]

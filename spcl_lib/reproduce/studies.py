@@ -23,7 +23,13 @@ from spcl_lib.analysis.league import collect, league_table, load_league, save_le
 from spcl_lib.analysis.report import update_readme
 from spcl_lib.analysis.statistics import bullets
 from spcl_lib.runs.ablation import ablation_configs, ablations
-from spcl_lib.runs.league import League, full_training_configs, run_league, search_conditions
+from spcl_lib.runs.league import (
+    League,
+    full_training_configs,
+    members_of_full_training,
+    run_league,
+    search_conditions,
+)
 from spcl_lib.runs.profiles import cost, duration
 from spcl_lib.runs.schedule import run_all, run_in_turns
 from spcl_lib.runs.settings import make_config
@@ -113,8 +119,9 @@ class FullTraining:
     """
 
     def __init__(self, dataset: str, seeds: Sequence[int], data_root: str | Path | None) -> None:
+        _, others = members_of_full_training(dataset)
         self.league, self.data_root = _kept_league(dataset), data_root
-        best = best_of_league(self.league)
+        best = best_of_league(self.league, others)
         self.configs = full_training_configs(dataset, best, seeds, data_root)
 
     def show_plan(self) -> None:

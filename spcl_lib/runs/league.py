@@ -39,8 +39,9 @@ SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}}
 SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = 4  # tried settings of every method, before the poolings
 
-# data set -> profile that trains the whole network with the best methods of a frozen league
-FULL_TRAINING = {"voc2007": "cpu"}
+# data set of a frozen league -> the paper's methods, and the number of the league's best besides
+# them, that train the whole network with profile cpu
+FULL_TRAINING = {"voc2007": (PAPER_METHODS, 8), "coco18": (("an", "scl", "en_scl", "full"), 4)}
 # Their learning rates and epochs are others, so these choices do not carry over.
 _OF_PROFILE = frozenset({"lr", "weight_decay", "start"})
 
@@ -138,6 +139,19 @@ def finished(config: RunConfig) -> Metrics:
     return finished_metrics(config, f"./reproduce.sh --league --dataset {config.dataset}")
 
 
+def members_of_full_training(dataset: str) -> tuple[tuple[str, ...], int]:
+    """The methods of the paper, and the number of others, whose whole network is trained.
+
+    Raises:
+        UserError: there is no full training of the data set.
+    """
+    if dataset not in FULL_TRAINING:
+        raise UserError(
+            f"there is no full training of '{dataset}'; there is of {', '.join(FULL_TRAINING)}"
+        )
+    return FULL_TRAINING[dataset]
+
+
 def full_training_configs(
     dataset: str,
     best: Mapping[str, Settings],
@@ -159,15 +173,12 @@ def full_training_configs(
     Raises:
         UserError: there is no such training, or the data are missing.
     """
-    if dataset not in FULL_TRAINING:
-        raise UserError(
-            f"there is no full training of '{dataset}'; there is of {', '.join(FULL_TRAINING)}"
-        )
+    papers, _ = members_of_full_training(dataset)
     found = {}
-    for method in dict.fromkeys((*PAPER_METHODS, *best)):
+    for method in dict.fromkeys((*papers, *best)):
         chosen = {} if method in PAPER_METHODS else best[method]
         settings = {k: v for k, v in chosen.items() if k not in _OF_PROFILE}
-        configs = [make_config(dataset, method, s, FULL_TRAINING[dataset], settings) for s in seeds]
+        configs = [make_config(dataset, method, s, "cpu", settings) for s in seeds]
         found[method] = identify_all(configs, data_root)
     return found
 
