@@ -331,10 +331,12 @@ def league_sentences(content: dict[str, Any]) -> list[str]:
                 f"{len(ranked)}: {_against(entries['en_scl'])}"
             )
         if "iun" in entries:
-            better = sum(mean(entries[m]["mAP"]) > mean(entries["iun"]["mAP"]) for m in ranked)
+            bound = mean(entries["iun"]["mAP"])
+            better = [title_of(m) for m in ranked if mean(entries[m]["mAP"]) > bound]
             sentences.append(
                 f"{how}: IUN, which leaves out exactly the hidden positives, closes "
-                f"{table.loc['IUN', 'gap_closed']:.0f} %. {better} methods close more."
+                f"{table.loc['IUN', 'gap_closed']:.0f} %. "
+                f"Methods that close more: {', '.join(better) or 'none'}."
             )
     return [*sentences, _consistency_sentence(content)]
 

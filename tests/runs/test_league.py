@@ -203,7 +203,7 @@ def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
     bound = {**kept["final"][0], "method": "iun", "mAP": [55.5, 55.5]}
     with_bound = kept | {"final": [*kept["final"], bound]}
     assert tables.league_table(with_bound).loc["IUN", "whose"] == "upper bound"
-    assert sum("closes 75 %. 0 methods close more" in s
+    assert sum("closes 75 %. Methods that close more: none." in s
                for s in tables.league_sentences(with_bound)) == 2  # fmt: skip
     assert "IUN" not in tables.same_pooling_sentence(with_bound)
     (ren,) = [e for e in kept["final"] if e["method"] == "ren" and e["predicts"] == "mean"]
