@@ -268,7 +268,7 @@ TERMS: dict[str, Term] = {
         lambda s, z, step: losses.assume_negative(s, z), "BCE with all labels: the upper bound", "",
         sees=lambda y, z: y, title="Full",
     ),
-    "iun": Term(
+    "iun": Term(  # as in the paper; the published code never counts a negative
         lambda s, z, step: losses.expected_negative(s, z > 0, z < 0),
         "BCE without the hidden positives: the upper bound of a loss that leaves labels out", _COLE,
         sees=lambda y, z: z.to(torch.int8) - (y & ~z).to(torch.int8),  # hidden positives: -1
