@@ -380,6 +380,7 @@ def _evaluate(options: Options) -> int:
 
 def _audit(options: Options) -> int:
     from spcl_lib.analysis.audit import maps_of, precision_of_missing, suggest
+    from spcl_lib.methods import visible_labels
     from spcl_lib.runs.store import find_run, open_run
     from spcl_lib.viewer.audit_page import SHOWN, precision_text, write_page, write_suggestions
 
@@ -387,7 +388,7 @@ def _audit(options: Options) -> int:
         raise UserError(f"--most must be at least 1; got {options.most}")
     place, out = find_run(Path(options.run)), paths.expand_home(options.out)
     run = open_run(place, options.data_root)
-    given = run.train.labels if run.config.method == "full" else run.observed
+    given = visible_labels(run.config.method, run.train.labels, run.observed) > 0
     read = maps_of(run, options.predict)
     found = suggest(read, given, options.most)
     what = f"{run.config.dataset}, {run.config.method}, {len(run.train):,} training images"

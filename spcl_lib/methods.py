@@ -4,7 +4,7 @@
 
 AN, CL, SCL and the idea of EN are from the paper. These are ours: the distance, lambda, the start,
 the ramp, and the rule that selects the expected negatives. `terms.py` has the terms of other
-papers. Each of these gives three methods, NAME, NAME_cl and NAME_scl; an upper bound gives one.
+papers. Each of these gives three methods, NAME, NAME_cl and NAME_scl; Full and IUN give one.
 `losses` has the notation.
 """
 
@@ -52,8 +52,8 @@ class MethodSpec:
         return bool(self.consistency) or TERMS[self.term].reads_averages
 
     @property
-    def is_upper_bound(self) -> bool:
-        """Whether it sees more than one label per image."""
+    def sees_all_labels(self) -> bool:
+        """Whether it sees all labels of the training images, for comparison only."""
         return TERMS[self.term].sees is not None
 
     @property
@@ -92,7 +92,7 @@ def title_of(method: str) -> str:
 
 
 def visible_labels(method: str, full: Tensor, single: Tensor) -> Tensor:
-    """The labels (N, C) that a method gets: the single ones, or what an upper bound sees.
+    """The labels (N, C) that a method gets: the single ones, or what its term sees.
 
     Args:
         method: a key of METHODS.
@@ -273,7 +273,7 @@ class Method(KeptState):
 
         Args:
             maps: f (B, C, G, G) score-map logits.
-            labels: z (B, C); for an upper bound, what its term sees.
+            labels: z (B, C), or what the term sees; see `visible_labels`.
             indices: (B,) int64 image numbers.
             views: B views through which the network saw the images.
             epoch: epochs done, with the fraction of the current one.

@@ -133,8 +133,8 @@ class Term:
             number of all epochs, and settings.
         learned: tables that the optimiser changes together with the network.
         reads_averages: whether it needs running averages of every training image.
-        sees: for an upper bound: makes the labels (N, C) that it gets in place of z, of all labels
-            y and z (N, C) bool.
+        sees: for a term that sees all labels, y: makes the labels (N, C) that it gets in place of
+            z; takes y and z (N, C) bool.
     """
 
     loss: Loss
@@ -270,7 +270,7 @@ TERMS: dict[str, Term] = {
     ),
     "iun": Term(  # as in the paper; the published code never counts a negative
         lambda s, z, step: losses.expected_negative(s, z > 0, z < 0),
-        "BCE without the hidden positives: the upper bound of a loss that leaves labels out", _COLE,
+        "BCE without the hidden positives: EN and LL-R, if they knew them", _COLE,
         sees=lambda y, z: z.to(torch.int8) - (y & ~z).to(torch.int8),  # hidden positives: -1
     ),
     "an_ls": Term(

@@ -203,7 +203,7 @@ def train(
         optimizer: with one "factor" per parameter group.
         method: loss and running averages.
         images: (N, 3, S, S) uint8; read batch by batch.
-        labels: (N, C) labels that the method may see: single labels, or those of an upper bound.
+        labels: (N, C) labels that the method may see: see `methods.visible_labels`.
         config: the run's configuration.
         progress: the state to continue from; None to start.
         after_step: called after every step (to save a checkpoint).

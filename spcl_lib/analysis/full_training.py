@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def best_of_league(content: Mapping[str, Any], count: int) -> dict[str, Settings]:
     """The best methods of a league, with the mean, and their settings; without the paper's."""
     entries = entries_of(content, False)
-    others = [m for m in entries if m not in PAPER_METHODS and not METHODS[m].is_upper_bound]
+    others = [m for m in entries if m not in PAPER_METHODS and not METHODS[m].sees_all_labels]
     best = sorted(others, key=lambda m: -mean(entries[m]["mAP"]))[:count]
     return {m: entries[m]["settings"] for m in best}
 

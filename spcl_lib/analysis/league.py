@@ -261,8 +261,8 @@ def entries_of(content: dict[str, Any], best_pooling: bool) -> dict[str, Entry]:
 def whose(method: str) -> str:
     """The origin of a method, for a table."""
     spec = METHODS[method]
-    if spec.is_upper_bound:
-        return "upper bound"
+    if spec.sees_all_labels:
+        return "sees all labels"
     if spec.term in OURS:
         return "ours"
     if method in PAPER_METHODS:
@@ -296,8 +296,10 @@ def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame
     """
     import pandas as pd
 
-    best: dict[str, Entry] = entries_of(content, False) if final else {}
-    if not final:
+    best: dict[str, Entry] = {}
+    if final:
+        best = entries_of(content, False)
+    else:
         for row in content["search"]:
             if "pooling" not in row and row["mAP"] > best.get(row["method"], {"mAP": 0.0})["mAP"]:
                 best[row["method"]] = row
@@ -315,7 +317,7 @@ def league_sentences(content: dict[str, Any]) -> list[str]:
         entries = entries_of(content, best_pooling)
         table = league_table(content, best_pooling)
         ranked = sorted(entries, key=lambda m: -mean(entries[m]["mAP"]))
-        ranked = [m for m in ranked if not METHODS[m].is_upper_bound]
+        ranked = [m for m in ranked if not METHODS[m].sees_all_labels]
         first = ranked[0]
         sentences.append(
             f"{how}, {title_of(first)} is the best of {len(ranked)} methods: "
@@ -348,12 +350,16 @@ def same_pooling_sentence(content: dict[str, Any]) -> str:
         content: the result of `load_league`.
     """
     scores = pooling_scores(content, final=True)
-    pooling = scores.idxmax(axis=1).mode()[0]
+    methods = scores.drop(
+        [title_of(m) for m in METHODS if METHODS[m].sees_all_labels], errors="ignore"
+    )
+    best = methods.idxmax(axis=1)
+    pooling = best.mode()[0]
     column = scores[pooling]
-    first, second = column.drop(["Full", "IUN"], errors="ignore").nlargest(2).index
+    first, second = methods[pooling].nlargest(2).index
     share = (column[first] - column["AN"]) / (column["Full"] - column["AN"])
     return (
-        f"{(scores.idxmax(axis=1) == pooling).sum()} of the {len(scores)} methods are best "
+        f"{(best == pooling).sum()} of the {len(methods)} methods are best "
         f"with {pooling} in prediction. With it for all, {first} is first: "
         f"{column[first]:.1f} mAP, {100 * share:.0f} % of the gap between AN and Full. "
         f"{second} has {column[second]:.1f}."

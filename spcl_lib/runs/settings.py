@@ -45,9 +45,9 @@ _POSITIVE = (
 
 
 def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
-    """The methods that a data set allows; upper bounds need full labels of the training images."""
+    """The methods that a data set allows; some need full labels of the training images."""
     full = dataset not in SINGLE_LABEL
-    return [name for name in among if full or not METHODS[name].is_upper_bound]
+    return [name for name in among if full or not METHODS[name].sees_all_labels]
 
 
 def make_config(

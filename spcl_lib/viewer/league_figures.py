@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     "the paper": "#0072b2", "competitor": "#8c8c8c", "combined by us": "#cc79a7",
-    "ours": "#d55e00", "upper bound": "#000000",
+    "ours": "#d55e00", "sees all labels": "#000000",
 }  # fmt: skip
 
 

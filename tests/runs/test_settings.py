@@ -39,7 +39,7 @@ def test_the_observed_labels_are_the_same_for_all_methods_and_seeds(dataset):
     assert len({config.label_seed for config in configs}) == 1
 
 
-def test_upper_bounds_need_a_data_set_whose_training_images_have_full_labels():
+def test_full_and_iun_need_a_data_set_whose_training_images_have_full_labels():
     assert methods_of("voc2007") == list(PAPER_METHODS)
     for dataset in ("imagenet", "folder"):
         assert methods_of(dataset) == [name for name in PAPER_METHODS if name != "full"]
