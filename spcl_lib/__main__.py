@@ -284,7 +284,7 @@ def _recovery(options: Options) -> int:
     print("\n".join(provenance(found)))
     for part in (
         sentences.recovery_sentences(found), sentences.crop_scale_sentences(found),
-        sentences.localisation_sentences(found),
+        sentences.localisation_sentences(found), sentences.sentences_on_ours(found),
     ):  # fmt: skip
         print(f"\n{bullets(part)}")
     if options.keep:

@@ -24,6 +24,7 @@ from spcl_lib.analysis.statistics import (
 )
 from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.methods import title_of
+from spcl_lib.runs.ablation import LEAGUES_BEST
 
 HEADLINES = 3  # the first sentences on crop recovery
 WIDE = 10.0  # percent points of a wide margin; our choice
@@ -198,15 +199,29 @@ def localisation_sentences(found: Measurements) -> list[str]:
     return sentences
 
 
+def sentences_on_ours(found: Measurements) -> list[str]:
+    """Says whether the heatmaps and maps of the league's best are better than those of SCL."""
+    sentences = []
+    for method in (m for m in LEAGUES_BEST if m in sources_in(found)):
+        sentences.append(compare_supervision(found, "labelled", "AUROC", method, "scl")[0])
+        rows = [
+            rows_of(found, "localisation", method=m, maps="network", split="report", group="all")
+            for m in (method, "scl")
+        ]
+        what = f"{title_of(method)}'s maps find objects in new images"
+        sentences += [_compare_maps(what, *rows, c, "SCL") for c in _MAP_METRICS]
+    return sentences
+
+
 _MAP_METRICS = {"pointing": "pointing game", "iou": "IoU"}
 
 
-def _compare_maps(what: str, rows: Rows, others: Rows, metric: str) -> str:
+def _compare_maps(what: str, rows: Rows, others: Rows, metric: str, other: str = "AN") -> str:
     gain = differences(rows, others, metric)
     if not gain:
-        return f"No verdict on whether {what} better than AN's."
-    verdict = {1: f"{what} better than AN's", -1: f"{what} less well than AN's",
-               0: f"Not settled whether {what} better than AN's"}  # fmt: skip
+        return f"No verdict on whether {what} better than {other}'s."
+    verdict = {1: f"{what} better than {other}'s", -1: f"{what} less well than {other}'s",
+               0: f"Not settled whether {what} better than {other}'s"}  # fmt: skip
     says = verdict[sign_of_difference(gain)]
     numbers = " against ".join(mean_and_spread(values(r, metric)) for r in (rows, others))
     return f"{says} ({_MAP_METRICS[metric]}): {numbers} %, {mean_and_spread(gain, '+')}."

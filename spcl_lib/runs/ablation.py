@@ -19,10 +19,23 @@ from spcl_lib.system.errors import UserError
 CROP_SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)
 CROP_METHODS = ("an", "cl", "scl", "en_scl", "full")
 RECOVERY_SCALE = 0.1  # crop recovery is measured on the runs with this scale
-RECOVERY_METHODS = (*CROP_METHODS[:-1], "gr_scl", "ren_scl", "full")  # with the league's best
+LEAGUES_BEST = ("gr_scl", "ren_scl")  # ours, with SCL
+RECOVERY_METHODS = (*CROP_METHODS[:-1], *LEAGUES_BEST, "full")
 FOLLOWED = 64  # number of images that these runs follow over the epochs
 
 Settings = Mapping[str, object]
+# What the league chose for them on validation data (see League.chosen_settings), with the mean.
+# Rates are left out: they were chosen for the league, and all methods here have the profile's.
+CHOSEN: dict[str, dict[str, Settings]] = {
+    "scenes": {
+        "gr_scl": {"weight": 0.3},
+        "ren_scl": {"prior_weight": 0.0, "hidden_share": 1.0, "robustness": 1.0, "weight": 1.0},
+    },
+    "voc2007": {
+        "gr_scl": {"weight": 0.1},
+        "ren_scl": {"prior_weight": 0.5, "hidden_share": 0.0, "robustness": 0.7, "weight": 1.0},
+    },
+}
 _SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
 
 
@@ -141,6 +154,7 @@ def crop_scale_configs(
     """All runs of the ablation, each once: every method, scale and seed.
 
     At the profile's own scale, the runs are those of the profile, which may be finished already.
+    LEAGUES_BEST have the settings of CHOSEN.
 
     Args:
         dataset: a key of PROFILES.
@@ -156,14 +170,14 @@ def crop_scale_configs(
     overrides = dict(overrides or {})
     if "scale_min" in overrides:
         raise UserError("scale_min is what this ablation varies; give its values with --scales")
-    configs = []
+    configs, chosen = [], CHOSEN.get(dataset, {})
     for scale in scales:
         varied, usual = {"scale_min": scale}, CROP_METHODS
         if scale == RECOVERY_SCALE:
             usual = RECOVERY_METHODS
             varied["snapshots"] = FOLLOWED
         configs += [
-            make_config(dataset, method, seed, profile, varied | overrides)
+            make_config(dataset, method, seed, profile, varied | chosen.get(method, {}) | overrides)
             for method in methods or usual
             for seed in seeds
         ]

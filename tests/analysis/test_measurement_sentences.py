@@ -13,6 +13,7 @@ from spcl_lib.analysis.measurement_sentences import (
     localisation_sentences,
     recovery_claim,
     recovery_sentences,
+    sentences_on_ours,
 )
 
 
@@ -107,6 +108,20 @@ def test_localisation_is_compared_with_an():
     assert said(localisation_sentences(found), "in new images less well than AN's (IoU)")
     (none,) = localisation_sentences(fake_measurements(sources=("an", "cl"), methods=("an", "cl")))
     assert "No verdict" in none
+
+
+def test_the_leagues_best_are_compared_with_scl():
+    found = fake_measurements(sources=("an", "scl", "gr_scl"), gr_scl=95.0)
+    found["localisation"] += [
+        row | {"method": "gr_scl"} for row in found["localisation"] if row["method"] == "scl"
+    ]
+    sentences = sentences_on_ours(found)
+    assert len(sentences) == 3  # nothing on REN + SCL, which was not measured
+    assert said(sentences, "(AUROC)", "through the view (GR + SCL)", "through the view (SCL)")
+    for row in found["localisation"]:
+        row["iou"] = row["seed"] + (50.0 if row["method"] == "gr_scl" else 10.0)
+    assert said(sentences_on_ours(found), "GR + SCL's maps", "than SCL's (IoU): 51.0", "+40.0")
+    assert sentences_on_ours(fake_measurements()) == []
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -438,7 +438,7 @@ def measurements_of(folder):
     parts += [measurement_tables.localisation_table(found, split) for split in ("train", "report")]
     for sentences in (
         measurement_sentences.recovery_sentences, measurement_sentences.crop_scale_sentences,
-        measurement_sentences.localisation_sentences,
+        measurement_sentences.localisation_sentences, measurement_sentences.sentences_on_ours,
     ):  # fmt: skip
         parts += sentences(found)
     return "\n".join(map(str, parts))

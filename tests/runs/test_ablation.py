@@ -1,8 +1,11 @@
 """The ablation of crop sizes: its runs, the command that makes them, and their table."""
 
+from dataclasses import replace
+
 import pytest
 
 from spcl_lib.__main__ import main
+from spcl_lib.analysis.league import entries_of, load_league
 from spcl_lib.analysis.measurement_tables import crop_scale_texts
 from spcl_lib.runs import ablation, schedule
 from spcl_lib.runs.ablation import CROP_SCALES, command_of, crop_scale_configs, crop_scale_rows
@@ -20,6 +23,17 @@ def test_every_method_scale_and_seed_once():
     assert len({run_folder(c) for c in configs}) == len(configs)
     assert {c.scale_min for c in configs} == set(CROP_SCALES) == {1.0, 0.5, 0.25, 0.1, 0.05}
     assert all((c.snapshots > 0) == (c.scale_min == ablation.RECOVERY_SCALE) for c in configs)
+
+
+@pytest.mark.parametrize("dataset", list(ablation.CHOSEN))
+def test_ours_have_what_the_league_chose_but_the_rates_of_the_profile(dataset):
+    chosen = {e["method"]: e["settings"] for e in entries_of(load_league(dataset), False).values()}
+    rates = {"lr", "weight_decay", "start"}
+    for method, settings in ablation.CHOSEN[dataset].items():
+        assert settings == {k: v for k, v in chosen[method].items() if k not in rates}
+        (config,) = crop_scale_configs(dataset, "cpu", [0], [0.1], [method])
+        usual = make_config(dataset, method)
+        assert config.settings == replace(usual.settings, **settings) and config.lr == usual.lr
 
 
 def test_the_profiles_own_scale_gives_the_profiles_own_runs():
