@@ -134,7 +134,8 @@ class FullTraining:
 
     def reproduce(self, jobs: int, keep: bool) -> bool:
         """Makes the unfinished runs, and prints table and sentences; see `reproduce_league`."""
-        runs = [config for configs in self.configs.values() for config in configs]
+        # Seed by seed: --seeds 0 can keep a table before the other seeds have finished.
+        runs = [c for of_one_seed in zip(*self.configs.values(), strict=True) for c in of_one_seed]
         if run_all(runs, self.data_root, jobs, force=False):
             return False
         content = collect_full_training(self.configs)
