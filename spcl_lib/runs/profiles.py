@@ -16,14 +16,10 @@ _MOBILENET = {
 }  # fmt: skip
 # Only the head is trained, on features that are computed once: an epoch takes less than a second.
 # The last stage is dilated. It gives 12 x 12 cells, which can show the places of small objects.
-# The league's search on validation data gave the weight: with 0.1, 0.3 and 1, voc2007's held-out
-# images give SCL 69.6, 69.4, 68.4 and EN + SCL 71.4, 71.5, 71.3; those of coco18 52.1, 52.1, 52.1
-# and 54.8, 54.6, 53.5.
 _FROZEN = {
     "backbone": "mobilenet_v2", "image_side": 192, "crop_side": 160, "eval_side": 192,
     "trained": "head", "dilation": 2, "epochs": 15, "batch": 64, "lr": 2e-3, "warmup": 0.2,
     "eval_every": 5, "bank_size": 12, "start": 4, "ramp": 2.0, "distance": "l1",
-    "weight": 0.3,
 }  # fmt: skip
 _SCENES = {
     # Crops have 48 px, images 64 px. So objects in crops have, on average, the same size as in the
