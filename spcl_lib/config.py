@@ -28,6 +28,7 @@ class RunConfig:
     draw: str = "uniform"  # rule that selects the kept label of an image, see data.draws.DRAWS
     label_seed: int = 0  # all methods and seeds see the same labels; cole adds 1200
     report: str = "test"  # "test": final; "val": for choices, never touches the final data
+    held_out: int = 0  # with report=val: number of the held-out part, see image_set.hold_out
     # data
     content: str = ""  # fingerprint of the data set's files and labels; "" for drawn scenes
     train_images: int = 0  # 0 = all

@@ -115,7 +115,7 @@ def _search_rows(league: League) -> list[Entry]:
     for method in dict.fromkeys([METHODS[m].term for m in league.methods] + league.methods):
         tried = league.searched(method)
         if method in league.methods:
-            tried += league.searched_poolings(method)
+            tried += league.searched_poolings(method) + league.searched_parts(method)
         rows += [
             {
                 "method": method, **settings, "mAP": found["mAP"],
@@ -292,19 +292,25 @@ def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame
 
     Args:
         content: the result of `load_league`.
-        final: False: validation data, seed 0. True: the final data, the mean over seeds.
+        final: False: validation data, seed 0, the mean over the held-out parts that the method
+            was tried on. True: the final data, the mean over seeds.
     """
     import pandas as pd
 
-    best: dict[str, Entry] = {}
+    found: dict[str, list[Entry]] = {}  # the first is the best on the first part
     if final:
-        best = entries_of(content, False)
+        found = {method: [entry] for method, entry in entries_of(content, False).items()}
     else:
-        for row in content["search"]:
-            if "pooling" not in row and row["mAP"] > best.get(row["method"], {"mAP": 0.0})["mAP"]:
-                best[row["method"]] = row
-    rows = {title_of(method): row["mAP_by_pooling"] for method, row in best.items()}
-    return pd.DataFrame(rows).T.rename_axis("method")
+        rows = sorted(content["search"], key=lambda row: ("held_out" in row, -row["mAP"]))
+        for row in (r for r in rows if "pooling" not in r):
+            parts = found.setdefault(row["method"], [])
+            if not parts or "held_out" in row:
+                parts.append(row)
+    means = {
+        title_of(method): pd.DataFrame([part["mAP_by_pooling"] for part in parts]).mean()
+        for method, parts in found.items()
+    }
+    return pd.DataFrame(means).T.rename_axis("method")
 
 
 # --- in words -------------------------------------------------------------------------------------

@@ -17,23 +17,25 @@ from spcl_lib.data.images import Images, select_images
 from spcl_lib.data.objects import Boxes, Masks
 
 HELD_OUT = 0.4  # share of a real training split that is used for choices
+PARTS = 3  # held-out parts, which together have all images
 _HELD_OUT_SEED = 1200
 _SAMPLED = 50_000  # with more files, only their sizes identify the content
 _SAMPLE_BYTES = 4096
 
 
-def hold_out(count: int) -> tuple[Tensor, Tensor]:
+def hold_out(count: int, part: int = 0) -> tuple[Tensor, Tensor]:
     """Splits the training images into a part for training and a held-out part for choices.
 
     Args:
         count: number of training images.
+        part: number of the held-out part, below PARTS. Neighbours share a few images.
 
     Returns:
         The image numbers of both parts, ascending int64: 60 % and 40 % of 0..count-1. The result
-        depends only on `count`.
+        depends only on `count` and `part`.
     """
     generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator).roll(-(part * count // PARTS))
     held = round(HELD_OUT * count)
     return order[held:].sort().values, order[:held].sort().values
 

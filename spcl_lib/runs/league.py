@@ -8,7 +8,9 @@ This module enforces the protocol:
    values of its own parameters, or optimiser settings if it has none. A method with SCL takes the
    choice of its term, and tries the same number of SCL settings. Every method then tries POOLINGS.
    A network can predict with another pooling than in training: the search tries all poolings.
-   The search makes as many steps as the final runs, although it has fewer photographs.
+   The search makes as many steps as the final runs, although it has fewer photographs. On
+   photographs, FINALISTS trainings of every method are repeated with other held-out parts, because
+   poolings differ by less than one part can tell; the mean over the parts decides.
 3. The chosen settings train on five seeds. One evaluation on the final data uses the mean in
    training and prediction; another one uses the two chosen poolings.
 """
@@ -17,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.image_set import HELD_OUT
+from spcl_lib.data.image_set import HELD_OUT, PARTS
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.runs.schedule import Task, run_in_turns
 from spcl_lib.runs.settings import make_config, methods_of
@@ -38,6 +41,7 @@ LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
 SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}}
 SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = 4  # tried settings of every method, before the poolings
+FINALISTS = 2  # trainings of every method that are repeated with other held-out parts
 
 # data set of a frozen league -> the paper's methods, and the number of the league's best besides
 # them, that train the whole network with profile cpu
@@ -101,9 +105,9 @@ def search_settings(dataset: str, method: str = "an", chosen: Settings | None = 
         chosen: settings of the final run.
 
     Returns:
-        `chosen` and the epochs, with all times and rates per epoch in proportion.
+        `chosen`, report=val and the epochs, with all times and rates per epoch in proportion.
     """
-    settings = shared_settings(dataset) | (chosen or {})
+    settings = shared_settings(dataset) | {"report": "val"} | (chosen or {})
     final = make_config(dataset, method, 0, LEAGUES[dataset], settings)
     longer = 1.0 if dataset == "scenes" else 1 / (1 - HELD_OUT)
     return settings | {
@@ -226,10 +230,17 @@ class League:
         self.methods = league_methods(dataset, methods)
         self.seeds, self.data_root = tuple(dict.fromkeys(seeds)), data_root
         self._kept = {_identity(row): row for row in search}
-        self._contents: dict[str, str] = {}  # fingerprint of the data, by `report`
+        self._contents: dict[tuple[str, int], str] = {}  # fingerprint of the data
+        self.parts = range(1, PARTS if dataset != "scenes" else 1)  # besides the first part
         shared = shared_settings(dataset)
-        configs = [self._config("an", 0, {**shared, "report": r}) for r in ("val", "test")]
-        self._contents = {c.report: identify_data(c, data_root).content for c in configs}
+        configs = [
+            self._config("an", 0, {**shared, "report": "val", "held_out": part})
+            for part in (0, *self.parts)
+        ]
+        configs.append(self._config("an", 0, shared))
+        self._contents = {
+            (c.report, c.held_out): identify_data(c, data_root).content for c in configs
+        }
 
     def rounds(self) -> Iterable[tuple[str, list[RunConfig]]]:
         """The rounds of runs with their titles; a round needs the runs of the earlier rounds."""
@@ -239,6 +250,9 @@ class League:
         yield "search: consistency", [c for m in with_consistency for c in self._new_configs(m)]
         missing = [m for m in self.methods if not self._has(m, POOLINGS)]
         yield "search: pooling", [c for m in missing for c in self.pooling_configs(m)]
+        if self.parts:
+            missing = [m for m in self.methods if not self._has_parts(m)]
+            yield "search: held-out parts", [c for m in missing for c in self.part_configs(m)]
         yield "final", [c for m in self.methods for c in self.final_configs(m)]
 
     def most_runs(self) -> int:
@@ -246,8 +260,9 @@ class League:
         searched = {self._term_method(m) for m in self.methods} | set(self.methods)
         grids = [m for m in searched if not self._has(m, grid(m, self.dataset))]
         poolings = [m for m in self.methods if not self._has(m, POOLINGS)]
+        parts = FINALISTS * len(self.parts) * sum(not self._has_parts(m) for m in self.methods)
         final = 2 * len(self.seeds) * len(self.methods)
-        return SEARCHED * len(grids) + len(POOLINGS) * len(poolings) + final
+        return SEARCHED * len(grids) + len(POOLINGS) * len(poolings) + parts + final
 
     def search_configs(self, method: str) -> list[RunConfig]:
         """The runs that decide the settings of a method."""
@@ -256,8 +271,11 @@ class League:
 
     def pooling_configs(self, method: str) -> list[RunConfig]:
         """The runs that decide the pooling of a method, besides its best run with the mean."""
-        chosen = self.chosen_settings(method)
-        return [self._search(method, chosen | pooling) for pooling in POOLINGS]
+        return self._search_with(method, POOLINGS)
+
+    def part_configs(self, method: str) -> list[RunConfig]:
+        """The runs that repeat the best trainings of a method with the other held-out parts."""
+        return self._search_with(method, self._part_settings(method))
 
     def chosen_settings(self, method: str) -> Settings:
         """The best of a method's settings, by mAP on validation data."""
@@ -266,15 +284,34 @@ class League:
         return self._base_settings(method) | best
 
     def chosen_pooling(self, method: str) -> tuple[Settings, str]:
-        """The best poolings of a method, in training and prediction, by mAP on validation data."""
-        mean = max((found for _, found in self.searched(method)), key=lambda found: found["mAP"])
+        """The best poolings of a method, in training and prediction, by mAP on validation data.
+
+        Among the FINALISTS best trainings, the mean over the held-out parts decides.
+        """
+        others = iter(self.searched_parts(method))
+        by_training = [
+            (pooling, [first, *(next(others)[1] for _ in self.parts)])
+            for pooling, first in self._best(method)
+        ]
         found = [
-            (score, pooling, name)
-            for pooling, results in [({}, mean), *self.searched_poolings(method)]
-            for name, score in results["mAP_by_pooling"].items()
+            (fmean(part["mAP_by_pooling"][name] for part in parts), pooling, name)
+            for pooling, parts in by_training
+            for name in parts[0]["mAP_by_pooling"]
         ]
         _, pooling, name = max(found, key=lambda row: row[0])
         return pooling, name
+
+    def _best(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
+        """The FINALISTS best trainings of a method: poolings, and results on the first part."""
+        usual = max((found for _, found in self.searched(method)), key=lambda found: found["mAP"])
+        return sorted(
+            [({}, usual), *self.searched_poolings(method)],
+            key=lambda row: -max(row[1]["mAP_by_pooling"].values()),
+        )[:FINALISTS]
+
+    def _part_settings(self, method: str) -> list[Settings]:
+        best = self._best(method) if self.parts else []
+        return [{**pooling, "held_out": part} for pooling, _ in best for part in self.parts]
 
     def searched(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
         """The tried settings of a method with the mean, and what each gave on validation data.
@@ -288,6 +325,10 @@ class League:
         """As `searched`, for the tried poolings with the best of those settings."""
         return self._results(method, POOLINGS, self.pooling_configs)
 
+    def searched_parts(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
+        """As `searched`, for the best trainings with the other held-out parts."""
+        return self._results(method, self._part_settings(method), self.part_configs)
+
     def final_configs(self, method: str, pooling: Settings | None = None) -> list[RunConfig]:
         """The final runs of a method with one training pooling; None means all final runs."""
         if pooling is None:
@@ -298,6 +339,10 @@ class League:
 
     def _new_configs(self, method: str) -> list[RunConfig]:
         return [] if self._has(method, grid(method, self.dataset)) else self.search_configs(method)
+
+    def _has_parts(self, method: str) -> bool:
+        """Whether the kept search has the runs with the other held-out parts."""
+        return self._has(method, POOLINGS) and self._has(method, self._part_settings(method))
 
     def _has(self, method: str, tried: Iterable[Settings]) -> bool:
         """Whether the kept search has these settings of a method, and all that they rest on."""
@@ -323,10 +368,14 @@ class League:
     def _term_method(self, method: str) -> str:
         return METHODS[method].term
 
+    def _search_with(self, method: str, tried: Iterable[Settings]) -> list[RunConfig]:
+        """Runs of the search with the chosen settings and, in each, some others."""
+        chosen = self.chosen_settings(method)
+        return [self._search(method, chosen | settings) for settings in tried]
+
     def _search(self, method: str, settings: Settings) -> RunConfig:
-        settings = search_settings(self.dataset, method, settings)
-        return self._config(method, 0, {**settings, "report": "val"})
+        return self._config(method, 0, search_settings(self.dataset, method, settings))
 
     def _config(self, method: str, seed: int, settings: Settings) -> RunConfig:
         config = make_config(self.dataset, method, seed, self.profile, settings)
-        return config.replace(content=self._contents.get(config.report, ""))
+        return config.replace(content=self._contents.get((config.report, config.held_out), ""))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import DRAWS
+from spcl_lib.data.image_set import PARTS
 from spcl_lib.losses import DISTANCES
 from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
 from spcl_lib.model import AMP, BACKBONES
@@ -23,6 +24,7 @@ from spcl_lib.system.timm_backbone import PREFIX, require_timm_model
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
 TABLES = frozenset({"table", "coco18"})  # train.csv and val.csv list the images
 WITHOUT_OBJECTS = SINGLE_LABEL | TABLES  # these do not tell where objects are
+_OWN_VALIDATION = SINGLE_LABEL | {"scenes"}  # these hold out images in their own ways
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "report": ("test", "val"),
@@ -214,6 +216,11 @@ def _check(values: Mapping[str, object]) -> None:
             f"eval_side must be equal, and crop_side not larger; got {values['image_side']}, "
             f"{values['eval_side']} and {values['crop_side']}"
         )
+    if values["held_out"] and (values["report"] != "val" or values["dataset"] in _OWN_VALIDATION):
+        raise UserError(
+            "held_out chooses a part of the training images with report=val; it does not go with "
+            f"report={values['report']} of {values['dataset']}"
+        )
     limits = {
         **dict.fromkeys(("image_side", "crop_side", "eval_side"), (1, 2**14)),
         "ratio_max": (1, 10), "flip": (0, 1), "warmup": (0, 1), "momentum": (0, 0.9999),
@@ -221,6 +228,7 @@ def _check(values: Mapping[str, object]) -> None:
         "bank_size": (1, 1024), "bank_classes": (0, 10**6), "frozen": (0, 1000), "dilation": (1, 2),
         "expected_positives": (1, 1e6), "train_images": (0, 10**9), "eval_images": (0, 10**9),
         "weight_decay": (0, 1e6), "head_lr_factor": (1e-6, 1e6), "seed": (0, 2**31),
+        "held_out": (0, PARTS - 1),
         "label_seed": (0, 2**31), "snapshots": (0, 10**9), "smoothing": (0, 0.5),
         "entropy_weight": (0, 1e6), "pseudo_weight": (0, 1e6), "rejected": (0, 100),
         "robustness": (1e-3, 1), "prior_weight": (0, 1e6), "hidden_share": (0, 100),

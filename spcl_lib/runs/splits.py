@@ -114,16 +114,16 @@ def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool 
         return list_imagenet(root, config.report, config.train_images, config.eval_images)
     if config.dataset in TABLES:
         splits = list_table(root if config.dataset == "table" else root / config.dataset)
-        return splits if config.report == "test" else _hold_out(splits[0])
+        return splits if config.report == "test" else _hold_out(splits[0], config)
     objects = objects or config.draw in NEED_BOXES
     load = partial(_LISTS[config.dataset], config, root, objects=objects)
     if config.report == "test":
         return load("train"), load("val")
-    return _hold_out(load("train"))
+    return _hold_out(load("train"), config)
 
 
-def _hold_out(train: ImageSet) -> Splits:
-    stay, held = hold_out(len(train))
+def _hold_out(train: ImageSet, config: RunConfig) -> Splits:
+    stay, held = hold_out(len(train), config.held_out)
     return train.subset(stay), replace(train.subset(held), notes=())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from spcl_lib import bank, evaluate, views
 from spcl_lib.data import scenes
-from spcl_lib.data.image_set import ImageSet, boxes_of_map
+from spcl_lib.data.image_set import PARTS, ImageSet, boxes_of_map, hold_out
 from spcl_lib.data.objects import Boxes
 
 
@@ -16,6 +16,17 @@ def some_labels(n=400, c=6):
     labels = torch.rand(n, c, generator=torch.Generator().manual_seed(0)) < 0.4
     labels[torch.arange(n), torch.arange(n) % c] = True
     return labels
+
+
+def test_the_held_out_parts_together_have_all_images():
+    splits = [hold_out(100, part) for part in range(PARTS)]
+    for stay, held in splits:
+        assert (len(stay), len(held)) == (60, 40)
+        assert torch.cat([stay, held]).sort().values.tolist() == list(range(100))
+    assert len(torch.cat([held for _, held in splits]).unique()) == 100
+    assert hold_out(100)[1].tolist() == splits[0][1].tolist()
+    first = [held[:3].tolist() for _, held in splits]
+    assert first == [[1, 2, 5], [0, 4, 7], [3, 6, 9]]  # kept choices rest on these very parts
 
 
 def test_a_subset_keeps_everything_together():

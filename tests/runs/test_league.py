@@ -109,6 +109,41 @@ def test_another_pooling_in_prediction_can_be_chosen(small):
     assert small.chosen_pooling("ren") == ({}, "lse:0.3")
 
 
+def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best(
+    voc, results, monkeypatch
+):
+    monkeypatch.setattr(league, "LEAGUES", {"voc2007": "smoke"})
+    photographs = League("voc2007", ["gr"], [0], voc)
+
+    def finish_all(made):
+        for _, configs in made.rounds():
+            for config in configs:
+                top, first = config.pooling == "top", config.held_out == 0
+                score = 60.0 if top and first else 59.0 if config.pooling == "mean" else 50.0
+                finish(config, score, {"lse:0.3": score - (5 if top or first else -0.5)})
+
+    finish_all(photographs)
+    titles = {title: configs for title, configs in photographs.rounds()}
+    parts = titles["search: held-out parts"]
+    assert {(c.pooling, c.held_out) for c in parts} == {
+        (pooling, part) for pooling in ("mean", "top") for part in (1, 2)
+    }
+    assert len({c.content for c in parts}) == 2, "other images are other data"
+    assert {(c.report, c.seed) for c in parts} == {("val", 0)}
+    # The first part alone would take "top", which the others do not confirm.
+    assert photographs.chosen_pooling("gr") == ({}, "mean")
+    assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 2
+    rows = tables._search_rows(photographs)
+    assert len(rows) == 4 + 4 + 4
+    again = League("voc2007", ["gr"], [0], voc, search=rows)
+    assert [len(configs) for _, configs in again.rounds()] == [0, 0, 0, 0, 2]
+    assert again.chosen_pooling("gr") == ({}, "mean")
+    few = [row for row in rows if row.get("held_out") != 2]
+    assert len(League("voc2007", ["gr"], [0], voc, search=few).part_configs("gr")) == 4
+    scores = tables.pooling_scores({"search": rows})
+    assert scores.loc["GR"].tolist() == pytest.approx([59.0, (54.0 + 59.5 + 59.5) / 3])
+
+
 def test_an_unfinished_search_names_the_command(small):
     with pytest.raises(UserError, match="reproduce.sh --league --dataset scenes"):
         small.final_configs("an")

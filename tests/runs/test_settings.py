@@ -171,6 +171,16 @@ def test_a_choice_comes_with_its_valid_values(name, value, valid):
     assert f"'{value}'" in said and valid in said
 
 
+def test_only_a_real_data_set_has_other_held_out_parts():
+    assert make_config("coco18", "an", 0, "smoke", {"report": "val", "held_out": 2}).held_out == 2
+    for dataset, report in (("scenes", "val"), ("imagenet", "val"), ("coco18", "test")):
+        said = mistake(dataset, "an", overrides={"report": report, "held_out": 1})
+        assert f"does not go with report={report} of {dataset}" in said
+    assert "'held_out' must be in 0..2" in mistake(
+        "coco18", "an", overrides={"report": "val", "held_out": 3}
+    )
+
+
 @pytest.mark.parametrize("pair", ["lr", "=3", "lr 3", ""])
 def test_an_override_needs_a_key_and_a_value(pair):
     with pytest.raises(UserError):
