@@ -57,7 +57,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     file = paths.results() / "heatmaps.bin"  # on the disk of the run's folder
     place_of_averages(config.method, len(train), len(train.classes), config.settings, file)
     names = ("train", "val") if config.report == "test" else ("remaining", "held-out")
-    return _decode(train, names[0], config), _decode(evaluation, names[1], config)
+    part = f"-{config.held_out}" if config.held_out else ""
+    return _decode(train, names[0] + part, config), _decode(evaluation, names[1] + part, config)
 
 
 def identify_data(config: RunConfig, data_root: str | Path | None) -> RunConfig:

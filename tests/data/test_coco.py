@@ -24,6 +24,7 @@ from spcl_lib.data.image_set import PARTS
 from spcl_lib.data.objects import run_lengths
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
+from spcl_lib.system import paths
 
 IDS = ("5", "20", "41", "300", "1000")  # in ascending order; 20 has no annotation
 
@@ -116,6 +117,8 @@ def test_a_run_reports_on_val_and_chooses_on_a_part_of_train(tmp_path, year):
         assert sorted(train.ids + report.ids) == sorted(("5", "41", "300", "1000"))
         reports.add(report.ids)
     assert len(reports) > 1
+    kept = [*paths.cache().glob(f"{name}-held-out-?-2-16px*.npy")]
+    assert len(kept) == PARTS - 1, "a part must not take the place of another"
 
 
 def test_images_that_are_kept_without_annotation_are_reported_on_but_not_trained_on(root, capsys):
