@@ -10,6 +10,8 @@ from spcl_lib.analysis.full_training import (
     rank_correlation,
 )
 from spcl_lib.analysis.league import consistency_gains, entries_of, league_table, leagues
+from spcl_lib.analysis.measurement_files import load_measurements
+from spcl_lib.analysis.measurement_sentences import sentences_on_ours
 from spcl_lib.methods import title_of
 from spcl_lib.system import paths
 
@@ -49,6 +51,14 @@ def interval(dataset, pooling, method):
 )  # fmt: skip
 def test_the_readmes_words_on_who_is_ahead_are_the_intervals(dataset, pooling, expected):
     assert {m: verdict(dataset, pooling, m) for m in expected} == expected
+
+
+@pytest.mark.parametrize(("dataset", "profile"), [("scenes", "cpu"), ("voc2007", "frozen")])
+def test_ours_know_crops_and_find_objects_better_than_scl(dataset, profile):
+    said = sentences_on_ours(load_measurements("reference", dataset, profile))
+    assert sum(" beats " in s or " better than SCL's" in s for s in said) == len(said) == 6
+    assert not any(s.startswith("Not settled") for s in said)
+    assert "GR + SCL and REN + SCL know better than SCL's" in README
 
 
 def claims():
