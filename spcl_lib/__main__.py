@@ -292,8 +292,11 @@ def _recovery(options: Options) -> int:
     return 0
 
 
-def _predictor(options: Options) -> Predictor:
-    """The predictor of the options of `_add_predictor_options`; prints its run."""
+def _predictor(options: Options, needs_rule: bool = True) -> Predictor:
+    """The predictor of the options of `_add_predictor_options`; prints its run.
+
+    Without `needs_rule`, it has no rule if the run's own threshold does not fit another pooling.
+    """
     from spcl_lib.runs.predictor import Predictor
     from spcl_lib.runs.store import find_run
     from spcl_lib.runs.thresholds import LabelRule, read_thresholds
@@ -313,8 +316,10 @@ def _predictor(options: Options) -> Predictor:
         limits = read_thresholds(file, predictor.classes, predictor.scores_of())
     if limits is not None or options.top is not None:
         predictor.rule = LabelRule(limits, options.top)
-    elif options.pooling:
+    elif options.pooling and needs_rule:
         raise UserError("the run's threshold does not fit another pooling; give --threshold T")
+    elif options.pooling:
+        predictor.rule = None
     elif own is None:
         raise UserError(f"the run '{run}' has no threshold of its own; give one: --threshold 0.5")
     elif predictor.size != config.eval_side:
@@ -351,7 +356,12 @@ def _name_skipped(skipped: Sequence[str]) -> None:
 def _evaluate(options: Options) -> int:
     from spcl_lib.runs.evaluation import evaluate_files, evaluate_own
     from spcl_lib.runs.store import find_run, read_config
-    from spcl_lib.runs.thresholds import check_thresholds_place, write_thresholds
+    from spcl_lib.runs.thresholds import (
+        LabelRule,
+        check_thresholds_place,
+        expected_threshold,
+        write_thresholds,
+    )
     from spcl_lib.viewer.evaluation import evaluation_lines, write_evaluation
 
     if (options.images is None) != (options.labels is None):
@@ -359,7 +369,7 @@ def _evaluate(options: Options) -> int:
     file = options.save_thresholds and paths.expand_home(options.save_thresholds)
     if file:
         check_thresholds_place(file)  # before the work
-    predictor = _predictor(options)
+    predictor = _predictor(options, needs_rule=False)
     if options.images is None:
         found = evaluate_own(predictor, read_config(find_run(Path(options.run)))[1])
     else:
@@ -367,6 +377,9 @@ def _evaluate(options: Options) -> int:
         found = evaluate_files(predictor, images, labels)
     _name_skipped(found.skipped)
     expected = predictor.config.settings.expected_positives
+    if predictor.rule is None:
+        print(f"the threshold is chosen here: so that an image has {expected:g} labels")
+        predictor.rule = LabelRule(expected_threshold(found.scores, expected))
     print("\n".join(evaluation_lines(found, predictor.rule, expected)))
     if file:
         chosen = found.thresholds(options.choose, expected)

@@ -290,7 +290,7 @@ def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pooling", metavar="KIND",
         help=f"another pooling of the score maps than the run's ({', '.join(KINDS)}), for instance "
-        "lse or lse:3 (with its strength); needs --threshold, --thresholds or --top",
+        "lse or lse:3 (with its strength); predict then needs --threshold, --thresholds or --top",
     )  # fmt: skip
 
 

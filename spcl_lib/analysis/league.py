@@ -286,7 +286,7 @@ def consistency_gains(content: dict[str, Any]) -> pd.DataFrame:
 
 
 def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame:
-    """The mAP of each method (rows) with each pooling in prediction (columns).
+    """The mAP of each method (rows, best first) with each pooling in prediction (columns).
 
     The networks are trained with the mean and the method's best settings.
 
@@ -310,7 +310,7 @@ def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame
         title_of(method): pd.DataFrame([part["mAP_by_pooling"] for part in parts]).mean()
         for method, parts in found.items()
     }
-    return pd.DataFrame(means).T.rename_axis("method")
+    return pd.DataFrame(means).T.rename_axis("method").sort_values("mean", ascending=False)
 
 
 # --- in words -------------------------------------------------------------------------------------

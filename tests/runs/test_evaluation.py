@@ -105,6 +105,17 @@ def test_thresholds_go_from_evaluate_to_predict(evaluate, spcl, trained, tmp_pat
     assert_mistake(spcl(*arguments, "--threshold", 0.5), "not both")
 
 
+def test_another_pooling_is_measured_with_a_threshold_of_its_own(evaluate, spcl, trained, tmp_path):
+    file, lse = tmp_path / "lse.json", ("--pooling", "lse:2")
+    outcome = evaluate(*lse, "--save-thresholds", file)
+    assert outcome.status == 0 and "so that an image has 1.5 labels" in outcome.out
+    given = ("predict", "--run", trained[0], "--images", trained[1], *lse)
+    assert_mistake(spcl(*given, "--out", tmp_path / "a.json"), "give --threshold")
+    assert spcl(*given, "--thresholds", file, "--out", tmp_path / "a.json").status == 0
+    usual = evaluate("--threshold", 0.5)
+    assert "so that an image has 1.5 labels" not in usual.out
+
+
 def test_thresholds_replace_no_other_file(evaluate, tmp_path):
     photo, folder = tmp_path / "photo.jpg", tmp_path / "folder"
     photo.write_text("a photo")
