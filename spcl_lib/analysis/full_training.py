@@ -11,7 +11,7 @@ from spcl_lib.analysis.league import entries_of, whose
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
-from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
+from spcl_lib.methods import title_of
 from spcl_lib.runs.league import Settings
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import finished_metrics
@@ -21,10 +21,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def best_of_league(content: Mapping[str, Any], count: int) -> dict[str, Settings]:
-    """The best methods of a league, with the mean, and their settings; without the paper's."""
+def best_of_league(content: Mapping[str, Any], count: int, combined: bool) -> dict[str, Settings]:
+    """The best methods of a league, with the mean, and their settings; without the paper's.
+
+    Args:
+        content: of `load_league`.
+        count: number of methods.
+        combined: whether a competitor's loss with SCL counts.
+    """
     entries = entries_of(content, False)
-    others = [m for m in entries if m not in PAPER_METHODS and not METHODS[m].sees_all_labels]
+    origins = {"ours", "competitor", *(["combined by us"] if combined else [])}
+    others = [m for m in entries if whose(m) in origins]
     best = sorted(others, key=lambda m: -mean(entries[m]["mAP"]))[:count]
     return {m: entries[m]["settings"] for m in best}
 

@@ -119,9 +119,9 @@ class FullTraining:
     """
 
     def __init__(self, dataset: str, seeds: Sequence[int], data_root: str | Path | None) -> None:
-        _, others = members_of_full_training(dataset)
+        members = members_of_full_training(dataset)
         self.league, self.data_root = _kept_league(dataset), data_root
-        best = best_of_league(self.league, others)
+        best = best_of_league(self.league, members.others, members.combined)
         self.configs = full_training_configs(dataset, best, seeds, data_root)
 
     def show_plan(self) -> None:

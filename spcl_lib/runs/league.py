@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data.image_set import HELD_OUT, PARTS
@@ -43,9 +43,20 @@ SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = 4  # tried settings of every method, before the poolings
 FINALISTS = 2  # trainings of every method that are repeated with other held-out parts
 
-# data set of a frozen league -> the paper's methods, and the number of the league's best besides
-# them, that train the whole network with profile cpu
-FULL_TRAINING = {"voc2007": (PAPER_METHODS, 8), "coco18": (("an", "scl", "en_scl", "full"), 4)}
+
+class Members(NamedTuple):
+    """The methods that train the whole network: some of the paper's, and the league's best."""
+
+    papers: tuple[str, ...]
+    others: int  # number of the league's best besides the paper's
+    combined: bool  # whether a competitor's loss with SCL counts among them
+
+
+# data set of a frozen league -> who trains the whole network with profile cpu
+FULL_TRAINING = {
+    "voc2007": Members(PAPER_METHODS, 8, combined=True),
+    "coco18": Members(("an", "scl", "en_scl", "full"), 4, combined=False),
+}
 # Their learning rates and epochs are others, so these choices do not carry over.
 _OF_PROFILE = frozenset({"lr", "weight_decay", "start"})
 
@@ -143,8 +154,8 @@ def finished(config: RunConfig) -> Metrics:
     return finished_metrics(config, f"./reproduce.sh --league --dataset {config.dataset}")
 
 
-def members_of_full_training(dataset: str) -> tuple[tuple[str, ...], int]:
-    """The methods of the paper, and the number of others, whose whole network is trained.
+def members_of_full_training(dataset: str) -> Members:
+    """Who trains the whole network.
 
     Raises:
         UserError: there is no full training of the data set.
@@ -177,7 +188,7 @@ def full_training_configs(
     Raises:
         UserError: there is no such training, or the data are missing.
     """
-    papers, _ = members_of_full_training(dataset)
+    papers = members_of_full_training(dataset).papers
     found = {}
     for method in dict.fromkeys((*papers, *best)):
         chosen = {} if method in PAPER_METHODS else best[method]

@@ -29,12 +29,21 @@ def kept(**scores):
 
 
 def test_the_best_methods_besides_the_papers_take_part_with_their_settings():
-    best = full_training.best_of_league(LEAGUE, 2)
+    best = full_training.best_of_league(LEAGUE, 2, combined=True)
     assert list(best) == ["ren_scl", "gr"]
     league = load_league("voc2007")
-    best = full_training.best_of_league(league, 8)
+    best = full_training.best_of_league(league, 8, combined=True)
     assert len(best) == 8 and not set(best) & set(PAPER_METHODS)
     assert any(best.values())
+
+
+def test_a_loss_of_another_paper_with_scl_takes_part_only_where_it_counts():
+    content = {"final": [entry("gr_scl", 66.0), *LEAGUE["final"]]}
+    assert list(full_training.best_of_league(content, 2, combined=True)) == ["gr_scl", "ren_scl"]
+    assert list(full_training.best_of_league(content, 2, combined=False)) == ["ren_scl", "gr"]
+    assert sorted(full_training.best_of_league(load_league("coco18"), 4, combined=False)) == [
+        "ll_cp", "ll_ct", "ren", "ren_scl",
+    ]  # fmt: skip
 
 
 def test_a_method_keeps_its_own_settings_and_the_profile_its_rates_and_start(voc):
