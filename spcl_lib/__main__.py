@@ -24,6 +24,7 @@ from spcl_lib.system import paths, ranks
 from spcl_lib.system.errors import UserError, one_line, printable
 from spcl_lib.system.files import LOCKED, LockedError, explain_refusals, parse_json
 from spcl_lib.system.machine import choose_device
+from spcl_lib.system.memory import keep_freed_memory
 from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal N.
     """
     goes_on = False
+    keep_freed_memory()
     try:
         options = make_parser(_COMMANDS, __doc__).parse_args(arguments)
         if getattr(options, "profile", "") is None:

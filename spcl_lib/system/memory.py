@@ -1,7 +1,8 @@
-"""How much memory and disk space is left, so that a run that cannot fit is refused early."""
+"""Memory and disk space: how much is left, and the reuse of what a step frees."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
@@ -14,6 +15,21 @@ from spcl_lib.system.errors import UserError
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt, see malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Lets this process use freed memory again, instead of returning it to the system.
+
+    A step frees large tensors, and the next step needs as many. glibc returns each to the system at
+    once, and the system clears every page that it gives again. Call this before the first tensor:
+    then PyTorch asks for large pages, too. It changes no result. Without glibc, it does nothing.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TOP_PAD, 2**28)
 
 
 def available_memory() -> int:

@@ -1,7 +1,9 @@
 """A bank that does not fit into memory or on disk is refused; the message says what would fit."""
 
 import os
+import platform
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -130,3 +132,26 @@ def test_the_limit_of_a_container_counts_less_what_it_holds(tmp_path, monkeypatc
     assert memory._left_below(tmp_path / "none") == []
     monkeypatch.setattr(memory, "_of_containers", lambda: [3_500_000])
     assert memory.available_memory() == 3_500_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_step_uses_the_memory_that_the_last_one_freed(keeps):
+    code = f"""
+import resource
+from spcl_lib.system.memory import keep_freed_memory
+if {keeps}:
+    keep_freed_memory()
+import torch
+def touched():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)  # 64 MiB: {{1 << 14}} pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(min(touched() for _ in range(8)))
+"""
+    # Without the large pages, which some systems never give.
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 2000) is keeps
