@@ -15,7 +15,7 @@ from spcl_lib.system.errors import UserError
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt, see malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, see malloc.h
 
 
 def keep_freed_memory() -> None:
@@ -29,7 +29,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_TOP_PAD, 2**28)
 
 
 def available_memory() -> int:
