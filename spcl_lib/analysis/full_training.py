@@ -11,7 +11,7 @@ from spcl_lib.analysis.league import entries_of, whose
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
-from spcl_lib.methods import title_of
+from spcl_lib.methods import METHODS, title_of
 from spcl_lib.runs.league import Settings
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import finished_metrics
@@ -123,7 +123,7 @@ def rank_correlation(table: pd.DataFrame) -> float:
 
 
 def full_training_sentences(content: Mapping[str, Any], league: Mapping[str, Any]) -> list[str]:
-    """Says which method is best with full training, and whether the order is that of the league."""
+    """Says which method is best, what SCL adds, and whether the order is that of the league."""
     table = full_training_table(content, league)
     scores = {e["method"]: e["mAP"] for e in content["final"]}
     ranked = sorted((m for m in scores if m != "full"), key=lambda m: -mean(scores[m]))
@@ -138,13 +138,35 @@ def full_training_sentences(content: Mapping[str, Any], league: Mapping[str, Any
             sentences.append(_against(method, rival, scores))
     return [
         *sentences,
+        *_added_by_scl(scores),
         "The rank correlation between full training and the frozen network over "
         f"{table['frozen'].count()} methods is {rank_correlation(table):.2f}.",
     ]
 
 
+def _added_by_scl(scores: Mapping[str, Sequence[float]]) -> list[str]:
+    """What SCL adds to each term that trained with and without it: no sentence, or one."""
+    gains = {
+        term: _gains(scores, method, term)
+        for method in scores
+        if METHODS[method].consistency == "scl" and (term := METHODS[method].term) in scores
+    }
+    if not gains:
+        return []
+    told = [
+        f"{mean(gain):+.1f} to {title_of(term)}"
+        f"{'' if sign_of_difference(gain) else ' (not settled)'}"
+        for term, gain in sorted(gains.items(), key=lambda row: -mean(row[1]))
+    ]
+    return [f"SCL adds {', '.join(told)}."]
+
+
+def _gains(scores: Mapping[str, Sequence[float]], method: str, base: str) -> list[float]:
+    return [a - b for a, b in zip(scores[method], scores[base], strict=True)]
+
+
 def _against(method: str, rival: str, scores: Mapping[str, Sequence[float]]) -> str:
-    gains = [a - b for a, b in zip(scores[method], scores[rival], strict=True)]
+    gains = _gains(scores, method, rival)
     verdict = {1: "ahead of", 0: "not settled against", -1: "behind"}[sign_of_difference(gains)]
     return (
         f"{title_of(method)} is {verdict} the best loss of another paper, {title_of(rival)}: "

@@ -113,10 +113,16 @@ def test_the_best_is_named_and_compared_with_the_best_competitor():
     assert "over 5 methods is 0.97" in order  # GR and EN + SCL have one rank in one of them
 
 
-def test_the_kept_file_has_every_method_with_as_many_scores_as_seeds():
-    content = full_training.load_full_training("voc2007")
-    if content is None:
-        pytest.skip("no full training is kept")
+def test_the_gain_by_scl_is_told_for_every_term_with_and_without_it():
+    scores = {"an": (40, 42), "scl": (41, 41), "gr": (50, 52), "gr_scl": (53, 55)}
+    content = kept(**scores, en_scl=(49, 53), full=(60, 62))
+    *_, added, _ = full_training.full_training_sentences(content, LEAGUE)
+    assert added == "SCL adds +3.0 to GR, +0.0 to AN (not settled)."
+
+
+@pytest.mark.parametrize("dataset", ["voc2007", "coco18"])
+def test_the_kept_file_has_every_method_with_as_many_scores_as_seeds(dataset):
+    content = full_training.load_full_training(dataset)
     assert {e["method"] for e in content["final"]} <= set(METHODS)
     assert {len(e["mAP"]) for e in content["final"]} == {len(content["seeds"])}
 
