@@ -123,8 +123,8 @@ def claims():
     share, first = coco["gap_closed"].round().astype(int), coco.drop("Full").index[0]
     yield (
         f"On COCO ({len(coco)} methods, rank correlation {rank_correlation(coco):.2f}), {first} "
-        f"comes first ({coco.loc[first, 'mAP']:.1f}, {share[first]} % of the gap). It is ahead of the "
-        f"frozen network's best losses of other papers, LL-Ct and LL-Cp ({share['LL-Ct']} and "
+        f"comes first ({coco.loc[first, 'mAP']:.1f}, {share[first]} % of the gap). It is ahead of "
+        f"the frozen network's best losses of other papers, LL-Ct and LL-Cp ({share['LL-Ct']} and "
         f"{share['LL-Cp']} %), as the paper claims; REN + SCL closes {share['REN + SCL']} %."
     )
     gain = [table.loc["SCL", "mAP"] - table.loc["AN", "mAP"] for table in (coco, whole)]
