@@ -152,7 +152,7 @@ def full_against_frozen(content: dict[str, Any], league: dict[str, Any]) -> Figu
         axes.plot([0, 1], [left, right], "o-", color=colour, linewidth=1.5)
         axes.text(-0.04, left, f"{name}  {row['frozen']:.1f}", ha="right", va="center")
         axes.text(1.04, right, f"{row['mAP']:.1f}  {name}", ha="left", va="center")
-    axes.set(xlim=(-0.85, 1.8), xticks=(0, 1), yticks=())
+    axes.set(title=content["dataset"], xlim=(-0.85, 1.8), xticks=(0, 1), yticks=())
     axes.set_ylim(len(rows) + 0.5, 0.5)
     axes.set_xticklabels(["frozen network", "full training"])
     axes.set_xlabel("mAP in %, the best on top")
