@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spcl_lib.analysis.league import entries_of, whose
+from spcl_lib.analysis.league import consistency_gains, entries_of, whose
 from spcl_lib.analysis.results import read_tables, write_tables
 from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
 from spcl_lib.config import RunConfig
-from spcl_lib.methods import METHODS, title_of
+from spcl_lib.methods import title_of
 from spcl_lib.runs.league import Settings
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import finished_metrics
@@ -138,35 +138,23 @@ def full_training_sentences(content: Mapping[str, Any], league: Mapping[str, Any
             sentences.append(_against(method, rival, scores))
     return [
         *sentences,
-        *_added_by_scl(scores),
+        *_added_by_scl(content),
         "The rank correlation between full training and the frozen network over "
         f"{table['frozen'].count()} methods is {rank_correlation(table):.2f}.",
     ]
 
 
-def _added_by_scl(scores: Mapping[str, Sequence[float]]) -> list[str]:
+def _added_by_scl(content: Mapping[str, Any]) -> list[str]:
     """What SCL adds to each term that trained with and without it: no sentence, or one."""
-    gains = {
-        term: _gains(scores, method, term)
-        for method in scores
-        if METHODS[method].consistency == "scl" and (term := METHODS[method].term) in scores
-    }
-    if not gains:
-        return []
     told = [
-        f"{mean(gain):+.1f} to {title_of(term)}"
-        f"{'' if sign_of_difference(gain) else ' (not settled)'}"
-        for term, gain in sorted(gains.items(), key=lambda row: -mean(row[1]))
+        f"{row['gain']:+.1f} to {term}{'' if row['sign'] else ' (not settled)'}"
+        for term, row in consistency_gains(content).iterrows()
     ]
-    return [f"SCL adds {', '.join(told)}."]
-
-
-def _gains(scores: Mapping[str, Sequence[float]], method: str, base: str) -> list[float]:
-    return [a - b for a, b in zip(scores[method], scores[base], strict=True)]
+    return [f"SCL adds {', '.join(told)}."] if told else []
 
 
 def _against(method: str, rival: str, scores: Mapping[str, Sequence[float]]) -> str:
-    gains = _gains(scores, method, rival)
+    gains = [a - b for a, b in zip(scores[method], scores[rival], strict=True)]
     verdict = {1: "ahead of", 0: "not settled against", -1: "behind"}[sign_of_difference(gains)]
     return (
         f"{title_of(method)} is {verdict} the best loss of another paper, {title_of(rival)}: "

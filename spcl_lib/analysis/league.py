@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +250,7 @@ def leagues_side_by_side(found: dict[str, dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(columns).reindex(order).rename_axis("method")
 
 
-def entries_of(content: dict[str, Any], best_pooling: bool) -> dict[str, Entry]:
+def entries_of(content: Mapping[str, Any], best_pooling: bool) -> dict[str, Entry]:
     """The entries of a table by method: with the mean, or with the chosen poolings."""
     found: dict[str, Entry] = {}
     for entry in content["final"]:
@@ -270,8 +271,16 @@ def whose(method: str) -> str:
     return "combined by us" if spec.consistency else "competitor"
 
 
-def consistency_gains(content: dict[str, Any]) -> pd.DataFrame:
-    """The gain of SCL for each term, with the mean: term, gain, deviation over seeds."""
+def consistency_gains(content: Mapping[str, Any]) -> pd.DataFrame:
+    """What SCL adds to each term, with the mean, largest first.
+
+    Args:
+        content: of `load_league` or `load_full_training`.
+
+    Returns:
+        By title of the term: gain, its deviation over seeds (std), and sign of the difference (0:
+        not settled).
+    """
     import pandas as pd
 
     entries = entries_of(content, False)
@@ -281,8 +290,9 @@ def consistency_gains(content: dict[str, Any]) -> pd.DataFrame:
         if METHODS[method].consistency == "scl" and base is not None:
             gains = [a - b for a, b in zip(entry["mAP"], base["mAP"], strict=True)]
             rows.append({"term": title_of(base["method"]), "gain": mean(gains),
-                         "std": deviation(gains)})  # fmt: skip
-    return pd.DataFrame(rows).set_index("term").sort_values("gain", ascending=False)
+                         "std": deviation(gains), "sign": sign_of_difference(gains)})  # fmt: skip
+    table = pd.DataFrame(rows, columns=["term", "gain", "std", "sign"])
+    return table.set_index("term").sort_values("gain", ascending=False)
 
 
 def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame:
@@ -385,17 +395,9 @@ def _against(entry: Entry) -> str:
 
 
 def _consistency_sentence(content: dict[str, Any]) -> str:
-    entries, adds, takes = entries_of(content, False), [], []
-    count = 0
-    for method, entry in entries.items():
-        base = entries.get(METHODS[method].term)
-        if METHODS[method].consistency != "scl" or base is None:
-            continue
-        count += 1
-        gains = [a - b for a, b in zip(entry["mAP"], base["mAP"], strict=True)]
-        sign = sign_of_difference(gains)
-        (adds if sign > 0 else takes if sign < 0 else []).append(title_of(base["method"]))
+    sign = consistency_gains(content)["sign"]
+    adds, takes = list(sign.index[sign > 0]), list(sign.index[sign < 0])
     return (
-        f"SCL helps {len(adds)} of {count} terms ({', '.join(adds) or 'none'}) and harms "
+        f"SCL helps {len(adds)} of {len(sign)} terms ({', '.join(adds) or 'none'}) and harms "
         f"{len(takes)} ({', '.join(takes) or 'none'}); for the others it is not settled."
     )
