@@ -114,9 +114,9 @@ def _pooling_arguments(settings: Settings) -> dict[str, Any]:
 def _search_rows(league: League) -> list[Entry]:
     rows = []
     for method in dict.fromkeys([METHODS[m].term for m in league.methods] + league.methods):
-        tried = league.searched(method)
+        tried = league.searched(method) + league.repeated(method)
         if method in league.methods:
-            tried += league.searched_poolings(method) + league.searched_parts(method)
+            tried += league.searched_poolings(method) + league.repeated_poolings(method)
         rows += [
             {
                 "method": method, **settings, "mAP": found["mAP"],

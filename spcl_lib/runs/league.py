@@ -9,15 +9,16 @@ This module enforces the protocol:
    choice of its term, and tries the same number of SCL settings. Every method then tries POOLINGS.
    A network can predict with another pooling than in training: the search tries all poolings.
    The search makes as many steps as the final runs, although it has fewer photographs. On
-   photographs, FINALISTS trainings of every method are repeated with other held-out parts, because
-   poolings differ by less than one part can tell; the mean over the parts decides.
+   photographs, one part cannot tell the best from the second best. So the FINALISTS best settings,
+   and then the FINALISTS best poolings, are repeated with other held-out parts, and the mean over
+   the parts decides.
 3. The chosen settings train on five seeds. One evaluation on the final data uses the mean in
    training and prediction; another one uses the two chosen poolings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from spcl_lib.runs.store import Metrics, finished_metrics
 from spcl_lib.system.errors import UserError
 
 Settings = dict[str, Any]
+Tried = tuple[Settings, Mapping[str, Any]]  # settings, and the results of their run
 
 # data set -> profile of the league
 LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
@@ -41,7 +43,7 @@ LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
 SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}}
 SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = 4  # tried settings of every method, before the poolings
-FINALISTS = 2  # trainings of every method that are repeated with other held-out parts
+FINALISTS = 2  # the best settings, and then poolings, that are repeated with other held-out parts
 
 
 class Members(NamedTuple):
@@ -255,90 +257,99 @@ class League:
 
     def rounds(self) -> Iterable[tuple[str, list[RunConfig]]]:
         """The rounds of runs with their titles; a round needs the runs of the earlier rounds."""
-        terms = dict.fromkeys(self._term_method(m) for m in self.methods)
-        yield "search: terms", [c for m in terms for c in self._new_configs(m)]
+        terms = list(dict.fromkeys(self._term_method(m) for m in self.methods))
         with_consistency = [m for m in self.methods if METHODS[m].consistency]
-        yield "search: consistency", [c for m in with_consistency for c in self._new_configs(m)]
-        missing = [m for m in self.methods if not self._has(m, POOLINGS)]
+        for title, methods in (("terms", terms), ("consistency", with_consistency)):
+            missing = [m for m in methods if not self._has_searched(m)]
+            yield f"search: {title}", [c for m in missing for c in self.search_configs(m)]
+            if self.parts:
+                missing = [m for m in methods if not self._has_repeated(m)]
+                configs = [c for m in missing for c in self.repeat_configs(m)]
+                yield f"search: {title}, other parts", configs
+        missing = [m for m in self.methods if not self._has_poolings(m)]
         yield "search: pooling", [c for m in missing for c in self.pooling_configs(m)]
         if self.parts:
-            missing = [m for m in self.methods if not self._has_parts(m)]
-            yield "search: held-out parts", [c for m in missing for c in self.part_configs(m)]
+            missing = [m for m in self.methods if not self._has_repeated_poolings(m)]
+            configs = [c for m in missing for c in self.repeat_pooling_configs(m)]
+            yield "search: pooling, other parts", configs
         yield "final", [c for m in self.methods for c in self.final_configs(m)]
 
     def most_runs(self) -> int:
         """The number of all runs, if every method chooses another pooling than the mean."""
         searched = {self._term_method(m) for m in self.methods} | set(self.methods)
-        grids = [m for m in searched if not self._has(m, grid(m, self.dataset))]
-        poolings = [m for m in self.methods if not self._has(m, POOLINGS)]
-        parts = FINALISTS * len(self.parts) * sum(not self._has_parts(m) for m in self.methods)
-        final = 2 * len(self.seeds) * len(self.methods)
-        return SEARCHED * len(grids) + len(POOLINGS) * len(poolings) + parts + final
+        repeated = FINALISTS * len(self.parts)
+        steps: list[tuple[Iterable[str], Callable[[str], bool], int]] = [
+            (searched, self._has_searched, SEARCHED),
+            (searched, self._has_repeated, repeated),
+            (self.methods, self._has_poolings, len(POOLINGS)),
+            (self.methods, self._has_repeated_poolings, repeated),
+        ]
+        search = sum(runs * sum(not has(m) for m in methods) for methods, has, runs in steps)
+        return search + 2 * len(self.seeds) * len(self.methods)
 
     def search_configs(self, method: str) -> list[RunConfig]:
-        """The runs that decide the settings of a method."""
-        base = self._base_settings(method)
-        return [self._search(method, base | s) for s in grid(method, self.dataset)]
+        """The runs that try the settings of a method."""
+        return self._search(method, self._base_settings(method), grid(method, self.dataset))
+
+    def repeat_configs(self, method: str) -> list[RunConfig]:
+        """The runs that repeat the best of those settings with the other held-out parts."""
+        repeated = self._on_other_parts(self._best(method))
+        return self._search(method, self._base_settings(method), repeated)
 
     def pooling_configs(self, method: str) -> list[RunConfig]:
-        """The runs that decide the pooling of a method, besides its best run with the mean."""
-        return self._search_with(method, POOLINGS)
+        """The runs that train the chosen settings of a method with other poolings than the mean."""
+        return self._search(method, self.chosen_settings(method), POOLINGS)
 
-    def part_configs(self, method: str) -> list[RunConfig]:
-        """The runs that repeat the best trainings of a method with the other held-out parts."""
-        return self._search_with(method, self._part_settings(method))
+    def repeat_pooling_configs(self, method: str) -> list[RunConfig]:
+        """The runs that repeat the best of those poolings with the other held-out parts."""
+        repeated = self._on_other_parts(self._other_poolings(method))
+        return self._search(method, self.chosen_settings(method), repeated)
 
     def chosen_settings(self, method: str) -> Settings:
-        """The best of a method's settings, by mAP on validation data."""
-        scores = [(found["mAP"], tried) for tried, found in self.searched(method)]
-        best = max(scores, key=lambda row: row[0])[1]
-        return self._base_settings(method) | best
+        """The best of a method's settings, by mAP on validation data.
+
+        On photographs, the mean over the held-out parts decides between the FINALISTS best.
+        """
+        return self._base_settings(method) | self._choice(method)[0]
 
     def chosen_pooling(self, method: str) -> tuple[Settings, str]:
-        """The best poolings of a method, in training and prediction, by mAP on validation data.
-
-        Among the FINALISTS best trainings, the mean over the held-out parts decides.
-        """
-        others = iter(self.searched_parts(method))
-        by_training = [
-            (pooling, [first, *(next(others)[1] for _ in self.parts)])
-            for pooling, first in self._best(method)
-        ]
+        """The best poolings of a method, in training and prediction; see `chosen_settings`."""
+        mean = self._choice(method)[1]
+        repeated = iter(self.repeated_poolings(method))
         found = [
             (fmean(part["mAP_by_pooling"][name] for part in parts), pooling, name)
-            for pooling, parts in by_training
-            for name in parts[0]["mAP_by_pooling"]
+            for pooling, first in self._best_poolings(method)
+            for parts in [self._on_all_parts(first, repeated) if pooling else mean]
+            for name in first["mAP_by_pooling"]
         ]
         _, pooling, name = max(found, key=lambda row: row[0])
         return pooling, name
 
-    def _best(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
-        """The FINALISTS best trainings of a method: poolings, and results on the first part."""
-        usual = max((found for _, found in self.searched(method)), key=lambda found: found["mAP"])
-        return sorted(
-            [({}, usual), *self.searched_poolings(method)],
-            key=lambda row: -max(row[1]["mAP_by_pooling"].values()),
-        )[:FINALISTS]
-
-    def _part_settings(self, method: str) -> list[Settings]:
-        best = self._best(method) if self.parts else []
-        return [{**pooling, "held_out": part} for pooling, _ in best for part in self.parts]
-
-    def searched(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
+    def searched(self, method: str) -> list[Tried]:
         """The tried settings of a method with the mean, and what each gave on validation data.
 
         Raises:
             UserError: a run of the search has not finished.
         """
-        return self._results(method, grid(method, self.dataset), self.search_configs)
+        tried = grid(method, self.dataset)
+        return self._results(method, tried, self._has_searched(method), self.search_configs)
 
-    def searched_poolings(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
-        """As `searched`, for the tried poolings with the best of those settings."""
-        return self._results(method, POOLINGS, self.pooling_configs)
+    def repeated(self, method: str) -> list[Tried]:
+        """As `searched`, for the best of those settings with the other held-out parts."""
+        tried = self._on_other_parts(self._best(method))
+        return self._results(method, tried, self._has_repeated(method), self.repeat_configs)
 
-    def searched_parts(self, method: str) -> list[tuple[Settings, Mapping[str, Any]]]:
-        """As `searched`, for the best trainings with the other held-out parts."""
-        return self._results(method, self._part_settings(method), self.part_configs)
+    def searched_poolings(self, method: str) -> list[Tried]:
+        """As `searched`, for the tried poolings with the chosen settings."""
+        return self._results(method, POOLINGS, self._has_poolings(method), self.pooling_configs)
+
+    def repeated_poolings(self, method: str) -> list[Tried]:
+        """As `searched`, for the best of those poolings with the other held-out parts."""
+        tried, kept = (
+            self._on_other_parts(self._other_poolings(method)),
+            self._has_repeated_poolings,
+        )
+        return self._results(method, tried, kept(method), self.repeat_pooling_configs)
 
     def final_configs(self, method: str, pooling: Settings | None = None) -> list[RunConfig]:
         """The final runs of a method with one training pooling; None means all final runs."""
@@ -348,26 +359,67 @@ class League:
         settings = self.chosen_settings(method) | pooling
         return [self._config(method, seed, settings) for seed in self.seeds]
 
-    def _new_configs(self, method: str) -> list[RunConfig]:
-        return [] if self._has(method, grid(method, self.dataset)) else self.search_configs(method)
+    def _best(self, method: str) -> list[Tried]:
+        """The FINALISTS best of a method's settings, by the first held-out part."""
+        return sorted(self.searched(method), key=lambda row: -row[1]["mAP"])[:FINALISTS]
 
-    def _has_parts(self, method: str) -> bool:
-        """Whether the kept search has the runs with the other held-out parts."""
-        return self._has(method, POOLINGS) and self._has(method, self._part_settings(method))
+    def _best_poolings(self, method: str) -> list[Tried]:
+        """The FINALISTS best poolings, by the first held-out part; {} is the mean."""
+        mean = ({}, self._choice(method)[1][0])
+        found = [mean, *self.searched_poolings(method)]
+        return sorted(found, key=lambda row: -max(row[1]["mAP_by_pooling"].values()))[:FINALISTS]
+
+    def _other_poolings(self, method: str) -> list[Tried]:
+        """Those without the mean, which has been repeated with the settings."""
+        return [(pooling, found) for pooling, found in self._best_poolings(method) if pooling]
+
+    def _choice(self, method: str) -> tuple[Settings, list[Mapping[str, Any]]]:
+        """The best of a method's settings, and its results on all held-out parts."""
+        repeated = iter(self.repeated(method))
+        found = [(s, self._on_all_parts(first, repeated)) for s, first in self._best(method)]
+        return max(found, key=lambda row: fmean(part["mAP"] for part in row[1]))
+
+    def _on_other_parts(self, best: Iterable[Tried]) -> list[Settings]:
+        return [{**s, "held_out": part} for s, _ in best for part in self.parts]
+
+    def _on_all_parts(
+        self, first: Mapping[str, Any], repeated: Iterator[Tried]
+    ) -> list[Mapping[str, Any]]:
+        return [first, *(next(repeated)[1] for _ in self.parts)]
+
+    def _has_searched(self, method: str) -> bool:
+        """Whether the kept search has the tried settings of a method, and all they rest on."""
+        term = self._term_method(method)
+        rests = term == method or self._has_repeated(term)
+        return rests and self._has(method, grid(method, self.dataset))
+
+    def _has_repeated(self, method: str) -> bool:
+        """As `_has_searched`, for the best settings with the other held-out parts."""
+        if not self._has_searched(method):
+            return False
+        return self._has(method, self._on_other_parts(self._best(method)))
+
+    def _has_poolings(self, method: str) -> bool:
+        """As `_has_searched`, for the tried poolings."""
+        return self._has_repeated(method) and self._has(method, POOLINGS)
+
+    def _has_repeated_poolings(self, method: str) -> bool:
+        """As `_has_searched`, for the best poolings with the other held-out parts."""
+        if not self._has_poolings(method):
+            return False
+        return self._has(method, self._on_other_parts(self._other_poolings(method)))
 
     def _has(self, method: str, tried: Iterable[Settings]) -> bool:
-        """Whether the kept search has these settings of a method, and all that they rest on."""
-        grids = [(m, s) for m in (self._term_method(method), method) for s in grid(m, self.dataset)]
-        rows = [*grids, *((method, settings) for settings in tried)]
-        return all(_identity({"method": m, **settings}) in self._kept for m, settings in rows)
+        return all(_identity({"method": method, **settings}) in self._kept for settings in tried)
 
     def _results(
         self,
         method: str,
         tried: Sequence[Settings],
+        kept: bool,
         configs_of: Callable[[str], list[RunConfig]],
-    ) -> list[tuple[Settings, Mapping[str, Any]]]:
-        if self._has(method, tried):
+    ) -> list[Tried]:
+        if kept:
             return [(s, self._kept[_identity({"method": method, **s})]) for s in tried]
         return [(s, finished(c)) for s, c in zip(tried, configs_of(method), strict=True)]
 
@@ -379,13 +431,10 @@ class League:
     def _term_method(self, method: str) -> str:
         return METHODS[method].term
 
-    def _search_with(self, method: str, tried: Iterable[Settings]) -> list[RunConfig]:
-        """Runs of the search with the chosen settings and, in each, some others."""
-        chosen = self.chosen_settings(method)
-        return [self._search(method, chosen | settings) for settings in tried]
-
-    def _search(self, method: str, settings: Settings) -> RunConfig:
-        return self._config(method, 0, search_settings(self.dataset, method, settings))
+    def _search(self, method: str, base: Settings, tried: Iterable[Settings]) -> list[RunConfig]:
+        """Runs of the search that have some settings in common."""
+        settings = [search_settings(self.dataset, method, base | each) for each in tried]
+        return [self._config(method, 0, each) for each in settings]
 
     def _config(self, method: str, seed: int, settings: Settings) -> RunConfig:
         config = make_config(self.dataset, method, seed, self.profile, settings)
