@@ -302,25 +302,32 @@ def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame
 
     Args:
         content: the result of `load_league`.
-        final: False: validation data, seed 0, the mean over the held-out parts that the method
-            was tried on. True: the final data, the mean over seeds.
+        final: False: validation data, seed 0, the mean over the held-out parts. True: the final
+            data, the mean over seeds.
     """
     import pandas as pd
 
-    found: dict[str, list[Entry]] = {}  # the first is the best on the first part
     if final:
         found = {method: [entry] for method, entry in entries_of(content, False).items()}
     else:
-        rows = sorted(content["search"], key=lambda row: ("held_out" in row, -row["mAP"]))
-        for row in (r for r in rows if "pooling" not in r):
-            parts = found.setdefault(row["method"], [])
-            if not parts or "held_out" in row:
-                parts.append(row)
+        methods = dict.fromkeys(row["method"] for row in content["search"])
+        found = {method: _rows_of_choice(content, method) for method in methods}
     means = {
         title_of(method): pd.DataFrame([part["mAP_by_pooling"] for part in parts]).mean()
         for method, parts in found.items()
     }
     return pd.DataFrame(means).T.rename_axis("method").sort_values("mean", ascending=False)
+
+
+def _rows_of_choice(content: dict[str, Any], method: str) -> list[Entry]:
+    """The rows of a method's chosen settings with the mean, one for every held-out part."""
+    tried: dict[frozenset[tuple[str, Any]], list[Entry]] = {}
+    for row in content["search"]:
+        if row["method"] == method and "pooling" not in row:
+            results = ("held_out", "mAP", "mAP_by_pooling")
+            settings = frozenset((k, v) for k, v in row.items() if k not in results)
+            tried.setdefault(settings, []).append(row)
+    return max(tried.values(), key=lambda rows: (len(rows), mean([r["mAP"] for r in rows])))
 
 
 # --- in words -------------------------------------------------------------------------------------

@@ -109,37 +109,66 @@ def test_another_pooling_in_prediction_can_be_chosen(small):
     assert small.chosen_pooling("ren") == ({}, "lse:0.3")
 
 
-def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best(
-    voc, results, monkeypatch
-):
+def on_photographs(voc, monkeypatch, score_of):
+    """A league of GR on photographs, all of its runs finished with the scores of `score_of`."""
     monkeypatch.setattr(league, "LEAGUES", {"voc2007": "smoke"})
     photographs = League("voc2007", ["gr"], [0], voc)
+    for _, configs in photographs.rounds():
+        for config in configs:
+            finish(config, *score_of(config))
+    return photographs
 
-    def finish_all(made):
-        for _, configs in made.rounds():
-            for config in configs:
-                top, first = config.pooling == "top", config.held_out == 0
-                score = 60.0 if top and first else 59.0 if config.pooling == "mean" else 50.0
-                finish(config, score, {"lse:0.3": score - (5 if top or first else -0.5)})
 
-    finish_all(photographs)
-    titles = {title: configs for title, configs in photographs.rounds()}
-    parts = titles["search: held-out parts"]
-    assert {(c.pooling, c.held_out) for c in parts} == {
-        (pooling, part) for pooling in ("mean", "top") for part in (1, 2)
+def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_settings(
+    voc, results, monkeypatch
+):
+    usual = make_config("voc2007", "gr", 0, "smoke").lr
+    first_part = {usual / 2: 60.0, usual: 59.0, usual * 2: 58.0}
+    other_parts = {usual / 2: 50.0, usual: 56.0}
+
+    def score_of(config):
+        scores = other_parts if config.held_out else first_part
+        return scores[config.lr] - 5 * (config.weight_decay == 0.1), {}
+
+    photographs = on_photographs(voc, monkeypatch, score_of)
+    repeated = photographs.repeat_configs("gr")
+    assert {(c.lr, c.held_out) for c in repeated} == {
+        (r, p) for r in (usual / 2, usual) for p in (1, 2)
     }
-    assert len({c.content for c in parts}) == 2, "other images are other data"
-    assert {(c.report, c.seed) for c in parts} == {("val", 0)}
+    assert {(c.report, c.seed, c.pooling) for c in repeated} == {("val", 0, "mean")}
+    assert len({c.content for c in repeated}) == 2, "other images are other data"
+    # The first part alone would take half the rate, which the others do not confirm.
+    assert photographs.chosen_settings("gr") == {"lr": usual}
+    rows = tables._search_rows(photographs)
+    assert tables.pooling_scores({"search": rows}).loc["GR", "mean"] == pytest.approx(57.0)
+
+
+def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_poolings(
+    voc, results, monkeypatch
+):
+    def score_of(config):
+        top, first = config.pooling == "top", config.held_out == 0
+        score = 60.0 if top and first else 59.0 if config.pooling == "mean" else 50.0
+        return score, {"lse:0.3": score - (5 if top or first else -0.5)}
+
+    photographs = on_photographs(voc, monkeypatch, score_of)
+    titles = {title: configs for title, configs in photographs.rounds()}
+    # The mean has been repeated with the settings.
+    parts = titles["search: pooling, other parts"]
+    assert {(c.pooling, c.held_out) for c in parts} == {("top", 1), ("top", 2)}
     # The first part alone would take "top", which the others do not confirm.
     assert photographs.chosen_pooling("gr") == ({}, "mean")
-    assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 2
+    assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 4 + 2
     rows = tables._search_rows(photographs)
-    assert len(rows) == 4 + 4 + 4
+    assert len(rows) == 4 + 4 + 4 + 2
     again = League("voc2007", ["gr"], [0], voc, search=rows)
-    assert [len(configs) for _, configs in again.rounds()] == [0, 0, 0, 0, 2]
+    assert [len(configs) for _, configs in again.rounds()] == [0, 0, 0, 0, 0, 0, 2]
     assert again.chosen_pooling("gr") == ({}, "mean")
-    few = [row for row in rows if row.get("held_out") != 2]
-    assert len(League("voc2007", ["gr"], [0], voc, search=few).part_configs("gr")) == 4
+    few = [row for row in rows if "pooling" in row or row.get("held_out") != 2]
+    again = League("voc2007", ["gr"], [0], voc, search=few)
+    assert [len(configs) for _, configs in again.rounds()] == [0, 4, 0, 0, 4, 2, 2], (
+        "what rests on a choice that is not kept is searched again"
+    )
     scores = tables.pooling_scores({"search": rows})
     assert scores.loc["GR"].tolist() == pytest.approx([59.0, (54.0 + 59.5 + 59.5) / 3])
 
