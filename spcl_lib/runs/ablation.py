@@ -32,8 +32,8 @@ CHOSEN: dict[str, dict[str, Settings]] = {
         "ren_scl": {"prior_weight": 0.0, "hidden_share": 1.0, "robustness": 1.0, "weight": 1.0},
     },
     "voc2007": {
-        "gr_scl": {"weight": 0.1},
-        "ren_scl": {"prior_weight": 0.5, "hidden_share": 0.0, "robustness": 0.7, "weight": 1.0},
+        "gr_scl": {"weight": 0.3, "distance": "l2"},
+        "ren_scl": {"prior_weight": 0.5, "hidden_share": 0.0, "robustness": 0.7, "weight": 0.3},
     },
 }
 _SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")

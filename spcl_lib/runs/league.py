@@ -345,11 +345,9 @@ class League:
 
     def repeated_poolings(self, method: str) -> list[Tried]:
         """As `searched`, for the best of those poolings with the other held-out parts."""
-        tried, kept = (
-            self._on_other_parts(self._other_poolings(method)),
-            self._has_repeated_poolings,
-        )
-        return self._results(method, tried, kept(method), self.repeat_pooling_configs)
+        tried = self._on_other_parts(self._other_poolings(method))
+        kept = self._has_repeated_poolings(method)
+        return self._results(method, tried, kept, self.repeat_pooling_configs)
 
     def final_configs(self, method: str, pooling: Settings | None = None) -> list[RunConfig]:
         """The final runs of a method with one training pooling; None means all final runs."""
