@@ -118,12 +118,9 @@ def _search_rows(league: League) -> list[Entry]:
         if method in league.methods:
             tried += league.searched_poolings(method) + league.repeated_poolings(method)
         rows += [
-            {
-                "method": method, **settings, "mAP": found["mAP"],
-                "mAP_by_pooling": found["mAP_by_pooling"],
-            }
+            {"method": method, **settings, "mAP_by_pooling": found["mAP_by_pooling"]}
             for settings, found in tried
-        ]  # fmt: skip
+        ]
     return rows
 
 
@@ -324,10 +321,11 @@ def _rows_of_choice(content: dict[str, Any], method: str) -> list[Entry]:
     tried: dict[frozenset[tuple[str, Any]], list[Entry]] = {}
     for row in content["search"]:
         if row["method"] == method and "pooling" not in row:
-            results = ("held_out", "mAP", "mAP_by_pooling")
-            settings = frozenset((k, v) for k, v in row.items() if k not in results)
+            others = ("held_out", "mAP_by_pooling")
+            settings = frozenset((k, v) for k, v in row.items() if k not in others)
             tried.setdefault(settings, []).append(row)
-    return max(tried.values(), key=lambda rows: (len(rows), mean([r["mAP"] for r in rows])))
+    means = {key: mean([r["mAP_by_pooling"]["mean"] for r in rows]) for key, rows in tried.items()}
+    return tried[max(tried, key=lambda key: (len(tried[key]), means[key]))]
 
 
 # --- in words -------------------------------------------------------------------------------------

@@ -211,7 +211,12 @@ def run_league(league: League, jobs: int) -> list[Task]:
 
 def _identity(row: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
     """Method and settings of a row of the search, without the results."""
-    return frozenset((k, v) for k, v in row.items() if k not in ("mAP", "mAP_by_pooling"))
+    return frozenset((k, v) for k, v in row.items() if k != "mAP_by_pooling")
+
+
+def _with_mean(found: Mapping[str, Any]) -> float:
+    """The mAP with the mean in prediction."""
+    return float(found["mAP_by_pooling"]["mean"])
 
 
 class League:
@@ -359,7 +364,7 @@ class League:
 
     def _best(self, method: str) -> list[Tried]:
         """The FINALISTS best of a method's settings, by the first held-out part."""
-        return sorted(self.searched(method), key=lambda row: -row[1]["mAP"])[:FINALISTS]
+        return sorted(self.searched(method), key=lambda row: -_with_mean(row[1]))[:FINALISTS]
 
     def _best_poolings(self, method: str) -> list[Tried]:
         """The FINALISTS best poolings, by the first held-out part; {} is the mean."""
@@ -375,7 +380,7 @@ class League:
         """The best of a method's settings, and its results on all held-out parts."""
         repeated = iter(self.repeated(method))
         found = [(s, self._on_all_parts(first, repeated)) for s, first in self._best(method)]
-        return max(found, key=lambda row: fmean(part["mAP"] for part in row[1]))
+        return max(found, key=lambda row: fmean(map(_with_mean, row[1])))
 
     def _on_other_parts(self, best: Iterable[Tried]) -> list[Settings]:
         return [{**s, "held_out": part} for s, _ in best for part in self.parts]
