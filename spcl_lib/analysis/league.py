@@ -112,16 +112,11 @@ def _pooling_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _search_rows(league: League) -> list[Entry]:
-    rows = []
-    for method in dict.fromkeys([METHODS[m].term for m in league.methods] + league.methods):
-        tried = league.searched(method) + league.repeated(method)
-        if method in league.methods:
-            tried += league.searched_poolings(method) + league.repeated_poolings(method)
-        rows += [
-            {"method": method, **settings, "mAP_by_pooling": found["mAP_by_pooling"]}
-            for settings, found in tried
-        ]
-    return rows
+    return [
+        {"method": step.method, **settings, "mAP_by_pooling": found["mAP_by_pooling"]}
+        for step in league.steps()
+        for settings, found in league.results(step)
+    ]
 
 
 def _key(entry: Entry) -> tuple[str, str, str]:

@@ -214,6 +214,24 @@ def _identity(row: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
     return frozenset((k, v) for k, v in row.items() if k != "mAP_by_pooling")
 
 
+class Step(NamedTuple):
+    """A step of the search for one method. Later steps are known when earlier ones have finished.
+
+    Attributes:
+        method: a key of METHODS.
+        base: gives the settings that all runs of the step have in common.
+        tried: gives what the runs differ in.
+        most_runs: the most runs that it can have.
+        rests_on: the step whose results decide on base and tried.
+    """
+
+    method: str
+    base: Callable[[], Settings]
+    tried: Callable[[], Sequence[Settings]]
+    most_runs: int
+    rests_on: Step | None
+
+
 def _with_mean(found: Mapping[str, Any]) -> float:
     """The mAP with the mean in prediction."""
     return float(found["mAP_by_pooling"]["mean"])
@@ -264,51 +282,78 @@ class League:
         """The rounds of runs with their titles; a round needs the runs of the earlier rounds."""
         terms = list(dict.fromkeys(self._term_method(m) for m in self.methods))
         with_consistency = [m for m in self.methods if METHODS[m].consistency]
-        for title, methods in (("terms", terms), ("consistency", with_consistency)):
-            missing = [m for m in methods if not self._has_searched(m)]
-            yield f"search: {title}", [c for m in missing for c in self.search_configs(m)]
+        for title, methods, first, repeats in (
+            ("terms", terms, self.search, self.repeats),
+            ("consistency", with_consistency, self.search, self.repeats),
+            ("pooling", self.methods, self.pooling_search, self.pooling_repeats),
+        ):
+            yield f"search: {title}", self._missing(map(first, methods))
             if self.parts:
-                missing = [m for m in methods if not self._has_repeated(m)]
-                configs = [c for m in missing for c in self.repeat_configs(m)]
-                yield f"search: {title}, other parts", configs
-        missing = [m for m in self.methods if not self._has_poolings(m)]
-        yield "search: pooling", [c for m in missing for c in self.pooling_configs(m)]
-        if self.parts:
-            missing = [m for m in self.methods if not self._has_repeated_poolings(m)]
-            configs = [c for m in missing for c in self.repeat_pooling_configs(m)]
-            yield "search: pooling, other parts", configs
+                yield f"search: {title}, other parts", self._missing(map(repeats, methods))
         yield "final", [c for m in self.methods for c in self.final_configs(m)]
 
     def most_runs(self) -> int:
         """The number of all runs, if every method chooses another pooling than the mean."""
-        searched = {self._term_method(m) for m in self.methods} | set(self.methods)
-        repeated = FINALISTS * len(self.parts)
-        steps: list[tuple[Iterable[str], Callable[[str], bool], int]] = [
-            (searched, self._has_searched, SEARCHED),
-            (searched, self._has_repeated, repeated),
-            (self.methods, self._has_poolings, len(POOLINGS)),
-            (self.methods, self._has_repeated_poolings, repeated),
-        ]
-        search = sum(runs * sum(not has(m) for m in methods) for methods, has, runs in steps)
-        return search + 2 * len(self.seeds) * len(self.methods)
+        missing = [step for step in self.steps() if not self._is_kept(step)]
+        return sum(step.most_runs for step in missing) + 2 * len(self.seeds) * len(self.methods)
 
-    def search_configs(self, method: str) -> list[RunConfig]:
-        """The runs that try the settings of a method."""
-        return self._search(method, self._base_settings(method), grid(method, self.dataset))
+    def steps(self) -> list[Step]:
+        """All steps of the search, method by method; a term comes before what rests on it."""
+        found = []
+        for method in dict.fromkeys([*map(self._term_method, self.methods), *self.methods]):
+            found += [self.search(method), self.repeats(method)]
+            if method in self.methods:
+                found += [self.pooling_search(method), self.pooling_repeats(method)]
+        return found
 
-    def repeat_configs(self, method: str) -> list[RunConfig]:
-        """The runs that repeat the best of those settings with the other held-out parts."""
-        repeated = self._on_other_parts(self._best(method))
-        return self._search(method, self._base_settings(method), repeated)
+    def search(self, method: str) -> Step:
+        """Tries the settings of a method with the mean."""
+        term = self._term_method(method)
+        return Step(
+            method,
+            lambda: self._base_settings(method),
+            lambda: grid(method, self.dataset),
+            SEARCHED,
+            rests_on=None if term == method else self.repeats(term),
+        )
 
-    def pooling_configs(self, method: str) -> list[RunConfig]:
-        """The runs that train the chosen settings of a method with other poolings than the mean."""
-        return self._search(method, self.chosen_settings(method), POOLINGS)
+    def repeats(self, method: str) -> Step:
+        """Repeats the best of those settings with the other held-out parts."""
+        return self._repeat(self.search(method), lambda: self._best(method))
 
-    def repeat_pooling_configs(self, method: str) -> list[RunConfig]:
-        """The runs that repeat the best of those poolings with the other held-out parts."""
-        repeated = self._on_other_parts(self._other_poolings(method))
-        return self._search(method, self.chosen_settings(method), repeated)
+    def pooling_search(self, method: str) -> Step:
+        """Tries other poolings than the mean with the chosen settings of a method."""
+        return Step(
+            method,
+            lambda: self.chosen_settings(method),
+            lambda: POOLINGS,
+            len(POOLINGS),
+            rests_on=self.repeats(method),
+        )
+
+    def pooling_repeats(self, method: str) -> Step:
+        """Repeats the best of those poolings with the other held-out parts."""
+        # The mean has been repeated with the settings.
+        return self._repeat(
+            self.pooling_search(method),
+            lambda: [row for row in self._best_poolings(method) if row[0]],
+        )
+
+    def configs(self, step: Step) -> list[RunConfig]:
+        """The runs of a step of the search."""
+        base = step.base()
+        tried = [search_settings(self.dataset, step.method, base | s) for s in step.tried()]
+        return [self._config(step.method, 0, settings) for settings in tried]
+
+    def results(self, step: Step) -> list[Tried]:
+        """The tried settings of a step, and what each gave on validation data.
+
+        Raises:
+            UserError: a run of the search has not finished.
+        """
+        if self._is_kept(step):
+            return [(s, self._kept[_identity({"method": step.method, **s})]) for s in step.tried()]
+        return [(s, finished(c)) for s, c in zip(step.tried(), self.configs(step), strict=True)]
 
     def chosen_settings(self, method: str) -> Settings:
         """The best of a method's settings, by mAP on validation data.
@@ -320,7 +365,7 @@ class League:
     def chosen_pooling(self, method: str) -> tuple[Settings, str]:
         """The best poolings of a method, in training and prediction; see `chosen_settings`."""
         mean = self._choice(method)[1]
-        repeated = iter(self.repeated_poolings(method))
+        repeated = iter(self.results(self.pooling_repeats(method)))
         found = [
             (fmean(part["mAP_by_pooling"][name] for part in parts), pooling, name)
             for pooling, first in self._best_poolings(method)
@@ -329,30 +374,6 @@ class League:
         ]
         _, pooling, name = max(found, key=lambda row: row[0])
         return pooling, name
-
-    def searched(self, method: str) -> list[Tried]:
-        """The tried settings of a method with the mean, and what each gave on validation data.
-
-        Raises:
-            UserError: a run of the search has not finished.
-        """
-        tried = grid(method, self.dataset)
-        return self._results(method, tried, self._has_searched(method), self.search_configs)
-
-    def repeated(self, method: str) -> list[Tried]:
-        """As `searched`, for the best of those settings with the other held-out parts."""
-        tried = self._on_other_parts(self._best(method))
-        return self._results(method, tried, self._has_repeated(method), self.repeat_configs)
-
-    def searched_poolings(self, method: str) -> list[Tried]:
-        """As `searched`, for the tried poolings with the chosen settings."""
-        return self._results(method, POOLINGS, self._has_poolings(method), self.pooling_configs)
-
-    def repeated_poolings(self, method: str) -> list[Tried]:
-        """As `searched`, for the best of those poolings with the other held-out parts."""
-        tried = self._on_other_parts(self._other_poolings(method))
-        kept = self._has_repeated_poolings(method)
-        return self._results(method, tried, kept, self.repeat_pooling_configs)
 
     def final_configs(self, method: str, pooling: Settings | None = None) -> list[RunConfig]:
         """The final runs of a method with one training pooling; None means all final runs."""
@@ -364,67 +385,47 @@ class League:
 
     def _best(self, method: str) -> list[Tried]:
         """The FINALISTS best of a method's settings, by the first held-out part."""
-        return sorted(self.searched(method), key=lambda row: -_with_mean(row[1]))[:FINALISTS]
+        found = self.results(self.search(method))
+        return sorted(found, key=lambda row: -_with_mean(row[1]))[:FINALISTS]
 
     def _best_poolings(self, method: str) -> list[Tried]:
         """The FINALISTS best poolings, by the first held-out part; {} is the mean."""
         mean = ({}, self._choice(method)[1][0])
-        found = [mean, *self.searched_poolings(method)]
+        found = [mean, *self.results(self.pooling_search(method))]
         return sorted(found, key=lambda row: -max(row[1]["mAP_by_pooling"].values()))[:FINALISTS]
-
-    def _other_poolings(self, method: str) -> list[Tried]:
-        """Those without the mean, which has been repeated with the settings."""
-        return [(pooling, found) for pooling, found in self._best_poolings(method) if pooling]
 
     def _choice(self, method: str) -> tuple[Settings, list[Mapping[str, Any]]]:
         """The best of a method's settings, and its results on all held-out parts."""
-        repeated = iter(self.repeated(method))
+        repeated = iter(self.results(self.repeats(method)))
         found = [(s, self._on_all_parts(first, repeated)) for s, first in self._best(method)]
         return max(found, key=lambda row: fmean(map(_with_mean, row[1])))
 
-    def _on_other_parts(self, best: Iterable[Tried]) -> list[Settings]:
-        return [{**s, "held_out": part} for s, _ in best for part in self.parts]
+    def _repeat(self, step: Step, best: Callable[[], Iterable[Tried]]) -> Step:
+        """The step that repeats the best of an earlier step with the other held-out parts."""
+        return Step(
+            step.method,
+            step.base,
+            lambda: [
+                {**settings, "held_out": part} for settings, _ in best() for part in self.parts
+            ],
+            FINALISTS * len(self.parts),
+            rests_on=step,
+        )
 
     def _on_all_parts(
         self, first: Mapping[str, Any], repeated: Iterator[Tried]
     ) -> list[Mapping[str, Any]]:
         return [first, *(next(repeated)[1] for _ in self.parts)]
 
-    def _has_searched(self, method: str) -> bool:
-        """Whether the kept search has the tried settings of a method, and all they rest on."""
-        term = self._term_method(method)
-        rests = term == method or self._has_repeated(term)
-        return rests and self._has(method, grid(method, self.dataset))
-
-    def _has_repeated(self, method: str) -> bool:
-        """As `_has_searched`, for the best settings with the other held-out parts."""
-        if not self._has_searched(method):
+    def _is_kept(self, step: Step) -> bool:
+        """Whether the kept search has a step, and all that it rests on."""
+        if step.rests_on is not None and not self._is_kept(step.rests_on):
             return False
-        return self._has(method, self._on_other_parts(self._best(method)))
+        return all(_identity({"method": step.method, **s}) in self._kept for s in step.tried())
 
-    def _has_poolings(self, method: str) -> bool:
-        """As `_has_searched`, for the tried poolings."""
-        return self._has_repeated(method) and self._has(method, POOLINGS)
-
-    def _has_repeated_poolings(self, method: str) -> bool:
-        """As `_has_searched`, for the best poolings with the other held-out parts."""
-        if not self._has_poolings(method):
-            return False
-        return self._has(method, self._on_other_parts(self._other_poolings(method)))
-
-    def _has(self, method: str, tried: Iterable[Settings]) -> bool:
-        return all(_identity({"method": method, **settings}) in self._kept for settings in tried)
-
-    def _results(
-        self,
-        method: str,
-        tried: Sequence[Settings],
-        kept: bool,
-        configs_of: Callable[[str], list[RunConfig]],
-    ) -> list[Tried]:
-        if kept:
-            return [(s, self._kept[_identity({"method": method, **s})]) for s in tried]
-        return [(s, finished(c)) for s, c in zip(tried, configs_of(method), strict=True)]
+    def _missing(self, steps: Iterable[Step]) -> list[RunConfig]:
+        """The runs of the steps that the kept search lacks."""
+        return [c for step in steps if not self._is_kept(step) for c in self.configs(step)]
 
     def _base_settings(self, method: str) -> Settings:
         """The settings that a method shares with all, or takes from the search of its term."""
@@ -433,11 +434,6 @@ class League:
 
     def _term_method(self, method: str) -> str:
         return METHODS[method].term
-
-    def _search(self, method: str, base: Settings, tried: Iterable[Settings]) -> list[RunConfig]:
-        """Runs of the search that have some settings in common."""
-        settings = [search_settings(self.dataset, method, base | each) for each in tried]
-        return [self._config(method, 0, each) for each in settings]
 
     def _config(self, method: str, seed: int, settings: Settings) -> RunConfig:
         config = make_config(self.dataset, method, seed, self.profile, settings)

@@ -104,7 +104,7 @@ def test_the_best_settings_and_poolings_are_taken(small):
 
 def test_another_pooling_in_prediction_can_be_chosen(small):
     finish_rounds(small)
-    best = small.search_configs("ren")[0]
+    best = small.configs(small.search("ren"))[0]
     finish(best, 50.0, {"lse:0.3": 58.0})
     assert small.chosen_pooling("ren") == ({}, "lse:0.3")
 
@@ -131,7 +131,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
         return scores[config.lr] - 5 * (config.weight_decay == 0.1), {}
 
     photographs = on_photographs(voc, monkeypatch, score_of)
-    repeated = photographs.repeat_configs("gr")
+    repeated = photographs.configs(photographs.repeats("gr"))
     assert {(c.lr, c.held_out) for c in repeated} == {
         (r, p) for r in (usual / 2, usual) for p in (1, 2)
     }
