@@ -93,7 +93,8 @@ def full_training_table(content: Mapping[str, Any], league: Mapping[str, Any]) -
 
     Returns:
         Columns: mAP of full training and its deviation over seeds, gap_closed, the mAP and
-        gap_closed of the frozen network, seconds of a training, and the origin.
+        gap_closed of the frozen network, and the origin. The seconds of the file are not compared:
+        the runs shared the machine with others.
     """
     import pandas as pd
 
@@ -104,7 +105,7 @@ def full_training_table(content: Mapping[str, Any], league: Mapping[str, Any]) -
             "method": title_of(e["method"]), "mAP": means[e["method"]], "std": deviation(e["mAP"]),
             "gap_closed": _share(means, e["method"]), "frozen": frozen.get(e["method"], math.nan),
             "frozen_gap_closed": _share(frozen, e["method"]) if e["method"] in frozen else math.nan,
-            "seconds": e["train_seconds"], "whose": whose(e["method"]),
+            "whose": whose(e["method"]),
         }
         for e in content["final"]
     ]  # fmt: skip
