@@ -5,16 +5,21 @@ import tempfile
 
 import pytest
 
-_temporary = tempfile.TemporaryDirectory(prefix="spcl-notebooks-")
+_temporary = tempfile.TemporaryDirectory(prefix="spcl-")
+_patch = pytest.MonkeyPatch()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The notebooks' runs go to a folder of their own, unless the person has chosen one."""
-    os.environ.setdefault("SPCL_RESULTS", _temporary.name)
+    """The notebooks' files go to a folder of their own, the runs unless the person has chosen one.
+
+    nbval kills its kernels, so that they cannot remove their temporary folders themselves.
+    """
+    _patch.setenv("TMPDIR", _temporary.name)
+    if "SPCL_RESULTS" not in os.environ:
+        _patch.setenv("SPCL_RESULTS", _temporary.name)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Leaves nothing behind."""
-    if os.environ.get("SPCL_RESULTS") == _temporary.name:
-        del os.environ["SPCL_RESULTS"]
+    _patch.undo()
     _temporary.cleanup()
