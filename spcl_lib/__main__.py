@@ -451,24 +451,6 @@ def _export(options: Options) -> int:
     return 0
 
 
-def _bench(options: Options) -> int:
-    from spcl_lib.runs.bench import bench, bench_input
-    from spcl_lib.runs.speed import bench_bank, bench_map, bench_memory
-
-    if options.steps < 1:
-        raise UserError(f"--steps must be at least 1; got {options.steps}")
-    config = make_config(options.dataset, "an", 0, options.profile, _overrides(options))
-    if options.input:
-        return bench_input(config, options.data_root, options.steps)
-    if "bank" in options.only:
-        bench_bank(options.steps)
-    if "map" in options.only:
-        bench_map(1 + options.steps // 20)  # a turn takes half a minute
-    if "memory" in options.only:
-        bench_memory()
-    return bench(config, options.data_root, options.steps) if "step" in options.only else 0
-
-
 def _download(options: Options) -> int:
     from spcl_lib.data.download import download
 
@@ -532,7 +514,6 @@ _COMMANDS: dict[str, Command] = {
     "export": _export,
     "ablation": _ablation,
     "recovery": _recovery,
-    "bench": _bench,
     "download": _download,
     "reference": _reference,
     "notebooks": _notebooks,

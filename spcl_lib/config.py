@@ -13,7 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spcl_lib.system.errors import UserError
 from spcl_lib.terms import MethodSettings
+
+# Settings of earlier versions, with the values of their defaults and profiles.
+RETIRED = {"pretrain_images": (10000, 4000), "pretrain_epochs": (12, 4)}
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,6 @@ class RunConfig:
     frozen: int = 0  # leading blocks of the backbone that are not trained
     trained: str = "network"  # or "head": only the 1x1 convolution, on features computed once
     dilation: int = 1  # of the backbone's last stage; 2 makes the score maps twice as fine
-    pretrain_images: int = 10000  # scenes: glyph images for the pretraining of small_resnet
-    pretrain_epochs: int = 12  # passes over them
     # optimisation: AdamW, one-cycle
     epochs: int = 16  # passes over the training images
     batch: int = 32  # images of one step
@@ -80,7 +82,15 @@ class RunConfig:
 
         Raises:
             TypeError: a name is not a setting.
+            UserError: a setting of an earlier version had another value than its usual ones.
         """
+        for name in RETIRED.keys() & values.keys():
+            if values[name] not in RETIRED[name]:
+                raise UserError(
+                    f"the setting '{name}' is gone, and this configuration changed it to "
+                    f"{values[name]}; only the version of spcl that made it can read it"
+                )
+        values = {k: v for k, v in values.items() if k not in RETIRED}
         names = {field.name for field in dataclasses.fields(MethodSettings)}
         own = {k: v for k, v in values.items() if k not in names}
         settings = MethodSettings(**{k: v for k, v in values.items() if k in names})

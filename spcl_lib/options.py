@@ -211,20 +211,6 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
     )  # fmt: skip
     views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
 
-    bench = add("bench", "speed and memory of the heatmap bank, of mAP and of every training step")
-    _add_data_options(bench)
-    bench.add_argument("--steps", type=int, default=40, help="timed steps of everything but mAP")
-    bench.add_argument(
-        "--only", nargs="+", choices=["bank", "map", "memory", "step"],
-        default=["bank", "map", "memory", "step"],
-        help="bank: against a plain loop and the bytes moved; map: against scikit-learn; memory: "
-        "of a training with COCO's heatmaps in a file (15 GB of disk); step: every method's "
-        "training step against AN's, and where its time goes (default: all)",
-    )  # fmt: skip
-    bench.add_argument(
-        "--input", action="store_true", help="instead: how fast images are read, against the step"
-    )
-
     fetch = add("download", "fetch Pascal VOC (its archive's SHA-256 is checked)")
     fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
     fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")

@@ -23,7 +23,7 @@ PIPE_SECONDS = 20.0
 # Settings under which a run on scenes takes a second or two, after the session's first.
 TINY = {
     "image_side": 32, "crop_side": 32, "eval_side": 32, "train_images": 48, "eval_images": 64,
-    "report": "val", "pretrain_images": 300, "pretrain_epochs": 1, "epochs": 3, "batch": 8,
+    "report": "val", "epochs": 3, "batch": 8,
     "start": 1, "ramp": 1.0, "eval_every": 1, "bank_size": 8,
 }  # fmt: skip
 
@@ -36,7 +36,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory):
-    """The caches of the whole session: scenes are drawn and the backbone is pretrained once."""
+    """The caches of the whole session: scenes are drawn once."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -31,7 +31,7 @@ def fake_run(method, seed, score, dataset="scenes", profile="cpu", epochs=16):
         "dataset": dataset, "profile": profile, "method": method, "seed": seed,
         "epochs": epochs, "train_seconds": 40.0 + seed, "wall_seconds": 50.0,
         "train_images": 1000, "report_images": 2000, "classes": list(classes),
-        "history": history, "pretraining_accuracy": 64.0,
+        "history": history,
         "config": config.flat(), "finished": "2025-11-22",
         "machine": {"spcl": "0.1.0", "commit": "abc1234", "python": "3.11.7", "torch": "2.11.0",
                     "torchvision": "0.26.0", "device": "A processor, 2 cores", "threads": 1},

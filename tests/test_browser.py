@@ -28,7 +28,7 @@ CHROMIUM = next(
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is on the PATH")
 TOKEN = "for-this-test-only"
-SMALL = "train_images=96 epochs=3 start=1 eval_images=16 pretrain_images=200 pretrain_epochs=1"
+SMALL = "train_images=96 epochs=3 start=1 eval_images=16"
 LONG = 400_000  # milliseconds; a cell trains two small networks
 SOON = 60_000
 

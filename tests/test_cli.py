@@ -107,7 +107,7 @@ def test_the_weights_that_are_kept_are_the_ones_that_were_measured(spcl, results
     spcl(*RUN, "--method", "scl", **tiny)
     metrics = metrics_in(results)
     config = RunConfig.from_flat(metrics["config"])
-    model, _ = build_network(config, 12)
+    model = build_network(config, 12)
     (file,) = results.rglob("weights.safetensors")
     model.load_state_dict(_read_weights(file))
     _, report = load_splits(config, None)
@@ -523,7 +523,7 @@ def test_ctrl_c_says_how_to_go_on(spcl, tiny, monkeypatch):
     assert outcome.err.splitlines()[-1].startswith("spcl: stopped; the same command goes on")
 
 
-@pytest.mark.parametrize("command", ["predict", "bench"])
+@pytest.mark.parametrize("command", ["predict", "recovery"])
 def test_ctrl_c_promises_no_checkpoint_where_there_is_none(command, spcl, monkeypatch):
     def interrupted(options):
         raise KeyboardInterrupt
@@ -552,7 +552,7 @@ def test_a_signal_while_torch_is_loaded_gives_one_line(number, results, monkeypa
     )
     found = [str(tmp_path), str(paths.project())]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
-    with start(results, "bench") as process:
+    with start(results, "compare") as process:
         while not loading.exists():
             assert process.poll() is None
             time.sleep(0.01)

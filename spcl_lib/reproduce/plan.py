@@ -28,14 +28,9 @@ NOTEBOOK_SECONDS = {
     "00_tour": 30, "01_train": 10, "02_results": 10, "03_crop_recovery": 12, "04_heatmaps": 15,
     "05_folder": 45, "06_benchmark": 10, "07_ablations": 10, "08_scaling": 30, "09_exercises": 5,
 }  # fmt: skip
-PRETRAINING_SECONDS = {"cpu": 100, "smoke": 30}
-# Settings of the notebooks that train a network. They use the pretraining of the main runs, which
-# exists already. A smoke test uses very small values.
-_PRETRAINED = {"pretrain_images": 10000, "pretrain_epochs": 12}
-_SMALL = {"epochs": 4, "pretrain_images": 4000, "pretrain_epochs": 4}
-_NOTEBOOKS = {"00_tour": _PRETRAINED, "05_folder": _PRETRAINED}
+# Settings of the notebooks that train a network, in a smoke test.
 _SMOKE_NOTEBOOKS = {
-    "00_tour": _SMALL | {"train_images": 200}, "05_folder": _SMALL | {"images": 200},
+    "00_tour": {"epochs": 4, "train_images": 200}, "05_folder": {"epochs": 4, "images": 200},
 }  # fmt: skip
 _EXTRA_PROFILES = {"voc2007": ("long",)}  # with --all, in addition to cpu
 _FOLLOWED_METHODS = ("scl", "an")  # 04_heatmaps shows them
@@ -196,7 +191,7 @@ def notebook_tasks(experiments: Sequence[Experiment]) -> list[NotebookTask]:
         for task in _tasks_of(experiment)
     ]  # fmt: skip
     known = {task.notebook for task in tasks}
-    sizes = _SMOKE_NOTEBOOKS if experiments[0].main[0].profile == "smoke" else _NOTEBOOKS
+    sizes = _SMOKE_NOTEBOOKS if experiments[0].main[0].profile == "smoke" else {}
     tasks += [
         NotebookTask(name, name, sizes.get(name, {}))
         for name in notebook_names()

@@ -17,7 +17,6 @@ from spcl_lib.reproduce.manifest import is_current, note_experiment, note_notebo
 from spcl_lib.reproduce.pages import write_index
 from spcl_lib.reproduce.plan import (
     NOTEBOOK_SECONDS,
-    PRETRAINING_SECONDS,
     Experiment,
     NotebookTask,
     explorer_file,
@@ -77,8 +76,6 @@ def _total(experiments: Sequence[Experiment], jobs: int) -> str:
     tasks = [t for t in tasks if not is_current(t, manifest)]
     seconds = sum(cost(c.dataset, c.profile).seconds for c in runs) / jobs
     seconds += _MEASURED_SHARE * seconds
-    if any(c.dataset == "scenes" for c in runs):
-        seconds += PRETRAINING_SECONDS.get(runs[0].profile, 0)
     times = [NOTEBOOK_SECONDS.get(t.notebook, _USUAL_NOTEBOOK_SECONDS) for t in tasks]
     seconds += sum(times) / jobs
     return (

@@ -148,7 +148,7 @@ class Checkpoint:
             form = state.pop("form", None)  # an older checkpoint has none
             if form not in (None, _form_of(state)):
                 raise DamagedError("it does not hold what was saved")
-            if RunConfig().flat() | state["config"] != self.config.flat():
+            if RunConfig.from_flat(state["config"]) != self.config:
                 name = file.parent.name
                 print(f"{name}: the checkpoint is of another configuration; starting")
                 return Progress()

@@ -9,7 +9,6 @@ import torch
 from spcl_lib.config import RunConfig
 from spcl_lib.model import SpatialClassifier, build_backbone
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.pretraining import pretrained_backbone
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.timm_backbone import PREFIX
@@ -18,21 +17,15 @@ from spcl_lib.system.weights import load_weights
 
 def build_network(
     config: RunConfig, num_classes: int, data_root: str | Path | None = None
-) -> tuple[SpatialClassifier, float | None]:
-    """The network at the start of a run, and the accuracy of our pretraining if there was one.
+) -> SpatialClassifier:
+    """The network at the start of a run.
 
-    `weights="auto"` means our pretraining on glyphs for small_resnet, and timm's weights for its
-    models. For other backbones it means the file that `paths.weights` finds, or torchvision's
-    weights.
+    `weights="auto"` means timm's weights for its models. For other backbones it means the file that
+    `paths.weights` finds, or torchvision's weights.
     """
     weights: str | Path | None = config.weights
-    accuracy = None
     if weights == "none":
         weights = None
-    elif weights == "auto" and config.backbone == "small_resnet":
-        weights, accuracy = pretrained_backbone(
-            config.pretrain_images, config.pretrain_epochs, config.amp
-        )
     elif weights == "auto" and config.backbone.startswith(PREFIX):
         weights = "timm"
     elif weights == "auto":
@@ -45,7 +38,7 @@ def build_network(
             features[0].check(side)
     pooling = Pooling(config.pooling, config.pooling_strength)
     frozen = len(features) if config.trained == "head" else config.frozen
-    return SpatialClassifier(features, num_features, num_classes, frozen, pooling), accuracy
+    return SpatialClassifier(features, num_features, num_classes, frozen, pooling)
 
 
 def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialClassifier:

@@ -156,11 +156,9 @@ def prepare(config: RunConfig, data_root: str | Path | None = None) -> None:
     """Makes the shared parts of runs (decoded images, backbone), and finds missing data early."""
     config = identify_data(config, data_root)
     train_set, report_set = load_splits(config, data_root)
-    model, accuracy = build_network(config, len(train_set.classes), data_root)
+    model = build_network(config, len(train_set.classes), data_root)
     for part in (train_set, report_set):
         inputs_of(model.to(choose_device()), part, config)
-    if accuracy is not None:
-        print(f"pretrained backbone: {accuracy:.1f} % of held-out glyphs right", flush=True)
 
 
 _DATA_SETTINGS = (
@@ -189,7 +187,7 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
     _require_images(config, len(train_set), len(report_set))
 
     device = choose_device()
-    model, pretraining = build_network(config, len(train_set.classes), data_root)
+    model = build_network(config, len(train_set.classes), data_root)
     model = model.to(device, memory_format=torch.channels_last)
     pictures = train_set.images  # snapshots show the images, not the features
     train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
@@ -253,7 +251,7 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
             scores >= threshold, report_set.labels, report_set.ignored
         ),
         "classes": list(train_set.classes), "history": progress.history,
-        "pretraining_accuracy": pretraining, "config": config.flat(),
+        "config": config.flat(),
         "machine": describe_machine(device), "finished": datetime.date.today().isoformat(),
     }  # fmt: skip
     parts = {} if method.bank is None else method.bank.tensors()

@@ -41,7 +41,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "expected_count": ("given", "estimated"),
 }
 _POSITIVE = (
-    "pretrain_images", "pretrain_epochs", "image_side", "crop_side", "eval_side", "epochs",
+    "image_side", "crop_side", "eval_side", "epochs",
     "batch", "lr", "eval_every",
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.config import RunConfig
+from spcl_lib.config import RETIRED, RunConfig
 from spcl_lib.data.draws import draw_labels
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
@@ -152,9 +152,6 @@ def _read(file: Path) -> Metrics:
     return read_summed(file, _VARYING)
 
 
-_DEFAULTS = RunConfig().flat()
-
-
 def load_metrics(config: RunConfig) -> Metrics | None:
     """The metrics of a finished run with exactly this configuration, else None.
 
@@ -165,10 +162,10 @@ def load_metrics(config: RunConfig) -> Metrics | None:
     try:
         metrics = _read(file)
         metrics["mAP"], metrics["classes"]
-        return metrics if _DEFAULTS | metrics["config"] == config.flat() else None
+        return metrics if RunConfig.from_flat(metrics["config"]) == config else None
     except OSError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, UserError) as error:
         _say_damaged(file, error)
         return None
 
@@ -194,7 +191,7 @@ def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
         metrics = _read(folder / "metrics.json")
         metrics["classes"], metrics["mAP"]
         return RunConfig.from_flat(metrics["config"]), metrics
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(
             f"'{folder / 'metrics.json'}' is damaged or of another version of spcl "
             f"({type(error).__name__}: {error}); train again, with --force"
@@ -353,7 +350,7 @@ def write_summary() -> Path:
             try:
                 metrics = _read(file)
                 row = _summary_row(metrics, file.parent)
-                what = json.dumps(_DEFAULTS | metrics["config"], sort_keys=True)
+                what = json.dumps(_complete(metrics["config"]), sort_keys=True)
                 if what not in rows or _is_in_place(metrics, file.parent):
                     rows[what] = row
             except (OSError, ValueError, KeyError, TypeError):
@@ -368,11 +365,16 @@ def write_summary() -> Path:
 def _summary_row(metrics: Metrics, folder: Path) -> Mapping[str, object]:
     row = {name: metrics[name] for name in SUMMARY_COLUMNS[:7]}
     row |= {name: metrics["at_0.5"][name] for name in ("CF1", "OF1")}
-    config = _DEFAULTS | metrics["config"]
+    config = _complete(metrics["config"])
     return row | {
         "report": config["report"], "folder": folder.name, "content": config["content"],
         "changes": " ".join(f"{k}={v}" for k, v in _changes(config).items()),
     }  # fmt: skip
+
+
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a configuration, also of another version, with today's defaults."""
+    return RunConfig().flat() | {k: v for k, v in config.items() if k not in RETIRED}
 
 
 def _changes(config: Mapping[str, Any]) -> dict[str, object]:
@@ -381,7 +383,7 @@ def _changes(config: Mapping[str, Any]) -> dict[str, object]:
     try:
         usual = make_config(*(config[name] for name in names)).flat()
     except UserError:
-        usual = _DEFAULTS
+        usual = RunConfig().flat()
     left_out = (*names, "content")
     return {k: v for k, v in config.items() if k not in left_out and v != usual.get(k)}
 

@@ -125,11 +125,14 @@ def reference() -> Path:
 
 
 def weights(backbone: str, given: str | Path | None = None) -> Path | None:
-    """File of a backbone's ImageNet weights: the first that exists, or None.
+    """File of a backbone's pretrained weights: the first that exists, or None.
 
+    Those of small_resnet come with the package. Of other backbones,
     `weights/<backbone>_imagenet.pth` is looked for below `given`, below `SPCL_DATA` and below
     `data/`, because a user's folder of images may hold no weights.
     """
+    if backbone == "small_resnet":
+        return notebooks() / "reference" / "small_resnet.safetensors"
     roots = (given, os.environ.get("SPCL_DATA"), project() / "data")
     name = Path("weights") / f"{backbone}_imagenet.pth"
     files = [real_path(root) / name for root in roots if root]

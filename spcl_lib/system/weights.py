@@ -33,7 +33,7 @@ def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
     """
     if weights == "torchvision":
         if name == "small_resnet":
-            raise UserError("torchvision has no weights for small_resnet; pretrain it or use none")
+            raise UserError("torchvision has no weights for small_resnet; use auto or none")
         weights = _fetch_weights(name)
     load_weights(model, Path(weights), name)
 

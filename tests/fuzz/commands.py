@@ -18,7 +18,7 @@ from spcl_lib.data import download
 from spcl_lib.methods import METHODS
 from spcl_lib.options import make_parser
 from spcl_lib.reproduce import site, steps
-from spcl_lib.runs import bench, notebooks, schedule, settings, speed
+from spcl_lib.runs import notebooks, schedule, settings
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.system import paths
 
@@ -76,7 +76,6 @@ def base_of(command, folder):
         "export": ["--run", str(run_of(folder)), "--format", "torchscript", "--out", "out.ts"],
         "ablation": ["crop_scale", *photos, *few, *SETS],
         "recovery": [*photos, *SETS],
-        "bench": [*photos, *SETS],
         "download": ["--dataset", "voc2007", "--data-root", str(folder / "empty")],
         "reference": photos,
         "notebooks": ["02_results"],
@@ -86,17 +85,13 @@ def base_of(command, folder):
 
 @contextlib.contextmanager
 def without_long_work(folder):
-    """Trainings of other processes, notebooks, measurements of speed and downloads are left out."""
+    """Trainings of other processes, notebooks and downloads are left out."""
     with living_in(folder), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(paths, "project", lambda: folder / "project")
         for module in (schedule, steps):
             patch.setattr(module, "run_tasks", lambda tasks, jobs, title: [])
         patch.setattr(steps, "write_index", lambda found, runs: "page")
-        patch.setattr(bench, "bench", lambda *given: 0)
-        patch.setattr(bench, "bench_input", lambda *given: 0)
-        for name in ("bench_bank", "bench_map", "bench_memory"):
-            patch.setattr(speed, name, lambda *given: None)
         patch.setattr(download, "_download_archive", _no_network)
         patch.setattr(papermill, "execute_notebook", _copy_notebook)
         patch.setattr(NotebookClient, "execute", lambda self: None)

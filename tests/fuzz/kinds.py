@@ -33,7 +33,7 @@ from spcl_lib.data.images import try_image
 from spcl_lib.data.table import list_table
 from spcl_lib.data.voc import list_voc
 from spcl_lib.reproduce import manifest, steps
-from spcl_lib.runs import checkpoint, features, pretraining, run, store
+from spcl_lib.runs import checkpoint, features, run, store
 from spcl_lib.runs.predict import predict_files
 from spcl_lib.runs.progress import Follower, describe_epoch
 from spcl_lib.runs.settings import make_config
@@ -50,7 +50,6 @@ SETTINGS = QUICK | {
 }  # fmt: skip
 METHODS = ("an", "en", "en_scl")
 MOST_STEPS = 100
-MOST_GLYPHS = 2000
 MACHINE = {"device": "A processor", "threads": 1, "torch": "2", "commit": "abc1234"}
 COUNTED = {
     "mAP",
@@ -92,17 +91,6 @@ def bounded(train):
         if config.epochs * math.ceil(len(images) / config.batch) > MOST_STEPS:
             raise Endless
         return train(model, optimizer, method, images, labels, config, *given)
-
-    return work
-
-
-def bounded_pretraining(pretrain):
-    """The pretraining, which refuses settings that are valid but take long."""
-
-    def work(images, epochs, *given):
-        if images * max(1, epochs) > MOST_GLYPHS:
-            raise Endless
-        return pretrain(images, epochs, *given)
 
     return work
 
@@ -190,12 +178,6 @@ def make_features(folder):
             run.run(photos_config(trained="head"), root)
         shutil.rmtree(folder / "results")
         (folder / "sound.bin").rename(sound)
-    return World(folder)
-
-
-def make_pretraining(folder):
-    with living_in(folder):
-        pretraining.pretrained_backbone(300, 1, "off")
     return World(folder)
 
 
@@ -393,11 +375,6 @@ def notes_of(folder):
         return manifest.read_manifest()
 
 
-def pretrained_of(folder):
-    path, accuracy = pretraining.pretrained_backbone(300, 1, "off")
-    return path.read_bytes(), accuracy
-
-
 def described(data):
     """An image set, after a check that it is one."""
     count, classes = len(data), len(data.classes)
@@ -469,7 +446,7 @@ def ablations_of(folder):
 def make_kinds(folder: Path) -> list[Kind]:
     """Makes the worlds below a folder, and all kinds of files in them."""
     stopped, finished = make_stopped(folder / "stopped"), make_finished(folder / "finished")
-    heads, glyphs = make_features(folder / "heads"), make_pretraining(folder / "glyphs")
+    heads = make_features(folder / "heads")
     lists, voc = make_photos(folder / "lists"), make_voc(folder / "voc")
     coco, classes = make_coco(folder / "coco"), make_classes(folder / "classes")
     pictures, weights = make_images(folder / "images"), make_weights(folder / "weights")
@@ -502,9 +479,6 @@ def make_kinds(folder: Path) -> list[Kind]:
     add("features", heads, "cache/features-*-3-*.bin", trained, "bytes", "same", *made)
     add("part of features", heads, "cache/*.part", trained, "bytes", "same", *made)
     add("sums of the part", heads, "cache/*.part-sums", trained, "text", "same", *made)
-    add("pretrained weights", glyphs, "cache/*.safetensors", pretrained_of, "safetensors", "same",
-        "cache/")  # fmt: skip
-    add("its accuracy", glyphs, "cache/*.accuracy", pretrained_of, "text", "same", "cache/")
     add("weights", finished, one + "weights.safetensors", scores_of, "safetensors", "same")
     add("bank", finished, one + "bank.safetensors", heatmaps_of, "safetensors", "same", "cache/")
     add("snapshots", finished, one + "snapshots.safetensors", snapshots_of, "safetensors", "same")

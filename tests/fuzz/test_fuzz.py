@@ -25,10 +25,10 @@ from commands import attack_command, make_project, odd_commands, odd_folders, op
 from damages import damages
 from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.strategies import SearchStrategy
-from kinds import bounded, bounded_pretraining, make_kinds, tiny_backbone
+from kinds import bounded, make_kinds, tiny_backbone
 
 from spcl_lib.reproduce import plan
-from spcl_lib.runs import network, pretraining, run
+from spcl_lib.runs import network, run
 from spcl_lib.system import fingerprints
 
 MINUTES = float(os.environ.get("SPCL_FUZZ_MINUTES") or 0)
@@ -55,10 +55,8 @@ def subjects(tmp_path_factory):
             (fingerprints, "code_behind"),
             (run, "all_code"),
             (plan, "all_code"),
-            (pretraining, "_pretrain"),
         ):  # these take long, and always give the same
             patch.setattr(owner, name, functools.cache(getattr(owner, name)))
-        patch.setattr(pretraining, "_pretrain", bounded_pretraining(pretraining._pretrain))
         for name in ("SPCL_DATA", "SPCL_PARENT"):
             patch.delenv(name, raising=False)
         found = [Subject("library", odd_calls(), attack_call, 200)]

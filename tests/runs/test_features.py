@@ -41,7 +41,7 @@ def own_cache(results, tmp_path, monkeypatch):
 
 
 def prepared(config, voc):
-    model, _ = build_network(config, 20, voc)
+    model = build_network(config, 20, voc)
     data, _ = load_splits(config, voc)
     return model, data
 
@@ -211,7 +211,7 @@ def test_sides_that_do_not_go_together_are_refused(sides):
 def test_a_run_trains_the_head_only_and_can_predict(results, config):
     config, voc = config
     metrics = run(config, voc)
-    start, _ = build_network(config, 20, voc)
+    start = build_network(config, 20, voc)
     trained = load_network(run_folder(config), config, 20)
     for (name, before), after in zip(
         start.state_dict().items(), trained.state_dict().values(), strict=True

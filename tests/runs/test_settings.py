@@ -148,7 +148,7 @@ def test_a_wrong_type_is_named(name, value, kind):
      ("momentum", "nan"), ("weight", -1.0), ("weight", "inf"), ("start", -1), ("ramp", -1.0),
      ("bank_size", 0), ("expected_positives", 0.5), ("train_images", -1), ("eval_images", -1),
      ("weight_decay", -0.1), ("head_lr_factor", 0.0), ("label_seed", -1), ("frozen", -1),
-     ("warmup", 1.5), ("pretrain_images", 0), ("pretrain_epochs", 0), ("pseudo_least", 0.8),
+     ("warmup", 1.5), ("pseudo_least", 0.8),
      ("pseudo_least", "nan"), ("count_weight", -0.1), ("asset_weight", -1.0), ("asset_step", 1.1),
      ("asset_step", -0.1)],
 )  # fmt: skip

@@ -57,7 +57,7 @@ def test_the_last_maps_are_those_of_the_finished_network(results, tiny):
     config = config_of("scl", tiny)
     run(config)
     data, _ = load_splits(config, None)
-    model, _ = build_network(config, 12)
+    model = build_network(config, 12)
     model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
     maps = predict_maps(model, data.images[:FOLLOWED], config.eval_side)
     assert torch.equal(load_snapshots(run_folder(config)).maps[-1], as_bytes(maps.sigmoid()))

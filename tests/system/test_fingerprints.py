@@ -10,7 +10,7 @@ from spcl_lib.system import fingerprints
 from spcl_lib.system.fingerprints import code_behind, fingerprint
 from spcl_lib.system.paths import PACKAGE
 
-USERS_OF_THE_MODEL = ("spcl_lib.runs.pretraining", "spcl_lib.analysis.measurements")
+USERS_OF_THE_MODEL = ("spcl_lib.methods", "spcl_lib.analysis.measurements")
 
 
 @pytest.fixture
