@@ -91,7 +91,7 @@ def _run(options: Options) -> int:
     from spcl_lib.runs.progress import line_printer, tell_epochs, tensorboard_writer
     from spcl_lib.runs.run import run
     from spcl_lib.runs.splits import identify_data
-    from spcl_lib.runs.store import read_config, run_folder, write_config
+    from spcl_lib.runs.store import Run, run_folder
 
     if ranks.count_started() > 1:
         os.environ[PARENT] = str(os.getppid())  # torchrun, which may be killed
@@ -101,7 +101,8 @@ def _run(options: Options) -> int:
     if options.notebook:
         check_output(Path(options.notebook))  # before the training
     if options.config:
-        waiting = [read_config(Path(file)) for file in options.config]
+        found = [Run.find(file) for file in options.config]
+        waiting = [(own.config, own.data_root) for own in found]
     else:
         names = options.dataset, options.method, options.seed, options.profile
         waiting = [(make_config(*names, _overrides(options)), options.data_root)]
@@ -119,7 +120,7 @@ def _run(options: Options) -> int:
                 metrics = run(config, root, options.force)
             _say_what_came_out(config, metrics)
     if options.notebook and is_first:
-        file = str(write_config(config, root))
+        file = str(Run.of(config, root).write_config())
         execute("01_train", {"config_file": file}, Path(options.notebook))
     return 0
 
@@ -247,7 +248,7 @@ def _crop_scale(options: Options) -> int:
     )
     from spcl_lib.runs.schedule import run_all
     from spcl_lib.runs.splits import identify_all
-    from spcl_lib.runs.store import load_metrics
+    from spcl_lib.runs.store import Run
 
     configs = crop_scale_configs(
         options.dataset, options.profile, _seeds(options), options.scales or CROP_SCALES,
@@ -255,7 +256,7 @@ def _crop_scale(options: Options) -> int:
     )  # fmt: skip
     configs, jobs = identify_all(configs, options.data_root), _jobs(options)
     if options.list:
-        runs = [load_metrics(c) for c in configs]
+        runs = [Run.of(c).metrics for c in configs]
         for config, done in zip(configs, runs, strict=True):
             state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
             print(f"{config.method:7} scale_min {config.scale_min:<5g} seed {config.seed}  {state}")
@@ -300,12 +301,12 @@ def _predictor(options: Options, needs_rule: bool = True) -> Predictor:
     Without `needs_rule`, it has no rule if the run's own threshold does not fit another pooling.
     """
     from spcl_lib.runs.predictor import Predictor
-    from spcl_lib.runs.store import find_run
+    from spcl_lib.runs.store import Run
     from spcl_lib.runs.thresholds import LabelRule, read_thresholds
 
     if options.threshold is not None and options.thresholds:
         raise UserError("give --threshold or --thresholds, not both")
-    run = find_run(Path(options.run))
+    run = Run.find(options.run).folder
     predictor = Predictor.load(run, options.size)
     config, own = predictor.config, predictor.rule
     what = f"{config.dataset}, {config.method}, {len(predictor.classes)} classes"
@@ -357,7 +358,7 @@ def _name_skipped(skipped: Sequence[str]) -> None:
 
 def _evaluate(options: Options) -> int:
     from spcl_lib.runs.evaluation import evaluate_files, evaluate_own
-    from spcl_lib.runs.store import find_run, read_config
+    from spcl_lib.runs.store import Run
     from spcl_lib.runs.thresholds import (
         LabelRule,
         check_thresholds_place,
@@ -373,7 +374,7 @@ def _evaluate(options: Options) -> int:
         check_thresholds_place(file)  # before the work
     predictor = _predictor(options, needs_rule=False)
     if options.images is None:
-        found = evaluate_own(predictor, read_config(find_run(Path(options.run)))[1])
+        found = evaluate_own(predictor, Run.find(options.run).data_root)
     else:
         images, labels = paths.expand_home(options.images), paths.expand_home(options.labels)
         found = evaluate_files(predictor, images, labels)
@@ -396,18 +397,18 @@ def _evaluate(options: Options) -> int:
 def _audit(options: Options) -> int:
     from spcl_lib.analysis.audit import maps_of, precision_of_missing, suggest
     from spcl_lib.methods import visible_labels
-    from spcl_lib.runs.store import find_run, open_run
+    from spcl_lib.runs.store import Run
     from spcl_lib.viewer.audit_page import SHOWN, precision_text, write_page, write_suggestions
 
     if options.most < 1:
         raise UserError(f"--most must be at least 1; got {options.most}")
-    place, out = find_run(Path(options.run)), paths.expand_home(options.out)
-    run = open_run(place, options.data_root)
+    out = paths.expand_home(options.out)
+    run = Run.find(options.run, options.data_root).load(objects=True)
     given = visible_labels(run.config.method, run.train.labels, run.observed) > 0
     read = maps_of(run, options.predict)
     found = suggest(read, given, options.most)
     what = f"{run.config.dataset}, {run.config.method}, {len(run.train):,} training images"
-    facts = [f"run: {place} ({what})"]
+    facts = [f"run: {run.folder} ({what})"]
     precision = precision_of_missing(found[0].first(SHOWN), read, run.train, given)
     facts += [precision_text(precision)] if precision else []
     print("\n".join(facts))
@@ -419,13 +420,13 @@ def _audit(options: Options) -> int:
 
 def _explore(options: Options) -> int:
     from spcl_lib.runs.snapshots import trace_of
-    from spcl_lib.runs.store import find_run, open_run
+    from spcl_lib.runs.store import Run
     from spcl_lib.viewer.explorer_page import check_page_place, write_explorer_page
 
     file = paths.expand_home(options.out)
     check_page_place(file)
-    places = [find_run(Path(run)) for run in options.run]
-    traces = [trace_of(open_run(place, options.data_root)) for place in places]
+    runs = [Run.find(run, options.data_root) for run in options.run]
+    traces = [trace_of(run.load(objects=True)) for run in runs]
     try:
         write_explorer_page(file, *traces)
     except ValueError as error:
@@ -462,13 +463,13 @@ def _download(options: Options) -> int:
 def _reference(options: Options) -> int:
     from spcl_lib.analysis.report import update_readme
     from spcl_lib.analysis.results import save_reference
-    from spcl_lib.runs.store import load_metrics
+    from spcl_lib.runs.store import Run
     from spcl_lib.viewer.overview import write_overview
 
     paths.require_checkout("reference")
     print(save_reference(options.dataset, options.profile, options.data_root))
     scl = make_config(options.dataset, "scl", 0, options.profile)
-    if options.dataset == "scenes" and load_metrics(scl):
+    if options.dataset == "scenes" and Run.of(scl).metrics:
         print(write_overview(scl, paths.reference() / "overview.png"))
     update_readme()
     return 0

@@ -144,7 +144,7 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
     doubt = add("audit", "training images whose labels look missing or wrong, by a run's heatmaps")
     doubt.add_argument(
         "--run", required=True, metavar="DIR",
-        help="the run's folder, or a folder of runs: the one of them that finished last",
+        help="the run's folder, or a folder with only this run below it",
     )  # fmt: skip
     doubt.add_argument("--data-root", help="the run's data (default: where they were)")
     doubt.add_argument(
@@ -252,7 +252,7 @@ def _add_data_options(parser: argparse.ArgumentParser, dataset: str | None = "sc
 def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", required=True, metavar="DIR",
-        help="the run's folder, or a folder of runs: the one of them that finished last",
+        help="the run's folder, or a folder with only this run below it",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=_size, metavar="N",

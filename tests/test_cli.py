@@ -79,7 +79,8 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     expected |= {"bank.safetensors"} if method == "en_scl" else set()
     assert set(files_in(folder)) == expected  # no checkpoint is left, nothing temporary
 
-    config, root = store.read_config(folder)
+    own = store.Run.find(folder)
+    config, root = own.config, own.data_root
     assert config.method == method and config.seed == 3 and config.epochs == 3
     assert root is None and metrics["config"] == config.flat()
     for key in ("spcl", "commit", "python", "torch", "torchvision", "device", "threads"):

@@ -25,7 +25,7 @@ from spcl_lib.methods import Method
 from spcl_lib.runs import network
 from spcl_lib.runs.run import run
 from spcl_lib.runs.snapshots import load_snapshots
-from spcl_lib.runs.store import load_metrics, load_run, read_metrics, run_folder, write_summary
+from spcl_lib.runs.store import Run, run_folder, write_summary
 from spcl_lib.system import paths
 from spcl_lib.train import Progress, make_optimizer
 
@@ -52,13 +52,13 @@ def commit(request, results, monkeypatch):
 
 def test_a_finished_run_is_found_read_and_shown(commit, results):
     (file,) = results.rglob("metrics.json")
-    config, metrics = read_metrics(file.parent)
+    config, metrics = Run.find(file.parent).config, Run.find(file.parent).metrics
     assert config.method == "en_scl" and config.epochs == len(metrics["history"]) == 3
     if file.parent != run_folder(config):  # settings that are gone were part of its name
         file.parent.rename(run_folder(config))
     folder = run_folder(config)
-    assert load_metrics(config) == metrics == run(config)  # it is not trained again
-    loaded = load_run(config)
+    assert Run.of(config).metrics == metrics == run(config)  # it is not trained again
+    loaded = Run.of(config).load()
     for name, tensor in load_file(folder / "weights.safetensors").items():
         assert torch.equal(loaded.model.state_dict()[name].to(tensor.dtype), tensor)
     stored = load_file(folder / "bank.safetensors")

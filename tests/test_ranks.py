@@ -247,7 +247,7 @@ def killed_main(arguments, saves):
 def content_of(folder):
     files = ("weights", "bank", "scores", "snapshots")
     tensors = {name: store.read_tensors(folder / f"{name}.safetensors") for name in files}
-    return store.read_metrics(folder)[1], tensors
+    return store.Run.find(folder).metrics, tensors
 
 
 def test_a_run_goes_on_after_one_rank_was_killed_to_the_same_bits(
@@ -286,7 +286,7 @@ def test_a_run_goes_on_after_one_rank_was_killed_to_the_same_bits(
     assert resumed[0]["machine"]["processes"] == 2
     for name, tensors in whole[1].items():
         assert all(torch.equal(v, resumed[1][name][k]) for k, v in tensors.items()), name
-    bank, found = whole[1]["bank"], store.load_run(config)
+    bank, found = whole[1]["bank"], store.Run.of(config).load()
     assert bank["heatmaps"].shape == (23, 12, 8, 8) and bank["seen"].any(2).any(1).all()
     assert torch.equal(whole[1]["snapshots"]["heatmaps"][-1], bank["heatmaps"][:5])
     scores = evaluate.predict_scores(found.model, found.report.images, 32, [found.model.pooling])

@@ -234,7 +234,7 @@ def test_the_memory_that_a_method_asks_for_is_that_of_the_kept_classes(monkeypat
 def test_a_run_with_few_classes_ends_and_can_be_loaded(kept, results, tiny):
     config = make_config("scenes", "scl", 0, "smoke", tiny | {"bank_classes": kept, "snapshots": 5})
     metrics = run.run(config)
-    bank = store.load_run(config).bank
+    bank = store.Run.of(config).load().bank
     assert isinstance(bank, SparseHeatmapBank) and bank.kept == kept
     heatmaps, seen = bank.stored(slice(5))
     kept_snapshots = load_snapshots(store.run_folder(config))

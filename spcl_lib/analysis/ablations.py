@@ -12,7 +12,7 @@ from spcl_lib.methods import title_of
 from spcl_lib.runs.ablation import Ablation, ablation_configs
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all
-from spcl_lib.runs.store import finished_metrics
+from spcl_lib.runs.store import Run
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
@@ -45,7 +45,7 @@ def collect_ablations(
     rows, first, command = [], None, _command(dataset, profile)
     for name, ablation in asked.items():
         for (value, method), configs in ablation_configs(ablation, dataset, profile, seeds).items():
-            runs = [finished_metrics(c, command) for c in identify_all(configs, data_root)]
+            runs = [Run.of(c).finished(command) for c in identify_all(configs, data_root)]
             first = first or runs[0]
             rows.append({
                 "ablation": name, "value": value, "method": method,

@@ -10,7 +10,7 @@ from spcl_lib.analysis.bootstrap import Resamples, interval_of
 from spcl_lib.analysis.statistics import mean, mean_and_spread
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.splits import list_report
-from spcl_lib.runs.store import read_config, read_metrics, read_tensors
+from spcl_lib.runs.store import Run, read_tensors
 from spcl_lib.system.errors import UserError
 
 _RESAMPLES = 1000
@@ -111,12 +111,12 @@ def _runs_below(place: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> _Finished:
-    config, metrics = read_metrics(folder)
-    return _Finished(folder, config, metrics)
+    run = Run.find(folder)
+    return _Finished(folder, run.config, run.finished())
 
 
-def _root_of(folder: Path) -> str | None:
-    return read_config(folder)[1] if (folder / "config.json").is_file() else None
+def _root_of(folder: Path) -> str | Path | None:
+    return Run.find(folder).data_root
 
 
 def _names(configs: Sequence[RunConfig]) -> dict[RunConfig, str]:

@@ -14,7 +14,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.methods import title_of
 from spcl_lib.runs.league import Settings
 from spcl_lib.runs.settings import changes
-from spcl_lib.runs.store import finished_metrics
+from spcl_lib.runs.store import Run
 from spcl_lib.system import paths
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def collect_full_training(configs: Mapping[str, Sequence[RunConfig]]) -> dict[st
     """
     first = next(iter(configs.values()))[0]
     command = f"./reproduce.sh --league --full-training --dataset {first.dataset}"
-    runs = {m: [finished_metrics(c, command) for c in group] for m, group in configs.items()}
+    runs = {m: [Run.of(c).finished(command) for c in group] for m, group in configs.items()}
     facts = next(iter(runs.values()))[0]
     final = [
         {

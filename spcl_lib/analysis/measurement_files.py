@@ -17,7 +17,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.runs.ablation import RECOVERY_SCALE, command_of, crop_scale_configs, crop_scale_rows
 from spcl_lib.runs.settings import changes, make_config
 from spcl_lib.runs.splits import identify_all
-from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.runs.store import Run, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import lock_file
@@ -105,7 +105,7 @@ def _measure_runs(
             f"image) with running averages in '{paths.results()}'; make them with: "
             f"{command_of(plans[0])}"
         )
-    done = [c for c in wanted if load_metrics(c) is not None]
+    done = [c for c in wanted if Run.of(c).metrics is not None]
     every = crop_scale_configs(dataset, profile, seeds, overrides=overrides)
     every = list(dict.fromkeys([*identify_all(every, data_root), *wanted]))
     files = [(run_folder(c) / "metrics.json").read_bytes() for c in done]
@@ -130,7 +130,8 @@ def _effect_of_scale(every: Sequence[RunConfig], dataset: str, profile: str) -> 
 
 def _has_averages(configs: Sequence[RunConfig]) -> bool:
     """Whether one of the runs is finished and kept its running averages."""
-    return any(load_metrics(c) and (run_folder(c) / "bank.safetensors").is_file() for c in configs)
+    runs = map(Run.of, configs)
+    return any(run.metrics and (run.folder / "bank.safetensors").is_file() for run in runs)
 
 
 def keep_as_reference(found: Measurements) -> Path:
@@ -142,7 +143,7 @@ def keep_as_reference(found: Measurements) -> Path:
 
 def _about(wanted: Sequence[RunConfig], done: Sequence[RunConfig]) -> dict[str, Any]:
     """Describes for people which runs were measured."""
-    first, runs = done[0], [load_metrics(c) for c in done]
+    first, runs = done[0], [Run.of(c).metrics for c in done]
     machine = runs[0]["machine"]
     return {
         "dataset": first.dataset, "profile": first.profile, "scale_min": first.scale_min,

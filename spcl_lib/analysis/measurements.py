@@ -21,7 +21,7 @@ from spcl_lib.runs.ablation import CROP_SCALES
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.snapshots import FILE, load_snapshots
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import FinishedRun, load_run
+from spcl_lib.runs.store import FinishedRun, Run
 from spcl_lib.system.errors import UserError
 from spcl_lib.views import Views
 
@@ -58,7 +58,7 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
     found: Tables = {name: [] for name in TABLES}
     watched: dict[int, tuple[Watched, Watched]] = {}  # by seed
     for config in tqdm(configs, desc="measuring", unit="run"):
-        run = load_run(config, data_root, splits)
+        run = Run.of(config, data_root).load(splits=splits)
         if config.seed not in watched:
             watched[config.seed] = _watch_both(run)
             many = watched[config.seed][0]

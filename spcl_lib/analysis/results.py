@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from spcl_lib.analysis.statistics import deviation, mean, mean_and_spread, sign_of_difference
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, title_of
+from spcl_lib.runs import store
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_data
-from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.runs.store import run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import read_summed, with_sum
 from spcl_lib.system.errors import UserError, unknown_name
@@ -82,7 +83,7 @@ def _read_results(
         if match and match[1] in METHODS:
             config = make_config(dataset, match[1], int(match[2]), profile, overrides)
             config = replace(config, content=content)
-            run = load_metrics(config) if run_folder(config) == folder else None
+            run = store.Run.of(config).metrics if run_folder(config) == folder else None
             runs += [] if run is None else [run]  # None: the run had other default settings
     if not runs:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from spcl_lib.reproduce.plan import Experiment, NotebookTask
 from spcl_lib.runs.settings import changes
-from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.runs.store import Run, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import read_summed, with_sum
 from spcl_lib.system.files import lock_file, write_json
@@ -62,7 +62,7 @@ def note_experiment(experiment: Experiment, seconds: float) -> None:
         "last command": f"{seconds:.0f} s, on {datetime.date.today().isoformat()}",
     }  # fmt: skip
     runs = {
-        str(run_folder(c).relative_to(paths.results())): load_metrics(c) for c in experiment.runs
+        str(run_folder(c).relative_to(paths.results())): Run.of(c).metrics for c in experiment.runs
     }
     done = {name: {"mAP": m["mAP"], "train_seconds": m["train_seconds"]}
             for name, m in runs.items() if m is not None}  # fmt: skip

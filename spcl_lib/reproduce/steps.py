@@ -27,7 +27,7 @@ from spcl_lib.runs.profiles import cost, duration
 from spcl_lib.runs.schedule import Task, run_all, run_tasks
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.snapshots import load_trace
-from spcl_lib.runs.store import load_metrics, run_folder
+from spcl_lib.runs.store import Run, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import parse_json
@@ -45,7 +45,7 @@ def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
     for experiment in experiments:
         print(f"{experiment.name}:")
         for config in experiment.runs:
-            done = load_metrics(config)
+            done = Run.of(config).metrics
             state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
             folder = run_folder(config)
             print(f"  run       {folder.parent.name}/{folder.name:26} {_what(config)}{state}")
@@ -70,7 +70,7 @@ def _what(config: RunConfig) -> str:
 
 def _total(experiments: Sequence[Experiment], jobs: int) -> str:
     """The number of unfinished steps and their approximate time, as text."""
-    runs = [c for e in experiments for c in e.runs if load_metrics(c) is None]
+    runs = [c for e in experiments for c in e.runs if Run.of(c).metrics is None]
     manifest = read_manifest()
     tasks = [t for t in notebook_tasks(experiments) if not t.skipped]
     tasks = [t for t in tasks if not is_current(t, manifest)]
@@ -123,14 +123,14 @@ def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
 def _print_table(configs: Sequence[RunConfig], failed: Sequence[Task], seconds: float) -> None:
     print(f"\n{'method':8} {'runs':>5} {'mAP %':>7} {'std':>5}")
     for method in METHODS:
-        done = [load_metrics(c) for c in configs if c.method == method]
+        done = [Run.of(c).metrics for c in configs if c.method == method]
         scores = [m["mAP"] for m in done if m is not None]
         if not done:
             continue
         middle = f"{mean(scores):7.2f}" if scores else f"{'-':>7}"
         spread = f"{deviation(scores):5.2f}" if len(scores) > 1 else f"{'-':>5}"
         print(f"{method:8} {len(scores):2}/{len(done):<2} {middle} {spread}")
-    finished = sum(load_metrics(c) is not None for c in configs)
+    finished = sum(Run.of(c).metrics is not None for c in configs)
     print(f"\n{finished} of {len(configs)} runs finished, {seconds / 60:.1f} min", flush=True)
     if configs[0].profile == "smoke":
         print("profile smoke: these numbers mean nothing", flush=True)

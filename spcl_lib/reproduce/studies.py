@@ -34,7 +34,7 @@ from spcl_lib.runs.profiles import cost, duration
 from spcl_lib.runs.schedule import run_all, run_in_turns
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all, load_splits
-from spcl_lib.runs.store import load_metrics
+from spcl_lib.runs.store import Run
 from spcl_lib.system.errors import UserError, unknown_name
 
 
@@ -71,7 +71,7 @@ def show_league_plan(league: League, jobs: int) -> None:
     for title, configs in league.rounds():
         if not configs:  # the kept search has them
             continue
-        done = sum(load_metrics(c) is not None for c in configs)
+        done = sum(Run.of(c).metrics is not None for c in configs)
         print(f"{league.dataset} {title}: {done} of {len(configs)} runs finished")
         left -= done
         if done < len(configs):
@@ -127,7 +127,7 @@ class FullTraining:
     def show_plan(self) -> None:
         """Prints how many runs of every method are finished, and the cost of one."""
         for method, configs in self.configs.items():
-            done = sum(load_metrics(c) is not None for c in configs)
+            done = sum(Run.of(c).metrics is not None for c in configs)
             print(f"{method}: {done} of {len(configs)} runs finished")
         first = self.configs["an"][0]
         print(f"one run: {cost(first.dataset, first.profile)}")
@@ -177,7 +177,7 @@ class Ablations:
 
     def show_plan(self) -> None:
         """Prints how many runs are left, and what they cost."""
-        left = sum(load_metrics(c) is None for c in self.configs)
+        left = sum(Run.of(c).metrics is None for c in self.configs)
         print(f"{left} of {len(self.configs)} runs to do")
         print(f"one run: {cost(*self.about)}", flush=True)
 

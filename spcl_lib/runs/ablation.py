@@ -13,7 +13,7 @@ from typing import Any
 
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.settings import changes, make_config
-from spcl_lib.runs.store import load_metrics
+from spcl_lib.runs.store import Run
 from spcl_lib.system.errors import UserError
 
 CROP_SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)
@@ -200,7 +200,7 @@ def command_of(configs: Sequence[RunConfig]) -> str:
 
 def crop_scale_rows(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
     """Method, scale_min, seed and mAP of every finished run."""
-    done = ((c, load_metrics(c)) for c in configs)
+    done = ((c, Run.of(c).metrics) for c in configs)
     return [
         {"method": c.method, "scale_min": c.scale_min, "seed": c.seed, "mAP": run["mAP"]}
         for c, run in done

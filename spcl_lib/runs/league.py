@@ -29,7 +29,7 @@ from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.runs.schedule import Task, run_in_turns
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_all, identify_data
-from spcl_lib.runs.store import Metrics, finished_metrics
+from spcl_lib.runs.store import Metrics, Run
 from spcl_lib.system.errors import UserError
 
 Settings = dict[str, Any]
@@ -153,7 +153,7 @@ def finished(config: RunConfig) -> Metrics:
     Raises:
         UserError: the run has not finished.
     """
-    return finished_metrics(config, f"./reproduce.sh --league --dataset {config.dataset}")
+    return Run.of(config).finished(f"./reproduce.sh --league --dataset {config.dataset}")
 
 
 def members_of_full_training(dataset: str) -> Members:

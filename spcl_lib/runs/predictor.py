@@ -14,7 +14,7 @@ from spcl_lib.data.inputs import squares
 from spcl_lib.evaluate import predict_maps, prepare
 from spcl_lib.pooling import Pooling, pooling_of
 from spcl_lib.runs.network import load_network
-from spcl_lib.runs.store import find_run, read_metrics
+from spcl_lib.runs.store import Run
 from spcl_lib.runs.thresholds import LabelRule
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import choose_device
@@ -64,7 +64,7 @@ class Predictor:
         """The network of a finished run, on the GPU if there is one.
 
         Args:
-            run: folder of the run; only its metrics.json and weights.safetensors are needed.
+            run: see `Run.find`; only its metrics.json and weights.safetensors are needed.
             size: side of the squares that the network gets, in pixels; by default that of the
                 run's evaluation. Larger is slower and often better. The run's threshold was chosen
                 at the default.
@@ -73,9 +73,9 @@ class Predictor:
             UserError: the run has not finished, one of its files is missing or damaged, or its
                 backbone takes no images of this size.
         """
-        run = find_run(Path(run))
-        config, metrics = read_metrics(run)
-        model = load_network(run, config, len(metrics["classes"]))
+        found = Run.find(run)
+        config, metrics = found.config, found.finished()
+        model = load_network(found.folder, config, len(metrics["classes"]))
         if size is not None and config.backbone.startswith(PREFIX):
             model.features[0].check(size)
         model.to(choose_device(), memory_format=torch.channels_last)

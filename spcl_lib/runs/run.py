@@ -35,11 +35,10 @@ from spcl_lib.runs.splits import Splits, identify_data, load_splits, report_labe
 from spcl_lib.runs.store import (
     REPEAT,
     Metrics,
-    load_metrics,
+    Run,
+    add_to_summary,
     metrics_with_sum,
     run_folder,
-    write_config,
-    write_summary,
 )
 from spcl_lib.runs.thresholds import choose_threshold
 from spcl_lib.system import paths, ranks
@@ -81,25 +80,26 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
             there are too few images for so many ranks.
     """
     config = identify_data(config, data_root)
-    folder = run_folder(config)
+    own = Run(config, run_folder(config), data_root)
+    folder = own.folder
     with contextlib.ExitStack() as stack:
         lock = lock_folder(folder, _LOCK_SECONDS, "training in")
         ranks.from_first(lambda: stack.enter_context(lock))
-        metrics, place = ranks.from_first(lambda: _begin(config, folder, force))
+        metrics, place = ranks.from_first(lambda: _begin(own, force))
         if metrics is None:
             metrics = _train(config, data_root, place)
             ranks.from_first(lambda: _end_repeat(folder))
         # An earlier process may have stopped after the metrics and before this line. So finished
         # runs also come here.
         ranks.from_first(lambda: remove_checkpoints(folder))
-    ranks.from_first(write_summary)
+    ranks.from_first(lambda: add_to_summary(own))
     return metrics
 
 
-def _begin(config: RunConfig, folder: Path, force: bool) -> tuple[Metrics | None, Path]:
+def _begin(own: Run, force: bool) -> tuple[Metrics | None, Path]:
     """The metrics if the run is finished, and the folder in which it trains if it is not."""
-    _replace_by_repeat(folder)  # an earlier process may have stopped in the middle of this
-    return (None, _begin_repeat(folder)) if force else (load_metrics(config), folder)
+    _replace_by_repeat(own.folder)  # an earlier process may have stopped in the middle of this
+    return (None, _begin_repeat(own.folder)) if force else (own.metrics, own.folder)
 
 
 def _train(config: RunConfig, data_root: str | Path | None, folder: Path) -> Metrics:
@@ -202,7 +202,7 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
     )
     # The run has its data, weights and memory. What is there belongs to no finished run.
     ranks.from_first(lambda: (folder / "metrics.json").unlink(missing_ok=True))
-    ranks.from_first(lambda: write_config(config, data_root))
+    ranks.from_first(Run.of(config, data_root).write_config)
     recorder = Recorder(pictures, config) if config.snapshots else None
     checkpoint = Checkpoint(folder, config, model, optimizer, method, recorder)
     progress = checkpoint.load()

@@ -20,7 +20,7 @@ from spcl_lib.methods import METHODS
 from spcl_lib.runs.profiles import cost
 from spcl_lib.runs.progress import Follower
 from spcl_lib.runs.run import prepare
-from spcl_lib.runs.store import load_metrics, run_folder, write_config, write_summary
+from spcl_lib.runs.store import Run, run_folder, write_summary
 from spcl_lib.system import paths
 from spcl_lib.system.files import LOCKED, explain_refusals, holder_of, try_lock
 from spcl_lib.system.processes import PARENT
@@ -77,7 +77,7 @@ def run_all(
             before the first run.
     """
     _check_results_folder()
-    waiting = [c for c in configs if force or load_metrics(c) is None]
+    waiting = [c for c in configs if force or Run.of(c).metrics is None]
     if waiting:
         print(f"{len(waiting)} of {len(configs)} runs to do, {jobs} side by side", flush=True)
         print(f"one run: {cost(waiting[0].dataset, waiting[0].profile)}", flush=True)
@@ -101,7 +101,7 @@ def run_in_turns(
         The failed tasks.
     """
     _check_results_folder()
-    waiting = [c for c in dict.fromkeys(configs) if load_metrics(c) is None]
+    waiting = [c for c in dict.fromkeys(configs) if Run.of(c).metrics is None]
     if waiting:
         prepare(waiting[0], data_root)
     chunks = [waiting[i : i + _IN_TURN] for i in range(0, len(waiting), _IN_TURN)]
@@ -111,10 +111,10 @@ def run_in_turns(
 
 
 def _task_of_several(configs: Sequence[RunConfig], data_root: str | Path | None) -> Task:
-    files = [str(write_config(config, data_root)) for config in configs]
+    files = [str(Run.of(config, data_root).write_config()) for config in configs]
 
     def done() -> int:
-        return sum(load_metrics(config) is not None for config in configs)
+        return sum(Run.of(config).metrics is not None for config in configs)
 
     first = run_folder(configs[0])
     return Task(
@@ -199,10 +199,10 @@ def _check_results_folder() -> None:
 
 def _task_of(config: RunConfig, data_root: str | Path | None, force: bool) -> Task:
     folder, follower = run_folder(config), Follower(run_folder(config))
-    file = write_config(config, data_root)
+    file = Run.of(config, data_root).write_config()
     return Task(
         folder.name, ["run", "--config", str(file), *(["--force"] if force else [])],
-        folder / "log.txt", lambda: load_metrics(config) is not None,
+        folder / "log.txt", lambda: Run.of(config).metrics is not None,
         lambda: f"{len(follower.rows())}/{config.epochs}", [folder],
     )  # fmt: skip
 

@@ -28,8 +28,7 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import Method, title_of
 from spcl_lib.model import SpatialClassifier, normalise
-from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import FinishedRun, explain_content, load_run, read_tensors
+from spcl_lib.runs.store import FinishedRun, Run, explain_content, read_tensors
 from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
@@ -229,11 +228,11 @@ def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
     Raises:
         UserError: the run is not finished, or its data are missing or damaged.
     """
-    return trace_of(load_run(config, data_root, load_splits(config, data_root, objects=True)))
+    return trace_of(Run.of(config, data_root).load(objects=True))
 
 
 def trace_of(run: FinishedRun) -> Trace:
-    """See `load_trace`; the run is loaded already, for instance by `store.open_run`."""
+    """See `load_trace`; the run is loaded already, by `Run.load`."""
     followed = load_snapshots(run.folder) if run.config.snapshots else _last_epoch(run)
     first = torch.arange(followed.maps.shape[1])
     averaged = followed.heatmaps is not None and followed.heatmaps.shape[-1] > 1

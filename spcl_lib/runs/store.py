@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,8 @@ from spcl_lib.system.files import atomic_write, lock_file, parse_json, read_list
 from spcl_lib.system.weights import load_tensors
 
 Metrics = dict[str, Any]  # content of a run's metrics.json
-
-
-# --- folders --------------------------------------------------------------------------------------
+REPEAT = "repeat"  # the folder, in a run's folder, of a repeat that has not finished
+_MOST_NAMED = 10  # runs in a message
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -47,82 +46,178 @@ def run_folder(config: RunConfig) -> Path:
     return paths.results() / group / f"{config.method}-seed{config.seed}{suffix}"
 
 
-_NAMED = 5  # most data sets that a message names
-REPEAT = "repeat"  # the folder, in a run's folder, of a repeat that has not finished
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or not.
 
-
-def find_run(place: Path) -> Path:
-    """Folder of a finished run: `place` itself, else the run below it that finished last.
-
-    Args:
-        place: a folder, or the metrics.json of a run. A relative path that begins with "results"
-            and does not exist here is looked for in `paths.results`, where runs go.
-
-    Raises:
-        UserError: there is no finished run, or there are runs of several data sets or classes.
+    Attributes:
+        config: its configuration.
+        folder: its folder, which may not exist yet.
+        data_root: where its data are, see `paths.data_root`.
     """
-    place = _place_of_runs(place)
-    if (place / "metrics.json").is_file():
-        return place
-    found = (file for file in place.rglob("metrics.json") if file.is_file())
-    runs = [file.parent for file in sorted(found, key=lambda file: file.stat().st_mtime_ns)]
-    if not runs:
-        state = "has not finished" if (place / "config.json").is_file() else "is no run"
-        raise UserError(
-            f"'{place}' {state}: it has no metrics.json. Give the folder that "
-            f"`python -m spcl_lib run` prints when it ends; runs go to '{paths.results()}'"
+
+    config: RunConfig
+    folder: Path
+    data_root: str | Path | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, data_root: str | Path | None = None) -> Run:
+        """The run of a configuration, in its place below `paths.results`.
+
+        Where the data are missing, it is the run on unknown data, which has not finished.
+        """
+        if not config.content:
+            with contextlib.suppress(UserError):
+                config = identify_data(config, data_root)
+        return cls(config, run_folder(config), data_root)
+
+    @classmethod
+    def find(cls, place: str | Path, data_root: str | Path | None = None) -> Run:
+        """The run at a place: its folder, its config.json, or a folder with one finished run below.
+
+        Where several runs have finished, none of them is more likely to be meant than the others:
+        the message lists them.
+
+        Args:
+            place: a relative path that begins with "results" and does not exist here is looked for
+                in `paths.results`, where runs go.
+            data_root: the run's data; by default where they were.
+
+        Raises:
+            UserError: there is no run, there are several, or the files are damaged.
+        """
+        place = _place_of_runs(Path(place))
+        folder = place.parent if place.name == "metrics.json" else place
+        if place.is_file() and folder == place:
+            config, root = _read_config(place)
+            return cls(config, run_folder(config), data_root or root)
+        note = folder / "config.json"
+        if not note.is_file() and not (folder / "metrics.json").is_file():
+            folder = _only_run_below(folder)
+            note = folder / "config.json"
+        if not (folder / "metrics.json").is_file():
+            config, root = _read_config(note)
+            return cls(config, folder, data_root or root)
+        if data_root is None:
+            with contextlib.suppress(UserError):  # a finished run needs no config.json
+                data_root = _read_config(note)[1]
+        return cls(RunConfig.from_flat(_read_or_refuse(folder)["config"]), folder, data_root)
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """The content of metrics.json; None if the run has not finished, or the file is damaged.
+
+        If a setting is newer than the run, the run counts as one with its default value. The
+        default of every new setting keeps the old behaviour.
+        """
+        file = self.folder / "metrics.json"
+        try:
+            metrics = _read(file)
+            return metrics if RunConfig.from_flat(metrics["config"]) == self.config else None
+        except OSError:
+            return None
+        except (ValueError, KeyError, TypeError, UserError) as error:
+            _say_damaged(file, error)
+            return None
+
+    def finished(self, command: str = "") -> Metrics:
+        """The metrics of a run that must have finished.
+
+        Args:
+            command: the command that makes the run, for the message; by default `run`.
+
+        Raises:
+            UserError: the run has not finished.
+        """
+        metrics = self.metrics
+        if metrics is not None:
+            return metrics
+        if (self.folder / "metrics.json").is_file():
+            _read_or_refuse(self.folder)
+        config = self.config
+        command = command or (
+            f"python -m spcl_lib run --dataset {config.dataset} --profile {config.profile} "
+            f"--method {config.method} --seed {config.seed}, with the same --set"
         )
-    _refuse_several(runs, place)
-    return runs[-1]
+        raise UserError(f"the run '{self.folder}' has not finished; make it with: {command}")
+
+    def load(self, objects: bool = False, splits: Splits | None = None) -> FinishedRun:
+        """Loads a finished run, with its data.
+
+        Args:
+            objects: whether to read the objects too, for data sets where this takes time (VOC).
+            splits: result of `load_splits` for this configuration, if it is loaded already.
+
+        Raises:
+            UserError: the run has not finished, its files are damaged, or its data are missing or
+                have changed.
+        """
+        metrics = self.finished()
+        if splits is None:
+            identify_data(self.config, self.data_root)  # refuses other data
+            splits = load_splits(self.config, self.data_root, objects)
+        train, report = splits
+        model = load_network(self.folder, self.config, len(train.classes))
+        observed = draw_labels(train, self.config.draw, self.config.label_seed)
+        stored = self.folder / "bank.safetensors"
+        bank = _read_bank(stored, train) if stored.is_file() else None
+        return FinishedRun(
+            self.config, metrics, model, train, report, observed, bank, self.folder
+        )  # fmt: skip
+
+    def write_config(self) -> Path:
+        """Writes config.json, which is enough to start this run."""
+        file = self.folder / "config.json"
+        root = None if self.data_root is None else str(paths.real_path(self.data_root))
+        write_json(file, {"config": self.config.flat(), "data_root": root})
+        return file
+
+
+# --- finding --------------------------------------------------------------------------------------
 
 
 def _place_of_runs(place: Path) -> Path:
     place = paths.expand_home(place)
-    place = place.parent if place.name == "metrics.json" else place
     if place.parts[:1] == ("results",) and not place.exists():
         return paths.results().joinpath(*place.parts[1:])
     return place
 
 
-def _refuse_several(runs: list[Path], place: Path) -> None:
-    """Refuses runs that differ in data set or classes: the last one may not be the one meant."""
-    last: dict[tuple[str, tuple[str, ...]], Path] = {}
-    for folder in runs:
-        with contextlib.suppress(UserError):  # a damaged run is named when it is the one meant
-            config, metrics = read_metrics(folder)
-            last[config.dataset, tuple(metrics["classes"])] = folder
-    if len(last) > 1:
-        named = [
-            f"{dataset} ({len(classes)} classes: {', '.join(classes[:3])}, ...) in '{folder}'"
-            for (dataset, classes), folder in list(last.items())[-_NAMED:]
-        ]
+def _only_run_below(place: Path) -> Path:
+    runs = finished_below(place)
+    if not runs:
         raise UserError(
-            f"'{place}' holds runs of {len(last)} data sets; give the folder of one of them, here "
-            f"with its last run: {'; '.join(reversed(named))}"
+            f"'{place}' is no run: it has no metrics.json. Give the folder that "
+            f"`python -m spcl_lib run` prints when it ends; runs go to '{paths.results()}'"
         )
+    if len(runs) > 1:
+        last = sorted(runs, key=lambda f: (f / "metrics.json").stat().st_mtime_ns, reverse=True)
+        named = ", ".join(f"'{folder}'{_score(folder)}" for folder in last[:_MOST_NAMED])
+        more = ", ..." if len(last) > _MOST_NAMED else ""
+        raise UserError(
+            f"'{place}' holds {len(runs)} runs; give the folder of one of them, here the last one "
+            f"first: {named}{more}"
+        )
+    return runs[0]
 
 
-# --- what to run ----------------------------------------------------------------------------------
+def finished_below(place: Path) -> list[Path]:
+    """The folders of all finished runs below a folder, sorted; without unfinished repeats."""
+    found = [file.parent for file in place.rglob("metrics.json") if file.is_file()]
+    return sorted(folder for folder in found if folder.name != REPEAT)
 
 
-def write_config(config: RunConfig, data_root: str | Path | None) -> Path:
-    """Writes config.json, which is enough to start this run, into the run's folder."""
-    file = run_folder(config) / "config.json"
-    root = None if data_root is None else str(paths.real_path(data_root))
-    write_json(file, {"config": config.flat(), "data_root": root})
-    return file
+def _score(folder: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return f" (mAP {_read(folder / 'metrics.json')['mAP']:.1f} %)"
+    return " (damaged)"
 
 
-def read_config(file: Path) -> tuple[RunConfig, str | None]:
-    """The configuration and the data root that `write_config` wrote.
+# --- reading --------------------------------------------------------------------------------------
 
-    Args:
-        file: config.json, or the folder that holds it.
 
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    file = file / "config.json" if file.is_dir() else file
+def _read_config(file: Path) -> tuple[RunConfig, str | None]:
+    """The configuration and the data root that `Run.write_config` wrote."""
     try:
         content = parse_json(read_list(file))
         root = content["data_root"]
@@ -136,8 +231,6 @@ def read_config(file: Path) -> tuple[RunConfig, str | None]:
         ) from error
 
 
-# --- finished runs --------------------------------------------------------------------------------
-
 # These differ between two equal runs. They are no part of the checksum, so that equal runs still
 # have equal results.
 _VARYING = frozenset({"train_seconds", "wall_seconds", "finished", "machine"})
@@ -149,25 +242,22 @@ def metrics_with_sum(metrics: Metrics) -> Metrics:
 
 
 def _read(file: Path) -> Metrics:
-    return read_summed(file, _VARYING)
+    metrics = read_summed(file, _VARYING)
+    metrics["mAP"], metrics["classes"], metrics["config"]
+    return metrics
 
 
-def load_metrics(config: RunConfig) -> Metrics | None:
-    """The metrics of a finished run with exactly this configuration, else None.
-
-    If a setting is newer than the run, the run counts as one with its default value. The default of
-    every new setting keeps the old behaviour.
-    """
-    file = run_folder(config) / "metrics.json"
+def _read_or_refuse(folder: Path) -> Metrics:
+    file = folder / "metrics.json"
     try:
         metrics = _read(file)
-        metrics["mAP"], metrics["classes"]
-        return metrics if RunConfig.from_flat(metrics["config"]) == config else None
-    except OSError:
-        return None
-    except (ValueError, KeyError, TypeError, UserError) as error:
-        _say_damaged(file, error)
-        return None
+        RunConfig.from_flat(metrics["config"])
+        return metrics
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(
+            f"'{file}' is damaged or of another version of spcl ({type(error).__name__}: {error}); "
+            "train again, with --force"
+        ) from error
 
 
 _said: set[tuple[Path, int]] = set()  # damaged files, with their dates, that were named already
@@ -179,23 +269,6 @@ def _say_damaged(file: Path, error: Exception) -> None:
             _said.add(known)
             print(f"spcl: '{file}' is damaged ({error}) and does not count; run it again",
                   flush=True)  # fmt: skip
-
-
-def read_metrics(folder: Path) -> tuple[RunConfig, Metrics]:
-    """The configuration and the metrics of the finished run in `folder`.
-
-    Raises:
-        UserError: metrics.json is missing, damaged, or of another version of spcl.
-    """
-    try:
-        metrics = _read(folder / "metrics.json")
-        metrics["classes"], metrics["mAP"]
-        return RunConfig.from_flat(metrics["config"]), metrics
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        raise UserError(
-            f"'{folder / 'metrics.json'}' is damaged or of another version of spcl "
-            f"({type(error).__name__}: {error}); train again, with --force"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -228,70 +301,6 @@ class FinishedRun:
         side = self.config.crop_side
         crop = torch.zeros((1, 3, side, side), dtype=torch.uint8)
         return predict_maps(self.model, crop, side, self.config.amp).shape[-1]
-
-
-def finished_metrics(config: RunConfig, command: str) -> Metrics:
-    """The metrics of a run that must have finished.
-
-    Args:
-        config: configuration of the run.
-        command: the command that makes the run, for the message.
-
-    Raises:
-        UserError: the run has not finished.
-    """
-    metrics = load_metrics(config)
-    if metrics is None:
-        raise UserError(f"the run '{run_folder(config)}' has not finished; make it with: {command}")
-    return metrics
-
-
-def load_run(
-    config: RunConfig, data_root: str | Path | None = None, splits: Splits | None = None
-) -> FinishedRun:
-    """Loads a finished run.
-
-    Args:
-        config: configuration of the run.
-        data_root: see `paths.data_root`.
-        splits: result of `load_splits` for this configuration, if it is loaded already.
-
-    Raises:
-        UserError: the run is not finished, its files are damaged, or the data are missing.
-    """
-    if not config.content:  # else a run on a user's own data would never count as finished
-        config = identify_data(config, data_root)
-    options = f"--dataset {config.dataset} --method {config.method} --seed {config.seed}"
-    metrics = finished_metrics(
-        config, f"python -m spcl_lib run {options} --profile {config.profile}, with the same --set"
-    )
-    splits = splits or load_splits(config, data_root)
-    return _load(run_folder(config), config, metrics, splits)
-
-
-def open_run(folder: Path, data_root: str | Path | None = None) -> FinishedRun:
-    """Loads the finished run in a folder, wherever that is, with the objects if they are known.
-
-    Args:
-        folder: folder of the run.
-        data_root: the run's data; by default where they were.
-
-    Raises:
-        UserError: see `load_run`; or the data are not those of the run.
-    """
-    config, metrics = read_metrics(folder)
-    data_root = data_root or read_config(folder)[1]
-    splits = load_splits(identify_data(config, data_root), data_root, objects=True)
-    return _load(folder, config, metrics, splits)
-
-
-def _load(folder: Path, config: RunConfig, metrics: Metrics, splits: Splits) -> FinishedRun:
-    train, report = splits
-    model = load_network(folder, config, len(train.classes))
-    observed = draw_labels(train, config.draw, config.label_seed)
-    stored = folder / "bank.safetensors"
-    bank = _read_bank(stored, train) if stored.is_file() else None
-    return FinishedRun(config, metrics, model, train, report, observed, bank, folder)
 
 
 def _read_bank(file: Path, train: ImageSet) -> HeatmapBank:
@@ -337,6 +346,26 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 
 
+def add_to_summary(run: Run) -> None:
+    """Gives a finished run its row in results/summary.csv, without reading all other runs."""
+    path = paths.results() / "summary.csv"
+    with lock_file(path):  # runs that end at the same time must not remove each other's row
+        try:
+            with open(path, newline="") as handle:
+                rows = list(csv.DictReader(handle, strict=True))
+            if tuple(rows[0]) != SUMMARY_COLUMNS:
+                raise ValueError("of another version")
+        except (OSError, ValueError, IndexError, csv.Error):
+            rows = None
+        if rows is not None:
+            row = _summary_row(run.finished(), run.folder)
+            same = ("dataset", "profile", "content", "folder")
+            rows = [r for r in rows if any(r[name] != row[name] for name in same)]
+            _write_rows(path, sorted([*rows, row], key=lambda r: [r[name] for name in same]))
+            return
+    write_summary()
+
+
 def write_summary() -> Path:
     """Replaces results/summary.csv, with one row per finished run.
 
@@ -344,7 +373,7 @@ def write_summary() -> Path:
     runs with the same values there differ by their seed alone. Copies of a run's folder get no row.
     """
     path = paths.results() / "summary.csv"
-    with lock_file(path):  # runs that end at the same time must not remove each other's row
+    with lock_file(path):
         rows: dict[object, Mapping[str, object]] = {}
         for file in sorted(paths.results().glob("*/*/metrics.json")):
             try:
@@ -355,11 +384,15 @@ def write_summary() -> Path:
                     rows[what] = row
             except (OSError, ValueError, KeyError, TypeError):
                 print(f"spcl: '{file}' is damaged and left out; run it again", file=sys.stderr)
-        with atomic_write(path) as temporary, open(temporary, "w", newline="") as handle:
-            writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows.values())
+        _write_rows(path, rows.values())
     return path
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, SUMMARY_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _summary_row(metrics: Metrics, folder: Path) -> Mapping[str, object]:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from spcl_lib import mean_average_precision
 from spcl_lib.runs.splits import list_report
-from spcl_lib.runs.store import read_metrics
+from spcl_lib.runs.store import Run
 from spcl_lib.system.weights import save_tensors
 
 RUN = ("run", "--dataset", "scenes", "--profile", "smoke", "--method")
@@ -21,7 +21,7 @@ def runs(spcl, results, tiny):
     for seed in (0, 1):
         assert spcl(*RUN, "an", "--seed", seed, **tiny).status == 0
     assert spcl(*RUN, "an", **tiny, lr=1e-4).status == 0
-    found = sorted(results.glob("*/*"), key=lambda f: read_metrics(f)[0].lr != 2e-3)
+    found = sorted(results.glob("*/*"), key=lambda f: Run.find(f).config.lr != 2e-3)
     return sorted(found[:2], key=lambda f: f.name) + found[2:]
 
 
@@ -34,21 +34,21 @@ def test_rows_have_means_and_intervals_of_paired_resamples(spcl, runs):
     assert outcome.status == 0, outcome.err
     header, _, first, second = map(cells, outcome.out.strip().splitlines())
     assert header[:5] == ["runs", "seeds", "mAP %", "difference", "95 % interval"]
-    maps = [read_metrics(folder)[1]["mAP"] for folder in runs]
+    maps = [Run.find(folder).metrics["mAP"] for folder in runs]
     assert first[:2] == ["an lr=0.002", "2"] and second[:2] == ["an lr=0.0001", "1"]
     assert first[2].startswith(f"{(maps[0] + maps[1]) / 2:.1f} ± ") and first[3:5] == ["", ""]
     assert second[2] == f"{maps[2]:.1f}"
     assert second[3] == f"{maps[2] - (maps[0] + maps[1]) / 2:+.1f}"
     low, high = map(float, second[4].split(" to "))
     assert low <= float(second[3]) <= high
-    config, metrics = read_metrics(runs[0])
+    config, metrics = Run.find(runs[0]).config, Run.find(runs[0]).metrics
     labels = list_report(config, None).labels
     scores = load_file(runs[0] / "scores.safetensors")["scores"]
     assert mean_average_precision(scores, labels) == pytest.approx(metrics["mAP"])
 
 
 def test_better_scores_are_better_with_certainty(spcl, runs):
-    labels = list_report(read_metrics(runs[2])[0], None).labels
+    labels = list_report(Run.find(runs[2]).config, None).labels
     metrics = json.loads((runs[2] / "metrics.json").read_text()) | {"mAP": 100.0}
     del metrics["crc32"]  # as in older files: it would not fit the new score
     (runs[2] / "metrics.json").write_text(json.dumps(metrics))

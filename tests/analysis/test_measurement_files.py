@@ -17,7 +17,7 @@ from spcl_lib.runs.ablation import crop_scale_configs
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import load_run, run_folder
+from spcl_lib.runs.store import Run, run_folder
 from spcl_lib.system.errors import UserError
 
 SETTINGS = {"snapshots": 6}
@@ -44,16 +44,16 @@ def measured(settings, seeds=(0, 1), source="results"):
 def test_a_loaded_run_predicts_what_it_predicted(method, results, tiny):
     config = make_config("scenes", method, 0, "smoke", tiny)
     with pytest.raises(UserError, match="has not finished; make it with: python"):
-        load_run(config)
+        Run.of(config).load()
     metrics = run(config)
-    loaded = load_run(config)
+    loaded = Run.of(config).load()
     assert evaluate(loaded.model, loaded.report, config.eval_side)["mAP"] == metrics["mAP"]
     assert (loaded.bank is None) == (method != "scl")
     assert loaded.observed.sum(1).unique().tolist() == [1]  # single labels, for Full too
     assert loaded.grid == 4 and loaded.folder == run_folder(config)
     (loaded.folder / "weights.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="weights.safetensors' cannot be read"):
-        load_run(config)
+        Run.of(config).load()
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_everything_is_measured_on_the_runs_that_are_finished(runs, reference):
         (c.method, c.seed) for c in configs
     }
     assert found["crop_scale"][0]["mAP"] == pytest.approx(
-        load_run(configs[0]).metrics["mAP"], abs=1e-4
+        Run.of(configs[0]).load().metrics["mAP"], abs=1e-4
     )
     assert len(recovery_sentences(found)) > 5
 
@@ -93,7 +93,7 @@ def test_the_numbers_are_those_of_the_parts(runs):
     """Recomputed by hand for one source: the heatmaps read through the same views."""
     configs, settings = runs
     found = measured(settings)
-    loaded = load_run(configs[4])  # SCL, seed 0
+    loaded = Run.of(configs[4]).load()  # SCL, seed 0
     many = measurements.watch(loaded.train, loaded.observed, loaded.config, measurements.VIEWS)
     assert len(many.indices) == 48 * measurements.VIEWS
     target = recovery.presence_in_views(loaded.bank, many.indices, many.views, loaded.grid)

@@ -272,7 +272,7 @@ def scores_of(folder):
 
 def heatmaps_of(folder):
     config = run.identify_data(photos_config(snapshots=2), folder / "photos")
-    loaded = store.load_run(config, folder / "photos")
+    loaded = store.Run.of(config, folder / "photos").load()
     heatmaps, seen = loaded.bank.stored(slice(0, 15))
     assert heatmaps.shape == (12, 2, 4, 4) and heatmaps.isfinite().all()
     return heatmaps.float().numpy().tobytes(), seen.numpy().tobytes()
@@ -330,10 +330,10 @@ def summary_of(folder):
 
 def settings_of(folder):
     file = run_of(folder) / "config.json"
-    config, root = store.read_config(file)
+    own = store.Run.find(file)
     # The settings are valid, but may fit neither data nor memory.
     with contextlib.suppress(Endless, UserError), explain_refusals():
-        run.run(config, root)
+        run.run(own.config, own.data_root)
 
 
 def history_of(folder):

@@ -64,7 +64,7 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
             assert status == -signal.SIGKILL
             kills += 1
             is_replaced = (folder / store.REPEAT / "metrics.json").exists()
-            assert not repeat or is_replaced or store.load_metrics(config) is not None
+            assert not repeat or is_replaced or store.Run.of(config).metrics is not None
         if kills == KILLS:
             break
     assert kills == KILLS
@@ -167,7 +167,7 @@ def test_after_a_power_cut_it_goes_on_to_the_same_bits(
     for copy in disk.copies:
         monkeypatch.setenv("SPCL_RESULTS", str(copy))
         is_replaced = (store.run_folder(config) / store.REPEAT / "metrics.json").exists()
-        assert not repeated or is_replaced or store.load_metrics(config) is not None
+        assert not repeated or is_replaced or store.Run.of(config).metrics is not None
         assert run_in(copy, config, monkeypatch, force=repeated) == expected, copy.name
 
 

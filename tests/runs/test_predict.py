@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from spcl_lib.__main__ import main
 from spcl_lib.runs.predict import predict_files
 from spcl_lib.runs.prediction_files import columns
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import find_run
 from spcl_lib.runs.thresholds import LabelRule, choose_threshold
 from spcl_lib.system import paths
 from spcl_lib.viewer.overlays import overlays
@@ -405,7 +403,6 @@ def test_a_pipe_instead_of_a_runs_file_is_named(predict, spcl, trained, tmp_path
     (run / "metrics.json").unlink()
     make_pipe(run / "metrics.json")
     assert_mistake(predict(trained[1] / "dog", run=run)[0], "has not finished")
-    assert_mistake(spcl("run", "--config", run / "metrics.json"), "no configuration of a run")
 
 
 # --- formats and labels ---------------------------------------------------------------------------
@@ -481,47 +478,6 @@ def test_images_of_another_size_give_other_scores_and_a_word_about_the_threshold
 
 
 # --- which run ------------------------------------------------------------------------------------
-
-
-def test_a_run_may_be_named_by_its_metrics_or_found_as_the_last_one_below(trained, tmp_path):
-    run = trained[0]
-    assert find_run(run) == find_run(run / "metrics.json") == run
-    for i, name in enumerate(("old/b", "new/a", "old/c")):
-        copy = shutil.copytree(run, tmp_path / "results" / name)
-        os.utime(copy / "metrics.json", ns=(0, 10**18 + (5 if name == "new/a" else i)))
-    assert find_run(tmp_path / "results") == tmp_path / "results" / "new" / "a"
-    assert find_run(tmp_path / "results" / "old") == tmp_path / "results" / "old" / "c"
-
-
-def test_runs_of_several_data_sets_are_refused_and_named(predict, trained, tmp_path):
-    place = tmp_path / "several"
-    for name in ("first/an-seed0", "second/an-seed0", "second/an-seed1"):
-        shutil.copytree(trained[0], place / name)
-    assert find_run(place).parent.parent == place  # they have the same classes
-    metrics = run_metrics(trained[0])
-    metrics["classes"] = ["boat", "car", "plane"]
-    (place / "second/an-seed1/metrics.json").write_text(json.dumps(metrics))
-    outcome, rows = predict(trained[1] / "dog", run=place)
-    assert_mistake(outcome, place, "2 data sets", "folder (3 classes: boat, car, plane", "cat, dog")
-    assert f"'{place / 'second/an-seed1'}'" in outcome.err and rows is None
-    assert find_run(place / "first") == place / "first" / "an-seed0"
-    (place / "second/an-seed1/metrics.json").write_text("{")  # a damaged run is no other data set
-    os.utime(place / "second/an-seed1/metrics.json", (0, 0))
-    assert find_run(place).name == "an-seed0"
-
-
-def test_results_means_the_place_where_runs_go_in_any_folder(
-    trained, results, tmp_path, monkeypatch
-):
-    shutil.copytree(trained[0], results / "folder-smoke-x" / "an-seed0")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    assert find_run(Path("results")) == results / "folder-smoke-x" / "an-seed0"
-    assert find_run(Path("results/folder-smoke-x")) == results / "folder-smoke-x" / "an-seed0"
-    (elsewhere / "results").mkdir()
-    with pytest.raises(UserError, match=f"runs go to '{results}'"):
-        find_run(Path("results"))
 
 
 def test_a_run_on_any_data_set_predicts(spcl, results, tiny, tmp_path):

@@ -184,7 +184,7 @@ def test_a_run_killed_while_it_writes_its_results_has_none_and_writes_them_again
         patch.setattr(run, last, half)
         with pytest.raises(Stopped):
             run_in(tmp_path / "stopped", config, monkeypatch)
-    assert store.load_metrics(config) is None
+    assert store.Run.of(config).metrics is None
     trained = []
     monkeypatch.setattr(
         checkpoint.Checkpoint, "after_step", lambda self, progress: trained.append(progress)

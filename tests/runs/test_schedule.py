@@ -152,7 +152,8 @@ def test_a_run_is_started_with_one_file_that_says_all_of_it(results):
     command, option, file, force = task.arguments
     assert (command, option, force) == ("run", "--config", "--force")
     assert Path(file).parent == store.run_folder(config) == task.log.parent
-    assert store.read_config(Path(file)) == (config, str(Path("somewhere").resolve()))
+    assert store.Run.find(file).config == config
+    assert store.Run.find(file).data_root == str(Path("somewhere").resolve())
 
 
 def test_what_is_finished_is_not_run_again(results, monkeypatch):

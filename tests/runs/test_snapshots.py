@@ -136,8 +136,8 @@ def test_runs_without_them_are_still_finished(results, tiny):
     metrics = json.loads(file.read_text())
     del metrics["config"]["snapshots"], metrics["crc32"]
     file.write_text(json.dumps(metrics))
-    assert store.load_metrics(config) is not None
-    assert store.load_metrics(config_of("an", tiny)) is None
+    assert store.Run.of(config).metrics is not None
+    assert store.Run.of(config_of("an", tiny)).metrics is None
 
 
 def test_their_absence_and_damage_are_told(results, tiny):

@@ -2,20 +2,22 @@
 
 import csv
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from fake_runs import fake_run, write_results
 
+from spcl_lib.runs import store
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import (
-    load_metrics,
-    load_run,
+    REPEAT,
+    Run,
+    add_to_summary,
     metrics_with_sum,
-    read_config,
-    read_metrics,
     run_folder,
     write_summary,
 )
@@ -70,6 +72,77 @@ def test_a_run_of_another_version_has_a_row(results):
     assert "gone=3" in row["changes"] and "asset_step" not in row["changes"]
 
 
+def test_a_run_that_ends_reads_no_other_run(results, monkeypatch):
+    write_results([fake_run("an", seed, 70 + seed) for seed in range(3)])
+    runs = [Run.of(make_config("scenes", "an", seed)) for seed in range(3)]
+    write_summary()
+    expected = (results / "summary.csv").read_text()
+    read, opened = store._read, []
+    monkeypatch.setattr(store, "_read", lambda file: opened.append(file.parent) or read(file))
+    for run_ in (runs[1], runs[0]):
+        add_to_summary(run_)
+        assert opened.pop() == run_.folder and not opened
+        assert (results / "summary.csv").read_text() == expected
+    for damaged in ("", "dataset,profile\nscenes,cpu\n", None):
+        (results / "summary.csv").unlink() if damaged is None else (
+            results / "summary.csv").write_text(damaged)  # fmt: skip
+        add_to_summary(runs[2])
+        assert (results / "summary.csv").read_text() == expected
+
+
+# --- which run ------------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_its_folder_its_files_and_alone_below_a_folder(results, monkeypatch):
+    folder = write_run(50)
+    config = make_config("scenes", "scl", 0)
+    Run(config, folder, "data").write_config()
+    (folder / REPEAT).mkdir()
+    shutil.copy(folder / "metrics.json", folder / REPEAT)  # of a repeat that was stopped
+    for place in (folder, folder / "metrics.json", folder / "config.json", results, folder.parent):
+        found = Run.find(place)
+        assert (found.config, found.folder) == (config, folder) and found.metrics["mAP"] == 50
+        assert found.data_root == str(Path("data").resolve())
+    assert Run.find(folder, "elsewhere").data_root == "elsewhere"
+    moved = folder.rename(results / "moved")
+    assert Run.find(moved).metrics["mAP"] == 50 and Run.of(config).metrics is None
+
+
+def test_several_runs_are_listed_and_none_is_taken(results):
+    """After ./reproduce.sh, `--run results` took AN's run, because it had finished last."""
+    write_results([fake_run("en_scl", 0, 82.5), fake_run("an", 0, 76.6)])
+    place = results / "scenes-cpu"
+    os.utime(place / "an-seed0" / "metrics.json", (1, 1))
+    (place / "scl-seed0").mkdir()
+    (place / "scl-seed0" / "config.json").write_text("{}")  # it has not finished
+    with pytest.raises(UserError, match="holds 2 runs; give the folder of one") as error:
+        Run.find(results)
+    last, first = place / "en_scl-seed0", place / "an-seed0"
+    assert f"'{last}' (mAP 82.5 %), '{first}' (mAP 76.6 %)" in str(error.value)
+
+
+def test_results_means_the_place_where_runs_go_in_any_folder(results, tmp_path, monkeypatch):
+    folder = write_run(50)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert Run.find("results").folder == Run.find("results/scenes-cpu").folder == folder
+    (elsewhere / "results").mkdir()
+    with pytest.raises(UserError, match=f"no run: .* runs go to '{results}'"):
+        Run.find("results")
+
+
+def test_an_unfinished_run_is_found_but_not_loaded(results):
+    config = make_config("scenes", "scl", 3)
+    file = Run.of(config).write_config()
+    assert Run.find(file.parent).config == config and Run.find(file.parent).metrics is None
+    for call in (Run.find(file).load, Run.of(config).load):
+        with pytest.raises(UserError, match="has not finished; make it with: python -m"):
+            call()
+    with pytest.raises(UserError, match="make it with: make"):
+        Run.of(config).finished("make")
+
+
 # --- damage ---------------------------------------------------------------------------------------
 
 
@@ -78,15 +151,15 @@ def test_a_run_of_another_version_has_a_row(results):
                                     lambda text: f'{{"config": {text}}}'])  # fmt: skip
 def test_damaged_metrics_do_not_count_and_are_named_once(damage, results, capsys):
     folder = write_run(50)
-    file, config = folder / "metrics.json", read_metrics(folder)[0]
-    write_json(file, metrics_with_sum(read_metrics(folder)[1]))
-    assert load_metrics(config)["mAP"] == 50
+    file, config = folder / "metrics.json", Run.find(folder).config
+    write_json(file, metrics_with_sum(Run.find(folder).metrics))
+    assert Run.of(config).metrics["mAP"] == 50
     file.write_text(damage(file.read_text()))
-    assert load_metrics(config) is load_metrics(config) is None
+    assert Run.of(config).metrics is Run.of(config).metrics is None
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"spcl: '{file}' is damaged (") and line.endswith("run it again")
     with pytest.raises(UserError, match="metrics.json' is damaged"):
-        read_metrics(folder)
+        Run.find(folder)
     assert summary() == [] and f"'{file}' is damaged" in capsys.readouterr().err
 
 
@@ -105,7 +178,7 @@ def test_a_configuration_with_a_wrong_value_is_named(change, said, tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"config": values, "data_root": None}))
     with pytest.raises(UserError, match=said) as error:
-        read_config(file)
+        Run.find(file)
     assert f"'{file}'" in str(error.value)
 
 
@@ -114,7 +187,7 @@ def test_a_configuration_with_a_wrong_value_is_named(change, said, tmp_path):
 def test_what_is_no_configuration_is_named(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json' is no configuration of a run"):
-        read_config(tmp_path)
+        Run.find(tmp_path)
 
 
 def test_a_bank_of_another_shape_is_named(results, tiny):
@@ -128,7 +201,7 @@ def test_a_bank_of_another_shape_is_named(results, tiny):
     ):  # fmt: skip
         save_tensors(sound | change, file)
         with pytest.raises(UserError, match="bank.safetensors' does not hold"):
-            load_run(config)
+            Run.of(config).load()
     save_tensors({"heatmaps": sound["heatmaps"]}, file)
     with pytest.raises(UserError, match="bank.safetensors' does not hold"):
-        load_run(config)
+        Run.of(config).load()
