@@ -31,7 +31,9 @@ class RunConfig:
     profile: str = "cpu"
     draw: str = "uniform"  # rule that selects the kept label of an image, see data.draws.DRAWS
     label_seed: int = 0  # all methods and seeds see the same labels; cole adds 1200
-    report: str = "test"  # "test": final; "val": for choices, never touches the final data
+    # "test": final; "val": for choices, never touches the final data; "train": all images of a
+    # folder are trained on, and reported on again
+    report: str = "test"
     held_out: int = 0  # with report=val: number of the held-out part, see image_set.hold_out
     # data
     content: str = ""  # fingerprint of the data set's files and labels; "" for drawn scenes

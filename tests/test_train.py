@@ -10,7 +10,7 @@ from torch import nn
 
 from spcl_lib import UserError, Views
 from spcl_lib.data import scenes
-from spcl_lib.data.images import ImageFiles, LazyImages
+from spcl_lib.data.images import LazyImages
 from spcl_lib.methods import PAPER_METHODS, Method
 from spcl_lib.model import SpatialClassifier, small_resnet
 from spcl_lib.runs.settings import make_config
@@ -268,36 +268,10 @@ def test_images_read_from_files_teach_what_a_tensor_teaches(data, tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(26)]
     for file, image in zip(files, data[0], strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-    lazy = LazyImages(ImageFiles(files, 32), torch.arange(26))
+    lazy = LazyImages(files, 32)
     losses = []
     for images in (data[0], lazy):
         config = config_of("scl", epochs=1)
         model, optimizer, method = parts_of(config)
         losses.append(train(model, optimizer, method, images, data[1], config).history[0]["loss"])
     assert losses[0] == losses[1]
-
-
-def test_the_next_batch_is_read_during_a_step(data):
-    class Source(ImageFiles):
-        """Notes what it is told."""
-
-        def __init__(self):
-            super().__init__([None] * 26, 32)
-            self.told = []
-
-        def expect(self, rows):
-            self.told.append(("expect", rows.tolist()))
-
-        def __getitem__(self, rows):
-            self.told.append(("read", rows.tolist()))
-            return data[0][rows]
-
-    source, config = Source(), config_of(epochs=1)
-    lazy = LazyImages(source, torch.arange(26))
-    model, optimizer, method = parts_of(config)
-    train(model, optimizer, method, lazy, data[1], config, Progress(step=1))
-    batches = [batch.tolist() for batch in batches_of_epoch(26, 8, 0, 0)]
-    assert source.told == [
-        ("expect", batches[2]), ("read", batches[1]), ("expect", batches[3]), ("read", batches[2]),
-        ("read", batches[3]),
-    ]  # fmt: skip

@@ -1,17 +1,19 @@
-"""The cache makes things once: decoded images, drawn scenes, parsed annotations."""
+"""The cache makes things once: decoded images, drawn scenes, parsed annotations.
+
+The name of a file says what it depends on: settings, the files it comes from, and the VERSION of
+the code that makes it. A file under its final name is whole, and its checksum travels with it. A
+damaged file is named, set aside and made again.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -20,14 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spcl_lib.data import images as image_files
-from spcl_lib.data.images import (
-    ImageFiles,
-    Images,
-    LazyImages,
-    map_in_threads,
-    silence_pillow,
-    try_image,
-)
+from spcl_lib.data.images import Images, LazyImages, map_in_threads, silence_pillow, try_stored
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import (
     DamagedError,
@@ -35,14 +30,14 @@ from spcl_lib.system.checksums import (
     check_sealed,
     describe,
     load_saved,
-    raise_if_sound,
     seal,
 )
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, is_disk_full, lock_file
+from spcl_lib.system.files import atomic_write, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 
-_NAMED = 5  # number of damaged files that a message names
+_NAMED = 5  # number of damaged images that a message names
+T = TypeVar("T")
 
 
 def make_once(
@@ -53,33 +48,105 @@ def make_once(
     Args:
         name: readable start of the file's name.
         make: called once; other processes wait for it.
-        sources: everything that the result depends on, see `fingerprints.fingerprint`; after a
-            change, or if the file is damaged, `make` runs again.
+        sources: everything that the result depends on: the VERSION of the code, settings, and the
+            `stamps` of files. After a change `make` runs again.
+
+    Raises:
+        UserError: the file cannot be written, or is damaged as soon as it is written.
     """
+
+    def write(temporary: Path) -> None:
+        made = make()
+        with open(temporary, "wb") as handle:
+            torch.save(made, handle)  # with a path, torch would not report a full disk
+
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
+    return make_file(path, lambda file: load_saved(file, mmap=True), write)
+
+
+def make_file(path: Path, read: Callable[[Path], T], write: Callable[[Path], None]) -> T:
+    """What a file of the cache holds; it is written first if it is missing or damaged.
+
+    Args:
+        path: the file.
+        read: gives its content, or raises FileNotFoundError or DamagedError.
+        write: writes the temporary file that becomes `path`.
+
+    Raises:
+        UserError: the file cannot be written, or is damaged as soon as it is written.
+    """
     with lock_file(path):
         try:
-            return load_saved(path, mmap=True)
+            return read(path)
         except FileNotFoundError:
             pass
         except DamagedError as error:
-            say_damaged(path, error)
-        made = make()
-        with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-            torch.save(made, handle)  # with a path, torch would not report a full disk
-    return torch.load(path, weights_only=True, mmap=True)
+            set_aside(path, error)
+        with atomic_write(path) as temporary:
+            write(temporary)
+        try:
+            return read(path)
+        except DamagedError as error:
+            raise UserError(
+                f"'{path}' is damaged as soon as it is written ({describe(error)}); check the "
+                "disk, or choose another folder with SPCL_CACHE=DIR"
+            ) from error
 
 
-def decode_images(
-    files: Sequence[Path], side: int, name: str, damaged: str = "stop"
-) -> tuple[Images, Tensor]:
+def set_aside(file: Path, error: Exception) -> None:
+    """Says that a file of the cache is damaged, and gives it the ending .damaged."""
+    os.replace(file, file.with_name(f"{file.name}.damaged"))
+    _say(f"the cached file '{file}' is damaged ({describe(error)}); it is set aside as "
+         f"'{file.name}.damaged' and made again")  # fmt: skip
+
+
+def stamps(files: Sequence[Path]) -> list[tuple[Any, ...]]:
+    """What tells that files have changed: their names, sizes and dates; for `make_once`."""
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+            known = status.st_size, status.st_mtime_ns, os.access(file, os.R_OK)
+        except OSError:  # perhaps the file is missing; it may appear later
+            known = ()
+        found.append((str(file), *known))
+    return found
+
+
+def pack(value: object) -> Tensor:
+    """A value that JSON can hold as (L,) uint8, to be kept among tensors."""
+    return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def unpack(data: Tensor) -> Any:
+    """The inverse of `pack`."""
+    return json.loads(data.numpy().tobytes())
+
+
+# --- decoded images -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a split that could be read.
+
+    Attributes:
+        images: (K, 3, side, side) uint8; a tensor in memory or on the disk, or `LazyImages`.
+        kept: (K,) int64; their numbers among the files, ascending.
+        stored: (K, 3) int64; EXIF orientation, height and width of the pixels in each file.
+    """
+
+    images: Images
+    kept: Tensor
+    stored: Tensor
+
+
+def decode_images(files: Sequence[Path], side: int, name: str, damaged: str = "stop") -> Decoded:
     """The images of a split as squares, see `images.try_image`, decoded once.
 
-    One memory-mapped file in the cache folder holds the images. If this file would be larger than
-    `paths.cache_limit`, the call only checks every image, and later batches read the image files.
-    In both cases the cache records the damaged images. If the names, sizes or dates of the files
-    change, or the code that decodes them, or if the cache is damaged, the call removes the old
-    cache and makes a new one.
+    One memory-mapped file in the cache holds them. If it would be larger than `paths.cache_limit`,
+    the call only checks every image, and later batches read the image files. If names, sizes or
+    dates of the files change, the images are decoded again and the old ones are removed.
 
     Args:
         files: N image files.
@@ -87,197 +154,112 @@ def decode_images(
         name: readable name of the split; each selection of the same files needs its own name.
         damaged: what to do with missing or unreadable images: "stop" or "skip".
 
-    Returns:
-        The K readable images (K, 3, side, side) uint8: a tensor, or an object used like a tensor.
-        (K,) int64: their numbers in `files`, ascending. Drop the labels of the other images.
-
     Raises:
         UserError: an image is damaged and `damaged` is "stop", all images are damaged, or the disk
             is full.
     """
     if not files:
         raise UserError(f"{name} has no images")
-    prefix, path = _version(files, side, name)
-    record, needed = path.with_suffix(".json"), len(files) * 3 * side * side
+    needed = len(files) * 3 * side * side
     cached = needed <= paths.cache_limit()
+    place = fingerprint([os.path.commonpath({file.parent for file in files})])
+    version = fingerprint([image_files.VERSION, PIL.__version__, cached, *stamps(files)])
+    path = paths.cache() / f"{name}-{side}px-{place}" / f"{version}.images"
     if not cached:
         _say(
             f"decoded, the images of {name} would take {format_size(needed)}, more than "
             f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}; they are read from their files, "
             "batch by batch"
         )
-    with lock_file(prefix):
-        found = _read_decoded(record, path if cached else None, len(files), side)
-        if found is None:
-            start = glob.escape(prefix.name)
-            for old in (*prefix.parent.glob(f"{start}.*"), *prefix.parent.glob(f".{start}.*.tmp")):
-                old.unlink()
-            advice = f", or set {paths.CACHE_GB}=0 to read the images from their files every time"
-            what = f"the decoded images of {name}"
-            with explain_full_disk(prefix.parent, needed if cached else 0, what, advice):
-                _decode_or_check(files, side, name, record, path if cached else None)
-            found = _load_decoded(record, path if cached else None, len(files), side)
-        flaws, squares = found
-        _report_damage(flaws, files, name, damaged)
-        kept = torch.tensor([i for i in range(len(files)) if i not in flaws])
-        if squares is not None:
-            return torch.from_numpy(squares), kept
-    return LazyImages(ImageFiles(files, side), kept), kept
+
+    def write(temporary: Path) -> None:
+        _remove_old(path)
+        if cached:
+            require_space(path.parent, needed, f"the decoded images of {name}",
+                          f", or set {paths.CACHE_GB}=0 to read the images from their files "
+                          "every time")  # fmt: skip
+        _decode(files, side, name, temporary, cached)
+
+    known, squares = make_file(path, lambda file: _read_decoded(file, side, cached), write)
+    flaws = {int(row): flaw for row, flaw in known["flaws"].items()}
+    _report_damage(flaws, files, name, damaged)
+    kept = torch.tensor([row for row in range(len(files)) if row not in flaws])
+    images = LazyImages([files[row] for row in kept], side) if squares is None else squares
+    return Decoded(images, kept, torch.tensor(known["stored"]))
 
 
-def _version(files: Sequence[Path], side: int, name: str) -> tuple[Path, Path]:
-    """The start of the cache files' names for this split, side and folder, and the whole name."""
-    stamps = []
-    for file in files:
-        try:
-            status = file.stat()
-            stamp = (status.st_size, status.st_mtime_ns, os.access(file, os.R_OK))
-        except OSError:  # perhaps the file is missing; if it appears later, the cache is renewed
-            stamp = None
-        stamps.append((str(file), stamp))
-    place = fingerprint([os.path.commonpath({file.parent for file in files})])
-    prefix = paths.cache() / f"{name}-{side}px-{place}"
-    version = fingerprint([image_files, PIL.__version__, *stamps])
-    return prefix, prefix.with_name(f"{prefix.name}.{version}.npy")
+def _remove_old(path: Path) -> None:
+    """Removes the squares of files that have changed since."""
+    for old in path.parent.glob("*.images*"):
+        if path.stem not in old.name and old.suffix != ".lock":
+            old.unlink()
 
 
-Decoded = tuple[dict[int, str], np.ndarray | None]  # flaws by image number; the readable images
-
-
-def _read_decoded(record: Path, path: Path | None, count: int, side: int) -> Decoded | None:
-    """What the cache holds of `count` images; None if it is missing or damaged."""
-    try:
-        return _load_decoded(record, path, count, side)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # numpy raises many kinds for a damaged file
-        raise_if_sound(error)
-        say_damaged(path or record, error)
-        return None
-
-
-def _load_decoded(record: Path, path: Path | None, count: int, side: int) -> Decoded:
-    """Raises an exception of any kind if the files are damaged."""
-    noted = json.loads(record.read_text())
-    flaws = noted.get("flaws", noted)  # an older record holds nothing but the flaws
-    if "crc32" in noted and noted["crc32"] != _sum_of(flaws):
-        raise DamagedError(f"the checksum of '{record.name}' is wrong")
-    flaws = {int(i): str(flaw) for i, flaw in flaws.items()}
-    if path is None:
-        return flaws, None
-    squares = np.load(path, mmap_mode="c")
-    check_sealed(path, squares.offset + squares.nbytes)
-    if squares.dtype != np.uint8 or squares.shape != (count - len(flaws), 3, side, side):
-        raise DamagedError(f"it holds {squares.dtype} of shape {squares.shape}")
-    return flaws, squares
-
-
-def _sum_of(flaws: dict[str, str]) -> int:
-    return zlib.crc32(json.dumps(flaws).encode())
-
-
-def _decode_or_check(
-    files: Sequence[Path], side: int, name: str, record: Path, path: Path | None
-) -> None:
-    """Tries all images; writes the readable images to `path` and the damage to `record`.
-
-    The record comes last: if it exists, the images are complete.
-    """
-    with atomic_write(record) as new_record:
-        if path is None:
-            flaws = _try_all(files, side, f"checking {name}", lambda image: None)
-        else:
-            with atomic_write(path) as new_path:
-                flaws = write_squares(files, side, name, new_path)
-                seal(new_path)
-        noted = {str(i): flaw for i, flaw in flaws.items()}
-        new_record.write_text(json.dumps({"flaws": noted, "crc32": _sum_of(noted)}))
-
-
-def write_squares(files: Sequence[Path], side: int, name: str, path: Path) -> dict[int, str]:
-    """Decodes images into one .npy file of (K, 3, side, side) uint8.
-
-    Returns:
-        The flaws of the unreadable images, by their numbers in `files`.
-    """
-    with open(path, "wb") as handle:  # not open_memmap: a full disk must raise, not kill (SIGBUS)
-        _write_header(handle, len(files), side)
-        flaws = _try_all(
-            files, side, f"decoding {name}", lambda image: handle.write(image.tobytes())
-        )
-        handle.seek(0)
-        _write_header(handle, len(files) - len(flaws), side)  # as long as the first header
-        handle.flush()
-        os.fsync(handle.fileno())  # some file systems report a full disk only now
-    return flaws
-
-
-def _write_header(handle: BinaryIO, count: int, side: int) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, side, side)}
-    np.lib.format.write_array_header_1_0(handle, header)
-
-
-def _try_all(
-    files: Sequence[Path], side: int, title: str, keep: Callable[[np.ndarray], object]
-) -> dict[int, str]:
-    """Calls `keep` with every readable image in order; returns the flaws of the others."""
-    flaws = {}
-    results = map_in_threads(lambda file: try_image(file, side), files)
+def _decode(files: Sequence[Path], side: int, name: str, file: Path, cached: bool) -> None:
+    """Writes the squares of the readable images, then what is known of all images, and a seal."""
+    flaws: dict[int, str] = {}
+    stored = []
+    results = map_in_threads(lambda file: try_stored(file, side), files)
+    title = f"{'decoding' if cached else 'checking'} {name}"
     bar = tqdm(results, desc=title, total=len(files), unit="image", mininterval=1)
-    with silence_pillow():
-        for i, result in enumerate(bar):
+    with silence_pillow(), open(file, "wb") as handle:  # not mapped: a full disk must raise
+        for row, result in enumerate(bar):
             if isinstance(result, str):
-                flaws[i] = result
-            else:
-                keep(result)
-    return flaws
+                flaws[row] = result
+                continue
+            stored.append(result[1])
+            if cached:
+                handle.write(result[0].tobytes())
+        known = json.dumps({"flaws": flaws, "stored": stored}).encode()
+        handle.write(known + len(known).to_bytes(8, "big"))
+    seal(file)
+
+
+def _read_decoded(file: Path, side: int, cached: bool) -> tuple[dict[str, Any], Tensor | None]:
+    """What is known of the images, and the squares of the readable ones."""
+    size = check_sealed(file)
+    with open(file, "rb") as handle:
+        handle.seek(size - 8)
+        length = int.from_bytes(handle.read(8), "big")
+        handle.seek(max(0, size - 8 - length))
+        try:
+            known = json.loads(handle.read(length))
+        except ValueError as error:
+            raise DamagedError(f"its list of images is damaged: {error}") from error
+    shape = (len(known["stored"]), 3, side, side)
+    if not cached or not shape[0]:
+        return known, torch.empty(shape, dtype=torch.uint8) if cached else None
+    return known, torch.from_numpy(np.memmap(file, np.uint8, "c", shape=shape))
 
 
 def _report_damage(flaws: dict[int, str], files: Sequence[Path], name: str, damaged: str) -> None:
-    """Reports the damaged images; raises an error unless the caller wants to skip them.
-
-    Args:
-        flaws: the flaw of each damaged image, by its number in `files`.
-        files: all files.
-        name: name of the split.
-        damaged: "stop" or "skip".
-
-    Raises:
-        UserError: there are flaws and `damaged` is "stop", or no image is left.
-    """
+    """Says which images are damaged; stops, unless the caller wants to skip them."""
     if not flaws:
         return
     first, dots = list(flaws)[:_NAMED], ", ..." if len(flaws) > _NAMED else ""
     count = f"{len(flaws):,} of {len(files):,} images of {name}"
     if damaged == "skip" and len(flaws) < len(files):
-        names = ", ".join(files[i].name for i in first)
+        names = ", ".join(files[row].name for row in first)
         _say(f"left out {count} that cannot be read: {names}{dots}")
         return
-    what = ", ".join(f"'{files[i]}' {flaws[i]}" for i in first)
+    what = ", ".join(f"'{files[row]}' {flaws[row]}" for row in first)
     advice = "" if damaged == "skip" else ", or leave them out with --set damaged=skip"
     raise UserError(f"{count} are damaged: {what}{dots}. Repair or replace them{advice}")
 
 
-@contextlib.contextmanager
-def explain_full_disk(folder: Path, needed: int, what: str, advice: str) -> Iterator[None]:
-    """Turns a full disk, before or while `needed` bytes are written, into a clear message."""
+def require_space(folder: Path, needed: int, what: str, advice: str = "") -> None:
+    """Refuses to write `needed` bytes where less is free.
+
+    Raises:
+        UserError: it says how much is needed, and how much is free.
+    """
     free = shutil.disk_usage(folder).free
-
-    def full(cause: str) -> UserError:
-        return UserError(
-            f"{cause}: {what} need {format_size(needed)} in '{folder}', where {format_size(free)} "
-            "are free. Free some space, choose another folder with the environment variable "
-            f"SPCL_CACHE{advice}"
-        )
-
     if free < needed:
-        raise full("not enough space")
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise full(error.strerror) from error
+        raise UserError(
+            f"not enough space: {what} need {format_size(needed)} in '{folder}', where "
+            f"{format_size(free)} are free. Free some space, choose another folder with the "
+            f"environment variable SPCL_CACHE{advice}"
+        )
 
 
 def format_size(count: int) -> str:
@@ -285,49 +267,27 @@ def format_size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 
-# --- damaged files of the cache -------------------------------------------------------------------
-
-
-def say_damaged(file: Path, error: Exception) -> None:
-    """Says that a file of the cache is damaged, and is made again."""
-    _say(f"the cached file '{file}' is damaged ({describe(error)}); it is made again")
-
-
 def check_cache() -> None:
-    """Compares every cached file completely with its checksums, and removes the damaged files.
-
-    The runs that need them make them again.
-    """
-    files = [file for file in sorted(paths.cache().glob("*")) if file.suffix in _CHECKS]
-    older = removed = 0
+    """Compares every cached file completely with its checksums; sets the damaged files aside."""
+    files = [file for file in sorted(paths.cache().rglob("*")) if file.suffix in _CHECKS]
+    damaged = 0
     for file in tqdm(files, desc="checking the cache", unit="file"):
         try:
-            older += not _CHECKS[file.suffix](file)
+            _CHECKS[file.suffix](file)
         except FileNotFoundError:  # another process has just replaced it
             continue
-        except Exception as error:  # numpy raises many kinds for a damaged file
-            raise_if_sound(error)
-            say_damaged(file, error)
-            file.unlink(missing_ok=True)
-            removed += 1
+        except DamagedError as error:
+            set_aside(file, error)
+            damaged += 1
     size = format_size(sum(file.stat().st_size for file in files if file.exists()))
-    text = f"the cache '{paths.cache()}': {len(files)} files, {size}; damaged: {removed}"
-    _say(text + (f"; too old to have checksums: {older}" if older else ""))
+    _say(f"the cache '{paths.cache()}': {len(files)} files, {size}; damaged: {damaged}")
 
 
-def _check_pt(file: Path) -> bool:
-    check_saved(file)
-    return True
+def _check_completely(file: Path) -> None:
+    check_sealed(file, completely=True)
 
 
-def _check_npy(file: Path) -> bool:
-    squares = np.load(file, mmap_mode="r")
-    return check_sealed(file, squares.offset + squares.nbytes, completely=True)
-
-
-_CHECKS = {
-    ".pt": _check_pt, ".npy": _check_npy, ".bin": partial(check_sealed, completely=True),
-}  # fmt: skip
+_CHECKS = {".pt": check_saved, ".images": _check_completely, ".bin": _check_completely}
 
 
 def _say(text: str) -> None:

@@ -16,10 +16,8 @@ from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import lock_file
 
 YEARS = {"voc2007": 2007, "voc2012": 2012}
-
 _PLACE = "host.robots.ox.ac.uk/pascal/VOC"
-# The archive of trainval, and its SHA-256.
-_ARCHIVES = {
+_ARCHIVES = {  # the archive of trainval, and its SHA-256
     2007: (
         "voc2007/VOCtrainval_06-Nov-2007.tar",
         "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
@@ -34,8 +32,8 @@ _ARCHIVES = {
 def download(dataset: str, root: Path) -> Path:
     """Downloads and unpacks a data set below the data root, unless it is there already.
 
-    The archive (0.5 to 2 GB) is unpacked only if its SHA-256 is right. It is unpacked in a
-    temporary folder. The final folder appears only when it is complete.
+    The archive (0.5 to 2 GB) is unpacked only if its SHA-256 is right, which guards its way by http
+    too. The final folder appears only when it is complete.
 
     Args:
         dataset: "voc2007" or "voc2012" (trainval). Others must be downloaded by hand.
@@ -57,11 +55,17 @@ def download(dataset: str, root: Path) -> Path:
 
 
 def _fetch(year: int, folder: Path, partial: Path) -> None:
+    name, sha256 = _ARCHIVES[year]
     try:
         shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
         partial.mkdir()
-        archive = partial / "archive.tar"
-        _download_archive(*_ARCHIVES[year], archive)
+        archive = str(partial / "archive.tar")
+        try:
+            torch.hub.download_url_to_file(f"https://{_PLACE}/{name}", archive, sha256)
+        except URLError as error:
+            if isinstance(error, HTTPError):  # the server has https, and refuses
+                raise
+            torch.hub.download_url_to_file(f"http://{_PLACE}/{name}", archive, sha256)
         with tarfile.open(archive) as opened:
             # Nothing outside the folder, no devices. Python before 3.11.4 has no such filter.
             opened.extraction_filter = getattr(tarfile, "data_filter", None)
@@ -75,13 +79,3 @@ def _fetch(year: int, folder: Path, partial: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _download_archive(name: str, sha256: str, archive: Path) -> None:
-    """Downloads by https; by http if the server has no https. The SHA-256 guards both."""
-    try:
-        torch.hub.download_url_to_file(f"https://{_PLACE}/{name}", str(archive), sha256)
-    except URLError as error:
-        if isinstance(error, HTTPError):  # the server has https, and refuses
-            raise
-        torch.hub.download_url_to_file(f"http://{_PLACE}/{name}", str(archive), sha256)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from spcl_lib.data.cache import decode_images
-from spcl_lib.data.images import Images, select_images
-from spcl_lib.data.objects import Boxes, Masks
+from spcl_lib.data.images import Images, LazyImages
+from spcl_lib.data.objects import Boxes, Masks, turns_of
 
 HELD_OUT = 0.4  # share of a real training split that is used for choices
 PARTS = 3  # held-out parts, which together have all images
@@ -56,10 +57,13 @@ class ImageSet:
         ignored: (N, C) bool or None; labels that the evaluation does not count. They are False in
             `labels`.
         files: N image files, or None for drawn images.
+        size: (N, 2) int64; height and width for which boxes and masks were annotated. The decoding
+            turns them with the pictures, see `objects.turns_of`, and leaves None. None also if they
+            belong to the pictures as they are seen.
         notes: messages about the selection, such as "3 images left out".
 
     Raises:
-        ValueError: the numbers of images, labels and ids differ.
+        ValueError: the numbers of images, labels and ids differ, or two classes have one name.
     """
 
     images: Images
@@ -71,28 +75,33 @@ class ImageSet:
     masks: Masks | None = None
     ignored: Tensor | None = None
     files: tuple[Path, ...] | None = None
+    size: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = len(self.images), len(self.labels), len(self.ids)
         if len(set(counts)) > 1:  # images would get wrong labels
             raise ValueError(f"images, labels and ids must be equally many; got {counts}")
+        if len(set(self.classes)) < len(self.classes):  # metrics and scores have them as keys
+            raise ValueError(f"two classes have one name: {sorted(self.classes)}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, indices: Tensor) -> ImageSet:
-        """The images at `indices` (M,) int64, in that order; see `images.select_images`."""
+        """The images at `indices` (M,) int64, in that order."""
+        rows = indices.tolist()
+        lazy = isinstance(self.images, LazyImages)
+        of_images = ("labels", "class_map", "ignored", "size")
+        tensors = {name: getattr(self, name) for name in of_images}
         return replace(
             self,
-            images=select_images(self.images, indices),
-            labels=self.labels[indices],
-            ids=tuple(self.ids[i] for i in indices.tolist()),
-            class_map=None if self.class_map is None else self.class_map[indices],
+            **{name: None if part is None else part[indices] for name, part in tensors.items()},
+            images=self.images.select(indices) if lazy else self.images[indices],
+            ids=tuple(self.ids[i] for i in rows),
             boxes=None if self.boxes is None else self.boxes.subset(indices),
             masks=None if self.masks is None else self.masks.subset(indices),
-            ignored=None if self.ignored is None else self.ignored[indices],
-            files=None if self.files is None else tuple(self.files[i] for i in indices.tolist()),
+            files=None if self.files is None else tuple(self.files[i] for i in rows),
         )
 
     def first(self, count: int) -> ImageSet:
@@ -162,6 +171,8 @@ def list_image_files(files: Sequence[Path], **known: Any) -> ImageSet:
 def decode_image_set(data: ImageSet, side: int, name: str, damaged: str) -> ImageSet:
     """Decodes the images of a listed data set; drops skipped images together with their labels.
 
+    Boxes and masks turn together with pictures that EXIF data turn.
+
     Args:
         data: see `list_image_files`.
         side: see `cache.decode_images`.
@@ -171,8 +182,32 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str) -> Imag
     Raises:
         UserError: see `cache.decode_images`.
     """
-    images, kept = decode_images(data.files, side, name, damaged)
-    return replace(data if len(kept) == len(data) else data.subset(kept), images=images)
+    decoded = decode_images(data.files, side, name, damaged)
+    data = data if len(decoded.kept) == len(data) else data.subset(decoded.kept)
+    data = replace(data, images=decoded.images)
+    if data.size is None:
+        return data
+    turns = turns_of(data.size, decoded.stored)
+    boxes = None if data.boxes is None else data.boxes.turned(turns)
+    masks = None if data.masks is None else data.masks.turned(turns)
+    return replace(data, boxes=boxes, masks=masks, size=None)
+
+
+def unique_names(
+    names: Sequence[str], ids: Sequence[object], form: Callable[[str], str] = str
+) -> tuple[str, ...]:
+    """The names of classes; those that occur twice get their ids added.
+
+    ImageNet's two cranes become "crane (n02012849)" and "crane (n03126707)".
+
+    Args:
+        names: C names.
+        ids: what tells the classes from each other.
+        form: what counts as one name, such as `str.casefold`.
+    """
+    counts = Counter(map(form, names))
+    pairs = zip(names, ids, strict=True)
+    return tuple(f"{name} ({i})" if counts[form(name)] > 1 else name for name, i in pairs)
 
 
 def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:

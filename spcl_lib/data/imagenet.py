@@ -9,70 +9,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files
+from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files, unique_names
+from spcl_lib.data.images import endings
 from spcl_lib.system.errors import UserError, is_text
 from spcl_lib.system.files import parse_json, read_list
 
 CLASSES = 1000
 VALIDATION_IMAGES = 50_000
-_IMAGE = re.compile(r".+\.(jpeg|jpg|png)", re.IGNORECASE)
 # Some mirrors append the class to the name: ILSVRC2012_val_00000001_n01751748.JPEG. It is not used.
-_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.(jpeg|jpg|png)", re.IGNORECASE)
+_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(_n\d{8})?\.\w+", re.IGNORECASE)
 _SAMPLE_SEED = 1200
 _SHAPE = "train/<wnid>/*.JPEG, val/*.JPEG, real.json and imagenet_class_index.json"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Images that are listed but not read yet.
-
-    Attributes:
-        ids: names for people.
-        files: one per image.
-        labels: class numbers of every image, at least one.
-        notes: see `ImageSet`.
-    """
-
-    ids: list[str]
-    files: list[Path]
-    labels: list[tuple[int, ...]]
-    notes: tuple[str, ...] = ()
-
-    def pick(self, indices: torch.Tensor) -> Listing:
-        """The images at `indices` (M,) int64, in that order."""
-        parts = (self.ids, self.files, self.labels)
-        return Listing(*([part[i] for i in indices.tolist()] for part in parts), self.notes)
-
-    def sample(self, count: int) -> Listing:
-        """A fixed random choice of `count` images (0 = all); the first images share one class."""
-        if count == 0 or count >= len(self.files):
-            return self
-        generator = torch.Generator().manual_seed(_SAMPLE_SEED)
-        return self.pick(torch.randperm(len(self.files), generator=generator)[:count].sort().values)
-
-    def image_set(self, classes: tuple[str, ...]) -> ImageSet:
-        """The same images with a table of labels."""
-        rows = [n for n, own in enumerate(self.labels) for _ in own]
-        labels = torch.zeros((len(self.files), len(classes)), dtype=torch.bool)
-        labels[rows, [c for own in self.labels for c in own]] = True
-        return list_image_files(
-            self.files, labels=labels, classes=classes, ids=tuple(self.ids), notes=self.notes
-        )
+Picture = tuple[str, Path, tuple[int, ...]]  # name for people, file, class numbers
 
 
 def list_imagenet(
     root: Path, report: str = "test", train_images: int = 0, eval_images: int = 0
 ) -> tuple[ImageSet, ImageSet]:
-    """The images to train on, and validation images with ReaL's labels to report on.
-
-    The images are not read yet.
+    """The images to train on, and validation images with ReaL's labels; none is read yet.
 
     Args:
         root: data root; holds the folder imagenet.
@@ -87,14 +47,35 @@ def list_imagenet(
     if not folder.is_dir():
         raise UserError(f"ImageNet is not at '{folder}'; put {_SHAPE} there")
     wnids, classes = read_class_index(folder / "imagenet_class_index.json")
-    train = list_training(folder / "train", wnids)
+    train, notes = list_training(folder / "train", wnids)
     if report == "val":
-        stay, held = hold_out(len(train.files))
-        train, evaluation = train.pick(stay), replace(train.pick(held), notes=())
+        stay, held = hold_out(len(train))
+        train, evaluation = [train[i] for i in stay], [train[i] for i in held]
+        more: tuple[str, ...] = ()
     else:
-        evaluation = list_validation(folder / "val", folder / "real.json")
-    parts = train.sample(train_images), evaluation.sample(eval_images)
-    return parts[0].image_set(classes), parts[1].image_set(classes)
+        evaluation, more = list_validation(folder / "val", folder / "real.json")
+    return (
+        _image_set(_sample(train, train_images), classes, notes),
+        _image_set(_sample(evaluation, eval_images), classes, more),
+    )
+
+
+def _sample(found: list[Picture], count: int) -> list[Picture]:
+    """A fixed random choice of `count` images (0 = all); the first images share one class."""
+    if count == 0 or count >= len(found):
+        return found
+    generator = torch.Generator().manual_seed(_SAMPLE_SEED)
+    return [found[i] for i in torch.randperm(len(found), generator=generator)[:count].sort().values]
+
+
+def _image_set(
+    found: list[Picture], classes: tuple[str, ...], notes: tuple[str, ...]
+) -> ImageSet:
+    ids, files, own = zip(*found, strict=True)
+    labels = torch.zeros((len(files), len(classes)), dtype=torch.bool)
+    rows = [row for row, numbers in enumerate(own) for _ in numbers]
+    labels[rows, [c for numbers in own for c in numbers]] = True
+    return list_image_files(files, labels=labels, classes=classes, ids=ids, notes=notes)
 
 
 def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -115,9 +96,7 @@ def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
             f"'{path}' is not the table of ImageNet's classes; expected the keys 0..999, each with "
             '[wnid, name], in the order of the wnids: {"0": ["n01440764", "tench"], ...}'
         )
-    counts = Counter(names)  # two classes are called crane: a bird and a machine
-    pairs = zip(wnids, names, strict=True)
-    return wnids, tuple(f"{n} ({w})" if counts[n] > 1 else n for w, n in pairs)
+    return wnids, unique_names(names, wnids)
 
 
 def read_real(path: Path) -> list[tuple[int, ...]]:
@@ -127,64 +106,51 @@ def read_real(path: Path) -> list[tuple[int, ...]]:
         UserError: the file is missing, or is not 50,000 lists of class numbers.
     """
     lists = _read_json(path, "it is published at github.com/google-research/reassessed-imagenet")
-    if not isinstance(lists, list) or len(lists) != VALIDATION_IMAGES:
-        what = f"{len(lists):,} entries" if isinstance(lists, list) else type(lists).__name__
+    lists = lists if isinstance(lists, list) else []
+    wrong = [n for n, own in enumerate(lists) if not isinstance(own, list)
+             or not all(type(c) is int and 0 <= c < CLASSES for c in own)]  # fmt: skip
+    if wrong or len(lists) != VALIDATION_IMAGES:
+        what = f"{str(lists[wrong[0]])[:60]} as number {wrong[0] + 1}" if wrong else len(lists)
         raise UserError(
-            f"'{path}' holds {what}; expected a list of {VALIDATION_IMAGES:,} lists of classes, "
-            "one for every validation image"
+            f"'{path}' holds {what}; expected a list of {VALIDATION_IMAGES:,} lists of class "
+            f"numbers in 0..{CLASSES - 1}, one for every validation image"
         )
-    for number, own in enumerate(lists, start=1):
-        if not isinstance(own, list) or not all(type(c) is int and 0 <= c < CLASSES for c in own):
-            raise UserError(
-                f"'{path}' has {str(own)[:60]} for ILSVRC2012_val_{number:08d}; expected a list of "
-                f"class numbers in 0..{CLASSES - 1}"
-            )
     return [tuple(own) for own in lists]
 
 
-def list_training(folder: Path, wnids: tuple[str, ...]) -> Listing:
-    """All training images, by class and name. Classes may be missing; a note counts those found.
+def list_training(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Picture], tuple[str, ...]]:
+    """All training images, by class and name, and notes. Classes may be missing.
 
     Raises:
         UserError: there is no image, or no class has the name of a folder.
     """
-    entries = _entries(folder) if folder.is_dir() else []
-    folders = [entry for entry in entries if entry.is_dir()]
-    stray = [entry.path for entry in entries if not entry.is_dir()]
-    number = {wnid: c for c, wnid in enumerate(wnids)}
-    unknown = next((entry.path for entry in folders if entry.name not in number), None)
-    if unknown is not None:
-        raise UserError(
-            f"the name of '{unknown}' is no class of imagenet_class_index.json; the name of a "
-            f"folder of training images must be a wnid, such as '{wnids[0]}'"
-        )
-    listing = Listing([], [], [])
-    bar = tqdm(folders, desc="listing imagenet/train", unit="class", mininterval=1, delay=2)
-    for entry in bar:
-        stray += _add_class(listing, entry, number[entry.name])
-    if not listing.files:
-        raise UserError(f"'{folder}' holds no training image; expected <wnid>/*.JPEG in it")
-    notes = _note_left_out("train", stray, "no image in the folder of a class")
-    present = len(set(listing.labels))
-    count = f"{len(listing.files):,} images of {present:,} of the {CLASSES:,} classes"
-    return replace(listing, notes=(*notes, f"imagenet/train: {count}"))
-
-
-def _add_class(listing: Listing, folder: os.DirEntry[str], number: int) -> list[str]:
-    """Adds the images of one class; gives the paths of entries that are not images."""
-    stray, label = [], (number,)  # all images share one tuple, to save memory
-    for entry in _entries(folder.path):
-        if not _IMAGE.fullmatch(entry.name) or not entry.is_file():
+    found, stray = [], []
+    number = {wnid: (c,) for c, wnid in enumerate(wnids)}
+    entries = _entries(folder)
+    for entry in tqdm(entries, "listing imagenet/train", unit="class", mininterval=1, delay=2):
+        if not entry.is_dir():
             stray.append(entry.path)
             continue
-        listing.ids.append(f"{folder.name}/{entry.name.rpartition('.')[0]}")
-        listing.files.append(Path(entry.path))
-        listing.labels.append(label)
-    return stray
+        if entry.name not in number:
+            raise UserError(
+                f"the name of '{entry.path}' is no class of imagenet_class_index.json; the name of "
+                f"a folder of training images must be a wnid, such as '{wnids[0]}'"
+            )
+        for file in _entries(entry.path):
+            name, ending = os.path.splitext(file.name)
+            if ending.lower() in endings() and file.is_file():
+                found.append((f"{entry.name}/{name}", Path(file.path), number[entry.name]))
+            else:
+                stray.append(file.path)
+    if not found:
+        raise UserError(f"'{folder}' holds no training image; expected <wnid>/*.JPEG in it")
+    present = len({own for _, _, own in found})
+    count = f"imagenet/train: {len(found):,} images of {present:,} of the {CLASSES:,} classes"
+    return found, (*_note("train", stray, "no image in the folder of a class"), count)
 
 
-def list_validation(folder: Path, real: Path) -> Listing:
-    """The validation images with ReaL's labels, matched by the number in the file's name.
+def list_validation(folder: Path, real: Path) -> tuple[list[Picture], tuple[str, ...]]:
+    """The validation images with ReaL's labels, matched by the number in the file's name; notes.
 
     The files lie in the folder itself or in folders below it. Images may be missing. A note counts
     the images found, and those that are left out because ReaL gives them no label.
@@ -192,35 +158,11 @@ def list_validation(folder: Path, real: Path) -> Listing:
     Raises:
         UserError: there is no image, a number occurs twice, or real.json is not valid.
     """
-    files, stray = _validation_files(folder)
-    if not files:
-        found = f"; '{stray[0]}' is not named so" if stray else ""
-        raise UserError(
-            f"ImageNet's validation images are not at '{folder}': expected "
-            f"ILSVRC2012_val_00000001.JPEG ... there or in <wnid> folders{found}. To train without "
-            "them and evaluate on held-out training images: --set report=val"
-        )
-    labels = read_real(real)
-    notes = _note_left_out("val", stray, "not named as ILSVRC2012_val_00000001.JPEG")
-    kept = [number for number in sorted(files) if labels[number - 1]]
-    if not kept:
-        raise UserError(f"'{real}' gives none of the images in '{folder}' a label; add others")
-    count = (
-        f"imagenet/val: {len(files):,} of {VALIDATION_IMAGES:,} images, "
-        f"{len(files) - len(kept):,} of them left out because ReaL gives them no label"
-    )
-    ids = [f"ILSVRC2012_val_{number:08d}" for number in kept]
-    own = [labels[n - 1] for n in kept]
-    return Listing(ids, [files[n] for n in kept], own, (*notes, count))
-
-
-def _validation_files(folder: Path) -> tuple[dict[int, Path], list[str]]:
-    """Files by their number, 1..50,000, and the paths of entries with other names."""
     files: dict[int, Path] = {}
-    stray: list[str] = []
-    entries = _entries(folder) if folder.is_dir() else []
-    inner = [file for entry in entries if entry.is_dir() for file in _entries(entry.path)]
-    for entry in [entry for entry in entries if not entry.is_dir()] + inner:
+    stray = []
+    outer = _entries(folder)
+    inner = [file for entry in outer if entry.is_dir() for file in _entries(entry.path)]
+    for entry in [entry for entry in outer if not entry.is_dir()] + inner:
         match = _VALIDATION.fullmatch(entry.name)
         number = int(match[1]) if match and entry.is_file() else 0
         if not 1 <= number <= VALIDATION_IMAGES:
@@ -229,25 +171,40 @@ def _validation_files(folder: Path) -> tuple[dict[int, Path], list[str]]:
             raise UserError(f"'{entry.path}' and '{files[number]}' are the same image; keep one")
         else:
             files[number] = Path(entry.path)
-    return files, stray
+    if not files:
+        found = f"; '{stray[0]}' is not named so" if stray else ""
+        raise UserError(
+            f"ImageNet's validation images are not at '{folder}': expected "
+            f"ILSVRC2012_val_00000001.JPEG ... there or in <wnid> folders{found}. To train without "
+            "them and evaluate on held-out training images: --set report=val"
+        )
+    labels = read_real(real)
+    kept = [(f"ILSVRC2012_val_{number:08d}", files[number], labels[number - 1])
+            for number in sorted(files) if labels[number - 1]]  # fmt: skip
+    if not kept:
+        raise UserError(f"'{real}' gives none of the images in '{folder}' a label; add others")
+    count = (
+        f"imagenet/val: {len(files):,} of {VALIDATION_IMAGES:,} images, "
+        f"{len(files) - len(kept):,} of them left out because ReaL gives them no label"
+    )
+    return kept, (*_note("val", stray, "not named as ILSVRC2012_val_00000001.JPEG"), count)
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """Entries of a folder sorted by name, without hidden ones; their kind needs no further stat."""
+    if not os.path.isdir(folder):
+        return []
     with os.scandir(folder) as found:
         return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
 
 
-def _note_left_out(split: str, stray: list[str], why: str) -> list[str]:
-    if not stray:
-        return []
-    return [f"imagenet/{split}: {len(stray):,} entries left out, {why}; first: '{stray[0]}'"]
+def _note(split: str, stray: list[str], why: str) -> list[str]:
+    text = f"imagenet/{split}: {len(stray):,} entries left out, {why}; first: {stray[:1]}"
+    return [text] if stray else []
 
 
-def _read_json(path: Path, source: str) -> object:
+def _read_json(path: Path, source: str) -> Any:
     try:
         return parse_json(read_list(path))
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}); {source}") from error
-    except ValueError as error:
-        raise UserError(f"'{path}' is no valid JSON ({error}); {source}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read as JSON ({error}); {source}") from error

@@ -1,26 +1,55 @@
-"""Reads image files: one, many in threads, or the batches of a split when they are needed."""
+"""Reads pictures in the forms that people have them, as the RGB squares that networks are given."""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import importlib
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import count_cores
+from spcl_lib.system.paths import expand_home
 
-_COPIED = 2**30  # bytes; larger selections of images are not copied
+# Raise it when the pixels of a square change; a test compares them with golden ones.
+VERSION = 1
+PACKAGES = {  # endings of pictures that Pillow reads only with another package
+    ".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "pillow>=11.3",
+    ".jxl": "pillow-jxl-plugin",
+}  # fmt: skip
+# Pillow knows these, but reads them with another program only, or their pixels have 32 bits.
+_NOT_READ = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DRAFT = 4  # a JPEG whose sides are at least twice this times `side` is decoded at a lower size
+_ROUNDING = 1e-3  # a white pixel may be 1.0000002 after a resize
+_FORMS = (
+    "a file, a PIL image, a NumPy array (H, W, 3) or (N, H, W, 3), a tensor (3, H, W) or "
+    "(N, 3, H, W), a list of these, or a DataLoader of tensors"
+)
+Stored = tuple[int, int, int]  # EXIF orientation 1..8, and height and width of the pixels in a file
+
+
+@cache
+def endings() -> frozenset[str]:
+    """The endings of pictures that can be read here, in lower case: ".jpg", ".jfif", ".webp" ..."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")
+    known = Image.registered_extensions().items()
+    return frozenset(e for e, kind in known if kind in Image.OPEN and kind not in _NOT_READ)
 
 
 def read_image(file: Path, side: int) -> np.ndarray:
@@ -43,19 +72,35 @@ def try_image(file: Path, side: int) -> np.ndarray | str:
     bits, and an animation its first picture. A file counts as damaged if it is truncated, or if it
     has more than twice `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow refuses.
     """
+    result = try_stored(file, side)
+    return result if isinstance(result, str) else result[0]
+
+
+def try_stored(file: Path, side: int) -> tuple[np.ndarray, Stored] | str:
+    """As `try_image`, with how the pixels lie in the file, for places that belong to them."""
+    endings()  # lets Pillow know its plugins
     try:
         if not file.is_file() and file.exists():
             return "is no regular file"  # Pillow would wait for a pipe for ever
         with Image.open(file) as image:
+            width, height = image.size
             image.draft(None, (_DRAFT * side, _DRAFT * side))  # makes large JPEGs faster
-            square = make_square(image, side)
+            image.load()
+            stored = _orientation(image), height, width
+            return make_square(image, side), stored
     except FileNotFoundError:
         return "is missing"
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many kinds for a damaged file
         return f"cannot be read: {_cause(file, error)}"
-    return square
+
+
+def _orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if found in range(1, 9) else 1
+    return 1
 
 
 def make_square(image: Image.Image, side: int) -> np.ndarray:
@@ -66,7 +111,7 @@ def make_square(image: Image.Image, side: int) -> np.ndarray:
         OSError: its file is damaged.
     """
     image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
+    with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
     square = to_rgb(image).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1).copy()
@@ -90,6 +135,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _cause(file: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
+        package = PACKAGES.get(file.suffix.lower())
+        if package and file.suffix.lower() not in endings():
+            return f"{file.suffix} needs a package: pip install '{package}'"
         return "it is no image" if file.stat().st_size else "it is empty"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())  # one line
@@ -122,81 +170,140 @@ def silence_pillow() -> Iterator[None]:
         yield
 
 
-class ImageFiles:
-    """Gives the images of files as (B, 3, side, side) uint8, and reads them only when needed.
-
-    Args:
-        files: M readable images.
-        side: as in `try_image`.
-    """
-
-    def __init__(self, files: Sequence[Path], side: int) -> None:
-        self.files, self.side = files, side
-        self.shape = torch.Size((len(files), 3, side, side))
-        self._pool = ThreadPoolExecutor(count_cores())
-        self._next: list[int] = []
-        self._ready: dict[int, Future] = {}
-
-    def expect(self, rows: Tensor) -> None:
-        """Says which rows (B,) follow the next ones, so that they are read in the background."""
-        self._next = rows.tolist()
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        ready, self._ready = self._ready, {}
-        with silence_pillow():
-            futures = [ready.pop(row, None) or self._submit(row) for row in rows.tolist()]
-            for unused in ready.values():
-                unused.cancel()
-            self._ready = {row: self._submit(row) for row in self._next}
-            self._next = []
-            images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
-            for image, future in zip(images, futures, strict=True):
-                image.copy_(torch.from_numpy(future.result()))
-        return images
-
-    def _submit(self, row: int) -> Future:
-        return self._pool.submit(read_image, self.files[row], self.side)
-
-
 class LazyImages:
-    """Images that are loaded only when they are indexed, like a tensor (N, 3, S, S).
+    """Images that are read from their files when they are indexed, like a tensor (N, 3, S, S).
+
+    It has no state that the processes of a `DataLoader` could not share.
 
     Args:
-        source: a memory-mapped tensor, or files; (M, 3, S, S) uint8.
-        rows: (N,) int64; numbers of these images in the source.
+        files: N readable images.
+        side: as in `try_image`.
     """
 
     dtype = torch.uint8
 
-    def __init__(self, source: Tensor | ImageFiles, rows: Tensor) -> None:
-        self.source, self.rows = source, rows
+    def __init__(self, files: Sequence[Path], side: int) -> None:
+        self.files, self.side = tuple(files), side
 
     @property
     def shape(self) -> torch.Size:
         """(N, 3, S, S)."""
-        return torch.Size((len(self.rows), *self.source.shape[1:]))
+        return torch.Size((len(self), 3, self.side, self.side))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.files)
 
     def __getitem__(self, which: int | slice | Tensor) -> Tensor:
         """The images at `which` as a tensor, with the shape that a tensor would give."""
-        rows = self.rows[which]
-        images = self.source[rows.reshape(-1)]
+        rows = torch.arange(len(self))[which]
+        files = [self.files[row] for row in rows.reshape(-1).tolist()]
+        images = torch.empty((len(files), *self.shape[1:]), dtype=torch.uint8)
+        with silence_pillow():
+            squares = map_in_threads(lambda file: read_image(file, self.side), files)
+            for image, square in zip(images, squares, strict=True):
+                image.copy_(torch.from_numpy(square))
         return images if rows.ndim else images[0]
 
-    def expect(self, which: Tensor) -> None:
-        """See `ImageFiles.expect`."""
-        if isinstance(self.source, ImageFiles):
-            self.source.expect(self.rows[which])
+    def select(self, indices: Tensor) -> LazyImages:
+        """The images at `indices` (M,) int64, not read yet."""
+        return LazyImages([self.files[i] for i in indices.tolist()], self.side)
 
 
 Images = Tensor | LazyImages  # the images of a data set: indexing gives tensors
 
 
-def select_images(images: Images, indices: Tensor) -> Images:
-    """The images at `indices` (N,) int64; a copy if they are few, else not loaded yet."""
-    if isinstance(images, LazyImages):
-        return LazyImages(images.source, images.rows[indices])
-    few = len(indices) * math.prod(images.shape[1:]) <= _COPIED
-    return images[indices] if few else LazyImages(images, indices)
+# --- images in memory -----------------------------------------------------------------------------
+
+
+def squares(images: Any, side: int, size: int = 64) -> Iterator[Tensor]:
+    """Gives images in batches (B, 3, side, side) uint8; the last batch may be smaller.
+
+    All forms go through the same code as files do, see `try_image`. So the same pixels give the
+    same square. Only a JPEG file of more than 8 times `side` may differ in the last bits, because
+    it is decoded at a lower size.
+
+    Args:
+        images: one image or many. An image is a file (str or Path), a PIL image, a NumPy array
+            (H, W, 3), or a tensor (3, H, W). Arrays and tensors are uint8, or floats in 0..1. They
+            may be grey, with one channel, and arrays may have an alpha channel. Many are a list, an
+            array (N, H, W, 3), a tensor (N, 3, H, W), or a DataLoader whose batches are such
+            tensors, or tuples that begin with one.
+        side: side of the squares, in pixels.
+        size: B.
+
+    Raises:
+        TypeError: they have another form.
+        ValueError: an array or a tensor has another shape, type or range; or there is no image.
+        UserError: a file is missing or no readable image.
+    """
+    waiting = map_in_threads(lambda image: _square(image, side), _each(images))
+    first = True
+    with silence_pillow():
+        while batch := list(islice(waiting, size)):
+            first = False
+            yield torch.from_numpy(np.stack(batch))
+    if first:
+        raise ValueError("there is no image")
+
+
+def _each(images: Any) -> Iterable[Any]:
+    """The images one by one."""
+    if isinstance(images, DataLoader):
+        return (image for batch in images for image in _of_batch(batch))
+    if isinstance(images, Tensor | np.ndarray):
+        return images if images.ndim == 4 else [images]
+    return images if isinstance(images, list | tuple) else [images]
+
+
+def _of_batch(batch: Any) -> Tensor:
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise TypeError(
+            "a DataLoader's batches must be tensors (B, 3, H, W), or tuples that begin with one; "
+            f"got {_describe(images)}"
+        )
+    return images
+
+
+def _square(image: Any, side: int) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        return read_image(expand_home(image), side)
+    if isinstance(image, Image.Image):
+        copy = image.copy()  # a caller's image must stay as it is
+        with contextlib.suppress(Exception):
+            copy = ImageOps.exif_transpose(image)
+        return make_square(copy, side)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] not in (1, 3):
+            raise ValueError(f"a tensor must be (3, H, W); got {_describe(image)}")
+        channels_last = image.detach().cpu().permute(1, 2, 0)
+        numbers = channels_last.float() if image.is_floating_point() else channels_last
+        return make_square(_picture(numbers.numpy()), side)
+    if isinstance(image, np.ndarray):
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise ValueError(f"an array must be (H, W, 3); got {_describe(image)}")
+        return make_square(_picture(image), side)
+    raise TypeError(f"images must be {_FORMS}; got {_describe(image)}")
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """The picture of an array (H, W) or (H, W, 1 to 4)."""
+    if 0 in pixels.shape:
+        raise ValueError(f"an image has no pixels: {_describe(pixels)}")
+    if np.issubdtype(pixels.dtype, np.floating):
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN too
+            raise ValueError(
+                f"floats must be in 0..1, before any normalisation; got {low:.3g} to {high:.3g}"
+            )
+        pixels = (pixels.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"pixels must be uint8, or floats in 0..1; got {pixels.dtype}")
+    grey = pixels.ndim == 3 and pixels.shape[2] == 1
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if grey else pixels))
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
+
+# How EXIF's orientations 1..8 turn stored pixels into the picture: the axes are exchanged, then
+# the picture is mirrored from left to right, then from top to bottom.
+_TURNS = (
+    (False, False, False), (False, True, False), (False, True, True), (False, False, True),
+    (True, False, False), (True, True, False), (True, True, True), (True, False, True),
+)  # fmt: skip
+
+
+def turns_of(size: Tensor, stored: Tensor) -> Tensor:
+    """The orientations by which annotated places must be turned, to lie on the pictures.
+
+    Places belong to the pixels as they are stored, which pycocotools and torchvision read. But if
+    only the turned picture has the annotated size, they belong to that picture, and stay.
+
+    Args:
+        size: (N, 2) int64; annotated height and width.
+        stored: (N, 3) int64; EXIF orientation, height and width of the stored pixels.
+
+    Returns:
+        (N,) int64; 1..8, where 1 leaves the places as they are.
+    """
+    is_turned_size = (size == stored[:, [2, 1]]).all(1) & (size != stored[:, 1:]).any(1)
+    return stored[:, 0].where(~((stored[:, 0] >= 5) & is_turned_size), 1)
 
 
 @dataclass(frozen=True)
@@ -27,6 +50,14 @@ class Boxes:
         """The objects of the images at `indices` (B,), which get the numbers 0..B-1."""
         place, kept = _members(self.image, indices)
         return Boxes(place, self.label[kept], self.box[kept])
+
+    def turned(self, turns: Tensor) -> Boxes:
+        """The objects of pictures that are turned by EXIF's orientations `turns` (N,)."""
+        x, y = self.box[:, [0, 2]], self.box[:, [1, 3]]  # (M, 2) each
+        swap, left, top = torch.tensor(_TURNS)[turns[self.image] - 1].T[:, :, None]
+        x, y = x.where(~swap, y), y.where(~swap, x)
+        x, y = (1 - x.flip(1)).where(left, x), (1 - y.flip(1)).where(top, y)
+        return replace(self, box=torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1))
 
     def regions(self, indices: Tensor, num_classes: int, side: int) -> Tensor:
         """The pixels whose centre is in a box, in images of side S; see `ImageSet.regions`."""
@@ -55,6 +86,7 @@ class Masks:
         start: (K,) int64; the place in `counts` where the mask's run lengths start.
         end: (K,) int64; the place where they end; a mask may have none.
         counts: (L,) uint8; compressed run lengths as pycocotools writes them, one after another.
+        turn: (K,) int64; EXIF orientation by which each mask is turned, to lie on the picture.
     """
 
     image: Tensor
@@ -63,23 +95,34 @@ class Masks:
     start: Tensor
     end: Tensor
     counts: Tensor
+    turn: Tensor
 
     def subset(self, indices: Tensor) -> Masks:
         """The masks of the images at `indices` (B,), which get the numbers 0..B-1."""
         place, kept = _members(self.image, indices)
         return Masks(
-            place, self.label[kept], self.size[kept], self.start[kept], self.end[kept], self.counts
-        )
+            place, self.label[kept], self.size[kept], self.start[kept], self.end[kept],
+            self.counts, self.turn[kept],
+        )  # fmt: skip
+
+    def turned(self, turns: Tensor) -> Masks:
+        """The masks of pictures that are turned by EXIF's orientations `turns` (N,)."""
+        return replace(self, turn=turns[self.image])
 
     def decode(self, number: int) -> Tensor:
-        """One mask as (height, width) bool, in the size of the annotated image."""
-        height, width = self.size[number].tolist()
-        counts = self.counts[self.start[number] : self.end[number]]
-        if not len(counts):
-            return torch.zeros((height, width), dtype=torch.bool)
-        runs = torch.from_numpy(run_lengths(counts.numpy()))
-        inside = torch.arange(len(runs)) % 2 == 1  # runs are outside and inside by turns
-        return inside.repeat_interleave(runs).view(width, height).T  # COCO goes down the columns
+        """One mask as (height, width) bool, in the size of the annotated image; turned if needed.
+
+        It needs pycocotools.
+        """
+        from pycocotools import mask as tools
+
+        counts = self.counts[self.start[number] : self.end[number]].numpy().tobytes()
+        size = self.size[number].tolist()
+        pixels = torch.zeros(size, dtype=torch.bool)
+        if counts:
+            pixels = torch.from_numpy(tools.decode({"size": size, "counts": counts})).bool()
+        swap, left, top = _TURNS[self.turn[number] - 1]
+        return (pixels.T if swap else pixels).flip([1] * left + [0] * top)
 
     def regions(self, indices: Tensor, num_classes: int, side: int) -> Tensor:
         """The masks at the pixels' centres, in images of side S; see `ImageSet.regions`."""
@@ -91,35 +134,6 @@ class Masks:
             y, x = ((centres * length).long() for length in mask.shape)
             found[b, self.label[number]] = mask[y][:, x]
         return found
-
-
-def run_lengths(counts: np.ndarray) -> np.ndarray:
-    """COCO's compressed run lengths as numbers, outside first; pycocotools writes the compressed.
-
-    A number is stored in groups of 5 bits, the lowest first. A character is 48 + group, + 32 if
-    another group follows. The highest bit of the last group is the sign. From the fourth number
-    on, the stored value is the difference to the number two places before.
-
-    Args:
-        counts: (L,) uint8, one character each.
-
-    Returns:
-        (R,) int64.
-
-    Raises:
-        ValueError: the last number is not complete, or there is no number.
-    """
-    groups = counts.astype(np.int64) - 48
-    last = groups & 32 == 0
-    if not len(last) or not last[-1]:
-        raise ValueError("the compressed run lengths end within a number")
-    first = np.concatenate([[0], last.nonzero()[0][:-1] + 1])
-    position = np.arange(len(groups)) - np.repeat(first, np.diff([*first, len(groups)]))
-    numbers = np.add.reduceat((groups & 31) << (5 * position), first)
-    numbers -= (groups[last] & 16) << (5 * position[last] + 1)  # the sign means minus 2**bits
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return numbers
 
 
 def _members(image: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from torch import Tensor
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.system.errors import UserError, unknown_name
 
+# Raise it when a pixel or a label of the scenes changes; a test compares golden values.
+VERSION = 1
 GLYPHS: dict[str, str] = {
     "aeroplane": "✈", "anchor": "⚓", "cloud": "☁", "envelope": "✉", "gear": "⚙", "knight": "♞",
     "lightning": "⚡", "queen": "♛", "skull": "☠", "snowflake": "❄", "telephone": "☎",

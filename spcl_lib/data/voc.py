@@ -6,22 +6,24 @@ some copies of the data, objects that the lists name have no box.
 
 from __future__ import annotations
 
-import sys
+import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spcl_lib.data.cache import make_once
+from spcl_lib.data.cache import make_once, stamps
 from spcl_lib.data.image_set import ImageSet, list_image_files
 from spcl_lib.data.objects import Boxes
 from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import read_list
 
+# Raise it when what `_parse` gives changes; a test compares golden values.
+VERSION = 1
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -64,8 +66,8 @@ def list_voc(
         labels=flags >= 0 if difficult == "positive" else flags == 1,
         classes=CLASSES,
         ids=tuple(ids),
-        boxes=read_boxes(folder, ids) if boxes else None,
         ignored=flags == 0 if difficult == "ignored" else None,
+        **(read_boxes(folder, ids) if boxes else {}),
     )
 
 
@@ -76,24 +78,20 @@ def read_flags(folder: Path, split: str) -> tuple[list[str], Tensor]:
         UserError: a list is missing, malformed, or does not name the images of the split.
     """
     lists = folder / "ImageSets" / "Main"
-    ids = [fields[0] for fields in _rows(lists / f"{split}.txt", 1)]
-    if not ids:
-        raise UserError(f"'{lists / f'{split}.txt'}' names no image")
-    twice = next((i for i, count in Counter(ids).items() if count > 1), None)
-    if twice is not None:
-        raise UserError(f"'{lists / f'{split}.txt'}' names image '{twice}' more than once")
+    ids = [row[0] for row in _rows(lists / f"{split}.txt", 1)]
+    name, count = Counter(ids).most_common(1)[0] if ids else ("", 2)
+    if count > 1:
+        what = f"names image '{name}' more than once" if ids else "names no image"
+        raise UserError(f"'{lists / f'{split}.txt'}' {what}")
     found = torch.empty((len(ids), len(CLASSES)), dtype=torch.int8)
     for c, name in enumerate(CLASSES):
         path = lists / f"{name}_{split}.txt"
-        flags: dict[str, str] = {}
-        for i, flag in _rows(path, 2):
-            if flags.setdefault(i, flag) != flag:
-                raise UserError(f"'{path}' gives image '{i}' the flags {flags[i]} and {flag}")
-        wrong = next((f for f in flags.values() if f not in ("1", "0", "-1")), None)
-        if wrong is not None:
-            raise UserError(
-                f"'{path}' has the flag '{wrong[:40]}'; expected 1, 0 (difficult) or -1"
-            )
+        rows = _rows(path, 2)
+        flags = dict(rows)
+        for i, flag in rows:
+            if flag not in ("1", "0", "-1") or flags[i] != flag:
+                raise UserError(f"'{path}' gives image '{i}' the flag {flag[:40]}; expected 1, 0 "
+                                "(difficult) or -1, and one flag for every image")  # fmt: skip
         missing = [i for i in ids if i not in flags]
         if missing:
             raise UserError(f"'{path}' lacks image '{missing[0]}' of {split}.txt")
@@ -102,13 +100,11 @@ def read_flags(folder: Path, split: str) -> tuple[list[str], Tensor]:
 
 
 def _rows(path: Path, fields: int) -> list[list[str]]:
-    if not path.is_file():
-        raise UserError(f"list '{path}' is missing; it belongs to Pascal VOC's ImageSets/Main")
     try:
-        text = read_list(path).decode()
+        rows = [line.split() for line in read_list(path).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list '{path}' cannot be read ({error})") from error
-    rows = [line.split() for line in text.splitlines() if line.strip()]
+        raise UserError(f"list '{path}' is missing or cannot be read ({error}); it belongs to "
+                        "Pascal VOC's ImageSets/Main") from error  # fmt: skip
     wrong = next((row for row in rows if len(row) != fields), None)
     if wrong is not None:
         line = " ".join(wrong)[:200]
@@ -116,51 +112,51 @@ def _rows(path: Path, fields: int) -> list[list[str]]:
     return rows
 
 
-def read_boxes(folder: Path, ids: list[str]) -> Boxes:
+def read_boxes(folder: Path, ids: list[str]) -> dict[str, Any]:
     """All annotated objects of the images `ids`, difficult ones too; parsed once, then cached.
 
     Coordinates are those of the XML, divided by its <size>. VOC counts pixels from 1; we do not
     correct this difference of at most one pixel.
 
+    Returns:
+        The boxes, and the size (N, 2) for which they were annotated; see `ImageSet`.
+
     Raises:
         UserError: an annotation is missing or damaged.
     """
     files = [folder / "Annotations" / f"{i}.xml" for i in ids]
-    name, this = f"{folder.name.lower()}-boxes", sys.modules[__name__]
-    return Boxes(**make_once(name, lambda: _parse(files), [_stamp(file) for file in files], this))
-
-
-def _stamp(file: Path) -> tuple[str, int, int]:
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise UserError(
-            f"annotation '{file}' cannot be read ({error.strerror}); the boxes of its image are "
-            "in VOCtrainval's folder Annotations: unpack it there"
-        ) from error
-    return str(file), status.st_size, status.st_mtime_ns
+    name = f"{folder.name.lower()}-boxes"
+    parts = make_once(name, lambda: _parse(files), VERSION, *stamps(files))
+    return {"size": parts.pop("size"), "boxes": Boxes(**parts)}
 
 
 def _parse(files: list[Path]) -> dict[str, Tensor]:
     bar = tqdm(files, desc="reading boxes", unit="file", mininterval=1, leave=False)
-    found = [(n, label, box) for n, file in enumerate(bar) for label, box in _objects(file)]
+    found = [_objects(file) for file in bar]
+    rows = [(n, *one) for n, (_, objects) in enumerate(found) for one in objects]
     return {
-        "image": torch.tensor([n for n, _, _ in found], dtype=torch.int64),
-        "label": torch.tensor([label for _, label, _ in found], dtype=torch.int64),
-        "box": torch.tensor([box for _, _, box in found], dtype=torch.float32).view(-1, 4),
+        "size": torch.tensor([size for size, _ in found]),
+        "image": torch.tensor([n for n, _, _ in rows], dtype=torch.int64),
+        "label": torch.tensor([label for _, label, _ in rows], dtype=torch.int64),
+        "box": torch.tensor([box for _, _, box in rows], dtype=torch.float32).view(-1, 4),
     }
 
 
-def _objects(file: Path) -> Iterator[tuple[int, list[float]]]:
-    """Class number and box, as fractions of the image, of every object in an annotation."""
+def _objects(file: Path) -> tuple[tuple[int, int], list[tuple[int, list[float]]]]:
+    """Height and width of an annotated image; class number and box, as fractions, of all objects.
+
+    Parts of objects are skipped.
+    """
     try:
         root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, ValueError, OSError) as error:
         raise UserError(
-            f"annotation '{file}' is not readable XML ({error}); replace it by the original"
+            f"annotation '{file}' cannot be read ({error}); it is in VOCtrainval's folder "
+            "Annotations: unpack it there"
         ) from error
     width, height = _numbers(file, root, "size", ("width", "height"))
-    for number, item in enumerate(root.iterfind("object"), start=1):  # parts of objects are skipped
+    found = []
+    for number, item in enumerate(root.iterfind("object"), start=1):
         name = (item.findtext("name") or "").strip()
         if name not in CLASSES:
             raise unknown_name(f"class of object {number} in '{file}':", name, CLASSES)
@@ -172,7 +168,9 @@ def _objects(file: Path) -> Iterator[tuple[int, list[float]]]:
                 f"'{file}' has the box {corners} (xmin, ymin, xmax, ymax) for object {number} "
                 f"({name}); expected 0 <= xmin < xmax <= {width:g}, 0 <= ymin < ymax <= {height:g}"
             )
-        yield CLASSES.index(name), [x0 / width, y0 / height, x1 / width, y1 / height]
+        box = [x0 / width, y0 / height, x1 / width, y1 / height]
+        found.append((CLASSES.index(name), box))
+    return (int(height), int(width)), found
 
 
 def _inside(value: float, limit: float) -> float:
@@ -184,8 +182,11 @@ def _numbers(
     file: Path, parent: ElementTree.Element, group: str, names: tuple[str, ...]
 ) -> list[float]:
     try:
-        return [float(parent.findtext(f"{group}/{name}") or "") for name in names]
-    except ValueError as error:
-        raise UserError(
-            f"'{file}' has a <{parent.tag}> without numbers for <{group}>: {', '.join(names)}"
-        ) from error
+        found = [float(parent.findtext(f"{group}/{name}") or "") for name in names]
+        if all(map(math.isfinite, found)):
+            return found
+    except ValueError:
+        pass
+    raise UserError(
+        f"'{file}' has a <{parent.tag}> without numbers for <{group}>: {', '.join(names)}"
+    )

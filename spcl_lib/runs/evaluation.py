@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spcl_lib.data.folders import column_of, list_labelled
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.images import silence_pillow
-from spcl_lib.data.label_files import column_of
-from spcl_lib.data.table import list_labelled
 from spcl_lib.evaluate import evaluate_scores, precision_recall
 from spcl_lib.runs.predict import read_batches
 from spcl_lib.runs.predictor import Predictor

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.cache import explain_full_disk, format_size, say_damaged
+from spcl_lib.data.cache import format_size, require_space, set_aside
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import DamagedError, check_sealed, seal
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import lock_file
+from spcl_lib.system.files import explain_refusals, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.machine import choose_device
 
@@ -87,7 +87,8 @@ def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -
     with lock_file(file):
         if not _is_sound(file, needed):
             what = f"the features of {len(data):,} images"
-            with explain_full_disk(file.parent, needed, what, ""):
+            require_space(file.parent, needed, what)
+            with explain_refusals(file):
                 _compute(model, data, config, math.prod(shape), file)
     count = len(data) * math.prod(shape)
     stored = torch.from_file(str(file), shared=False, size=count, dtype=_DTYPE)
@@ -102,7 +103,7 @@ def _is_sound(file: Path, size: int) -> bool:
     except FileNotFoundError:
         return False
     except DamagedError as error:
-        say_damaged(file, error)
+        set_aside(file, error)
         return False
 
 

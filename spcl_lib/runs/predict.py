@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spcl_lib.data.folder import SUFFIXES, images_below
+from spcl_lib.data.folders import find_images
 from spcl_lib.data.images import map_in_threads, silence_pillow, try_image
 from spcl_lib.runs.prediction_files import check_place, format_of, open_predictions
 from spcl_lib.runs.predictor import BATCH, Predictor
@@ -113,9 +113,12 @@ def _find_images(images: Path, overlays: Overlays | None) -> tuple[Path, list[st
             f"the heatmaps' folder '{overlays.folder}' is inside '{images}', where the next "
             "prediction would take them for images; give a folder outside"
         )
-    names = images_below(images)
+    names, others = find_images(images)
     if not names:
-        raise UserError(f"'{images}' holds no image ({', '.join(SUFFIXES)})")
+        left = f" ({others})" if others else ""
+        raise UserError(f"'{images}' holds no image that can be read{left}")
+    if others:
+        print(f"'{images}': {others}", flush=True)
     return images, names
 
 

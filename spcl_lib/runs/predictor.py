@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.inputs import squares
+from spcl_lib.data.images import squares
 from spcl_lib.evaluate import predict_maps, prepare
 from spcl_lib.pooling import Pooling, pooling_of
 from spcl_lib.runs.network import load_network
@@ -27,7 +27,7 @@ BATCH = 64
 class Predictor:
     """A trained classifier, ready for images.
 
-    Images have any form that `data.inputs.squares` takes: a file, a PIL image, an array (H, W, 3),
+    Images have any form that `data.images.squares` takes: a file, a PIL image, an array (H, W, 3),
     a tensor (3, H, W) or (B, 3, H, W), a list of these, or a DataLoader. Pixels are uint8, or
     floats in 0..1 that are not normalised. The command `predict` uses this class.
 
@@ -103,7 +103,7 @@ class Predictor:
         """The network's input (B, 3, size, size) for whole images; all predictions use it.
 
         Raises:
-            TypeError, ValueError, UserError: see `data.inputs.squares`.
+            TypeError, ValueError, UserError: see `data.images.squares`.
         """
         return torch.cat([prepare(batch, self.size) for batch in self._squares(images)])
 
@@ -111,7 +111,7 @@ class Predictor:
         """Gives score-map logits f (B, C, G, G), on the CPU, for whole images.
 
         Raises:
-            TypeError, ValueError: see `data.inputs.squares`.
+            TypeError, ValueError: see `data.images.squares`.
             UserError: an image file cannot be read, or the network gives values that are not
                 finite.
         """

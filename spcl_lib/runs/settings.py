@@ -27,7 +27,7 @@ WITHOUT_OBJECTS = SINGLE_LABEL | TABLES  # these do not tell where objects are
 _OWN_VALIDATION = SINGLE_LABEL | {"scenes"}  # these hold out images in their own ways
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "report": ("test", "val"),
+    "report": ("test", "val", "train"),
     "draw": DRAWS,
     "difficult": ("negative", "positive", "ignored"),
     "unannotated": ("drop", "keep"),
@@ -216,6 +216,8 @@ def _check(values: Mapping[str, object]) -> None:
             f"eval_side must be equal, and crop_side not larger; got {values['image_side']}, "
             f"{values['eval_side']} and {values['crop_side']}"
         )
+    if values["report"] == "train" and values["dataset"] != "folder":
+        raise UserError("report=train, which trains on all images, goes with the data set folder")
     if values["held_out"] and (values["report"] != "val" or values["dataset"] in _OWN_VALIDATION):
         raise UserError(
             "held_out chooses a part of the training images with report=val; it does not go with "

@@ -15,10 +15,9 @@ from spcl_lib.data import scenes
 from spcl_lib.data.cache import make_once
 from spcl_lib.data.coco import list_coco
 from spcl_lib.data.draws import NEED_BOXES
-from spcl_lib.data.folder import list_folder_splits
+from spcl_lib.data.folders import list_folder_splits, list_table
 from spcl_lib.data.image_set import ImageSet, decode_image_set, hold_out
 from spcl_lib.data.imagenet import list_imagenet
-from spcl_lib.data.table import list_table
 from spcl_lib.data.voc import list_voc
 from spcl_lib.methods import place_of_averages
 from spcl_lib.runs.settings import SINGLE_LABEL, TABLES
@@ -26,6 +25,8 @@ from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.fingerprints import fingerprint
 
+# Names of both parts in the cache, by the setting `report`.
+_PARTS = {"test": ("train", "val"), "val": ("remaining", "held-out"), "train": ("all", "all")}
 SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
 
 Splits = tuple[ImageSet, ImageSet]  # to train on, to report on
@@ -56,7 +57,7 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     evaluation = evaluation.first(config.eval_images or len(evaluation))
     file = paths.results() / "heatmaps.bin"  # on the disk of the run's folder
     place_of_averages(config.method, len(train), len(train.classes), config.settings, file)
-    names = ("train", "val") if config.report == "test" else ("remaining", "held-out")
+    names = _PARTS[config.report]
     part = f"-{config.held_out}" if config.held_out else ""
     return _decode(train, names[0] + part, config), _decode(evaluation, names[1] + part, config)
 
@@ -101,7 +102,7 @@ def report_labels(config: RunConfig) -> str:
     """The labels for the evaluation of a run: "full", or "single" if no others are known."""
     if config.dataset == "folder" and not config.full_labels:
         return "single"
-    return "single" if config.dataset in SINGLE_LABEL and config.report == "val" else "full"
+    return "single" if config.dataset in SINGLE_LABEL and config.report != "test" else "full"
 
 
 def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool = False) -> Splits:
@@ -156,7 +157,7 @@ def _scenes(split: str, config: RunConfig) -> ImageSet:
         made = scenes.make_scenes(count, split, side)
         return {"images": made.images, "labels": made.labels, "class_map": made.class_map}
 
-    parts = make_once(f"scenes-{split}", make, scenes, PIL.__version__, count, side)
+    parts = make_once(f"scenes-{split}", make, scenes.VERSION, PIL.__version__, count, side)
     ids = tuple(f"{split}-{i:05d}" for i in range(count))
     return ImageSet(classes=scenes.CLASSES, ids=ids, **parts)
 

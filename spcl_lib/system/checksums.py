@@ -85,31 +85,29 @@ def seal(file: Path) -> None:
     os.utime(file, ns=(moment, moment))
 
 
-def check_sealed(file: Path, size: int | None = None, completely: bool = False) -> bool:
-    """Looks for damage in a file.
+def check_sealed(file: Path, size: int | None = None, completely: bool = False) -> int:
+    """Looks for damage in a file that `seal` has sealed.
 
     The comparison of gigabytes takes too long for every start of a run. If the file has the date of
     its sealing, no program has written into it since, and 16 random blocks are compared; the whole
     file is compared if it has another date.
 
     Args:
-        file: a file that `seal` has sealed, or an older one without a seal.
-        size: bytes without the seal; an older file must have exactly this size.
+        file: the file.
+        size: bytes without the seal; None if they are not known.
         completely: compare the whole file in any case.
 
     Returns:
-        Whether it has a seal.
+        The number of bytes without the seal.
 
     Raises:
-        DamagedError: a block differs, or the size is wrong.
+        DamagedError: a block differs, the size is wrong, or there is no seal.
         OSError: the file is missing, or must not be read.
     """
     with open(file, "rb") as handle:
         sealed = _read_seal(handle)
         if sealed is None:
-            if size not in (None, handle.seek(0, os.SEEK_END)):
-                raise DamagedError("its size is wrong")
-            return False
+            raise DamagedError("it has no checksum, or its end is missing")
         if size not in (None, sealed["size"]):
             raise DamagedError(f"it has {sealed['size']:,} bytes; expected {size:,}")
         is_touched = os.fstat(handle.fileno()).st_mtime_ns != sealed["time"]
@@ -122,7 +120,7 @@ def check_sealed(file: Path, size: int | None = None, completely: bool = False) 
     if is_touched:  # all is as it was: the next call needs to compare some blocks only
         with contextlib.suppress(OSError):
             os.utime(file, ns=(sealed["time"], sealed["time"]))
-    return True
+    return sealed["size"]
 
 
 def _sum_of(handle: BinaryIO, block: int, size: int) -> int:

@@ -45,6 +45,8 @@ def test_a_split_whose_labels_are_not_those_of_its_images_is_refused():
     for labels, ids in ((some_labels(6, 3), "vwxyz"), (some_labels(5, 3), "vwxy")):
         with pytest.raises(ValueError, match="equally many"):
             ImageSet(images, labels, ("a", "b", "c"), tuple(ids))
+    with pytest.raises(ValueError, match="two classes have one name"):  # metrics have one value
+        ImageSet(images, some_labels(5, 3), ("a", "b", "a"), tuple("vwxyz"))
 
 
 def some_boxes() -> ImageSet:

@@ -1,4 +1,4 @@
-"""Pascal VOC: labels come from ImageSets/Main, boxes from Annotations; errors name the fault."""
+"""Pascal VOC: labels of its lists, boxes of its annotations; parts that are missing or damaged."""
 
 import json
 import math
@@ -12,10 +12,12 @@ from PIL import Image
 from small_voc import load_voc, voc_flags, voc_ids, write_annotations
 
 from spcl_lib import UserError
-from spcl_lib.data import voc
+from spcl_lib.data import voc as voc_module
 from spcl_lib.data.voc import CLASSES, read_flags
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
+
+EVERYTHING = {"train_images": 0, "eval_images": 0, "image_side": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +33,23 @@ def lists(root):
     return devkit(root) / "ImageSets" / "Main"
 
 
+def config_of(dataset="voc2007", **overrides):
+    return make_config(dataset, "an", profile="smoke", overrides=EVERYTHING | overrides)
+
+
+# --- labels and images ----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_labels_are_the_lists_and_difficult_counts_as_negative(voc, split):
-    data = load_voc(voc, split, 16)
-    flags = voc_flags(split)
-    assert (flags == 0).any()
+def test_labels_and_images_are_those_of_the_lists(voc, split):
+    data, flags = load_voc(voc, split, 16), voc_flags(split)
     assert data.ids == tuple(voc_ids()[split])  # in the order of the list, not of the names
     np.testing.assert_array_equal(data.labels, flags == 1)
-    assert data.classes == CLASSES and len(CLASSES) == 20
+    assert data.classes == CLASSES and len(CLASSES) == 20 and (flags == 0).any()
+    for name, image in zip(data.ids, data.images, strict=True):
+        with Image.open(devkit(voc) / "JPEGImages" / f"{name}.jpg") as file:
+            expected = np.asarray(file.resize((16, 16), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 
 
 def test_difficult_is_what_the_setting_says(voc):
@@ -47,36 +58,19 @@ def test_difficult_is_what_the_setting_says(voc):
                               ("ignored", flags == 1)):  # fmt: skip
         data = load_voc(voc, "train", 16, difficult=difficult)
         np.testing.assert_array_equal(data.labels, labels)
-        if difficult == "ignored":
-            np.testing.assert_array_equal(data.ignored, flags == 0)
-        else:
-            assert data.ignored is None
+        assert (data.ignored is None) == (difficult != "ignored")
+    for part, split in zip(load_splits(config_of(difficult="ignored"), voc), ("train", "val"),
+                           strict=True):  # fmt: skip
+        np.testing.assert_array_equal(part.ignored, voc_flags(split) == 0)
 
 
-def test_the_setting_of_a_run_reaches_both_splits(voc):
-    small = {"train_images": 0, "eval_images": 0, "image_side": 16, "difficult": "ignored"}
-    train, report = load_splits(make_config("voc2007", "an", 0, "smoke", small), voc)
-    np.testing.assert_array_equal(train.ignored, voc_flags("train") == 0)
-    np.testing.assert_array_equal(report.ignored, voc_flags("val") == 0)
-
-
-def test_voc2012_is_read_from_a_folder_of_its_own(voc):
-    shutil.copytree(devkit(voc), devkit(voc).with_name("VOC2012"))
-    shutil.rmtree(devkit(voc))
-    config = make_config("voc2012", "an", 0, "smoke", {"image_side": 16, "train_images": 0})
-    train, report = load_splits(config, voc)
+def test_voc2012_is_read_from_a_folder_of_its_own_and_choices_are_made_on_train(voc):
+    devkit(voc).rename(devkit(voc).with_name("VOC2012"))
+    train, report = load_splits(config_of("voc2012"), voc)
     assert train.ids == tuple(voc_ids()["train"]) and report.ids == tuple(voc_ids()["val"])
-    np.testing.assert_array_equal(train.labels, voc_flags("train") == 1)
-
-
-def test_images_are_the_whole_files_resized_in_the_order_of_the_list(voc):
-    data = load_voc(voc, "train", 16)
-    assert data.images.shape == (6, 3, 16, 16) and data.images.dtype == torch.uint8
-    for name, image in zip(data.ids, data.images, strict=True):
-        with Image.open(devkit(voc) / "JPEGImages" / f"{name}.jpg") as file:
-            assert file.size == (24, 18)
-            expected = np.asarray(file.resize((16, 16), Image.Resampling.BILINEAR))
-        np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+    train, report = load_splits(config_of("voc2012", report="val"), voc)
+    assert len(train) > len(report) > 0
+    assert sorted(train.ids + report.ids) == sorted(voc_ids()["train"])  # none is in both
 
 
 def test_columns_may_be_separated_and_ordered_in_any_way(voc):
@@ -87,6 +81,15 @@ def test_columns_may_be_separated_and_ordered_in_any_way(voc):
     assert torch.equal(read_flags(devkit(voc), "train")[1], before)
 
 
+def test_images_with_nothing_but_difficult_objects_are_not_trained_on_but_reported_on(voc):
+    for split, name in (("train", "000012"), ("val", "000002")):
+        for file in lists(voc).glob(f"*_{split}.txt"):
+            file.write_text(file.read_text().replace(f"{name}  1", f"{name}  0"))
+    train, report = load_splits(config_of(), voc)
+    assert "000012" not in train.ids and len(train) == 5
+    assert "000002" in report.ids and len(report) == 4
+
+
 # --- boxes ----------------------------------------------------------------------------------------
 
 OBJECTS = {  # of images of 24 x 18 pixels
@@ -95,7 +98,7 @@ OBJECTS = {  # of images of 24 x 18 pixels
 }
 
 
-def annotation(root, name):
+def annotation(root, name="000003"):
     return devkit(root) / "Annotations" / f"{name}.xml"
 
 
@@ -115,269 +118,132 @@ def test_boxes_are_those_of_the_annotations_as_fractions(boxed):
     }
     assert got == {(name, *values) for name, rows in OBJECTS.items() for values in rows}
     assert image.tolist() == [1, 1, 2, 2]  # as the images are listed
-    assert load_voc(boxed, "train", 16).boxes is None
+    text = annotation(boxed).read_text()
+    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+    annotation(boxed).write_text(text.replace("</object>", part).replace("<xmax>24<", "<xmax>25<"))
+    again = load_voc(boxed, "train", 16, boxes=True).boxes.box
+    assert len(again) == 4 and again[1].tolist() == pytest.approx([6 / 24, 1 / 18, 1, 1])
+
+
+def test_boxes_turn_with_the_picture(boxed):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the stored left is the top, the stored bottom the left
+    file = devkit(boxed) / "JPEGImages" / "000003.jpg"
+    with Image.open(file) as image:
+        image.load()
+    image.save(file, exif=exif, quality=95)
+    box = load_voc(boxed, "train", 16, boxes=True).boxes.box
+    assert box[0].tolist() == pytest.approx([1 - 9 / 18, 1 / 24, 1 - 2 / 18, 12 / 24])
 
 
 def test_a_run_reads_boxes_only_when_it_asks_for_them(boxed):
-    config = make_config("voc2007", "an", 0, "smoke", {"image_side": 16, "report": "val"})
-    assert load_splits(config, boxed)[0].boxes is None
-    for part in load_splits(config, boxed, objects=True):
+    assert load_splits(config_of(report="val"), boxed)[0].boxes is None
+    assert load_splits(config_of(report="val", draw="size"), boxed)[0].boxes is not None
+    for part in load_splits(config_of(report="val"), boxed, objects=True):
         for n, name in enumerate(part.ids):
             assert (part.boxes.image == n).sum() == len(OBJECTS.get(name, []))
 
 
-def test_a_draw_by_boxes_gets_them(boxed):
-    small = {"image_side": 16, "report": "val", "draw": "size"}
-    train, _ = load_splits(make_config("voc2007", "an", 0, "smoke", small), boxed)
-    assert train.boxes is not None
-
-
-def test_parts_of_an_object_are_no_objects(boxed):
-    file = annotation(boxed, "000003")
-    part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
-    file.write_text(file.read_text().replace("</object>", part))
-    assert len(load_voc(boxed, "train", 16, boxes=True).boxes.box) == 4
-
-
-def test_a_box_that_is_a_pixel_too_large_is_cut(boxed):
-    file = annotation(boxed, "000003")
-    file.write_text(file.read_text().replace("<xmax>24<", "<xmax>25<"))
-    box = load_voc(boxed, "train", 16, boxes=True).boxes.box
-    assert box[1].tolist() == pytest.approx([6 / 24, 1 / 18, 1, 1])
-
-
 def test_boxes_are_parsed_once_and_again_when_a_file_changes(boxed, monkeypatch):
-    calls = []
-    parse = voc._parse
-    monkeypatch.setattr(voc, "_parse", lambda files: calls.append(1) or parse(files))
-    first = load_voc(boxed, "train", 16, boxes=True).boxes
-    assert torch.equal(load_voc(boxed, "train", 16, boxes=True).boxes.box, first.box)
+    calls, parse = [], voc_module._parse
+    monkeypatch.setattr(voc_module, "_parse", lambda files: calls.append(1) or parse(files))
+    for _ in range(2):
+        first = load_voc(boxed, "train", 16, boxes=True).boxes
     assert len(calls) == 1
-    file = annotation(boxed, "000003")
+    golden = (1, 2.0, 47.0, 6.854)  # with other values, `voc.VERSION` must change, too
+    sums = [t.double().sum().item() for t in (first.image / 3, first.label, first.box)]
+    assert (voc_module.VERSION, *(round(s, 3) for s in sums)) == pytest.approx(golden)
+    file = annotation(boxed)
     file.write_text(file.read_text().replace("<xmax>12<", "<xmax>18<"))
     os.utime(file, ns=(10**18, 10**18))
     assert load_voc(boxed, "train", 16, boxes=True).boxes.box[0, 2] == 18 / 24
     assert len(calls) == 2
 
 
-def altered(name, before, after):
-    """A fault in the annotation of image 000003."""
-
-    def break_it(root):
-        file = annotation(root, "000003")
-        assert before in file.read_text()
-        file.write_text(file.read_text().replace(before, after))
-
-    break_it.__name__ = name
-    return break_it
-
-
-def without_annotation(root):
-    annotation(root, "000003").unlink()
-
-
-def binary_annotation(root):
-    annotation(root, "000003").write_bytes(b"\xff\xd8\xff\xe0")
-
-
 ANNOTATION_FAULTS = {
-    without_annotation: "unpack it there",
-    binary_annotation: "not readable XML",
-    altered("torn", "</annotation>", ""): "not readable XML",
-    altered("unknown_class", "<name>dog<", "<name>dgo<"): "Did you mean 'dog'",
-    altered("nameless", "<name>dog</name>", ""): "unknown class of object 1",
-    altered("no_size", "<width>24</width>", ""): "<annotation> without numbers for <size>",
-    altered("a_size_of_words", "<width>24<", "<width>wide<"): "without numbers for <size>",
-    altered("half_a_box", "<xmax>12</xmax>", ""): "<object> without numbers for <bndbox>",
-    altered("outside", "<xmax>24<", "<xmax>31<"): "object 2 (person); expected 0 <= xmin",
-    altered("below_zero", "<ymin>2<", "<ymin>-5<"): "object 1 (dog); expected 0 <= xmin",
-    altered("turned", "<xmax>12<", "<xmax>1<"): "object 1 (dog); expected 0 <= xmin",
-    altered("not_a_number", "<xmax>12<", "<xmax>nan<"): "object 1 (dog); expected 0 <= xmin",
+    "torn": ("</annotation>", "", "cannot be read"),
+    "class": ("<name>dog<", "<name>dgo<", "Did you mean 'dog'"),
+    "nameless": ("<name>dog</name>", "", "unknown class of object 1"),
+    "no size": ("<width>24</width>", "", "<annotation> without numbers for <size>"),
+    "size of words": ("<width>24<", "<width>wide<", "without numbers for <size>"),
+    "endless": ("<width>24<", "<width>inf<", "without numbers for <size>"),
+    "half a box": ("<xmax>12</xmax>", "", "<object> without numbers for <bndbox>"),
+    "outside": ("<xmax>24<", "<xmax>31<", "object 2 \\(person\\); expected 0 <= xmin"),
+    "turned": ("<xmax>12<", "<xmax>1<", "object 1 \\(dog\\); expected 0 <= xmin"),
+    "nan": ("<xmax>12<", "<xmax>nan<", "<object> without numbers for <bndbox>"),
+    "missing": (None, None, "unpack it there"),
 }
 
 
-@pytest.mark.parametrize(("break_it", "said"), ANNOTATION_FAULTS.items())
-def test_a_damaged_annotation_is_named_in_one_line(boxed, break_it, said):
-    break_it(boxed)
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize("fault", ANNOTATION_FAULTS)
+def test_a_damaged_annotation_is_named_in_one_line(boxed, fault):
+    file, (before, after, said) = annotation(boxed), ANNOTATION_FAULTS[fault]
+    if before is None:
+        file.unlink()
+    else:
+        file.write_text(file.read_text().replace(before, after))
+    with pytest.raises(UserError, match=said) as caught:
         load_voc(boxed, "train", 16, boxes=True)
-    message = str(caught.value)
-    assert str(annotation(boxed, "000003")) in message and said in message
-    assert "\n" not in message
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
     assert len(load_voc(boxed, "train", 16)) == 6  # labels and images do not need it
 
 
 # --- what is wrong --------------------------------------------------------------------------------
 
 
-def without_devkit(root):
-    shutil.rmtree(root / "VOCdevkit")
-    return devkit(root)
+def with_line(name, line):
+    """A fault: a line more in a list."""
+    return lambda root: (lists(root) / name).write_text((lists(root) / name).read_text() + line)
 
 
-def without_split(root):
-    (lists(root) / "train.txt").unlink()
-    return lists(root) / "train.txt"
+FAULTS = {
+    "no devkit": (lambda r: shutil.rmtree(r / "VOCdevkit"), "Pascal VOC is not at '.*VOC2007'"),
+    "no split": (lambda r: (lists(r) / "train.txt").unlink(), "train.txt' is missing"),
+    "empty split": (lambda r: (lists(r) / "train.txt").write_text(""), "names no image"),
+    "no list": (lambda r: (lists(r) / "cow_train.txt").unlink(), "cow_train.txt' is missing"),
+    "an image less": (lambda r: (lists(r) / "cow_train.txt").write_text("000003 1\n"),
+                      "cow_train.txt' lacks image '000007'"),
+    "flag": (with_line("sheep_train.txt", "999999 2\n"), "sheep_train.txt' .* the flag 2"),
+    "line": (with_line("sheep_train.txt", "000012\n"), "sheep_train.txt' has the line '000012'"),
+    "twice": (with_line("train.txt", "000012\n"), "names image '000012' more than once"),
+    "two flags": (lambda r: [with_line("sheep_train.txt", f"000012 {f}\n")(r) for f in (1, -1)],
+                  "image '000012' the flag"),
+    "no text": (lambda r: (lists(r) / "train.txt").write_bytes(b"\xff\xd8"), "cannot be read"),
+}  # fmt: skip
 
 
-def empty_split(root):
-    (lists(root) / "train.txt").write_text("")
-    return lists(root) / "train.txt"
-
-
-def without_class_list(root):
-    (lists(root) / "sheep_train.txt").unlink()
-    return lists(root) / "sheep_train.txt"
-
-
-def class_list_lacks_an_image(root):
-    file = lists(root) / "sheep_train.txt"
-    rows = file.read_text().splitlines()
-    file.write_text("\n".join(row for row in rows if not row.startswith("000012")))
-    return f"{file}' lacks image '000012'"
-
-
-def bad_flag(root):
-    file = lists(root) / "sheep_train.txt"
-    file.write_text(file.read_text().replace("000012 -1", "000012  2"))
-    assert " 2" in file.read_text()
-    return f"{file}' has the flag '2'"
-
-
-def bad_line(root):
-    file = lists(root) / "sheep_train.txt"
-    file.write_text(file.read_text() + "000099\n")
-    return f"{file}' has the line '000099'"
-
-
-def an_image_twice(root):
-    file = lists(root) / "train.txt"
-    file.write_text(file.read_text() + "000012\n")
-    return f"{file}' names image '000012' more than once"
-
-
-def two_flags_for_an_image(root):
-    file = lists(root) / "sheep_train.txt"
-    file.write_text(file.read_text() + "000012  1\n")
-    return f"{file}' gives image '000012' the flags -1 and 1"
-
-
-def missing_image(root):
-    file = devkit(root) / "JPEGImages" / "000005.jpg"
-    file.unlink()
-    return file
-
-
-def truncated_image(root):
-    file = devkit(root) / "JPEGImages" / "000005.jpg"
-    file.write_bytes(file.read_bytes()[:-300])
-    return file
-
-
-def text_as_image(root):
-    file = devkit(root) / "JPEGImages" / "000005.jpg"
-    file.write_text("404: not found\n")
-    return file
-
-
-def empty_image(root):
-    file = devkit(root) / "JPEGImages" / "000005.jpg"
-    file.write_bytes(b"")
-    return file
-
-
-LIST_FAULTS = [
-    without_devkit, without_split, empty_split, without_class_list, class_list_lacks_an_image,
-    bad_flag, bad_line, an_image_twice, two_flags_for_an_image,
-]  # fmt: skip
-IMAGE_FAULTS = [missing_image, truncated_image, text_as_image, empty_image]
-
-
-@pytest.mark.parametrize("break_it", LIST_FAULTS + IMAGE_FAULTS)
-def test_what_is_wrong_is_named_in_one_line(voc, break_it, tmp_path):
-    named = str(break_it(voc))
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_is_named_in_one_line(voc, fault, tmp_path):
+    break_it, said = FAULTS[fault]
+    break_it(voc)
+    with pytest.raises(UserError, match=said) as caught:
         load_voc(voc, "train", 16)
-    assert named in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert break_it in IMAGE_FAULTS or not (tmp_path / "cache").exists()
+    assert "\n" not in str(caught.value) and not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("limit", ["20", "0"])
-@pytest.mark.parametrize("break_it", IMAGE_FAULTS)
-def test_left_out_images_take_their_labels_and_ids_along(voc, break_it, limit, monkeypatch, capsys):
+def test_left_out_images_take_their_labels_and_ids_along(voc, limit, monkeypatch):
     monkeypatch.setenv("SPCL_CACHE_GB", limit)
     intact = load_voc(voc, "train", 16)
     images = intact.images[:]
-    break_it(voc)
-    data = load_voc(voc, "train", 16, damaged="skip")
-    assert "left out 1 of 6 images of voc2007-train" in capsys.readouterr().out
-    left_out = intact.ids.index("000005")
-    others = [i for i in range(6) if i != left_out]
-    assert 0 < left_out < 5 and len(data) == 5
-    assert data.ids == tuple(intact.ids[i] for i in others)
+    for name, content in (("000005", None), ("000002", b"")):
+        file = devkit(voc) / "JPEGImages" / f"{name}.jpg"
+        file.write_bytes(content) if content is not None else file.unlink()
+    with pytest.raises(UserError, match="000005.jpg' is missing"):
+        load_splits(config_of(), voc)
+    data, report = load_splits(config_of(damaged="skip"), voc)
+    others = [i for i in range(6) if intact.ids[i] != "000005"]
+    assert data.ids == tuple(intact.ids[i] for i in others) and len(report) == 3
     assert [file.stem for file in data.files] == list(data.ids)
     assert torch.equal(data.labels, intact.labels[others])
     assert len(intact.labels.unique(dim=0)) == 6  # so a shift would be seen
     assert torch.equal(data.images[:], images[others])
 
 
-def test_a_run_may_leave_out_damaged_images_of_both_its_splits(voc, capsys):
-    missing_image(voc)
-    (devkit(voc) / "JPEGImages" / "000002.jpg").write_bytes(b"")
-    overrides = {"train_images": 0, "eval_images": 0, "image_side": 16}
-    config = make_config("voc2007", "an", profile="smoke", overrides=overrides)
-    with pytest.raises(UserError, match="000005.jpg' is missing"):
-        load_splits(config, voc)
-    config = make_config(
-        "voc2007", "an", profile="smoke", overrides=overrides | {"damaged": "skip"}
-    )
-    train, report = load_splits(config, voc)
-    assert set(train.ids) == set(voc_ids()["train"]) - {"000005"}
-    assert set(report.ids) == set(voc_ids()["val"]) - {"000002"}
-
-
-@pytest.mark.parametrize("break_it", [truncated_image, text_as_image])
-def test_after_the_file_is_mended_the_same_call_works(voc, break_it):
-    file = devkit(voc) / "JPEGImages" / "000005.jpg"
-    intact = file.read_bytes()
-    break_it(voc)
-    with pytest.raises(UserError):
-        load_voc(voc, "train", 16)
-    file.write_bytes(intact)
-    assert len(load_voc(voc, "train", 16)) == 6
-
-
-# --- splits of a run ------------------------------------------------------------------------------
-
-
-def test_final_runs_report_on_val_and_choices_on_a_part_of_train(voc):
-    small = {"train_images": 0, "eval_images": 0, "image_side": 16}
-    config = make_config("voc2007", "an", profile="smoke", overrides=small | {"report": "test"})
-    train, report = load_splits(config, voc)
-    assert train.ids == tuple(voc_ids()["train"]) and report.ids == tuple(voc_ids()["val"])
-    config = make_config("voc2007", "an", profile="smoke", overrides=small | {"report": "val"})
-    train, report = load_splits(config, voc)
-    assert len(train) > len(report) > 0
-    assert sorted(train.ids + report.ids) == sorted(voc_ids()["train"])  # none is in both
-
-
-def test_images_with_nothing_but_difficult_objects_are_not_trained_on_but_reported_on(voc):
-    for split, name in (("train", "000012"), ("val", "000002")):
-        for file in lists(voc).glob(f"*_{split}.txt"):
-            file.write_text(file.read_text().replace(f"{name}  1", f"{name}  0"))
-    everything = {"train_images": 0, "eval_images": 0, "image_side": 16}
-    config = make_config("voc2007", "an", profile="smoke", overrides=everything)
-    train, report = load_splits(config, voc)
-    assert "000012" not in train.ids and len(train) == 5
-    assert "000002" in report.ids and len(report) == 4
-
-
 def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, results, monkeypatch):
-    truncated_image(voc)
     settings = {
         "backbone": "small_resnet", "weights": "none", "frozen": 0, "image_side": 32,
-        "crop_side": 24, "eval_side": 24, "batch": 2, "bank_size": 4, "damaged": "skip",
+        "crop_side": 24, "eval_side": 24, "batch": 2, "bank_size": 4,
     }  # fmt: skip
     data = "--dataset", "voc2007", "--data-root", voc, "--profile", "smoke"
     metrics = []
@@ -389,7 +255,7 @@ def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, res
         (file,) = results.glob("*/*/metrics.json")
         metrics.append(json.loads(file.read_text()))
     cached, lazy = metrics
-    assert cached["train_images"] == 5 and math.isfinite(cached["mAP"])
+    assert math.isfinite(cached["mAP"])
     assert lazy["history"] == cached["history"] and lazy["AP"] == cached["AP"]
 
 
@@ -397,48 +263,22 @@ def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, res
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_real_labels_are_the_lists_for_all_images(real_data, split):
-    folder = devkit(real_data)
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
-    positives = set()  # (image, class), read the other way round: line by line
-    for name in CLASSES:
-        text = (folder / "ImageSets" / "Main" / f"{name}_{split}.txt").read_text()
-        for line in text.splitlines():
-            if line.strip().endswith(" 1"):
-                positives.add((line.split()[0], name))
-    expected_ids = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
-
-    ids, flags = read_flags(folder, split)
-    labels = flags == 1
-    got = {(ids[n], CLASSES[c]) for n, c in labels.nonzero().tolist()}
-    assert ids == expected_ids and len(ids) >= 2500
-    assert got == positives and len(positives) > 3000
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_real_boxes_agree_with_the_lists(real_data, split):
+def test_real_labels_and_boxes_are_those_of_the_files(real_data, split):
     folder = devkit(real_data)
     if not (folder / "Annotations").is_dir():
         pytest.skip(f"{folder / 'Annotations'} is not there")
+    positives = set()  # (image, class), read the other way round: line by line
+    for name in CLASSES:
+        for line in (lists(real_data) / f"{name}_{split}.txt").read_text().splitlines():
+            if line.strip().endswith(" 1"):
+                positives.add((line.split()[0], name))
     ids, flags = read_flags(folder, split)
-    boxes = voc.read_boxes(folder, ids)
+    assert {(ids[n], CLASSES[c]) for n, c in (flags == 1).nonzero().tolist()} == positives
+    assert ids == (lists(real_data) / f"{split}.txt").read_text().split() and len(ids) >= 2500
+    boxes = voc_module.read_boxes(folder, ids)["boxes"]
     x0, y0, x1, y1 = boxes.box.T
     assert len(boxes.box) > 7000 and boxes.box.min() >= 0 and boxes.box.max() <= 1
     assert (x0 < x1).all() and (y0 < y1).all()
-    text = (folder / "Annotations" / f"{ids[9]}.xml").read_text()  # counted without a parser
-    named = [CLASSES.index(part.split("<")[0]) for part in text.split("<name>")[1:]]
-    assert boxes.label[boxes.image == 9].tolist() == named
     drawn = torch.zeros_like(flags, dtype=torch.bool)
     drawn[boxes.image, boxes.label] = True
     assert not (drawn & (flags == -1)).any()  # what has a box is in the lists
-
-
-def test_real_images_load_in_the_order_of_their_list(real_part):
-    chosen = (lists(real_part) / "val.txt").read_text().split()
-    data = load_voc(real_part, "val", 48)
-    assert data.ids == tuple(chosen) and chosen != sorted(chosen)
-    for name, image in zip(chosen, data.images, strict=True):
-        with Image.open(devkit(real_part) / "JPEGImages" / f"{name}.jpg") as file:
-            expected = file.convert("RGB").resize((48, 48), Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(image.permute(1, 2, 0), np.asarray(expected))

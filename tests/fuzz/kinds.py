@@ -27,10 +27,9 @@ from spcl_lib.analysis import results as tables
 from spcl_lib.analysis.bootstrap import Resamples
 from spcl_lib.analysis.measurement_files import load_measurements
 from spcl_lib.data.coco import list_coco
-from spcl_lib.data.folder import list_folder_splits
+from spcl_lib.data.folders import list_folder_splits, list_table
 from spcl_lib.data.imagenet import list_imagenet
 from spcl_lib.data.images import try_image
-from spcl_lib.data.table import list_table
 from spcl_lib.data.voc import list_voc
 from spcl_lib.reproduce import manifest, steps
 from spcl_lib.runs import checkpoint, features, run, store

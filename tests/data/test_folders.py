@@ -1,0 +1,443 @@
+"""A user's own images: labels from folders or CSV, held-out images, and clear errors."""
+
+import os
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
+
+from spcl_lib import UserError
+from spcl_lib.data import folders
+from spcl_lib.data.draws import draw_labels
+from spcl_lib.data.folders import find_images, list_table
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.splits import identify_data, load_splits, report_labels
+
+ALL = {"train_images": 0, "eval_images": 0, "image_side": 16}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "my images"
+
+
+def config_of(dataset="folder", **overrides):
+    return make_config(dataset, "an", profile="smoke", overrides=ALL | overrides)
+
+
+def load(root, **overrides):
+    return load_splits(config_of(**overrides), root)
+
+
+def labels_by_id(*parts):
+    return {
+        name: {data.classes[c] for c in row.nonzero().flatten().tolist()}
+        for data in parts for name, row in zip(data.ids, data.labels, strict=True)
+    }  # fmt: skip
+
+
+# --- class folders --------------------------------------------------------------------------------
+
+
+def test_every_folder_is_a_class_whatever_its_name_and_depth(root):
+    for name in ("Straßenbahn 2", "猫", "a,b;c", "Zebra"):
+        for i in range(4):
+            save_noise(root / name / f"image {i}.png")
+    save_noise(root / "Zebra" / "Zoo" / "Köln" / "ä ö.png")
+    parts = load(root)
+    assert parts[0].classes == parts[1].classes == ("Straßenbahn 2", "Zebra", "a,b;c", "猫")
+    found = labels_by_id(*parts)
+    assert len(found) == 17 and found["Zebra/Zoo/Köln/ä ö.png"] == {"Zebra"}
+    assert all(labels == {name.split("/")[0]} for name, labels in found.items())
+    for data in parts:
+        for name, image in zip(data.ids, data.images, strict=True):
+            with Image.open(root / name) as file:
+                expected = file.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(image.permute(1, 2, 0), np.asarray(expected))
+
+
+def test_every_ending_that_pillow_reads_is_found_and_what_is_left_out_is_counted(root, capsys):
+    make_folder(root, dog=3)
+    kinds = [".jfif", ".jpe", ".ppm", ".JPG", ".Png", ".TIFF", ".webp", ".jp2", ".tga"]
+    for i, kind in enumerate(kinds):
+        save_noise(root / "cat" / f"{i}{kind}")
+    for hidden in ("cat/.hidden.jpg", ".git/0.jpg", "cat/.thumbnails/0.jpg"):
+        save_noise(root / hidden)
+    for name in ("notes.txt", "a.heic", "b.HEIC"):
+        (root / "cat" / name).write_text("no image")
+    save_noise(root / "overview.png")
+    found = labels_by_id(*load(root))
+    assert set(found) == {f"cat/{i}{kind}" for i, kind in enumerate(kinds)} | {
+        f"dog/dog {i}.png" for i in range(3)
+    }
+    said = capsys.readouterr().out
+    assert "3 files are left out: 2 .heic, 1 .txt; " in said and "pip install pillow-heif" in said
+    assert "1 images directly in" in said
+
+
+@pytest.mark.parametrize("where", [".", "..", "../..", "../dog", "deep/folder"])
+def test_no_image_is_read_twice_through_a_link(root, where):
+    """A link to a parent gave ten images 41 names each, and half of them the wrong label."""
+    make_folder(root, cat=5, dog=5)
+    (root / "cat" / "deep" / "folder").mkdir(parents=True)
+    before = labels_by_id(*load(root))
+    (root / "cat" / "again").symlink_to(where)
+    assert labels_by_id(*load(root)) == before and len(before) == 10
+
+
+def test_folders_elsewhere_may_be_linked_once(root, tmp_path):
+    make_folder(tmp_path / "elsewhere", cat=4, dog=4)
+    (tmp_path / "elsewhere" / "cat" / "loop").symlink_to("..")
+    root.mkdir()
+    (root / "all").symlink_to(tmp_path / "elsewhere")
+    (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    assert find_images(root)[0] == sorted(
+        [f"all/dog/dog {i}.png" for i in range(4)] + [f"cat/cat {i}.png" for i in range(4)]
+    )
+    (root / "owl").symlink_to("cat")
+    with pytest.raises(UserError, match="owl' .*is read under another name"):
+        load(root)
+
+
+def test_pipes_and_lists_without_end_are_named(root, make_pipe):
+    make_pipe(make_folder(root) / "pipe.csv")
+    for name in ("labels", "full_labels"):
+        with pytest.raises(UserError, match="pipe.csv' cannot be read .it is no regular file"):
+            load(root, **{name: "pipe.csv"})
+    make_pipe(root / "cat" / "pipe.png")
+    with pytest.raises(UserError, match="pipe.png' is no regular file"):
+        load(root)
+
+
+# --- one name, one picture ------------------------------------------------------------------------
+
+
+def test_classes_that_differ_in_nothing_but_case_are_refused_with_both_places(root):
+    make_folder(root, cat=3, Cat=3, dog=3)
+    with pytest.raises(UserError, match=r"'Cat' \(folder of 'Cat/.*'cat' \(folder of 'cat/"):
+        load(root)
+    save_noise(root / "a.png")
+    lines = ["path,label", "cat/cat 0.png,cat", "dog/dog 1.png,dog", "a.png,DOG"]
+    with pytest.raises(UserError, match=r"'DOG' \(line 4\) and 'dog' \(line 3\)"):
+        load(root, labels=write_csv(root / "labels.csv", *lines))
+    write_csv(root / "train.csv", "path,labels", "a.png,cat|Dog", "dog/dog 1.png,dog")
+    write_csv(root / "val.csv", "path,labels", "dog/dog 0.png,dog")
+    with pytest.raises(UserError, match=r"'Dog' \(line 2\) and 'dog' \(line 3\)"):
+        list_table(root)
+
+
+def test_identical_photographs_in_two_classes_or_in_both_splits_are_told(root, capsys):
+    make_folder(root, cat=20, dog=20)
+    load(root)
+    assert "identical" not in capsys.readouterr().out
+    trained, reported = (part.ids[0] for part in load(root))
+    shutil.copy(root / trained, root / "cat" / "copy.png")
+    shutil.copy(root / trained, root / "dog" / "copy.png")
+    shutil.copy(root / reported, root / "cat" / "again.png")
+    everything = {"report": "train"}
+    load(root, **everything)
+    assert "identical, with different labels: " in capsys.readouterr().out
+    full = write_csv(root / "full.csv", "path,labels", f"{reported},cat|dog")
+    load(root, full_labels=full)
+    said = capsys.readouterr().out
+    assert "identical, both trained on and reported on: 1, such as" in said and reported in said
+    for split, name in (("train", trained), ("val", "cat/copy.png")):
+        write_csv(root / f"{split}.csv", "path,labels", f"{name},cat", f"{split}.png,dog")
+        save_noise(root / f"{split}.png")
+    assert "both trained on and reported on: 1" in list_table(root)[0].notes[0]
+
+
+# --- a list of labels -----------------------------------------------------------------------------
+
+
+def listed(root, *lines, encoding="utf-8", end="\n"):
+    """Writes lines that give six images (any folder) two labels, after which come `lines`."""
+    rows = [f"shots/{i}.png,{'cat' if i % 2 else 'dog'}" for i in range(6)]
+    for i in range(6):
+        save_noise(root / "shots" / f"{i}.png")
+    text = end.join(["path,label", *rows, *lines, ""])
+    (root / "labels.csv").write_bytes(text.encode(encoding))
+    return "labels.csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_gives_labels_however_it_was_saved(root, encoding, end):
+    save_noise(root / "Köln, am Rhein" / "ä ö.png")
+    extra = ['"Köln, am Rhein/ä ö.png", große Katze ', "", "./shots/0.png,dog"]
+    found = labels_by_id(*load(root, labels=listed(root, *extra, encoding=encoding, end=end)))
+    assert found["Köln, am Rhein/ä ö.png"] == {"große Katze"}
+    assert found["shots/1.png"] == {"cat"} and found["shots/4.png"] == {"dog"}
+    assert len(found) == 7  # a line that repeats another is no mistake
+
+
+def test_a_name_may_have_its_accents_in_another_form(root):
+    """Macs write ö as o and two dots; editors do not."""
+    written, stored = (unicodedata.normalize(form, "Köln/schön.png") for form in ("NFC", "NFD"))
+    save_noise(root / stored)
+    labels = listed(root, f"{written},{unicodedata.normalize('NFD', 'Hügel')}")
+    full = write_csv(root / "full.csv", "path,labels", f"{written},Hügel|cat")
+    with pytest.raises(UserError, match=r"is in .*full.csv.*and in .*labels.csv' \(line 8\)"):
+        load(root, labels=labels, full_labels=full)
+    assert labels_by_id(*load(root, labels=labels))[stored] == {"Hügel"}
+
+
+# --- what is reported on --------------------------------------------------------------------------
+
+
+def test_without_full_labels_a_fifth_of_every_class_is_held_out(root):
+    make_folder(root, cat=50, dog=10, owl=3, fox=2, emu=1)
+    train, report = load(root)
+    counts = dict(zip(train.classes, report.labels.sum(0).tolist(), strict=True))
+    assert counts == {"cat": 10, "dog": 2, "owl": 1, "fox": 0, "emu": 0}
+    assert len(train) + len(report) == 66 and not set(train.ids) & set(report.ids)
+    assert [data.ids for data in load(root)] == [train.ids, report.ids]
+    part = load(root, train_images=24, eval_images=6)
+    assert part[0].ids == train.ids[:24] and part[1].ids == report.ids[:6]
+    assert (part[0].labels.sum(0)[:2] > 0).all()  # a fixed mixture of the classes
+    for i in range(5):
+        save_noise(root / "cat" / f"new {i}.png")
+    after = set(load(root)[1].ids)
+    assert len(after) == 14 and len(after & set(report.ids)) >= 11
+
+
+def test_all_images_can_be_trained_on(root, spcl):
+    make_folder(root)
+    train, report = load(root, report="train")
+    assert len(train) == 15 and train.ids == report.ids
+    outcome = spcl(*FOLDER, "--data-root", root, **QUICK, report="train")
+    assert outcome.status == 0, outcome.err
+    assert "reported on" in outcome.out and "trained on" in outcome.out
+
+
+def test_images_with_full_labels_are_reported_on_and_never_trained_on(root):
+    make_folder(root)
+    for i in range(3):
+        save_noise(root / "checked" / f"{i}.png")
+    save_noise(root / "aside.png")
+    rows = ["checked/0.png,cat|dog", "checked/1.png,", "checked/2.png, dog | dog ",
+            "cat/cat 3.png,cat|dog", "aside.png,cat"]  # fmt: skip
+    full = write_csv(root / "full.csv", "path,labels", *rows)
+    train, report = load(root, full_labels=full)
+    assert train.classes == ("cat", "dog")  # `checked` holds no training image
+    assert labels_by_id(report) == {
+        "checked/0.png": {"cat", "dog"}, "checked/1.png": set(), "checked/2.png": {"dog"},
+        "cat/cat 3.png": {"cat", "dog"}, "aside.png": {"cat"},
+    }  # fmt: skip
+    assert len(train) == 14 and "cat/cat 3.png" not in train.ids
+    assert (train.labels.sum(1) == 1).all()
+    val_train, val = load(root, report="val", full_labels=full)
+    assert sorted(val_train.ids + val.ids) == sorted(train.ids) and len(val) == 3
+
+
+def test_damaged_images_are_left_out_together_with_their_labels(root):
+    make_folder(root, cat=20, dog=20)
+    before = labels_by_id(*load(root))
+    gone = ("cat/cat 3.png", "dog/dog 7.png")
+    for name in gone:
+        (root / name).write_text("404: not found")
+    with pytest.raises(UserError, match="cat 3.png|dog 7.png"):
+        load(root)
+    left = load(root, damaged="skip")
+    assert labels_by_id(*left) == {n: c for n, c in before.items() if n not in gone}
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+FAULTS = {
+    "a class folder without images": (lambda r: (r / "owl").mkdir(), "owl' holds no image"),
+    "one class": (lambda r: shutil.rmtree(r / "dog"), "only the class 'cat'"),
+    "nothing at all": (lambda r: [shutil.rmtree(r / n) for n in ("cat", "dog")], "no labelled im"),
+    "splits": (lambda r: [(r / "cat").rename(r / "train"), (r / "dog").rename(r / "Test")],
+               "look like splits"),
+    "a bar in a name": (lambda r: (r / "cat").rename(r / "c|t"), "class 'c|t'"),
+    "too few": (lambda r: [shutil.rmtree(r / n) for n in ("cat", "dog")]
+                + [make_folder(r, cat=2, dog=2)], "too few images"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_cannot_be_used_is_explained_in_one_line(root, fault):
+    make_folder(root)
+    break_it, said = FAULTS[fault]
+    break_it(root)
+    with pytest.raises(UserError) as caught:
+        load(root)
+    assert said in str(caught.value) and str(root) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+HEAD = "path,label"
+LINES = {
+    "header": ([], "file,class", "line 1: unknown header 'file,class'; expected path,label"),
+    "semicolons": ([], "path;label", "separated by semicolons; expected path,label"),
+    "tabs": ([], "path\tlabel", "separated by tabs"),
+    "missing image": (["shots/99.png,cat"], HEAD, "line 8: image 'shots/99.png' is not in"),
+    "name of any length": (["9" * 5000 + ",cat"], HEAD, "line 8: image '999"),
+    "other slash": ([r"shots\1.png,cat"], HEAD, "write '/' between folders"),
+    "parent": (["shots/../../x.png,cat"], HEAD, "line 8: 'shots/../../x.png' leads out"),
+    "absolute": (["/etc/x.png,cat"], HEAD, "line 8: '/etc/x.png' leads out of"),
+    "drive": ([r"C:\x.png,cat"], HEAD, r"line 8: 'C:\x.png' leads out of"),
+    "two labels": (["shots/1.png,dog"], HEAD, "line 8: 'shots/1.png' has other labels in line 3"),
+    "empty label": (["shots/1.png,"], HEAD, "line 8: a label is empty"),
+    "three fields": (["shots/1.png,cat,dog"], HEAD, "line 8: 3 fields; expected path,label"),
+    "open quote": (['"shots/1.png,cat'], HEAD, "check its quotes"),
+    "no image": (None, HEAD, "labels.csv' names no image"),
+}
+
+
+@pytest.mark.parametrize("fault", LINES)
+def test_a_list_that_cannot_be_used_is_explained_with_file_and_line(root, fault):
+    lines, header, said = LINES[fault]
+    file = root / listed(root, *(lines or ()))
+    text = file.read_text() if lines is not None else "path,label\n"
+    file.write_text(text.replace("path,label", header, 1))
+    with pytest.raises(UserError) as caught:
+        load(root, labels=file.name)
+    assert said in str(caught.value) and str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_list_that_is_missing_or_no_text_is_named(root):
+    name = listed(root, "shots/1.png,Käfer", encoding="latin-1")
+    with pytest.raises(UserError, match=r"labels.csv', line 8: no UTF-8 text"):
+        load(root, labels=name)
+    with pytest.raises(UserError, match=r"label file '.*/nowhere.csv' cannot be read.*No such"):
+        load(root, labels="nowhere.csv")
+
+
+FULL_LINES = {
+    "unknown label": ("dog/dog 1.png,dog|catt", "line 3: no training image has the label 'catt'. "
+                      "Did you mean 'cat'? Classes: cat, dog"),
+    "empty among others": ("dog/dog 1.png,dog||cat", "line 3: a label is empty"),
+    "two rows": ("cat/cat 1.png,dog", "line 3: 'cat/cat 1.png' has other labels in line 2"),
+    "no label": (None, "gives no image a label"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FULL_LINES)
+def test_full_labels_that_cannot_be_used_are_explained(root, fault):
+    make_folder(root)
+    line, said = FULL_LINES[fault]
+    lines = ["cat/cat 1.png,cat", line] if line else ["cat/cat 1.png,"]
+    full = write_csv(root / "full.csv", "path,labels", *lines)
+    with pytest.raises(UserError) as caught:
+        load(root, full_labels=full)
+    assert said in str(caught.value) and str(root / "full.csv") in str(caught.value)
+
+
+# --- which data a run is of -----------------------------------------------------------------------
+
+
+def test_the_content_changes_with_every_file_and_label_and_a_copy_is_the_same(root, tmp_path):
+    make_folder(root)
+    full = write_csv(root / "full.csv", "path,labels", "cat/cat 1.png,cat")
+
+    def content(root=root, **overrides):
+        return identify_data(config_of(**overrides), root).content
+
+    seen = [content(), content(full_labels=full)]
+    write_csv(root / "full.csv", "path,labels", "cat/cat 1.png,cat|dog")
+    seen.append(content(full_labels=full))
+    save_noise(root / "cat" / "new.png")
+    seen.append(content())
+    (root / "cat" / "new.png").rename(root / "dog" / "new.png")
+    seen.append(content())
+    data = bytearray((root / "dog" / "new.png").read_bytes())
+    data[len(data) // 2] ^= 255  # another picture of the same size
+    (root / "dog" / "new.png").write_bytes(data)
+    seen.append(content())
+    assert len(set(seen)) == len(seen) and all(len(value) == 8 for value in seen)
+    (root / "notes.txt").write_text("no image")
+    os.utime(root / "dog" / "new.png", ns=(10**18, 10**18))
+    assert content() == seen[-1]
+    shutil.copytree(root, tmp_path / "copy")
+    assert content(tmp_path / "copy") == seen[-1]
+    with pytest.raises(UserError, match="'folder' needs --data-root DIR"):
+        content(None)
+
+
+def test_what_a_run_is_evaluated_against():
+    assert report_labels(config_of()) == report_labels(config_of(report="val")) == "single"
+    assert report_labels(config_of(full_labels="full.csv")) == "full"
+    for report in ("val", "train"):
+        assert report_labels(config_of(full_labels="full.csv", report=report)) == "single"
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(root):
+    """A data root with five training images and two for the report."""
+    for name in ("a", "b", "sub/c", "d", "e", "f", "g"):
+        save_noise(root / f"{name}.png")
+    write_csv(root / "train.csv", "path,labels", "a.png,dog|cat", "b.png,cat", "sub/c.png,bird",
+              "d.png,", "e.png,dog")  # fmt: skip
+    write_csv(root / "val.csv", "path,labels", "f.png,", "g.png,bird|cat")
+    return root
+
+
+def test_a_table_has_all_labels_in_the_order_of_its_files(table, spcl):
+    train, val = list_table(table)
+    assert train.classes == val.classes == ("bird", "cat", "dog")
+    assert train.ids == ("a.png", "b.png", "sub/c.png", "d.png", "e.png")
+    assert train.labels.int().tolist() == [[0, 1, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert val.labels.int().tolist() == [[0, 0, 0], [1, 1, 0]]
+    held = load_splits(config_of("table", report="val"), table)
+    assert set(held[0].ids) | set(held[1].ids) == set(train.ids) - {"d.png"}
+    arguments = ("run", "--dataset", "table", "--profile", "smoke", "--method", "full")
+    outcome = spcl(*arguments, "--data-root", table, **QUICK)
+    assert outcome.status == 0, outcome.err
+    assert "training images without a positive label: 1 of 5" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("file", "header", "line", "words"),
+    [
+        ("val.csv", "path,labels", "a.png,dog", "line 2.*must not be trained on"),
+        ("val.csv", "path,labels", "f.png,dgo", "no image of train.csv has 'dgo'. Did you mean"),
+        ("train.csv", "path,labels", "a.png,dog", "has 1 labels; two or more are needed"),
+        ("train.csv", "path,labels,boxes", "a.png,dog,0 0 1", "box '0 0 1'; expected x0 y0 x1 y1"),
+        ("train.csv", "path,labels,boxes", "a.png,dog,0 0 nan 1", "line 2: box '0 0 nan 1'"),
+        ("train.csv", "path,labels,boxes", "a.png,dog,1 0 0 1", "0 <= x0 < x1 <= 1"),
+        ("train.csv", "path,labels,boxes", "a.png,a|b,0 0 1 1", "2 labels and 1 boxes"),
+        ("train.csv", "path,labels,boxes", "a.png,dog", "2 fields; expected path,labels,boxes"),
+    ],
+)
+def test_a_table_that_is_wrong_is_explained_with_its_line(table, file, header, line, words):
+    write_csv(table / file, header, line)
+    with pytest.raises(UserError, match=words):
+        list_table(table)
+
+
+def test_boxes_are_read_and_the_draws_that_need_them_work(table):
+    boxed = ["a.png,dog|cat|dog,0 0 .5 1|.1 .1 .2 .2|.5 .5 1 1", "b.png,cat,0 0 1 1", "d.png,,"]
+    write_csv(table / "train.csv", "path,labels,boxes", *boxed)
+    write_csv(table / "val.csv", "path,labels", "f.png,dog")
+    train, val = list_table(table)
+    assert val.boxes is None and train.labels.int().tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert train.boxes.image.tolist() == [0, 0, 0, 1] and train.boxes.label.tolist() == [1, 0, 1, 0]
+    assert torch.allclose(train.boxes.box[1], torch.tensor([0.1, 0.1, 0.2, 0.2]))
+    # Size alone decides nothing here, but the cat of a.png is so small that it is hardly drawn.
+    kept = [draw_labels(train.first(2), "size", seed)[0].tolist() for seed in range(20)]
+    assert kept.count([False, True]) >= 17
+
+
+def test_the_real_photographs_have_the_labels_that_their_page_names(real_data):
+    if not (real_data / "coco18").is_dir():
+        pytest.skip(f"needs {real_data / 'coco18'}")
+    train, val = list_table(real_data / "coco18")
+    assert (len(train), len(val), len(train.classes)) == (6000, 3000, 18)
+    mean = torch.cat([train.labels, val.labels]).sum(1).float().mean()
+    assert mean == pytest.approx(1.54, abs=0.05)
+    assert folders.column_of(real_data / "coco18" / "train.csv") == "labels"
