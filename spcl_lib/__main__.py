@@ -215,7 +215,7 @@ def _league(options: Options) -> int:
             league = League(dataset, options.only or (), *rest)
         if options.list:
             show_league_plan(league, _jobs(options))
-        elif not reproduce_league(league, _jobs(options), keep=keep):
+        elif not reproduce_league(league, _jobs(options), keep):
             return 1
     return 0
 
@@ -436,10 +436,18 @@ def _explore(options: Options) -> int:
 
 
 def _compare(options: Options) -> int:
-    from spcl_lib.analysis.compare import as_text, compare
+    try:
+        from spcl_lib.analysis.compare import compare
+    except ModuleNotFoundError as error:
+        raise UserError(f"compare needs {error.name}: pip install 'spcl[notebooks]'") from error
 
-    rows = compare([paths.expand_home(run) for run in options.runs], options.data_root)
-    print(as_text(rows, options.form or "text"))
+    table = compare([paths.expand_home(run) for run in options.runs])
+    if options.form == "latex":
+        print(table.to_latex(index=False, escape=True).strip())
+    elif options.form == "markdown":
+        print(table.to_markdown(index=False, disable_numparse=True))
+    else:
+        print(table.to_string(index=False))
     return 0
 
 
@@ -461,17 +469,11 @@ def _download(options: Options) -> int:
 
 
 def _reference(options: Options) -> int:
-    from spcl_lib.analysis.report import update_readme
-    from spcl_lib.analysis.results import save_reference
-    from spcl_lib.runs.store import Run
-    from spcl_lib.viewer.overview import write_overview
+    from spcl_lib.analysis.runs import keep, load_runs
 
     paths.require_checkout("reference")
-    print(save_reference(options.dataset, options.profile, options.data_root))
-    scl = make_config(options.dataset, "scl", 0, options.profile)
-    if options.dataset == "scenes" and Run.of(scl).metrics:
-        print(write_overview(scl, paths.reference() / "overview.png"))
-    update_readme()
+    runs = load_runs("results", options.dataset, options.profile, None, options.data_root)
+    print(keep(f"{options.dataset}-{options.profile}", {"runs": runs}))
     return 0
 
 

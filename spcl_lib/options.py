@@ -177,7 +177,6 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
         "runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders; the "
         "first run is the one that the others are compared with",
     )  # fmt: skip
-    against.add_argument("--data-root", help="the runs' data (default: where they were)")
     form = against.add_mutually_exclusive_group()
     form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
     form.add_argument("--latex", dest="form", action="store_const", const="latex")

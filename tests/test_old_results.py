@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from spcl_lib import Predictor
 from spcl_lib.analysis import measurement_sentences as sentences
+from spcl_lib.analysis.intervals import summary
 from spcl_lib.analysis.measurement_files import load_measurements
 from spcl_lib.analysis.measurement_tables import provenance
-from spcl_lib.analysis.report import readable_table
-from spcl_lib.analysis.results import claim_sentences, load_runs
+from spcl_lib.analysis.runs import load_runs, table_of
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import Method
 from spcl_lib.runs import network
@@ -94,7 +94,7 @@ def test_references_are_read_and_put_into_words(tmp_path, monkeypatch):
     unpack("reference", tmp_path)
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)
     runs = load_runs("reference", "scenes", "cpu")
-    assert len(runs) == 21 and "±" in readable_table(runs).to_string() and claim_sentences(runs)
+    assert len(runs) == 21 and summary(table_of(runs))["share"].notna().all()
     found = load_measurements("reference", "scenes", "cpu")
     assert json.dumps(found) and provenance(found)
     for part in (

@@ -1,117 +1,73 @@
-"""The league's table: a small reference file from finished runs, and the rows from this file."""
+"""The league's results: what is kept of its runs, and tables of it.
+
+Every method stands there twice: with the mean in training and prediction (pooling "mean"), and with
+the poolings that held-out data chose for it ("own"), which may be the mean as well.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
-from torch import Tensor
-from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
+import pandas as pd
 
-from spcl_lib.analysis.bootstrap import Resamples, interval_of
-from spcl_lib.analysis.results import read_tables, write_tables
-from spcl_lib.analysis.statistics import deviation, mean, sign_of_difference
-from spcl_lib.config import RunConfig
+from spcl_lib.analysis.intervals import gain
+from spcl_lib.analysis.runs import as_table
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.league import LEAGUES, League, Settings, finished, search_conditions
-from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.store import Metrics, explain_content, read_tensors, run_folder
-from spcl_lib.system import paths
-from spcl_lib.system.shapes import require_tensor
+from spcl_lib.runs.league import League, Settings, finished, search_conditions
+from spcl_lib.runs.store import Metrics
 
-if TYPE_CHECKING:
-    import pandas as pd
+Content = Mapping[str, Any]  # of a file league-DATASET.json
+OURS = frozenset({"ren"})  # our own terms
+WHOSE = ("sees all labels", "the paper", "ours", "another paper", "another paper, with SCL")
 
-Entry = dict[str, Any]  # a row of the file: one method with one pooling
 
-RESAMPLES = 1000
-OURS = frozenset({"ren"})  # our own terms; see terms.py
+def whose(method: str) -> str:
+    """The origin of a method, one of WHOSE."""
+    spec = METHODS[method]
+    if spec.sees_all_labels:
+        return WHOSE[0]
+    if spec.term in OURS:
+        return WHOSE[2]
+    if method in PAPER_METHODS:
+        return WHOSE[1]
+    return WHOSE[4] if spec.consistency else WHOSE[3]
 
 
 # --- keeping --------------------------------------------------------------------------------------
 
 
-def collect(league: League, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """The content of the reference file of a finished league.
-
-    Args:
-        league: a league without unfinished runs.
-        resamples: number of bootstrap resamples.
+def collect(league: League) -> dict[str, Any]:
+    """What is kept of a league, whose runs must have finished.
 
     Returns:
         "dataset", "profile", `search_conditions`, "machine" and other facts. "search": every tried
-        setting with its mAP on validation data. "final": for every method one entry with the mean,
+        setting with its mAP on held-out data. "final": for every method one entry with the mean,
         and one with the chosen poolings if these differ from the mean.
 
     Raises:
         UserError: a run has not finished.
     """
-    entries, draws = [], {}
-    _, report = load_splits(league.final_configs("an", {})[0], league.data_root)
-    resampled = Resamples(report.labels, report.ignored, len(league.seeds), resamples)
-    for method in tqdm(league.methods, desc="intervals", unit="method"):
+    first = finished(league.final_configs("an", {})[0])
+    entries = []
+    for method in league.methods:
         best = league.chosen_pooling(method)
         for pooling, predicts in [({}, "mean"), *([best] if best != ({}, "mean") else [])]:
-            entry, scores = _final_entry(league, method, pooling, predicts)
-            entries.append(entry)
-            draws[_key(entry)] = resampled.mean_average_precisions(scores)
-    _add_intervals(entries, draws)
-    first = finished(league.final_configs("an", {})[0])
+            runs = [finished(config) for config in league.final_configs(method, pooling)]
+            entries.append(_entry(league, method, pooling, predicts, runs))
     return {
         "dataset": league.dataset, "profile": league.profile,
         **search_conditions(league.dataset), "machine": first["machine"],
-        "seeds": list(league.seeds), "report_images": len(report),
-        "train_images": first["train_images"], "search": _search_rows(league), "final": entries,
+        "seeds": list(league.seeds), "report_images": first["report_images"],
+        "train_images": first["train_images"], "search": search_rows(league),
+        "final": entries,
     }  # fmt: skip
 
 
-def _final_entry(
-    league: League, method: str, pooling: Settings, predicts: str
-) -> tuple[Entry, list[Tensor]]:
-    """An entry and the scores of its runs, with a pooling in training and one in prediction."""
-    configs = league.final_configs(method, pooling)
-    runs = [finished(config) for config in configs]
-    scores = [_scores_of(c, r, predicts) for c, r in zip(configs, runs, strict=True)]
-    trained = str(Pooling(**_pooling_arguments(pooling)))
-    entry = {
-        "method": method, "pooling": trained, "predicts": predicts,
-        "settings": league.chosen_settings(method),
-        "mAP": [run["mAP_by_pooling"][predicts] for run in runs],
-        "mAP_by_pooling": {
-            name: mean([run["mAP_by_pooling"][name] for run in runs])
-            for name in runs[0]["mAP_by_pooling"]
-        },
-        "OF1": mean([run["at_threshold"]["OF1"] for run in runs]),
-        "CF1": mean([run["at_threshold"]["CF1"] for run in runs]),
-        "OF1_at_0.5": mean([run["at_0.5"]["OF1"] for run in runs]),
-        "train_seconds": mean([run["train_seconds"] for run in runs]),
-    }  # fmt: skip
-    return entry, scores
-
-
-def _scores_of(config: RunConfig, run: Metrics, predicts: str) -> Tensor:
-    """(N, C) scores of a run's report images with one of the poolings."""
-    file = run_folder(config) / "scores.safetensors"
-    stored = read_tensors(file)
-    with explain_content(file):
-        shape = run["report_images"], len(run["classes"])
-        scores = stored[predicts]
-        require_tensor(predicts, scores, shape, "float")
-        if not scores.isfinite().all():
-            raise ValueError(f"{predicts} has scores that are no numbers")
-        return scores
-
-
-def _pooling_arguments(settings: Settings) -> dict[str, Any]:
-    return {
-        "kind": settings.get("pooling", "mean"), "strength": settings.get("pooling_strength", 0.0)
-    }  # fmt: skip
-
-
-def _search_rows(league: League) -> list[Entry]:
+def search_rows(league: League) -> list[dict[str, Any]]:
+    """Every tried setting of a finished search, with its mAP on held-out data."""
     return [
         {"method": step.method, **settings, "mAP_by_pooling": found["mAP_by_pooling"]}
         for step in league.steps()
@@ -119,285 +75,135 @@ def _search_rows(league: League) -> list[Entry]:
     ]
 
 
-def _key(entry: Entry) -> tuple[str, str, str]:
-    return entry["method"], entry["pooling"], entry["predicts"]
+def _entry(
+    league: League, method: str, pooling: Settings, predicts: str, runs: Sequence[Metrics]
+) -> dict[str, Any]:
+    """A method with one pooling in training and one in prediction."""
+    by_pooling = {n: fmean(r["mAP_by_pooling"][n] for r in runs) for n in runs[0]["mAP_by_pooling"]}
+    return {
+        "method": method, "pooling": _pooling_of(pooling), "predicts": predicts,
+        "settings": league.chosen_settings(method),
+        "mAP": [run["mAP_by_pooling"][predicts] for run in runs], "mAP_by_pooling": by_pooling,
+        "OF1": fmean(run["at_threshold"]["OF1"] for run in runs),
+        "OF1_at_0.5": fmean(run["at_0.5"]["OF1"] for run in runs),
+        "train_seconds": fmean(run["train_seconds"] for run in runs),
+    }  # fmt: skip
 
 
-def save_league(content: dict[str, Any]) -> None:
-    """Writes notebooks/reference/league-DATASET.json."""
-    write_tables(_file(content["dataset"]), content)
+def _pooling_of(settings: Settings) -> str:
+    return str(Pooling(settings.get("pooling", "mean"), settings.get("pooling_strength", 0.0)))
 
 
-def _file(dataset: str) -> Path:
-    return paths.reference() / f"league-{dataset}.json"
+# --- tables ---------------------------------------------------------------------------------------
 
 
-def load_league(dataset: str) -> dict[str, Any] | None:
-    """The content of a league's reference file; None if there is no file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return read_tables(_file(dataset), "final", "search")
-
-
-def leagues() -> dict[str, dict[str, Any]]:
-    """The contents of all leagues' reference files, by data set."""
-    found = {dataset: load_league(dataset) for dataset in LEAGUES}
-    return {dataset: content for dataset, content in found.items() if content is not None}
-
-
-# --- intervals ------------------------------------------------------------------------------------
-
-
-def _add_intervals(entries: list[Entry], draws: dict[tuple[str, str, str], Tensor]) -> None:
-    """Adds the intervals of the differences to AN and to the best competitor to every entry.
-
-    An entry with the mean is compared with AN and the best competitor with the mean. An entry with
-    other poolings is compared with AN with its own choice, and the best competitor with any.
-    """
-    rivals = [e for e in entries if whose(e["method"]) == "competitor"]
-    for entry in entries:
-        plain = entry["pooling"] == entry["predicts"] == "mean"
-        equals = [r for r in rivals if not plain or r["pooling"] == r["predicts"] == "mean"]
-        baselines = [_key(e) for e in entries if e["method"] == "an"]  # the mean, then its choice
-        entry["against_an"] = _interval(draws, entry, baselines[0 if plain else -1])
-        if equals:
-            best = max(equals, key=lambda r: mean(r["mAP"]))
-            entry["best_competitor"] = list(_key(best))
-            entry["against_best"] = _interval(draws, entry, _key(best))
-
-
-def _interval(
-    draws: dict[tuple[str, str, str], Tensor], entry: Entry, other: tuple[str, str, str]
-) -> list[float] | None:
-    """Ends of the 95 % interval of a difference in mAP; None if there is no other entry."""
-    if other not in draws or other == _key(entry):
-        return None
-    return interval_of(draws[_key(entry)] - draws[other])
-
-
-# --- showing --------------------------------------------------------------------------------------
-
-
-def league_table(content: dict[str, Any], best_pooling: bool = False) -> pd.DataFrame:
-    """One row per method, best first.
-
-    Args:
-        content: the result of `load_league`.
-        best_pooling: True takes each method's chosen poolings; False takes the mean for all.
-
-    Returns:
-        Columns: mAP and its deviation over seeds, gap_closed (share of the gap between AN and Full:
-        both with the mean, or AN with its choice and the best Full there is), low and high of the
-        difference to AN, OF1 at the run's own threshold, cost (training time relative to AN), the
-        poolings, and the origin.
-    """
-    import pandas as pd
-
-    entries = entries_of(content, best_pooling)
-    means = {m: mean(e["mAP"]) for m, e in entries.items()}
-    full = [mean(e["mAP"]) for e in content["final"] if e["method"] == "full"]
-    gap = max(full if best_pooling else full[:1], default=math.nan) - means["an"]
+def league_table(content: Content) -> pd.DataFrame:
+    """The table of a kept league (study "league"), with the origin of each method; see WHOSE."""
     rows = [
         {
-            "method": title_of(m), "mAP": means[m], "std": deviation(e["mAP"]),
-            "gap_closed": 100 * (means[m] - means["an"]) / gap,
-            "low": (e["against_an"] or [math.nan] * 2)[0],
-            "high": (e["against_an"] or [math.nan] * 2)[1],
-            "OF1": e["OF1"], "cost": e["train_seconds"] / entries["an"]["train_seconds"],
-            "trained": e["pooling"], "predicts": e["predicts"], "whose": whose(m),
+            "study": "league", "dataset": content["dataset"], "profile": content["profile"],
+            "method": method, "pooling": pooling, "seed": seed, "mAP": score,
+            "OF1": entry["OF1_at_0.5"], "train_seconds": entry["train_seconds"],
         }
-        for m, e in entries.items()
+        for pooling, method, entry in _entries(content)
+        for seed, score in zip(content["seeds"], entry["mAP"], strict=True)
     ]  # fmt: skip
-    return pd.DataFrame(rows).set_index("method").sort_values("mAP", ascending=False)
+    table = as_table(rows)
+    return table.assign(whose=table["method"].map(whose))
 
 
-def leagues_side_by_side(found: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """All leagues in one table: mAP and the share of the gap closed, as text.
-
-    Args:
-        found: the result of `leagues`.
-
-    Returns:
-        One row per method, the largest mean share of the gap (own pooling) first. A column for
-        the origin, and two for each data set: with the mean, and with each method's own pooling.
-        None where a league lacks the method.
-    """
-    import pandas as pd
-
-    columns: dict[str, dict[str, str]] = {"whose": {}}
-    shares: dict[str, list[float]] = {}
-    for dataset, content in found.items():
-        for best_pooling, how in ((False, "mean"), (True, "own")):
-            table = league_table(content, best_pooling)
-            columns["whose"] |= table["whose"].to_dict()
-            columns[f"{dataset}, {how}"] = {
-                name: f"{row['mAP']:.1f} ({row['gap_closed']:.0f} %)"
-                for name, row in table.iterrows()
-            }
-        for name, share in table["gap_closed"].items():
-            shares.setdefault(name, []).append(share)
-    order = sorted(shares, key=lambda name: -mean(shares[name]))
-    return pd.DataFrame(columns).reindex(order).rename_axis("method")
+def _entries(content: Content) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(pooling, method, entry) of every method, with the mean and with its own pooling."""
+    plain = {e["method"]: e for e in reversed(content["final"])}  # the entry with the mean is first
+    own = {e["method"]: e for e in content["final"]}
+    yield from (("mean", method, plain[method]) for method in own)
+    yield from (("own", method, entry) for method, entry in own.items())
 
 
-def entries_of(content: Mapping[str, Any], best_pooling: bool) -> dict[str, Entry]:
-    """The entries of a table by method: with the mean, or with the chosen poolings."""
-    found: dict[str, Entry] = {}
-    for entry in content["final"]:
-        if entry["method"] not in found or best_pooling:
-            found[entry["method"]] = entry
-    return found
-
-
-def whose(method: str) -> str:
-    """The origin of a method, for a table."""
-    spec = METHODS[method]
-    if spec.sees_all_labels:
-        return "sees all labels"
-    if spec.term in OURS:
-        return "ours"
-    if method in PAPER_METHODS:
-        return "the paper"
-    return "combined by us" if spec.consistency else "competitor"
-
-
-def consistency_gains(content: Mapping[str, Any]) -> pd.DataFrame:
-    """What SCL adds to each term, with the mean, largest first.
-
-    Args:
-        content: of `load_league` or `load_full_training`.
+def held_out_scores(content: Content) -> pd.DataFrame:
+    """What held-out data said of every method as it was chosen: mAP, the mean over the parts.
 
     Returns:
-        By title of the term: gain, its deviation over seeds (std), and sign of the difference (0:
-        not settled).
+        Columns pooling ("mean" or "own"), method, whose, mAP; best first.
     """
-    import pandas as pd
-
-    entries = entries_of(content, False)
     rows = []
-    for method, entry in entries.items():
-        base = entries.get(METHODS[method].term)
-        if METHODS[method].consistency == "scl" and base is not None:
-            gains = [a - b for a, b in zip(entry["mAP"], base["mAP"], strict=True)]
-            rows.append({"term": title_of(base["method"]), "gain": mean(gains),
-                         "std": deviation(gains), "sign": sign_of_difference(gains)})  # fmt: skip
-    table = pd.DataFrame(rows, columns=["term", "gain", "std", "sign"])
-    return table.set_index("term").sort_values("gain", ascending=False)
+    for pooling, method, entry in _entries(content):
+        parts = _parts_of(content, method, entry["pooling"])
+        score = fmean(part["mAP_by_pooling"][entry["predicts"]] for part in parts)
+        rows.append({"pooling": pooling, "method": method, "whose": whose(method), "mAP": score})
+    return pd.DataFrame(rows).sort_values("mAP", ascending=False, ignore_index=True)
 
 
-def pooling_scores(content: dict[str, Any], final: bool = False) -> pd.DataFrame:
-    """The mAP of each method (rows, best first) with each pooling in prediction (columns).
-
-    The networks are trained with the mean and the method's best settings.
-
-    Args:
-        content: the result of `load_league`.
-        final: False: validation data, seed 0, the mean over the held-out parts. True: the final
-            data, the mean over seeds.
-    """
-    import pandas as pd
-
-    if final:
-        found = {method: [entry] for method, entry in entries_of(content, False).items()}
-    else:
-        methods = dict.fromkeys(row["method"] for row in content["search"])
-        found = {method: _rows_of_choice(content, method) for method in methods}
-    means = {
-        title_of(method): pd.DataFrame([part["mAP_by_pooling"] for part in parts]).mean()
-        for method, parts in found.items()
-    }
-    return pd.DataFrame(means).T.rename_axis("method").sort_values("mean", ascending=False)
-
-
-def _rows_of_choice(content: dict[str, Any], method: str) -> list[Entry]:
-    """The rows of a method's chosen settings with the mean, one for every held-out part."""
-    tried: dict[frozenset[tuple[str, Any]], list[Entry]] = {}
+def _parts_of(content: Content, method: str, pooling: str) -> list[Mapping[str, Any]]:
+    """The rows of the search with a method's chosen settings, one for every held-out part."""
+    tried: dict[str, list[Mapping[str, Any]]] = {}
     for row in content["search"]:
-        if row["method"] == method and "pooling" not in row:
-            others = ("held_out", "mAP_by_pooling")
-            settings = frozenset((k, v) for k, v in row.items() if k not in others)
-            tried.setdefault(settings, []).append(row)
-    means = {key: mean([r["mAP_by_pooling"]["mean"] for r in rows]) for key, rows in tried.items()}
-    return tried[max(tried, key=lambda key: (len(tried[key]), means[key]))]
+        settings = {k: v for k, v in row.items() if k not in ("held_out", "mAP_by_pooling")}
+        if row["method"] == method and _pooling_of(settings) == pooling:
+            tried.setdefault(str(sorted(settings.items())), []).append(row)
+    # The best were repeated with all parts, and the mean over these decided.
+    return max(tried.values(), key=lambda rows: (len(rows), _with_mean(rows)))
 
 
-# --- in words -------------------------------------------------------------------------------------
+def _with_mean(rows: Sequence[Mapping[str, Any]]) -> float:
+    return fmean(row["mAP_by_pooling"]["mean"] for row in rows)
 
 
-def league_sentences(content: dict[str, Any]) -> list[str]:
-    """Sentences about the league: the best method, ours, the paper's, and the gain of SCL."""
-    sentences = []
-    for best_pooling, how in ((False, "With the mean"), (True, "With the poolings chosen")):
-        entries = entries_of(content, best_pooling)
-        table = league_table(content, best_pooling)
-        ranked = sorted(entries, key=lambda m: -mean(entries[m]["mAP"]))
-        ranked = [m for m in ranked if not METHODS[m].sees_all_labels]
-        first = ranked[0]
-        sentences.append(
-            f"{how}, {title_of(first)} is the best of {len(ranked)} methods: "
-            f"{table.loc[title_of(first), 'mAP']:.1f} mAP, "
-            f"{table.loc[title_of(first), 'gap_closed']:.0f} % of the gap between AN and Full."
-        )
-        ours = next((m for m in ranked if METHODS[m].term in OURS), None)
-        if ours is not None:
-            sentences.append(f"{how}: {_against(entries[ours])}")
-        if "en_scl" in ranked:
-            sentences.append(
-                f"{how}, the paper's EN + SCL has place {ranked.index('en_scl') + 1} of "
-                f"{len(ranked)}: {_against(entries['en_scl'])}"
-            )
-        if "iun" in entries:
-            bound = mean(entries["iun"]["mAP"])
-            better = [title_of(m) for m in ranked if mean(entries[m]["mAP"]) > bound]
-            sentences.append(
-                f"{how}: IUN, which leaves out exactly the hidden positives, closes "
-                f"{table.loc['IUN', 'gap_closed']:.0f} %. "
-                f"Methods that close more: {', '.join(better) or 'none'}."
-            )
-    return [*sentences, _consistency_sentence(content)]
+def best_on_held_out(content: Content, pooling: str, origin: str) -> str:
+    """The method of an origin (see WHOSE) that is best on held-out data, with one pooling."""
+    scores = held_out_scores(content)
+    found = scores[(scores["pooling"] == pooling) & (scores["whose"] == origin)]
+    return str(found["method"].iloc[0])
 
 
-def same_pooling_sentence(content: dict[str, Any]) -> str:
-    """Which pooling in prediction is best on the final data, and who is first if all use it.
+def poolings(content: Content) -> pd.DataFrame:
+    """Final mAP with each pooling in prediction: trained with the mean, the mean over seeds.
+
+    Returns:
+        Columns method, title, pooling, mAP.
+    """
+    rows = [
+        (method, title_of(method), name, score)
+        for pooling, method, entry in _entries(content)
+        if pooling == "mean"
+        for name, score in entry["mAP_by_pooling"].items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "title", "pooling", "mAP"])
+
+
+def added_by_scl(table: pd.DataFrame) -> pd.DataFrame:
+    """What SCL adds to every term that trained with it and without it.
 
     Args:
-        content: the result of `load_league`.
+        table: rows of one data set and pooling.
+
+    Returns:
+        Columns term, title, gain, low, high; the largest gain first.
     """
-    scores = pooling_scores(content, final=True)
-    methods = scores.drop(
-        [title_of(m) for m in METHODS if METHODS[m].sees_all_labels], errors="ignore"
-    )
-    best = methods.idxmax(axis=1)
-    pooling = best.mode()[0]
-    column = scores[pooling]
-    first, second = methods[pooling].nlargest(2).index
-    share = (column[first] - column["AN"]) / (column["Full"] - column["AN"])
-    return (
-        f"{(best == pooling).sum()} of the {len(methods)} methods are best "
-        f"with {pooling} in prediction. With it for all, {first} is first: "
-        f"{column[first]:.1f} mAP, {100 * share:.0f} % of the gap between AN and Full. "
-        f"{second} has {column[second]:.1f}."
+    present = set(table["method"])
+    rows = [
+        (term, title_of(term), *added)
+        for method in METHODS
+        for term in [METHODS[method].term]
+        if METHODS[method].consistency == "scl" and {method, term} <= present
+        for added in [gain(table, method, term)]
+    ]
+    columns = ["term", "title", "gain", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).sort_values(
+        "gain", ascending=False, ignore_index=True
     )
 
 
-def _against(entry: Entry) -> str:
-    name, rival = title_of(entry["method"]), title_of(entry["best_competitor"][0])
-    if entry["against_best"] is None:
-        return f"{name} is itself the best loss of another paper."
-    low, high = entry["against_best"]
-    verdict = "ahead of" if low > 0 else "behind" if high < 0 else "not settled against"
-    return (
-        f"{name} is {verdict} the best loss of another paper, {rival}: the 95 % interval of the "
-        f"difference is {low:+.2f} to {high:+.2f}."
-    )
+def best_of_league(content: Content, count: int, combined: bool) -> dict[str, Settings]:
+    """The best methods of a league, with the mean, and their settings; without the paper's.
 
-
-def _consistency_sentence(content: dict[str, Any]) -> str:
-    sign = consistency_gains(content)["sign"]
-    adds, takes = list(sign.index[sign > 0]), list(sign.index[sign < 0])
-    return (
-        f"SCL helps {len(adds)} of {len(sign)} terms ({', '.join(adds) or 'none'}) and harms "
-        f"{len(takes)} ({', '.join(takes) or 'none'}); for the others it is not settled."
-    )
+    Args:
+        content: of the kept league.
+        count: number of methods.
+        combined: whether another paper's loss with SCL counts.
+    """
+    origins = WHOSE[2:] if combined else WHOSE[2:4]
+    found = [(m, e) for pooling, m, e in _entries(content)
+             if pooling == "mean" and whose(m) in origins]  # fmt: skip
+    best = sorted(found, key=lambda pair: -fmean(pair[1]["mAP"]))[:count]
+    return {method: entry["settings"] for method, entry in best}

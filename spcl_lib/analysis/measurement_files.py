@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spcl_lib.analysis import measurements, recovery, visibility
-from spcl_lib.analysis.results import read_tables, write_tables
+from spcl_lib.analysis.runs import keep, read_kept
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.ablation import RECOVERY_SCALE, command_of, crop_scale_configs, crop_scale_rows
 from spcl_lib.runs.settings import changes, make_config
@@ -72,13 +72,7 @@ def reference_file(dataset: str, profile: str) -> Path:
 
 
 def _read(file: Path) -> Measurements:
-    found = read_tables(file, "about")
-    if found is None:
-        raise UserError(
-            f"there are no reference measurements '{file.name}'; measure this machine's runs with "
-            "source=results, or keep them with: python -m spcl_lib recovery --keep"
-        )
-    return found
+    return read_kept(str(file.with_suffix("")))
 
 
 def _measure_runs(
@@ -114,7 +108,8 @@ def _measure_runs(
     with lock_file(file):
         tables = _read(file) if file.is_file() else measurements.measure(done, data_root)
         about = _about(wanted, done)
-        write_tables(file, tables | {"about": about} | _effect_of_scale(every, dataset, profile))
+        tables |= {"about": about} | _effect_of_scale(every, dataset, profile)
+        keep(str(file.with_suffix("")), tables)
         return _read(file)
 
 
@@ -137,7 +132,7 @@ def _has_averages(configs: Sequence[RunConfig]) -> bool:
 def keep_as_reference(found: Measurements) -> Path:
     """Writes measurements as the reference file of their data set, and gives the file."""
     file = reference_file(found["about"]["dataset"], found["about"]["profile"])
-    write_tables(file, found)
+    keep(str(file.with_suffix("")), found)
     return file
 
 

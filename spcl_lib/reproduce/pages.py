@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import importlib.util
-import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spcl_lib.analysis.report import provenance, readable_table
-from spcl_lib.analysis.results import Runs
+import pandas as pd
+
+from spcl_lib.analysis.intervals import Interval, summary
+from spcl_lib.analysis.runs import table_of
+from spcl_lib.methods import title_of
 from spcl_lib.reproduce.plan import explorer_file
 from spcl_lib.runs.notebooks import describe_figures
 from spcl_lib.runs.profiles import duration
+from spcl_lib.runs.store import Metrics
 from spcl_lib.system import paths
 from spcl_lib.system.files import atomic_write, lock_file
-from spcl_lib.viewer.result_figures import learning_curves, map_by_method
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def write_notebook_page(notebook: Path, show_code: bool = True) -> Path:
@@ -69,7 +67,7 @@ def _as_mathml(found: re.Match[str]) -> str:
     return convert(" ".join(formula.split()), display=display)
 
 
-def write_index(manifest: Mapping[str, Any], runs: Mapping[str, Runs]) -> Path:
+def write_index(manifest: Mapping[str, Any], runs: Mapping[str, Sequence[Metrics]]) -> Path:
     """Writes results/index.html: tables, figures, and links to all notebooks.
 
     Args:
@@ -103,7 +101,7 @@ def _notebook_list(notebooks: Mapping[str, Any]) -> str:
     return "<h2>Notebooks, executed on this machine</h2>\n<ul>\n" + "\n".join(lines) + "\n</ul>"
 
 
-def _section(name: str, entry: Mapping[str, Any], runs: Runs) -> str:
+def _section(name: str, entry: Mapping[str, Any], runs: Sequence[Metrics]) -> str:
     parts = [f"<h2>{html.escape(name)}</h2>"]
     if entry["profile"] == "smoke":
         parts.append("<p><strong>A smoke test: these numbers mean nothing.</strong></p>")
@@ -113,21 +111,31 @@ def _section(name: str, entry: Mapping[str, Any], runs: Runs) -> str:
             f'<p><a href="{html.escape(explorer.name)}">The explorer</a>: drag a crop over a '
             "training image, play the epochs, and see what the heatmaps ask for.</p>"
         )
-    table = readable_table(runs).to_html(border=0, escape=True)
-    parts.append(f'<div class="wide">{table}</div>')
-    parts += [_image(map_by_method(runs), f"mAP of every method on {name}"),
-              _image(learning_curves(runs), f"Learning curves on {name}")]  # fmt: skip
-    facts = [*provenance(runs), *(f"{key}: {value}" for key, value in entry["facts"].items()
-                                  if key not in ("machine", "torch"))]  # fmt: skip
-    parts.append("<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts) + "</ul>")
+    parts.append(f'<div class="wide">{_table(runs)}</div>')
+    first = runs[0]
+    facts = {
+        "runs": f"{first['train_images']:,} training images, {first['report_images']:,} to report "
+        f"on, {first['epochs']} epochs",
+        **entry["facts"],
+    }
+    listed = (f"<li>{html.escape(f'{key}: {value}')}</li>" for key, value in facts.items())
+    parts.append("<ul>" + "".join(listed) + "</ul>")
     return "\n".join(parts)
 
 
-def _image(figure: Figure, text: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<p><img src="data:image/png;base64,{encoded}" alt="{html.escape(text)}"></p>'
+def _table(runs: Sequence[Metrics]) -> str:
+    """Means over seeds, with the 95 % interval of the gain over AN."""
+    found = summary(table_of(runs))
+    shown = pd.DataFrame({
+        "method": found["method"].map(title_of), "seeds": found["seeds"],
+        "mAP %": found["mAP"].map("{:.1f}".format),
+        "gain over AN (95 %)": [
+            "" if method == "an" else str(Interval(*ends))
+            for method, *ends in found[["method", "gain", "gain_low", "gain_high"]].values
+        ],
+        "gap closed %": found["share"].map("{:.0f}".format),
+    })  # fmt: skip
+    return shown.to_html(border=0, index=False)
 
 
 def _page(title: str, body: str) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from spcl_lib.analysis.measurement_files import load_measurements
-from spcl_lib.analysis.results import load_runs
-from spcl_lib.analysis.statistics import deviation, mean
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
 from spcl_lib.reproduce.manifest import is_current, note_experiment, note_notebook, read_manifest
-from spcl_lib.reproduce.pages import write_index
 from spcl_lib.reproduce.plan import (
     NOTEBOOK_SECONDS,
     Experiment,
@@ -127,8 +125,8 @@ def _print_table(configs: Sequence[RunConfig], failed: Sequence[Task], seconds: 
         scores = [m["mAP"] for m in done if m is not None]
         if not done:
             continue
-        middle = f"{mean(scores):7.2f}" if scores else f"{'-':>7}"
-        spread = f"{deviation(scores):5.2f}" if len(scores) > 1 else f"{'-':>5}"
+        middle = f"{statistics.fmean(scores):7.2f}" if scores else f"{'-':>7}"
+        spread = f"{statistics.stdev(scores):5.2f}" if len(scores) > 1 else f"{'-':>5}"
         print(f"{method:8} {len(scores):2}/{len(done):<2} {middle} {spread}")
     finished = sum(Run.of(c).metrics is not None for c in configs)
     print(f"\n{finished} of {len(configs)} runs finished, {seconds / 60:.1f} min", flush=True)
@@ -215,10 +213,13 @@ def _write_explorer(experiment: Experiment, force: bool) -> None:
 
 def _write_index() -> bool:
     """Writes results/index.html; returns False if no run has finished."""
-    missing = [n for n in ("pandas", "seaborn") if importlib.util.find_spec(n) is None]
+    missing = [n for n in ("pandas", "scipy", "nbconvert") if importlib.util.find_spec(n) is None]
     if missing:
         print(f"page:   not written ({', '.join(missing)} not installed)")
         return True
+    from spcl_lib.analysis.runs import load_runs
+    from spcl_lib.reproduce.pages import write_index
+
     manifest, runs = read_manifest(), {}
     for name, entry in manifest["experiments"].items():
         try:

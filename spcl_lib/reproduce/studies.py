@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from spcl_lib.analysis.ablations import (
-    ablation_sentences,
+import pandas as pd
+
+from spcl_lib.analysis.intervals import summary
+from spcl_lib.analysis.league import best_of_league, collect, league_table
+from spcl_lib.analysis.runs import (
     ablation_table,
     collect_ablations,
-    save_ablations,
+    collect_whole,
+    keep,
+    read_kept,
+    whole_table,
 )
-from spcl_lib.analysis.full_training import (
-    best_of_league,
-    collect_full_training,
-    full_training_sentences,
-    full_training_table,
-    save_full_training,
-)
-from spcl_lib.analysis.league import collect, league_table, load_league, save_league
-from spcl_lib.analysis.report import update_readme
-from spcl_lib.analysis.statistics import bullets
 from spcl_lib.runs.ablation import ablation_configs, ablations
 from spcl_lib.runs.league import (
     League,
@@ -48,21 +43,11 @@ def league_of_kept_search(
     Raises:
         UserError: no league is kept, or as in `League`.
     """
-    kept = _kept_league(dataset)
+    kept = read_kept(f"league-{dataset}")
     methods = methods or list(dict.fromkeys(entry["method"] for entry in kept["final"]))
     same = all(kept.get(key) == value for key, value in search_conditions(dataset).items())
     known = kept["search"] if same else ()
     return League(dataset, methods, seeds, data_root, known)
-
-
-def _kept_league(dataset: str) -> dict[str, Any]:
-    kept = load_league(dataset)
-    if kept is None:
-        raise UserError(
-            f"this takes the choices of the league of '{dataset}', which is not kept; make it "
-            f"with: ./reproduce.sh --league --dataset {dataset}"
-        )
-    return kept
 
 
 def show_league_plan(league: League, jobs: int) -> None:
@@ -84,13 +69,13 @@ def show_league_plan(league: League, jobs: int) -> None:
     print(f"to do: at most {left} runs, about {total} in all with {jobs} side by side", flush=True)
 
 
-def reproduce_league(league: League, jobs: int, keep: bool) -> bool:
+def reproduce_league(league: League, jobs: int, keeps: bool) -> bool:
     """Makes the unfinished runs of a league, and prints its table.
 
     Args:
         league: the league of one data set.
         jobs: number of runs at the same time.
-        keep: replace the reference file and the README's table.
+        keeps: replace the reference file.
 
     Returns:
         Whether all runs finished.
@@ -99,11 +84,16 @@ def reproduce_league(league: League, jobs: int, keep: bool) -> bool:
     if run_league(league, jobs):
         return False
     content = collect(league)
-    if keep:
-        save_league(content)
-        update_readme()
-    print(league_table(content).round(2).to_string())
+    if keeps:
+        print("kept:", keep(f"league-{league.dataset}", content))
+    print(_text(league_table(content)))
     return True
+
+
+def _text(table: pd.DataFrame) -> str:
+    """Means and shares of the gap, the best on top."""
+    found = summary(table).sort_values("mAP", ascending=False)
+    return found.drop(columns=["study", "dataset", "profile"]).round(2).to_string(index=False)
 
 
 class FullTraining:
@@ -120,8 +110,8 @@ class FullTraining:
 
     def __init__(self, dataset: str, seeds: Sequence[int], data_root: str | Path | None) -> None:
         members = members_of_full_training(dataset)
-        self.league, self.data_root = _kept_league(dataset), data_root
-        best = best_of_league(self.league, members.others, members.combined)
+        league, self.data_root = read_kept(f"league-{dataset}"), data_root
+        best = best_of_league(league, members.others, members.combined)
         self.configs = full_training_configs(dataset, best, seeds, data_root)
 
     def show_plan(self) -> None:
@@ -132,17 +122,16 @@ class FullTraining:
         first = self.configs["an"][0]
         print(f"one run: {cost(first.dataset, first.profile)}")
 
-    def reproduce(self, jobs: int, keep: bool) -> bool:
-        """Makes the unfinished runs, and prints table and sentences; see `reproduce_league`."""
+    def reproduce(self, jobs: int, keeps: bool) -> bool:
+        """Makes the unfinished runs, and prints the table; see `reproduce_league`."""
         # Seed by seed: --seeds 0 can keep a table before the other seeds have finished.
         runs = [c for of_one_seed in zip(*self.configs.values(), strict=True) for c in of_one_seed]
         if run_all(runs, self.data_root, jobs, force=False):
             return False
-        content = collect_full_training(self.configs)
-        if keep:
-            print(f"kept: {save_full_training(content)}")
-        print(full_training_table(content, self.league).round(2).to_string())
-        print(bullets(full_training_sentences(content, self.league)))
+        content = collect_whole(self.configs)
+        if keeps:
+            print("kept:", keep("full-training-" + content["dataset"], content))
+        print(_text(whole_table(content)))
         return True
 
 
@@ -181,15 +170,16 @@ class Ablations:
         print(f"{left} of {len(self.configs)} runs to do")
         print(f"one run: {cost(*self.about)}", flush=True)
 
-    def reproduce(self, jobs: int, keep: bool) -> bool:
-        """Makes the unfinished runs and prints tables and sentences; see `reproduce_league`."""
+    def reproduce(self, jobs: int, keeps: bool) -> bool:
+        """Makes the unfinished runs and prints the means; see `reproduce_league`."""
+        if keeps and self.name != "all":
+            raise UserError(f"--keep would lose the other ablations than '{self.name}'; give all")
         self.show_plan()
         if run_in_turns(self.configs, self.data_root, jobs, f"ablation {self.name}"):
             return False
         content = collect_ablations(self.asked, *self.about, self.seeds, self.data_root)
-        if keep:
-            print(f"kept: {save_ablations(content)}")
-        for name, ablation in self.asked.items():
-            print(f"\n{ablation.question}\n{ablation_table(content, name).to_string()}")
-            print(bullets(ablation_sentences(content, name)))
+        if keeps:
+            print("kept:", keep("-".join(["ablations", *self.about]), content))
+        means = ablation_table(content).groupby(["setting", "value", "title"], sort=False)["mAP"]
+        print(means.mean().unstack().round(2).to_string())
         return True

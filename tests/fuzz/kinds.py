@@ -22,9 +22,9 @@ from small_imagenet import make_imagenet
 from small_voc import voc_ids, write_annotations, write_lists
 
 from spcl_lib import Predictor
-from spcl_lib.analysis import ablations, league, measurement_sentences, measurement_tables, report
-from spcl_lib.analysis import results as tables
-from spcl_lib.analysis.bootstrap import Resamples
+from spcl_lib.analysis import league, measurement_sentences, measurement_tables
+from spcl_lib.analysis import runs as tables
+from spcl_lib.analysis.intervals import summary
 from spcl_lib.analysis.measurement_files import load_measurements
 from spcl_lib.data.coco import list_coco
 from spcl_lib.data.folders import list_folder_splits, list_table
@@ -233,8 +233,8 @@ def make_references(folder):
     """The files that are kept under version control; those of runs are made up, to be small."""
     with living_in(folder):
         (folder / "reference").mkdir(parents=True)
-        tables.write_tables(folder / "reference/scenes-cpu.json", {"runs": fake_runs(seeds=(0, 1))})
-        tables.write_tables(folder / "reference/crop-recovery-scenes-cpu.json", fake_measurements())
+        tables.keep("scenes-cpu", {"runs": fake_runs(seeds=(0, 1))})
+        tables.keep("crop-recovery-scenes-cpu", fake_measurements())
     for name in ("league-scenes", "ablations-voc2007-frozen"):
         shutil.copy(REFERENCES / f"{name}.json", folder / "reference")
     return World(folder)
@@ -284,34 +284,9 @@ def snapshots_of(folder):
     return kept.maps.numpy().tobytes(), heatmaps.numpy().tobytes(), seen.numpy().tobytes()
 
 
-class OneRun:
-    """Stands in for a league: one method with one run."""
-
-    dataset = "folder"
-
-    def __init__(self, config):
-        self.config = config
-
-    def final_configs(self, method, pooling):
-        return [self.config]
-
-    def chosen_settings(self, method):
-        return {}
-
-
-def intervals_of(folder):
-    config = run.identify_data(photos_config(snapshots=2), folder / "photos")
-    entry, scores = league._final_entry(OneRun(config), "en_scl", {}, "mean")
-    labels = torch.eye(2, dtype=torch.bool)[[0, 1, 0]]
-    means = Resamples(labels, None, 1, 3).mean_average_precisions(scores)
-    assert means.isfinite().all()
-    return means.numpy().tobytes(), entry["mAP"]
-
-
 def texts_of(runs):
     """Everything that is said about runs."""
-    parts = [report.readme_table(runs), *tables.claim_sentences(runs), tables.per_class(runs)]
-    return "\n".join(map(str, (*parts, tables.histories(runs), *report.provenance(runs))))
+    return summary(tables.table_of(runs)).to_string()
 
 
 def own_table(folder):
@@ -421,22 +396,16 @@ def measurements_of(folder):
 
 
 def league_of(folder):
-    content = league.load_league("scenes")
+    content = tables.read_kept("league-scenes")
     parts = [
-        league.league_table(content), league.league_table(content, True),
-        league.consistency_gains(content), league.pooling_scores(content),
-        *league.league_sentences(content), report.readme_leagues(league.leagues()),
+        summary(league.league_table(content)), league.poolings(content),
+        league.held_out_scores(content),
     ]  # fmt: skip
     return "\n".join(map(str, parts))
 
 
 def ablations_of(folder):
-    content = ablations.load_ablations("voc2007", "frozen")
-    parts = []
-    for name in content["ablations"]:
-        parts += [ablations.ablation_table(content, name)]
-        parts += ablations.ablation_sentences(content, name)
-    return "\n".join(map(str, parts))
+    return tables.ablation_table(tables.read_kept("ablations-voc2007-frozen")).to_string()
 
 
 # --- all kinds ------------------------------------------------------------------------------------
@@ -481,7 +450,6 @@ def make_kinds(folder: Path) -> list[Kind]:
     add("weights", finished, one + "weights.safetensors", scores_of, "safetensors", "same")
     add("bank", finished, one + "bank.safetensors", heatmaps_of, "safetensors", "same", "cache/")
     add("snapshots", finished, one + "snapshots.safetensors", snapshots_of, "safetensors", "same")
-    add("scores", finished, one + "scores.safetensors", intervals_of, "safetensors", "same")
     add("metrics, run again", finished, one + "metrics.json", resumed, "json", "same", *made)
     add("metrics, predict", finished, one + "metrics.json", scores_of, "json", "same")
     add("metrics, table", finished, one + "metrics.json", own_table, "json", "said")

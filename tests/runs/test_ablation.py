@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from spcl_lib.__main__ import main
-from spcl_lib.analysis.league import entries_of, load_league
 from spcl_lib.analysis.measurement_tables import crop_scale_texts
+from spcl_lib.analysis.runs import read_kept
 from spcl_lib.runs import ablation, schedule
 from spcl_lib.runs.ablation import CROP_SCALES, command_of, crop_scale_configs, crop_scale_rows
 from spcl_lib.runs.run import run
@@ -27,7 +27,7 @@ def test_every_method_scale_and_seed_once():
 
 @pytest.mark.parametrize("dataset", list(ablation.CHOSEN))
 def test_ours_have_what_the_league_chose_but_the_rates_of_the_profile(dataset):
-    chosen = {e["method"]: e["settings"] for e in entries_of(load_league(dataset), False).values()}
+    chosen = {e["method"]: e["settings"] for e in read_kept(f"league-{dataset}")["final"]}
     rates = {"lr", "weight_decay", "start"}
     for method, settings in ablation.CHOSEN[dataset].items():
         assert settings == {k: v for k, v in chosen[method].items() if k not in rates}

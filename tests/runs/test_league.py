@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from spcl_lib.analysis import league as tables
-from spcl_lib.analysis.bootstrap import Resamples, interval_of
-from spcl_lib.analysis.report import fill_tables
-from spcl_lib.evaluate import mean_average_precision
+from spcl_lib.analysis.intervals import summary
+from spcl_lib.analysis.runs import keep, read_kept
 from spcl_lib.methods import METHODS
 from spcl_lib.reproduce import studies
 from spcl_lib.runs import league
@@ -139,8 +138,8 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
     assert len({c.content for c in repeated}) == 2, "other images are other data"
     # The first part alone would take half the rate, which the others do not confirm.
     assert photographs.chosen_settings("gr") == {"lr": usual}
-    rows = tables._search_rows(photographs)
-    assert tables.pooling_scores({"search": rows}).loc["GR", "mean"] == pytest.approx(57.0)
+    (*parts,) = tables._parts_of({"search": tables.search_rows(photographs)}, "gr", "mean")
+    assert [part["mAP_by_pooling"]["mean"] for part in parts] == [59.0, 56.0, 56.0]
 
 
 def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_poolings(
@@ -159,7 +158,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
     # The first part alone would take "top", which the others do not confirm.
     assert photographs.chosen_pooling("gr") == ({}, "mean")
     assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 4 + 2
-    rows = tables._search_rows(photographs)
+    rows = tables.search_rows(photographs)
     assert len(rows) == 4 + 4 + 4 + 2
     again = League("voc2007", ["gr"], [0], voc, search=rows)
     assert [len(configs) for _, configs in again.rounds()] == [0, 0, 0, 0, 0, 0, 2]
@@ -169,8 +168,6 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
     assert [len(configs) for _, configs in again.rounds()] == [0, 4, 0, 0, 4, 2, 2], (
         "what rests on a choice that is not kept is searched again"
     )
-    scores = tables.pooling_scores({"search": rows})
-    assert scores.loc["GR"].tolist() == pytest.approx([59.0, (54.0 + 59.5 + 59.5) / 3])
 
 
 def test_an_unfinished_search_names_the_command(small):
@@ -191,8 +188,7 @@ def test_the_cost_is_told_before_the_start(small, capsys):
 def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch, capsys):
     finish_rounds(small, lambda c: 50.0 + 5 * (c.lr == 8e-3) + (c.pooling == "top"))
     monkeypatch.setattr(paths, "reference", lambda: tmp_path / "kept")
-    monkeypatch.setattr(tables, "LEAGUES", {"scenes": "smoke"})
-    tables.save_league(tables.collect(small, resamples=2))
+    keep("league-scenes", tables.collect(small))
     shutil.rmtree(paths.results())
     again = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
     assert again.methods == small.methods and again.most_runs() == 5 * 2 * 3
@@ -202,19 +198,19 @@ def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch,
     assert [configs for _, configs in searches] == [[], [], []]
     assert {(c.lr, c.pooling) for c in final if c.method == "gr"} == {(8e-3, "mean"), (8e-3, "top")}
     finish_rounds(again)
-    assert tables.collect(again, resamples=2)["search"] == tables.load_league("scenes")["search"]
+    assert tables.collect(again)["search"] == read_kept("league-scenes")["search"]
     monkeypatch.setattr(league, "SHARED", {"scenes": {"lr": 1e-3}})
     other = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
     assert other.most_runs() == 60 + 2 * 5, "the search was with another rate"
     monkeypatch.setattr(league, "SHARED", {"scenes": {"lr": 4e-3}})
-    tables.save_league({**tables.load_league("scenes"), "search_epochs": 5})
+    keep("league-scenes", {**read_kept("league-scenes"), "search_epochs": 5})
     other = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
     assert other.most_runs() == 60 + 2 * 5, "the search was with fewer epochs"
 
 
 def test_what_rests_on_a_term_that_is_not_kept_is_searched_again(small, tmp_path, monkeypatch):
     finish_rounds(small)
-    rows = tables.collect(small, resamples=2)["search"]
+    rows = tables.search_rows(small)
     known = [row for row in rows if row.get("lr") != 8e-3 or row["method"] != "gr"]
     again = League("scenes", ["gr_scl", "ren"], SEEDS, search=known)
     titles = {title: {c.method for c in configs} for title, configs in again.rounds()}
@@ -224,7 +220,7 @@ def test_what_rests_on_a_term_that_is_not_kept_is_searched_again(small, tmp_path
 
 def test_without_a_kept_league_its_search_is_refused(results, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)
-    with pytest.raises(UserError, match="league of 'scenes', which is not kept"):
+    with pytest.raises(UserError, match="no results are kept as 'league-scenes.json'"):
         studies.league_of_kept_search("scenes", (), SEEDS, None)
 
 
@@ -238,83 +234,20 @@ def test_a_seed_that_is_named_twice_counts_once(results):
 
 
 def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
-    finish_rounds(small, lambda c: {"an": 40.0, "full": 60.0}.get(c.method, 50.0) + c.seed)
+    finish_rounds(
+        small,
+        lambda c: {"an": 40.0, "full": 60.0}.get(c.method, 50.0) + c.seed + (c.pooling == "top"),
+    )
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)
-    monkeypatch.setattr(tables, "LEAGUES", {"scenes": "smoke"})
-    content = tables.collect(small, resamples=20)
-    tables.save_league(content)
-    kept = tables.leagues()["scenes"]
+    keep("league-scenes", tables.collect(small))
+    kept = read_kept("league-scenes")
     assert kept["seeds"] == [0, 1] and len(kept["search"]) == 5 * 8
-    table = tables.league_table(kept)
-    assert table.loc["Full", "gap_closed"] == 100 and table.loc["AN", "gap_closed"] == 0
-    assert table.loc["GR", "gap_closed"] == pytest.approx(50)
-    assert table.loc["REN", "whose"] == "ours"
-    assert list(table["mAP"]) == sorted(table["mAP"], reverse=True)
-    gains = tables.consistency_gains(kept)
-    assert gains.loc["GR", "gain"] == pytest.approx(0)
-    assert tables.pooling_scores(kept).loc["GR", "lse:0.3"] == pytest.approx(49)
-    assert tables.pooling_scores(kept, final=True).loc["GR"].tolist() == [50.5, 49.5]
-    said = tables.same_pooling_sentence(kept)
-    assert "4 of the 4 methods are best with mean" in said
-    assert "50 % of the gap" in said
-    readme = fill_tables("a\n<!-- leagues -->\n<!-- end -->\nb")
-    assert "| GR | competitor | 50.5 (50 %) | 50.5 (50 %) |" in readme and readme.endswith("\nb")
-    both = tables.leagues_side_by_side({"scenes": kept, "few": kept | {"final": [
-        e for e in kept["final"] if e["method"] in ("an", "full")]}})  # fmt: skip
-    assert both.index[0] == "Full" and both.loc["GR", "scenes, own"] == "50.5 (50 %)"
-    assert list(both.dropna().index) == ["Full", "AN"]
-    assert any("GR" in s and "best" in s for s in tables.league_sentences(kept))
-    bound = {**kept["final"][0], "method": "iun", "mAP": [55.5, 55.5]}
-    with_bound = kept | {"final": [*kept["final"], bound]}
-    assert tables.league_table(with_bound).loc["IUN", "whose"] == "sees all labels"
-    assert sum("closes 75 %. Methods that close more: none." in s
-               for s in tables.league_sentences(with_bound)) == 2  # fmt: skip
-    assert "IUN" not in tables.same_pooling_sentence(with_bound)
-    (ren,) = [e for e in kept["final"] if e["method"] == "ren" and e["predicts"] == "mean"]
-    low, high = ren["against_best"]
-    assert low == high == 0  # the pretended scores of both are the same
-
-
-@pytest.mark.parametrize(
-    "stored",
-    [
-        {"lse:0.3": torch.rand(500, 12)}, {"mean": torch.rand(499, 12)},
-        {"mean": torch.ones(500, 12).int()}, {"mean": torch.full((500, 12), torch.nan)},
-    ],
-    ids=["no mean", "an image too few", "whole numbers", "NaN"],
-)  # fmt: skip
-def test_scores_that_are_not_those_of_the_run_are_named(small, stored):
-    finish_rounds(small)
-    file = run_folder(small.final_configs("an", {})[0]) / "scores.safetensors"
-    save_file(stored, file)
-    with pytest.raises(UserError, match="is damaged|--force") as caught:
-        tables.collect(small, resamples=2)
-    assert str(file) in str(caught.value)
-
-
-def test_resampled_map_is_that_of_the_images_drawn():
-    """Against the metric itself, on tables in which every image stands as often as it was drawn."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.rand(40, 3, generator=generator) < 0.3
-    ignored = torch.rand(40, 3, generator=generator) < 0.1
-    scores = [torch.rand(40, 3, generator=generator) for _ in range(2)]
-    made = Resamples(labels & ~ignored, ignored, 2, 5)
-    found = made.mean_average_precisions(scores)
-    for i, weight in enumerate(made.weights):
-        rows = torch.arange(40).repeat_interleave(weight.long())
-        assert len(rows) == 40
-        by_seed = [
-            mean_average_precision(s[rows], (labels & ~ignored)[rows], ignored[rows])
-            for s in scores
-        ]
-        expected = sum(by_seed[s] for s in made.seeds[i].tolist()) / 2
-        assert found[i].item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_better_method_has_an_interval_above_zero():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.rand(300, 4, generator=generator) < 0.3
-    good, bad = (labels * s + torch.randn(300, 4, generator=generator) for s in (3.0, 0.5))
-    made = Resamples(labels, None, 1, 200)
-    difference = made.mean_average_precisions([good]) - made.mean_average_precisions([bad])
-    assert interval_of(difference)[0] > 0
+    found = summary(tables.league_table(kept)).set_index(["pooling", "method"])
+    # The scale goes from AN with the mean, 40.5, to the best Full, 61.5 with the pooling "top".
+    assert found["share"].round(1).to_dict() == {
+        ("mean", "an"): 0.0, ("mean", "gr"): 47.6, ("mean", "gr_scl"): 47.6, ("mean", "ren"): 47.6,
+        ("mean", "full"): 95.2, ("own", "an"): 4.8, ("own", "gr"): 52.4, ("own", "gr_scl"): 52.4,
+        ("own", "ren"): 52.4, ("own", "full"): 100.0,
+    }  # fmt: skip
+    scores = tables.poolings(kept).set_index(["method", "pooling"])["mAP"]
+    assert scores["gr", "mean"] == 50.5 and scores["gr", "lse:0.3"] == 49.5

@@ -1,0 +1,246 @@
+"""Finished runs and kept results as one tidy table: a row is one method with one seed.
+
+COLUMNS has the columns. Results come from this machine's runs, or from the small files under
+version control (notebooks/reference/), which `notebooks/reference/make.py` makes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from spcl_lib.config import RunConfig
+from spcl_lib.methods import METHODS, title_of
+from spcl_lib.runs.ablation import Ablation, ablation_configs
+from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.splits import identify_all, identify_data
+from spcl_lib.runs.store import Metrics, Run, run_folder
+from spcl_lib.system import paths
+from spcl_lib.system.checksums import read_summed, with_sum
+from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.files import atomic_write
+
+# study: "runs" (one data set with the paper's methods), "league", "whole" (the league's best, with
+# the whole network trained) or "ablation". pooling: "mean", or "own" for the one that held-out data
+# chose. setting, value: what an ablation varies; usual: whether the value is the profile's. Scores
+# are in percent; OF1 is that at probability 0.5.
+COLUMNS = (
+    "study", "dataset", "profile", "method", "title", "pooling", "setting", "value", "usual",
+    "seed", "mAP", "OF1", "train_seconds",
+)  # fmt: skip
+
+
+def as_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows with some of COLUMNS as a table with all, methods in the order of METHODS."""
+    usual = {"pooling": "mean", "setting": "", "value": "", "usual": True}
+    table = pd.DataFrame([usual | dict(row) for row in rows], columns=[*COLUMNS])
+    table["title"] = table["method"].map(title_of)
+    ranks = {name: rank for rank, name in enumerate(METHODS)}
+    order = table["method"].map(ranks).fillna(len(ranks))
+    return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+# --- runs of one data set -------------------------------------------------------------------------
+
+
+def load_runs(
+    source: str,
+    dataset: str,
+    profile: str,
+    overrides: Mapping[str, object] | None = None,
+    data_root: str | Path | None = None,
+) -> list[Metrics]:
+    """The metrics of the finished runs of a data set.
+
+    Args:
+        source: "results" takes this machine's runs with the profile's settings; "reference" takes
+            the runs under version control.
+        dataset: a key of PROFILES.
+        profile: a key of PROFILES[dataset].
+        overrides: other settings of this machine's runs.
+        data_root: the data of this machine's runs, see `paths.data_root`. It matters only if
+            there are runs on more than one copy of the data.
+
+    Raises:
+        UserError: a name is unknown, or there is no run; the message names the command for it.
+    """
+    if source not in ("reference", "results"):
+        raise unknown_name("source", source, ("reference", "results"))
+    if dataset not in PROFILES:
+        raise unknown_name("data set", dataset, PROFILES)
+    if profile not in PROFILES[dataset]:
+        raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
+    if source == "reference":
+        return list(read_kept(f"{dataset}-{profile}")["runs"])
+    first = make_config(dataset, "an", 0, profile, overrides or {})
+    first = replace(first, content=_content_of_results(first, data_root))
+    runs = []
+    for folder in sorted(run_folder(first).parent.glob("*-seed*")):
+        match = re.fullmatch(r"(\w+)-seed(\d+)(-\w{8})?", folder.name)
+        if match and match[1] in METHODS:
+            config = make_config(dataset, match[1], int(match[2]), profile, overrides or {})
+            config = replace(config, content=first.content)
+            run = Run.of(config).metrics if run_folder(config) == folder else None
+            runs += [] if run is None else [run]  # None: the run had other default settings
+    if not runs:
+        raise UserError(
+            f"no finished run of {dataset} (profile {profile}) in '{paths.results()}'; "
+            f"make them with: ./reproduce.sh --dataset {dataset} --profile {profile}"
+        )
+    return runs
+
+
+def _content_of_results(config: RunConfig, data_root: str | Path | None) -> str:
+    """`content` of the runs to read: that of the data root, or the only one with runs."""
+    if config.dataset == "scenes":
+        return ""
+    start = f"{config.dataset}-{config.profile}-"
+    found = [folder.name.removeprefix(start) for folder in paths.results().glob(f"{start}*")]
+    found = [content for content in found if re.fullmatch("[0-9a-f]{8}", content)]
+    if data_root is None and len(found) == 1:
+        return found[0]
+    return identify_data(config, data_root).content
+
+
+def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:
+    """The table of some runs of one data set."""
+    names = ("dataset", "profile", "method", "seed", "mAP", "train_seconds")
+    return as_table(
+        {"study": "runs", "OF1": run["at_0.5"]["OF1"], **{name: run[name] for name in names}}
+        for run in runs
+    )
+
+
+# --- ablations and training of the whole network --------------------------------------------------
+
+
+def collect_whole(configs: Mapping[str, Sequence[RunConfig]]) -> dict[str, Any]:
+    """What is kept of `full_training_configs`, whose runs must have finished.
+
+    Raises:
+        UserError: a run has not finished.
+    """
+    first = next(iter(configs.values()))[0]
+    command = f"./reproduce.sh --league --full-training --dataset {first.dataset}"
+    runs = {m: [Run.of(c).finished(command) for c in group] for m, group in configs.items()}
+    facts = runs["an"][0]
+    return {
+        "dataset": first.dataset, "profile": first.profile, "machine": facts["machine"],
+        "seeds": [c.seed for c in configs["an"]],
+        "train_images": facts["train_images"], "report_images": facts["report_images"],
+        "final": [{"method": m, "mAP": [run["mAP"] for run in runs[m]]} for m in runs],
+    }  # fmt: skip
+
+
+def collect_ablations(
+    asked: Mapping[str, Ablation], dataset: str, profile: str, seeds: Sequence[int],
+    data_root: str | Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What is kept of ablations, whose runs must have finished.
+
+    Args:
+        asked: ablations by name.
+        dataset: a key of PROFILES.
+        profile: a key of PROFILES[dataset].
+        seeds: seeds of the runs.
+        data_root: see `paths.data_root`.
+
+    Raises:
+        UserError: a run has not finished.
+    """
+    rows, machine = [], None
+    command = f"python -m spcl_lib ablation all --dataset {dataset} --profile {profile}"
+    for name, ablation in asked.items():
+        for (value, method), configs in ablation_configs(ablation, dataset, profile, seeds).items():
+            runs = [Run.of(c).finished(command) for c in identify_all(configs, data_root)]
+            usual = configs[0] == make_config(dataset, method, seeds[0], profile)
+            rows.append({"ablation": name, "value": value, "method": method, "usual": usual,
+                         "mAP": [run["mAP"] for run in runs]})  # fmt: skip
+            machine = runs[0]["machine"]
+    axes = {name: {"axis": ablation.axis} for name, ablation in asked.items()}
+    return {"dataset": dataset, "profile": profile, "seeds": list(seeds), "ablations": axes,
+            "machine": machine, "rows": rows}  # fmt: skip
+
+
+def whole_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """The table of a kept `full-training-DATASET` (study "whole")."""
+    return as_table(_by_seed(content, content["final"], "whole"))
+
+
+def ablation_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """The table of a kept `ablations-DATASET-PROFILE`, values in their order; axis: its name."""
+    table = as_table(_by_seed(content, content["rows"], "ablation"))
+    axes = {name: text["axis"] for name, text in content["ablations"].items()}
+    return table.assign(axis=table["setting"].map(axes))
+
+
+def _by_seed(
+    content: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], study: str
+) -> list[dict[str, Any]]:
+    """A row for every seed of each entry."""
+    return [
+        {
+            "study": study, "dataset": content["dataset"], "profile": content["profile"],
+            "method": entry["method"], "setting": entry.get("ablation", ""),
+            "value": entry.get("value", ""), "usual": entry.get("usual", True), "seed": seed,
+            "mAP": score,
+        }
+        for entry in entries
+        for seed, score in zip(content["seeds"], entry["mAP"], strict=True)
+    ]  # fmt: skip
+
+
+# --- kept files -----------------------------------------------------------------------------------
+
+
+def read_kept(name: str) -> dict[str, Any]:
+    """The content of notebooks/reference/NAME.json.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    file = paths.reference() / f"{name}.json"
+    if not file.is_file():
+        known = sorted(f.stem for f in paths.reference().glob("*.json"))
+        raise UserError(f"no results are kept as '{file.name}'; there are {', '.join(known)}")
+    try:
+        return read_summed(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
+
+
+def keep(name: str, content: Mapping[str, Any]) -> Path:
+    """Writes notebooks/reference/NAME.json with rounded numbers, and gives the file.
+
+    Every row of a list has its own line. NaN becomes null because JSON has no NaN.
+    """
+    parts = []
+    for key, value in with_sum(_rounded(dict(content))).items():
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = (json.dumps(row, separators=(",", ":"), allow_nan=False) for row in value)
+            text = "[\n" + ",\n".join(rows) + "\n]"
+        parts.append(f'"{key}": {text}')
+    file = paths.reference() / f"{name}.json"
+    with atomic_write(file) as temporary:
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    return file
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with 6 digits (a score in percent: 4 decimals), but not in a run's configuration."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    if isinstance(value, dict):
+        return {k: v if k == "config" else _rounded(v) for k, v in value.items()}
+    return value

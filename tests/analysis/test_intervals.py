@@ -1,0 +1,80 @@
+"""Intervals, gains and shares are checked by hand and against scipy."""
+
+import math
+
+import pandas as pd
+import pytest
+from fake_runs import runs_of
+from scipy import stats
+
+from spcl_lib.analysis.intervals import gain, paired, summary, t_ends, t_interval, with_shares
+from spcl_lib.analysis.runs import as_table, table_of
+
+
+def test_three_seeds_have_4_3_standard_errors_to_each_side():
+    found = t_interval([1.0, 2.0, 6.0])
+    error = math.sqrt(7) / math.sqrt(3)
+    assert found.mean == 3 and found.high - 3 == pytest.approx(4.303 * error, rel=1e-3)
+    assert t_ends([1.0, 2.0, 6.0]) == pytest.approx((found.low, found.high))
+    test = stats.ttest_1samp([1.0, 2.0, 6.0], 0).confidence_interval()
+    assert found[1:] == pytest.approx((test.low, test.high))
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "text"),
+    [
+        ([4.0, 4.5, 5.0], "ahead", "+4.5 (+3.3 to +5.7)"),
+        ([-2.0, -2.5, -3.0], "behind", "-2.5 (-3.7 to -1.3)"),
+        # Two standard errors, which the mean exceeds, called this settled.
+        ([1.01, 1.01, 4.01], "not settled", "+2.0 (-2.3 to +6.3)"),
+        ([2.0], "not settled", "+2.0"),
+        ([], "not settled", "+nan"),
+    ],
+)
+def test_a_difference_is_settled_where_the_interval_excludes_zero(values, verdict, text):
+    found = t_interval(values)
+    assert (found.verdict, str(found)) == (verdict, text)
+
+
+def test_seeds_are_paired_by_their_number():
+    table = table_of(runs_of(an=[70.0, 80.0, None, 60.0], cl=[None, 83.0, 99.0, 64.0]))
+    assert paired(table, "cl").to_dict() == {1: 3.0, 3: 4.0}
+    assert gain(table, "cl").mean == pytest.approx(3.5)
+    assert paired(table, "cl", "en").empty and math.isnan(gain(table, "cl", "en").mean)
+    with pytest.raises(ValueError, match="duplicate"):
+        paired(pd.concat([table, table]), "cl")
+
+
+def test_a_summary_by_hand():
+    runs = runs_of(full=[90.0, 92.0, 94.0], scl=[75.0, 74.0, 79.0], an=[70.0, 72.0, 74.0])
+    found = summary(table_of(runs))
+    assert list(found["method"]) == ["an", "scl", "full"]  # the order of METHODS
+    assert list(found["mAP"]) == pytest.approx([72, 76, 92]) and set(found["seeds"]) == {3}
+    assert list(found["std"]) == pytest.approx([2, math.sqrt(7), 2])
+    # paired gains of scl: 5, 2, 5
+    assert list(found["gain"]) == pytest.approx([0, 4, 20])
+    assert found["gain_high"][1] == pytest.approx(4 + 4.3027, abs=1e-3)
+    assert list(found["share"]) == pytest.approx([0, 20, 100])
+    assert found["share_low"][1] == pytest.approx(100 * (4 - 4.3027) / 20, abs=1e-2)
+
+
+def test_the_scale_goes_from_an_with_the_mean_to_the_best_full():
+    scores = [("an", "mean", 50), ("an", "own", 60), ("full", "mean", 80), ("full", "own", 90)]
+    rows = [{"study": "league", "dataset": "scenes", "profile": "cpu", "method": m, "pooling": p,
+             "seed": seed, "mAP": score + seed} for m, p, score in scores for seed in (0, 1)]
+    shares = with_shares(as_table(rows)).groupby(["method", "pooling"])["share"].mean()
+    assert shares.to_dict() == {
+        ("an", "mean"): 0, ("an", "own"): 25, ("full", "mean"): 75, ("full", "own"): 100,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("scores", [{"an": [70.0]}, {"scl": [75.0], "full": [90.0]},
+                                    {"an": [70.0], "full": [69.0]}])  # fmt: skip
+def test_without_a_gap_nothing_is_closed(scores):
+    assert summary(table_of(runs_of(**scores)))["share"].isna().all()
+
+
+def test_data_sets_have_scales_of_their_own():
+    table = table_of(runs_of(an=[70.0], scl=[75.0], full=[80.0]))
+    both = pd.concat([table, table.assign(dataset="voc2007", mAP=table["mAP"] * 2)])
+    assert list(summary(both)["share"]) == [0, 50, 100, 0, 50, 100]

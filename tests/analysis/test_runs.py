@@ -1,0 +1,175 @@
+"""Runs are read from the right place, and kept; what is kept becomes one table."""
+
+import json
+import re
+
+import pytest
+from fake_runs import fake_run, fake_runs, write_results
+
+from spcl_lib.analysis.league import (
+    OURS,
+    WHOSE,
+    added_by_scl,
+    best_of_league,
+    best_on_held_out,
+    held_out_scores,
+    league_table,
+    poolings,
+    whose,
+)
+from spcl_lib.analysis.runs import (
+    COLUMNS,
+    ablation_table,
+    collect_ablations,
+    collect_whole,
+    keep,
+    load_runs,
+    read_kept,
+    table_of,
+    whole_table,
+)
+from spcl_lib.methods import METHODS, PAPER_METHODS
+from spcl_lib.runs.ablation import Ablation
+from spcl_lib.runs.league import LEAGUES
+from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.runs.run import run
+from spcl_lib.runs.settings import make_config
+from spcl_lib.system.errors import UserError
+
+# --- where runs come from -------------------------------------------------------------------------
+
+
+def test_results_are_the_unmodified_finished_runs(results):
+    runs = fake_runs(methods=("scl", "an"), seeds=(1, 0))
+    write_results(runs)
+    group = results / "scenes-cpu"
+    for name, change in {
+        "an-seed2-0123abcd": {},  # a modified configuration
+        "an-seed3": {"config": {**runs[0]["config"], "lr": 1.0}},  # of other defaults than today's
+        "other-seed0": {},
+    }.items():
+        (group / name).mkdir()
+        (group / name / "metrics.json").write_text(json.dumps(runs[0] | change))
+    found = table_of(load_runs("results", "scenes", "cpu"))
+    assert list(zip(found["method"], found["seed"], strict=True)) == [
+        ("an", 0), ("an", 1), ("scl", 0), ("scl", 1),
+    ]  # fmt: skip
+    assert list(found.columns) == list(COLUMNS) and list(found["OF1"] + 10) == list(found["mAP"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("results", "scenes", "cpu"), "reproduce.sh --dataset scenes --profile cpu"),
+        (("reference", "voc2007", "cpu"), "no results are kept as 'voc2007-cpu.json'"),
+        (("refrence", "scenes", "cpu"), "Did you mean 'reference'"),
+        (("results", "scene", "cpu"), "Did you mean 'scenes'"),
+        (("results", "scenes", "gpu"), "Valid: cpu, smoke"),
+    ],
+)
+def test_no_runs_or_unknown_names_give_one_message(results, reference, arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_runs(*arguments)
+
+
+def test_kept_runs_are_those_that_were_given_rounded(results, reference):
+    write_results(fake_runs(seeds=(2, 0, 1)))
+    here = load_runs("results", "scenes", "cpu")
+    file = keep("scenes-cpu", {"runs": here})
+    assert [f.name for f in reference.iterdir()] == ["scenes-cpu.json"]  # nothing left beside it
+    assert len(file.read_text().splitlines()) == 5 + 21 and file.stat().st_size < 70_000
+    kept = load_runs("reference", "scenes", "cpu")
+    assert [new["config"] for new in kept] == [old["config"] for old in here]
+    assert [new["mAP"] for new in kept] == pytest.approx([old["mAP"] for old in here], abs=1e-4)
+
+
+@pytest.mark.parametrize("damage", [lambda t: t.replace("76.6", "67.6"), lambda t: t[:-9],
+                                    lambda t: "[]"])  # fmt: skip
+def test_damage_in_a_kept_file_is_named(damage, reference):
+    file = keep("scenes-cpu", {"runs": fake_runs()})
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(UserError, match="scenes-cpu.json' is damaged"):
+        load_runs("reference", "scenes", "cpu")
+
+
+def test_methods_that_this_version_does_not_know_come_last():
+    runs = [fake_run("an", 0, 71.0) | {"method": "future"}, fake_run("full", 0, 90.0)]
+    assert list(table_of(runs)["title"]) == ["Full", "FUTURE"]
+
+
+# --- studies --------------------------------------------------------------------------------------
+
+
+def test_ablations_are_collected_and_kept(results, reference, tiny, monkeypatch):
+    few = {"weight": Ablation("How much?", "lambda", ("scl",),
+                              {"1": {}, "0.1": {"weight": 0.1}})}  # fmt: skip
+    monkeypatch.setitem(PROFILES["scenes"], "smoke", tiny)
+    with pytest.raises(UserError, match="scl-seed0.* has not finished; make it with: python"):
+        collect_ablations(few, "scenes", "smoke", [0])
+    scores = [
+        run(make_config("scenes", "scl", 0, "smoke", settings))["mAP"]
+        for settings in few["weight"].values.values()
+    ]
+    keep("ablations-scenes-smoke", collect_ablations(few, "scenes", "smoke", [0]))
+    table = ablation_table(read_kept("ablations-scenes-smoke"))
+    assert list(table["value"]) == ["1", "0.1"] and list(table["usual"]) == [True, False]
+    assert set(table["axis"]) == {"lambda"}
+    assert list(table["mAP"]) == pytest.approx(scores, abs=1e-3)
+
+
+def test_training_of_the_whole_network_is_collected_and_kept(results, reference):
+    write_results(fake_runs(methods=("an", "full"), seeds=(1, 2)))
+    configs = {m: [make_config("scenes", m, s) for s in (1, 2)] for m in ("an", "full")}
+    keep("full-training-scenes", collect_whole(configs))
+    table = whole_table(read_kept("full-training-scenes"))
+    assert list(table["method"]) == ["an", "an", "full", "full"]
+    assert list(table["seed"]) == [1, 2, 1, 2] and set(table["study"]) == {"whole"}
+    missing = {"an": [make_config("scenes", "an", 5)]}
+    with pytest.raises(UserError, match="an-seed5.* has not finished; make it with: ./reproduce"):
+        collect_whole(missing)
+
+
+# --- the kept leagues -----------------------------------------------------------------------------
+
+
+def test_every_method_has_an_origin():
+    assert {whose(method) for method in METHODS} == set(WHOSE)
+    assert whose("en_scl") == "the paper" and whose("iun") == "sees all labels"
+    assert {whose(term) for term in OURS} == {"ours"}
+
+
+@pytest.mark.parametrize("dataset", LEAGUES)
+def test_a_kept_league_has_every_method_with_the_mean_and_with_its_own_pooling(dataset):
+    content = read_kept(f"league-{dataset}")
+    table = league_table(content)
+    counts = table.groupby(["pooling", "method"])["seed"].nunique().unstack("pooling")
+    assert set(counts.index) <= set(METHODS) and (counts == len(content["seeds"])).all(axis=None)
+    means = table[table["pooling"] == "mean"].groupby("method")["mAP"].mean()
+    scores = poolings(content).set_index(["method", "pooling"])["mAP"]
+    assert scores[:, "mean"].to_dict() == pytest.approx(means.to_dict(), abs=1e-3)
+    held_out = held_out_scores(content)
+    assert len(held_out) == 2 * len(counts) and held_out["mAP"].between(30, 100).all()
+    for pooling in ("mean", "own"):
+        rival = best_on_held_out(content, pooling, "another paper")
+        assert METHODS[rival].consistency == "" and rival not in PAPER_METHODS
+
+
+def test_what_scl_adds_is_paired_with_its_own_term():
+    content = {"dataset": "scenes", "profile": "cpu", "seeds": [3, 4], "final": [
+        {"method": m, "mAP": scores}
+        for m, scores in {"an": (40, 42), "scl": (41, 41), "gr": (50, 52), "gr_scl": (53, 55),
+                          "en_scl": (49, 53)}.items()
+    ]}  # fmt: skip
+    found = added_by_scl(whole_table(content))
+    assert list(found["title"]) == ["GR", "AN"] and list(found["gain"]) == [3, 0]
+    assert list(found["low"] > 0) == [True, False]
+
+
+def test_the_best_besides_the_papers_train_the_whole_network_with_their_settings():
+    scores = {"an": 50, "gr": 60, "ren_scl": 65, "em": 55, "en_scl": 70, "gr_scl": 66}
+    content = {"final": [{"method": m, "mAP": [v, v], "settings": {"weight": v}}
+                         for m, v in scores.items()]}  # fmt: skip
+    assert best_of_league(content, 2, combined=True) == {
+        "gr_scl": {"weight": 66}, "ren_scl": {"weight": 65},
+    }  # fmt: skip
+    assert list(best_of_league(content, 2, combined=False)) == ["ren_scl", "gr"]
