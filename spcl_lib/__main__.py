@@ -390,27 +390,31 @@ def _evaluate(options: Options) -> int:
         print(f"\nthresholds: {file}; use them with: predict --thresholds {file}")
     if options.out:
         folder = paths.expand_home(options.out)
-        print(*write_evaluation(found, predictor, expected, folder), sep="\n")
+        print(write_evaluation(found, predictor, expected, folder))
     return 0
 
 
 def _audit(options: Options) -> int:
-    from spcl_lib.analysis.audit import maps_of, precision_of_missing, suggest
+    from spcl_lib.analysis import audit
     from spcl_lib.methods import visible_labels
     from spcl_lib.runs.store import Run
-    from spcl_lib.viewer.audit_page import SHOWN, precision_text, write_page, write_suggestions
+    from spcl_lib.runs.thresholds import one_sided
+    from spcl_lib.viewer.audit_page import SHOWN, write_page, write_suggestions
 
     if options.most < 1:
         raise UserError(f"--most must be at least 1; got {options.most}")
     out = paths.expand_home(options.out)
     run = Run.find(options.run, options.data_root).load(objects=True)
     given = visible_labels(run.config.method, run.train.labels, run.observed) > 0
-    read = maps_of(run, options.predict)
-    found = suggest(read, given, options.most)
+    read = audit.maps_of(run, options.predict)
+    presence = audit.presence_of(read, len(run.train))
+    likely = audit.out_of_fold(audit.mean_features(run), given)
+    found = audit.suggest(read, presence, given, options.most, likely)
     what = f"{run.config.dataset}, {run.config.method}, {len(run.train):,} training images"
-    facts = [f"run: {run.folder} ({what})"]
-    precision = precision_of_missing(found[0].first(SHOWN), read, run.train, given)
-    facts += [precision_text(precision)] if precision else []
+    precision = audit.precision_of_missing(found[0].first(SHOWN), run.train, given)
+    facts = [f"run: {run.folder} ({what})", *([precision] if precision else [])]
+    if run.metrics.get("threshold") is not None:
+        facts += one_sided(presence >= run.metrics["threshold"], run.train.classes)
     print("\n".join(facts))
     write_suggestions(out / "audit.csv", found, run.train)
     write_page(out / "audit.html", facts, found, read, run.train, given)

@@ -129,7 +129,7 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
         "path,label: only one of its labels)",
     )  # fmt: skip
     judge.add_argument(
-        "--out", metavar="DIR", help="write evaluation.json and evaluation.png into this folder"
+        "--out", metavar="DIR", help="write evaluation.json into this folder"
     )
     judge.add_argument(
         "--save-thresholds", metavar="FILE",

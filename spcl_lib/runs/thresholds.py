@@ -91,6 +91,28 @@ class LabelRule:
         return f"{scores} from {low:.3f}" + (f" to {high:.3f}, by class" if low < high else "")
 
 
+_NEARLY_ALL = 0.95  # share of the images
+_LEAST_IMAGES = 20  # of fewer images, a class may well be in all or in none
+
+
+def one_sided(chosen: Tensor, classes: Sequence[str]) -> list[str]:
+    """Warnings: the classes that a rule gives to nearly all images, and those that it never gives.
+
+    Args:
+        chosen: (N, C) bool, of `LabelRule.choose`.
+        classes: C names.
+    """
+    if len(chosen) < _LEAST_IMAGES:
+        return []
+    share = chosen.double().mean(0)
+    found = {"nearly all images": share >= _NEARLY_ALL, "no image": share == 0}
+    return [
+        f"warning: given to {where}: {', '.join(classes[c] for c in which.nonzero()[:10])}"
+        for where, which in found.items()
+        if which.any()
+    ]
+
+
 # --- how to choose one ----------------------------------------------------------------------------
 
 

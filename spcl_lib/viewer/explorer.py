@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any
 
 import anywidget
@@ -10,8 +9,9 @@ import torch
 
 from spcl_lib.runs.snapshots import Trace
 from spcl_lib.viewer.explorer_page import (
+    as_text,
     header_of,
-    predict_bytes,
+    highest_cells,
     record_of,
     source_of,
     starting_class,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class HeatmapExplorer(anywidget.AnyWidget):
-    """Pick a run, an image, classes and an epoch; drag a crop; see label, target and prediction.
+    """Pick a run, an image, a class and an epoch; drag a crop; see target and prediction.
 
     explorer.js draws it in the browser, and asks for one image at a time, and for the network's
     prediction for every crop. All can be done with a mouse, by touch and from the keyboard.
@@ -41,8 +41,7 @@ class HeatmapExplorer(anywidget.AnyWidget):
     _css = source_of("explorer.css")
 
     def __init__(self, *traces: Trace) -> None:
-        self._header = header_of(traces)
-        self._shown = traces
+        self._header, self._shown = header_of(traces), traces
         super().__init__()
         self.on_msg(lambda widget, question, buffers: self.send(self.answer(question)))
 
@@ -52,41 +51,27 @@ class HeatmapExplorer(anywidget.AnyWidget):
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """The answer to a question of explorer.js, with the question's `id`."""
         if question["kind"] == "header":
-            found: Any = self._header
-        else:
-            trace, image = self._shown[question["run"]], question["image"]
-            if question["kind"] == "record":
-                found = record_of(trace, image)
-            else:
-                view = Views(torch.tensor([question["box"]]), torch.tensor([question["flipped"]]))
-                found = base64.b64encode(predict_bytes(trace, image, view)).decode()
-        return {"id": question["id"], "answer": found}
+            return {"id": question["id"], "answer": self._header}
+        trace, image = self._shown[question["run"]], question["image"]
+        if question["kind"] == "record":
+            return {"id": question["id"], "answer": record_of(trace, image)}
+        box = torch.tensor([question["box"]], dtype=torch.float32)  # JavaScript writes 1.0 as 1
+        view = Views(box, torch.tensor([question["flipped"]]))
+        return {"id": question["id"], "answer": as_text(highest_cells(trace, image, view))}
 
     def still(self) -> Figure:
         """What the explorer shows first, for pages without a running kernel."""
         trace = self._shown[0]
         image = trace.most_corrected()[0]
-        return still(trace, image)
-
-
-def still(trace: Trace, image: int) -> Figure:
-    """One image, its crop without the label, the heatmap and the target after the last epoch.
-
-    Args:
-        trace: trace of a run.
-        image: number of the image in the trace.
-    """
-    view = view_without_label(trace, image) or Views.whole(1)
-    given, other = int(trace.observed[image].int().argmax()), starting_class(trace, image)
-    bank, whole = trace.bank(-1, image), trace.data.images[image : image + 1]
-    target, _ = bank.read(torch.tensor([0]), view, bank.size)
-    classes = [trace.data.classes[c] for c in (given, other)]
-    heat = bank.heatmaps[0].float() / 255
-    crop = view.crop(whole, whole.shape[-1])
-    return overlay(
-        torch.cat([whole, whole, crop]).float(),
-        torch.stack([heat[given], heat[other], target[0, other]]),
-        [f"heatmap of “{classes[0]}”,\nthe label, and a crop", f"heatmap of “{classes[1]}”",
-         f"the crop: the target\nfor “{classes[1]}”"],
-        1.0, torch.cat([view.boxes, view.boxes, Views.whole(1).boxes]),
-    )  # fmt: skip
+        view = view_without_label(trace, image) or Views.whole(1)
+        given, other = int(trace.observed[image].int().argmax()), starting_class(trace, image)
+        bank, whole = trace.bank(-1, image), trace.data.images[image : image + 1]
+        target, _ = bank.read(torch.tensor([0]), view, bank.size)
+        label, hidden = trace.data.classes[given], trace.data.classes[other]
+        heat, crop = bank.heatmaps[0].float() / 255, view.crop(whole, whole.shape[-1])
+        titles = [f"“{label}”,\nthe label, and a crop", f"“{hidden}”", f"target for “{hidden}”"]
+        return overlay(
+            torch.cat([whole, whole, crop]).float(),
+            torch.stack([heat[given], heat[other], target[0, other]]),
+            titles, 1.0, torch.cat([view.boxes, view.boxes, Views.whole(1).boxes]),
+        )  # fmt: skip

@@ -3,15 +3,13 @@
     header   what all images share: classes, names and labels of the images, the runs
     record   one image in one run: the picture, the heatmaps of every epoch, regions of objects
 
-Numbers of many cells are base64 texts of uint8, where 255 means 1. The page has all records inside,
-and predictions for a lattice of crops. explorer.js reads heatmaps through crops as `HeatmapBank`
-does, so target and picture follow every crop; a test compares the two.
+Numbers of many cells are base64 texts of uint8, where 255 means 1. explorer.js reads heatmaps
+through crops as `HeatmapBank` does; a test compares the two.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import os
@@ -34,16 +32,23 @@ from spcl_lib.views import Views
 
 _SIDE = 320  # pixels, longer side of a photograph
 _TRIES = 200  # random crops, to find one without the label
-_LOST = 0.3  # below this presence by its heatmap, a class counts as cut out
 _PAGE_BYTES = 3_000_000
 _PAGE_EPOCHS = 12  # most epochs in a page
-_PAGE_CLASSES = 12  # most classes of an image in a page
+_CLASSES = 12  # most classes of an image
 _LATTICE = ((1.0, 1), (0.75, 3), (0.5, 4), (0.35, 5))  # side of a crop, crops along each axis
 
 
 def source_of(name: str) -> str:
-    """The text of a file beside this module: explorer.js or explorer.css."""
+    """The text of a file beside this module, such as explorer.js."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def template(name: str, **values: Any) -> str:
+    """A page from a jinja2 template beside this module; all values are escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source_of(name)).render(**values)
 
 
 # --- what the explorer shows ----------------------------------------------------------------------
@@ -64,55 +69,50 @@ def header_of(traces: Sequence[Trace]) -> dict[str, Any]:
     for trace in traces:
         if (trace.data.ids, trace.data.classes) != (data.ids, data.classes):
             raise ValueError(f"'{trace.name}' follows other images than '{traces[0].name}'")
+    images = [
+        {"name": printable(name), "labels": _numbers(labels)}
+        for name, labels in zip(data.ids, data.labels, strict=True)
+    ]
     return {
-        "classes": [printable(name) for name in data.classes],
-        "images": [
-            {"name": printable(name), "labels": _numbers(labels)}
-            for name, labels in zip(data.ids, data.labels, strict=True)
-        ],
+        "classes": [printable(name) for name in data.classes], "images": images,
         "runs": [_describe(trace) for trace in traces],
-        "palette": _as_text(heat_colours(np.linspace(0, 1, 256))),
-    }
+        "palette": as_text(heat_colours(np.linspace(0, 1, 256))),
+    }  # fmt: skip
 
 
 def _describe(trace: Trace) -> dict[str, Any]:
-    pooling = trace.model.pooling
     return {
         "name": trace.name, "epochs": list(trace.epochs), "averaged": trace.averaged,
         "grid": trace.predict(0, Views.whole(1)).shape[-1],
-        "pooling": [pooling.kind, pooling.effective_strength],
         "observed": [_numbers(row) for row in trace.observed], "order": trace.most_corrected(),
     }  # fmt: skip
 
 
-def record_of(trace: Trace, image: int, most: int | None = None) -> dict[str, Any]:
-    """One image in one run.
+def record_of(trace: Trace, image: int) -> dict[str, Any]:
+    """One image in one run, with up to twelve classes; the most telling ones come first.
 
     Args:
         trace: trace of the run.
         image: number of the image in the trace.
-        most: most classes; all by default. The most telling classes come first.
     """
-    classes = _telling(trace, image)[:most]
-    regions, lost = trace.region(image), view_without_label(trace, image)
+    classes, regions = _telling(trace, image), trace.region(image)
+    lost = view_without_label(trace, image)
     return {
         "picture": _picture(trace, image), "size": trace.heatmaps.shape[-1], "classes": classes,
-        "heat": _as_text(trace.heatmaps[:, image, classes].numpy()),
-        "seen": _as_text(np.packbits(trace.seen[:, image].numpy())),
+        "heat": as_text(trace.heatmaps[:, image, classes]),
+        "seen": as_text(np.packbits(trace.seen[:, image].numpy())),
         "side": None if regions is None else regions.shape[-1],
         "regions": None if regions is None else {
-            c: _as_text(np.packbits(regions[c].numpy()))
-            for c in classes if bool(regions[c].any())
+            c: as_text(np.packbits(regions[c].numpy())) for c in classes if regions[c].any()
         },
         "start": starting_class(trace, image),
         "lost": None if lost is None else lost.boxes[0].tolist(),
     }  # fmt: skip
 
 
-def predict_bytes(trace: Trace, image: int, views: Views) -> np.ndarray:
-    """The finished network's probabilities (B, C) of views of one image, as uint8."""
-    maps = trace.predict(image, views)
-    return as_bytes(trace.model.pooling(maps).sigmoid()).numpy()
+def highest_cells(trace: Trace, image: int, views: Views) -> Tensor:
+    """The finished network's highest probability of every class (B, C) in views, as uint8."""
+    return as_bytes(trace.predict(image, views).sigmoid().amax((2, 3)))
 
 
 def starting_class(trace: Trace, image: int) -> int:
@@ -126,50 +126,45 @@ def starting_class(trace: Trace, image: int) -> int:
 def view_without_label(trace: Trace, image: int) -> Views | None:
     """Finds a crop without the labelled class that shows most of the class to start with.
 
-    Where the places of objects are not known, the heatmaps after the last epoch stand for them.
+    Where the objects are not known, the upper half of the last heatmaps' values stands for them.
 
     Returns:
         One view, the same at every call; None if none of the random crops has lost the label.
     """
     generator = torch.Generator().manual_seed(image)
     views = Views.sample(_TRIES, (0.1, 0.6), flip=0.0, generator=generator)
-    given, other = int(trace.observed[image].int().argmax()), starting_class(trace, image)
-    regions = trace.region(image)
-    if regions is not None:
-        fraction = visible_fraction(regions[[given, other]].expand(_TRIES, -1, -1, -1), views)
-        lost, shown = ~in_view(fraction[:, 0]), fraction[:, 1].nan_to_num()
-    else:
-        bank, size = trace.bank(-1, image), trace.heatmaps.shape[-1]
-        target, seen = bank.read(torch.zeros(_TRIES, dtype=torch.long), views, size)
-        presence = trace.model.pooling.presence(target, seen)  # (_TRIES, C)
-        lost, shown = presence[:, given] < _LOST, 1 - presence[:, given]
-    best = int(shown.masked_fill(~lost, -1).argmax())
+    regions, heat = trace.region(image), trace.heatmaps[-1, image].float()
+    regions = heat >= heat.amax((1, 2), keepdim=True) / 2 if regions is None else regions
+    pair = [int(trace.observed[image].int().argmax()), starting_class(trace, image)]
+    fraction = visible_fraction(regions[pair].expand(_TRIES, -1, -1, -1), views)
+    lost = ~in_view(fraction[:, 0])
+    best = int(fraction[:, 1].nan_to_num().masked_fill(~lost, -1).argmax())
     return views[best : best + 1] if bool(lost[best]) else None
 
 
 def _telling(trace: Trace, image: int) -> list[int]:
-    """All classes: labels, then what is there without a label, then by the height of heatmaps."""
+    """Labels, then what is there without a label, then by the height of heatmaps."""
     height = trace.heatmaps[:, image].flatten(2).amax((0, 2)) / 255  # (C,)
     weight = 4.0 * trace.observed[image] + 2.0 * trace.data.labels[image] + height
-    return weight.argsort(descending=True, stable=True).tolist()
+    return weight.argsort(descending=True, stable=True)[:_CLASSES].tolist()
 
 
 def _picture(trace: Trace, image: int) -> str:
     stream, data = io.BytesIO(), trace.data
     if data.files is None:
-        kind, drawn = "png", data.images[torch.tensor([image])][0]
-        picture_of(drawn, drawn.shape[-1]).save(stream, kind)
-    else:
-        kind = "jpeg"
-        shrink(data.files[image], _SIDE).save(stream, kind, quality=85)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+        drawn = data.images[torch.tensor([image])][0]
+        picture_of(drawn, drawn.shape[-1]).save(stream, "png")
+        return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    shrink(data.files[image], _SIDE).save(stream, "jpeg", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _numbers(row: Tensor) -> list[int]:
     return row.nonzero().flatten().tolist()
 
 
-def _as_text(values: np.ndarray) -> str:
+def as_text(values: np.ndarray | Tensor) -> str:
+    """The bytes of an array of uint8 as a base64 text."""
     return base64.b64encode(np.ascontiguousarray(values)).decode()
 
 
@@ -179,9 +174,9 @@ def _as_text(values: np.ndarray) -> str:
 def write_explorer_page(file: Path, *traces: Trace, limit: int = _PAGE_BYTES) -> None:
     """Writes a page with the explorer that needs neither a kernel nor another file.
 
-    It has the images that were corrected most, as many as fit, up to twelve epochs, and up to
-    twelve classes of an image. The network cannot run in the page. So the page has its predictions
-    for a lattice of crops, shows that of the nearest crop, and says so.
+    It has the images that were corrected most, as many as fit, and up to twelve epochs. The network
+    cannot run in the page. So the page has its predictions for a lattice of crops, shows that of
+    the nearest one, and draws which it is.
 
     Args:
         file: HTML file; it is replaced.
@@ -192,23 +187,21 @@ def write_explorer_page(file: Path, *traces: Trace, limit: int = _PAGE_BYTES) ->
         ValueError: see `header_of`.
     """
     header_of(traces)  # checks the traces before the work
-    traces = tuple(map(_thin_out, traces))
-    boxes, found, used = lattice(), {}, 0
+    traces, boxes = tuple(map(_thin_out, traces)), lattice()
+    found: dict[int, list[dict[str, Any]]] = {}
+    used = 0
     for image in traces[0].most_corrected():
-        records = [_record_with_predictions(trace, image, boxes) for trace in traces]
-        used += sum(len(json.dumps(record)) for record in records)
+        records = [_with_predictions(trace, image, boxes) for trace in traces]
+        used += len(json.dumps(records))
         if found and used > limit:
             break
         found[image] = records
-    chosen = sorted(found)
-    header = header_of([_subset(trace, torch.tensor(chosen)) for trace in traces])
-    records = [list(of_run) for of_run in zip(*(found[i] for i in chosen), strict=True)]
+    header = header_of([_subset(trace, torch.tensor(list(found))) for trace in traces])
+    records = [list(of_run) for of_run in zip(*found.values(), strict=True)]
     page = {"header": header, "records": records, "boxes": boxes.boxes.tolist()}
-    data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")
-    names = "; ".join(trace.name for trace in traces)
-    content = (
-        _PAGE.replace("STYLE", source_of("explorer.css")).replace("RUNS", html.escape(names))
-        .replace("SCRIPT", source_of("explorer.js")).replace("DATA", data)
+    content = template(
+        "explorer.html", page=page, style=source_of("explorer.css"),
+        script=source_of("explorer.js"), runs=[trace.name for trace in traces],
     )  # fmt: skip
     with atomic_write(file) as temporary:
         temporary.write_text(content, encoding="utf-8")
@@ -220,32 +213,27 @@ def check_page_place(file: Path) -> None:
     Raises:
         UserError: there is something else.
     """
-    start = _PAGE.partition("<style>")[0].encode()
-    if not os.path.lexists(file):
-        return
-    if file.is_file():
-        with open(file, "rb") as handle:
-            if handle.read(len(start)) == start:
-                return
-    raise UserError(f"'{file}' exists and is no page of the explorer; give another name")
+    start = source_of("explorer.html").partition("<html")[0]
+    known = file.is_file() and file.read_bytes().startswith(start.encode())
+    if os.path.lexists(file) and not known:
+        raise UserError(f"'{file}' exists and is no page of the explorer; give another name")
 
 
 def lattice() -> Views:
     """The crops of which a page knows the predictions: squares of four sizes, evenly spread."""
     boxes = [
-        [x, y, x + side, y + side]
+        [x, y, min(x + side, 1), min(y + side, 1)]
         for side, count in _LATTICE
         for y in torch.linspace(0, 1 - side, count).tolist()
         for x in torch.linspace(0, 1 - side, count).tolist()
     ]
-    corners = torch.tensor(boxes).clamp(max=1)
-    return Views(corners, torch.zeros(len(corners), dtype=torch.bool))
+    return Views(torch.tensor(boxes), torch.zeros(len(boxes), dtype=torch.bool))
 
 
-def _record_with_predictions(trace: Trace, image: int, boxes: Views) -> dict[str, Any]:
-    record = record_of(trace, image, _PAGE_CLASSES)
-    predicted = predict_bytes(trace, image, boxes)[:, record["classes"]]
-    return record | {"predictions": _as_text(predicted)}
+def _with_predictions(trace: Trace, image: int, boxes: Views) -> dict[str, Any]:
+    record = record_of(trace, image)
+    predicted = highest_cells(trace, image, boxes)[:, record["classes"]]
+    return record | {"predictions": as_text(predicted)}
 
 
 def _thin_out(trace: Trace) -> Trace:
@@ -264,33 +252,3 @@ def _subset(trace: Trace, images: Tensor) -> Trace:
         trace, data=trace.data.subset(images), observed=trace.observed[images],
         heatmaps=trace.heatmaps[:, images], seen=trace.seen[:, images],
     )  # fmt: skip
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>spcl: the explorer</title>
-<style>
-body { margin: 0; background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 84rem; margin: 0 auto; padding: 0 .4rem 2rem; }
-h1 { margin: 1rem 10px .3rem; font-size: 1.5rem; line-height: 1.25; }
-main > p { margin: .3rem 10px; max-width: 62rem; }
-STYLE</style>
-</head>
-<body>
-<main>
-<h1>Drag a crop, see what the heatmaps ask for</h1>
-<p>Every training image has one label. Its heatmaps remember what the network saw in earlier crops.
-The <em>target</em> is a heatmap read through the crop: that is what SCL teaches. AN teaches the
-label, whatever the crop shows. Runs: RUNS.</p>
-<div id="explorer"><noscript>The explorer needs JavaScript.</noscript></div>
-</main>
-<script type="module">
-SCRIPT
-startPage(document.getElementById("explorer"), DATA);
-</script>
-</body>
-</html>
-"""

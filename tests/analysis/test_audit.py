@@ -11,10 +11,14 @@ from spcl_lib.analysis.audit import (
     boxes,
     maps_of,
     maps_of_pairs,
+    mean_features,
+    out_of_fold,
     precision_of_missing,
+    presence_of,
     suggest,
 )
 from spcl_lib.data.image_set import ImageSet
+from spcl_lib.model import normalise
 from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
 
@@ -77,7 +81,9 @@ def test_the_ranking_against_a_loop_over_all_pairs(some, most):
                 wrong.append((1 - presence, i, c))
             else:
                 missing.append((presence, i, c))
-    for found, rows in zip(suggest(reader(maps), given, most), (missing, wrong), strict=True):
+    read = reader(maps)
+    ranked = suggest(read, presence_of(read, IMAGES), given, most)
+    for found, rows in zip(ranked, (missing, wrong), strict=True):
         rows = sorted(rows, key=lambda row: -row[0])[:most]  # of equals, the first image first
         assert found.image.tolist() == [i for _, i, _ in rows]
         assert found.label.tolist() == [c for _, _, c in rows]
@@ -172,27 +178,40 @@ def found_of(*pairs):
 def test_precision_by_hand():
     labels = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 0]]).bool()
     given = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0], [1, 0, 0]]).bool()
-    class_map = torch.zeros(4, 10, 10, dtype=torch.uint8)
-    class_map[0, :, :5] = 2  # class 1 fills the left half of image 0
-    class_map[1, :5] = 3  # class 2 fills the upper half of image 1
-    maps = torch.zeros(4, 3, 2, 2)
-    maps[0, 1, 1, 0] = 1  # points at the left half
-    maps[1, 2, 1, 1] = 1  # points at the lower half
-    found, read = found_of((0, 1), (2, 1), (1, 2)), reader(maps)
-    got = precision_of_missing(found, read, data_of(labels, class_map=class_map), given)
-    assert (got.count, got.right, got.chance) == (3, pytest.approx(200 / 3), 25)  # 2 of 8 pairs
-    assert (got.place, got.place_chance) == (50, 50)
+    found = found_of((0, 1), (2, 1), (1, 2))
+    text = precision_of_missing(found, data_of(labels), given)
+    assert text == "Of the first 3 missing labels, 67% are right (a random pair: 25.0%)."
     ignored = torch.zeros(4, 3).bool()
     ignored[2, 1] = True
-    got = precision_of_missing(found, read, data_of(labels, ignored=ignored), given)
-    assert (got.count, got.right, got.place) == (2, 100, None)
-    assert got.chance == pytest.approx(200 / 7)
+    text = precision_of_missing(found, data_of(labels, ignored=ignored), given)
+    assert text == "Of the first 2 missing labels, 100% are right (a random pair: 28.6%)."
+    assert precision_of_missing(found_of((0, 1)), data_of(given), given) is None
 
 
-def test_nothing_is_measured_where_only_the_given_labels_are_known():
-    given = torch.eye(3).bool()
-    read = reader(torch.zeros(3, 3, 2, 2))
-    assert precision_of_missing(found_of((0, 1)), read, data_of(given), given) is None
-    nothing = suggest(read, torch.ones(3, 3).bool(), 5)[0]
-    assert len(nothing) == 0
-    assert precision_of_missing(nothing, read, data_of(given), torch.ones(3, 3).bool()) is None
+# --- wrong labels ---------------------------------------------------------------------------------
+
+
+def test_a_wrong_label_is_found_by_a_softmax_that_has_not_seen_it():
+    rng = torch.Generator().manual_seed(0)
+    true = torch.randint(0, CLASSES, (200,), generator=rng)
+    features = torch.randn(200, 30, generator=rng)
+    features[torch.arange(200), true] += 6
+    wrong = torch.arange(0, 200, 20)
+    label = true.clone()
+    label[wrong] = (true[wrong] + 1) % CLASSES
+    given = torch.nn.functional.one_hot(label, CLASSES).bool()
+    likely = out_of_fold(features, given)
+    assert torch.equal(likely, out_of_fold(features, given))
+    torch.testing.assert_close(likely.sum(1), torch.ones(200))
+    read = reader(torch.ones(200, CLASSES, GRID, GRID))  # heatmaps that know nothing
+    _, found = suggest(read, presence_of(read, 200), given, len(wrong), likely)
+    assert len(set(found.image.tolist()) & set(wrong.tolist())) >= 8
+    assert torch.equal(found.score.sort(descending=True).values, found.score)
+
+
+def test_features_are_the_means_over_the_cells():
+    run = run_with(None)
+    run.model.features = lambda images: images.unflatten(2, (2, 5)).mean(3)  # (B, 3, 2, 10)
+    run.train = data_of(torch.eye(3).bool())
+    whole = normalise(run.train.images).mean((2, 3))
+    torch.testing.assert_close(mean_features(run), whole)

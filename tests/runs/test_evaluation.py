@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 from small_folder import FOLDER, QUICK, make_folder, write_csv
 
 from spcl_lib import Predictor, UserError
@@ -81,8 +80,6 @@ def test_the_numbers_are_those_of_the_scores(evaluate, trained, tmp_path):
         right = int((own & chosen).sum())
         assert row["F1"] == pytest.approx(200 * right / int(own.sum() + chosen.sum()))
         assert row["AP"] == pytest.approx(found["AP"][row["class"]])
-    with Image.open(tmp_path / "found" / "evaluation.png") as picture:
-        assert picture.format == "PNG"
 
 
 def test_thresholds_go_from_evaluate_to_predict(evaluate, spcl, trained, tmp_path):

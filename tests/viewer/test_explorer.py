@@ -14,9 +14,9 @@ from spcl_lib.analysis.visibility import in_view, visible_fraction
 from spcl_lib.model import normalise
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.store import run_folder
+from spcl_lib.runs.store import Run
 from spcl_lib.viewer import explorer_page
-from spcl_lib.viewer.explorer import HeatmapExplorer, still
+from spcl_lib.viewer.explorer import HeatmapExplorer
 from spcl_lib.viewer.explorer_page import header_of, record_of, write_explorer_page
 from spcl_lib.viewer.film import CLASS_GROUPS, appearance, appearance_curves, film_strip, verdict
 from spcl_lib.views import Views
@@ -44,18 +44,6 @@ def test_a_record_holds_the_heatmaps_the_seen_cells_and_the_regions(trace):
     for c, text in record["regions"].items():
         bits = np.unpackbits(numbers(text)).reshape(64, 64).astype(bool)
         assert torch.equal(torch.from_numpy(bits), regions[c])
-    few = record_of(trace, 2, 4)
-    assert few["classes"] == order[:4] and len(numbers(few["heat"])) == 3 * 4 * 256
-
-
-def test_the_header_says_what_is_known_of_every_image(trace):
-    header = header_of([trace, fake_trace("another", epochs=2)])
-    assert [run["epochs"] for run in header["runs"]] == [[1, 2, 3], [1, 2]]
-    assert header["runs"][0]["order"] == trace.most_corrected()
-    for i, image in enumerate(header["images"]):
-        assert image["labels"] == trace.data.labels[i].nonzero().flatten().tolist()
-        assert header["runs"][0]["observed"][i] == [int(trace.observed[i].int().argmax())]
-    json.dumps(header, allow_nan=False)
 
 
 def test_the_explorer_answers_with_the_network(trace):
@@ -66,14 +54,21 @@ def test_the_explorer_answers_with_the_network(trace):
     answer = explorer.answer(question)
     crop = view.crop(trace.data.images[2:3], trace.config.crop_side)
     with torch.no_grad():
-        expected = trace.model.pooling(trace.model(normalise(crop))).sigmoid()[0]
+        expected = trace.model(normalise(crop)).sigmoid().amax((2, 3))[0]
     assert answer["id"] == "a-1"
     found = torch.from_numpy(numbers(answer["answer"]) / 255)
     assert (found - expected).abs().max() < 0.51 / 255
-    assert explorer.answer({"id": 1, "kind": "header"})["answer"]["classes"]
+    assert explorer.answer(question | {"box": [0, 0, 1, 1]})["answer"]  # whole numbers
+    header = explorer.answer({"id": 1, "kind": "header"})["answer"]
+    json.dumps(header, allow_nan=False)
+    assert header["runs"][0]["epochs"] == [1, 2, 3]
+    for i, image in enumerate(header["images"]):
+        assert image["labels"] == trace.data.labels[i].nonzero().flatten().tolist()
     record = explorer.answer({"id": 2, "kind": "record", "run": 0, "image": 3})["answer"]
     assert record == record_of(trace, 3)
     assert repr(explorer) == "HeatmapExplorer(SCL, seed 0)"  # no address in a stored notebook
+    titles = [axes.get_title() for axes in explorer.still().axes]
+    assert "the label" in titles[0] and titles[2].startswith("target for")
 
 
 def test_a_network_with_a_trained_head_only_reads_crops_of_its_maps(trace):
@@ -91,13 +86,15 @@ def test_traces_of_other_images_are_refused(trace):
     with pytest.raises(ValueError, match="at least one trace"):
         HeatmapExplorer()
     with pytest.raises(ValueError, match="'few' follows other images than 'SCL, seed 0'"):
-        HeatmapExplorer(trace, fake_trace("few", count=4))
+        header_of([trace, fake_trace("few", count=4)])
 
 
-# --- the crop without the label ---
-
-
-def test_it_has_lost_the_label_and_shows_the_class(trace):
+@pytest.mark.parametrize("known", [True, False])
+def test_the_first_crop_has_lost_the_label_and_shows_the_class(trace, known):
+    """Where the objects are not known, the heatmaps stand for them: here they are the same."""
+    if not known:
+        trace = replace(trace, data=replace(trace.data, class_map=None))
+        assert record_of(trace, 0)["regions"] is None
     found = 0
     for image in range(len(trace.data)):
         view = explorer_page.view_without_label(trace, image)
@@ -106,26 +103,12 @@ def test_it_has_lost_the_label_and_shows_the_class(trace):
         found += 1
         given = int(trace.observed[image].int().argmax())
         other = explorer_page.starting_class(trace, image)
-        share = visible_fraction(trace.region(image)[None], view)[0]
-        assert not in_view(share[given]) and (other == given or share[other] > 0)
+        share = visible_fraction(fake_trace().region(image)[None], view)[0]
+        assert not in_view(share[given], 0.1 if known else 0.35)
+        assert other == given or share[other] > 0
         again = explorer_page.view_without_label(trace, image)
         assert torch.equal(view.boxes, again.boxes)
     assert found >= 3
-
-
-def test_where_places_are_unknown_the_heatmaps_stand_for_them(trace):
-    blind = replace(trace, data=replace(trace.data, class_map=None))
-    record = record_of(blind, 0)
-    assert record["regions"] is None and record["side"] is None
-    for image in range(len(blind.data)):
-        view = explorer_page.view_without_label(blind, image)
-        if view is not None:
-            target, seen = blind.bank(-1, image).read(torch.tensor([0]), view, 16)
-            given = int(blind.observed[image].int().argmax())
-            assert blind.model.pooling.presence(target, seen)[0, given] < 0.3
-            break
-    else:
-        pytest.fail("no crop was found")
 
 
 # --- the page ---
@@ -145,24 +128,6 @@ def test_the_page_needs_nothing_else_and_keeps_to_its_limit(trace, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["explorer.html"]
 
 
-def test_the_command_explores_any_finished_run(spcl, results, tiny, tmp_path):
-    settings = [tiny | {"snapshots": 3}, tiny | {"snapshots": 0}]
-    configs = [make_config("scenes", "an", 0, "smoke", values) for values in settings]
-    configs.append(make_config("scenes", "scl", 0, "smoke", settings[0]))
-    for config in configs:
-        run(config)
-    followed, plain, scl = map(run_folder, configs)
-    file = tmp_path / "explorer.html"
-    said = spcl("explore", "--run", scl, followed, "--out", file)
-    assert said.out == f"{file}\n" and "SCL, seed 0; AN, seed 0" in file.read_text()
-    assert spcl("explore", "--run", plain, "--out", file).status == 0
-    assert "Runs: AN, seed 0." in " ".join(file.read_text().split())
-    before = file.read_bytes()
-    said = spcl("explore", "--run", plain, scl, "--out", file)
-    assert said.status == 2 and "give runs that followed the same images" in said.err
-    assert file.read_bytes() == before
-
-
 def test_names_can_not_leave_the_script(trace, tmp_path):
     names = ("</script><b>", "a&b", "two\nlines", *trace.data.classes[3:])
     hostile = replace(trace, data=replace(trace.data, classes=names), name="<i>SCL")
@@ -172,16 +137,35 @@ def test_names_can_not_leave_the_script(trace, tmp_path):
     assert "two\\\\nlines" in page
 
 
-# --- without a kernel, and over the epochs ---
+def test_the_command_explores_any_finished_run_wherever_it_lies(spcl, results, tiny, tmp_path):
+    settings = [tiny | {"snapshots": 3}, tiny | {"snapshots": 0}]
+    configs = [make_config("scenes", "an", 0, "smoke", values) for values in settings]
+    configs.append(make_config("scenes", "scl", 0, "smoke", settings[0]))
+    for config in configs:
+        run(config)
+    followed, plain, scl = (Run.of(config).folder for config in configs)
+    scl = scl.rename(tmp_path / "moved")
+    file = tmp_path / "explorer.html"
+    said = spcl("explore", "--run", scl, followed, "--out", file)
+    assert said.out == f"{file}\n" and "SCL, seed 0; AN, seed 0" in file.read_text()
+    assert spcl("explore", "--run", plain, "--out", file).status == 0  # a page is replaced
+    assert "Runs: AN, seed 0." in " ".join(file.read_text().split())
+    before = file.read_bytes()
+    said = spcl("explore", "--run", plain, scl, "--out", file)
+    assert said.status == 2 and "give runs that followed the same images" in said.err
+    assert file.read_bytes() == before
 
 
-def test_the_still_shows_label_class_and_target(trace):
-    image = trace.most_corrected()[0]
-    figure = still(trace, image)
-    titles = " ".join(axes.get_title() for axes in figure.axes)
-    given = trace.data.classes[int(trace.observed[image].int().argmax())]
-    other = trace.data.classes[explorer_page.starting_class(trace, image)]
-    assert f"“{given}”,\nthe label" in titles and f"target\nfor “{other}”" in titles
+@pytest.mark.parametrize("content", [b"a photo", b"", None])
+def test_explore_replaces_nothing_but_its_pages(spcl, tmp_path, content):
+    out = tmp_path / "mine.jpg"
+    out.mkdir() if content is None else out.write_bytes(content)
+    outcome = spcl("explore", "--run", tmp_path, "--out", out)
+    assert outcome.status == 2 and f"'{out}' exists and is no page of the explorer" in outcome.err
+    assert content is None or out.read_bytes() == content
+
+
+# --- over the epochs ---
 
 
 def test_the_first_image_is_the_one_that_was_corrected_most(trace):
@@ -219,23 +203,3 @@ def test_a_film_strip_shows_label_hidden_and_absent_classes(trace):
     assert any("(not there)" in n for n in names)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == ["image", "epoch 1", "epoch 2", "epoch 3"]
-
-
-def test_explore_writes_the_page_of_a_run_wherever_it_lies(spcl, results, tiny, tmp_path):
-    config = make_config("scenes", "scl", 0, "smoke", tiny | {"snapshots": 4})
-    run(config)
-    moved = run_folder(config).rename(tmp_path / "moved")
-    out = tmp_path / "page.html"
-    for _ in range(2):  # a page is replaced
-        outcome = spcl("explore", "--run", moved, "--out", out)
-        assert outcome.status == 0, outcome.err
-        assert str(out) in outcome.out and "SCL, seed 0" in out.read_text()
-
-
-@pytest.mark.parametrize("content", [b"a photo", b"", None])
-def test_explore_replaces_nothing_but_its_pages(spcl, tmp_path, content):
-    out = tmp_path / "mine.jpg"
-    out.mkdir() if content is None else out.write_bytes(content)
-    outcome = spcl("explore", "--run", tmp_path, "--out", out)
-    assert outcome.status == 2 and f"'{out}' exists and is no page of the explorer" in outcome.err
-    assert content is None or out.read_bytes() == content
