@@ -240,7 +240,6 @@ def _ablation(options: Options) -> int:
 
 
 def _crop_scale(options: Options) -> int:
-    from spcl_lib.analysis.measurement_tables import crop_scale_texts
     from spcl_lib.runs.ablation import (
         CROP_SCALES,
         crop_scale_configs,
@@ -263,36 +262,12 @@ def _crop_scale(options: Options) -> int:
         print(f"{runs.count(None)} of {len(configs)} runs to do")
         return 0
     failed = run_all(configs, options.data_root, jobs, options.force)
-    print("\nmAP in % by the least area of the crops (mean ± standard deviation over seeds)")
-    for line in crop_scale_texts(crop_scale_rows(configs)):
-        print(f"{line[0]:9}" + "".join(f"{cell:>13}" for cell in line[1:]))
+    for row in crop_scale_rows(configs):
+        print("{method:9} scale_min {scale_min:<5g} seed {seed}  mAP {mAP:.2f} %".format(**row))
     print(f"\n{len(configs) - len(failed)} of {len(configs)} runs finished", flush=True)
     for task in failed:
         print(f"failed: {task.name}, log: {task.log}")
     return 1 if failed else 0
-
-
-def _recovery(options: Options) -> int:
-    from spcl_lib.analysis import measurement_sentences as sentences
-    from spcl_lib.analysis.measurement_files import keep_as_reference, load_measurements
-    from spcl_lib.analysis.measurement_tables import provenance
-    from spcl_lib.analysis.statistics import bullets
-
-    if options.keep:
-        paths.require_checkout("--keep")
-    found = load_measurements(
-        "results", options.dataset, options.profile, options.seeds,
-        options.scale, _overrides(options), options.data_root,
-    )  # fmt: skip
-    print("\n".join(provenance(found)))
-    for part in (
-        sentences.recovery_sentences(found), sentences.crop_scale_sentences(found),
-        sentences.localisation_sentences(found), sentences.sentences_on_ours(found),
-    ):  # fmt: skip
-        print(f"\n{bullets(part)}")
-    if options.keep:
-        print(f"\n{keep_as_reference(found)}")
-    return 0
 
 
 def _predictor(options: Options, needs_rule: bool = True) -> Predictor:
@@ -520,7 +495,6 @@ _COMMANDS: dict[str, Command] = {
     "compare": _compare,
     "export": _export,
     "ablation": _ablation,
-    "recovery": _recovery,
     "download": _download,
     "reference": _reference,
     "notebooks": _notebooks,

@@ -198,18 +198,6 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
     varied.add_argument("--keep", action="store_true", help="keep them as notebooks/reference")
     _add_schedule_options(varied)
 
-    views = add(
-        "recovery",
-        "measure, on the runs of `ablation crop_scale`, who knows what a crop still shows",
-    )  # fmt: skip
-    _add_data_options(views)
-    views.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    views.add_argument(
-        "--scale", type=float,
-        help="the runs' least area of a crop (default: 0.1, or the profile's if there are none)",
-    )  # fmt: skip
-    views.add_argument("--keep", action="store_true", help="keep it as notebooks/reference")
-
     fetch = add("download", "fetch Pascal VOC (its archive's SHA-256 is checked)")
     fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
     fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")

@@ -524,13 +524,13 @@ def test_ctrl_c_says_how_to_go_on(spcl, tiny, monkeypatch):
     assert outcome.err.splitlines()[-1].startswith("spcl: stopped; the same command goes on")
 
 
-@pytest.mark.parametrize("command", ["predict", "recovery"])
+@pytest.mark.parametrize("command", ["predict", "download"])
 def test_ctrl_c_promises_no_checkpoint_where_there_is_none(command, spcl, monkeypatch):
     def interrupted(options):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(command_line._COMMANDS, command, interrupted)
-    needed = ["--run", "r", "--images", "i"] if command == "predict" else []
+    needed = ["--run", "r", "--images", "i"] if command == "predict" else ["--dataset", "voc2007"]
     outcome = spcl(command, *needed)
     assert (outcome.status, outcome.err) == (130, "spcl: stopped\n")
 

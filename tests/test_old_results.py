@@ -5,7 +5,6 @@ folders of runs got other names, and snapshots and the scores of the report came
 """
 
 import importlib.util
-import json
 import math
 import tarfile
 from pathlib import Path
@@ -15,10 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from spcl_lib import Predictor
-from spcl_lib.analysis import measurement_sentences as sentences
 from spcl_lib.analysis.intervals import summary
-from spcl_lib.analysis.measurement_files import load_measurements
-from spcl_lib.analysis.measurement_tables import provenance
 from spcl_lib.analysis.runs import load_runs, table_of
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import Method
@@ -95,10 +91,3 @@ def test_references_are_read_and_put_into_words(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)
     runs = load_runs("reference", "scenes", "cpu")
     assert len(runs) == 21 and summary(table_of(runs))["share"].notna().all()
-    found = load_measurements("reference", "scenes", "cpu")
-    assert json.dumps(found) and provenance(found)
-    for part in (
-        sentences.recovery_sentences, sentences.crop_scale_sentences,
-        sentences.localisation_sentences,
-    ):  # fmt: skip
-        assert part(found)

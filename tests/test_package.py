@@ -112,8 +112,7 @@ def test_a_wheel_executes_a_notebook_on_its_references(installed, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("notebooks", "02_results"), ("reference",), ("recovery", "--keep"),
-     ("ablation", "k", "--keep")],
+    [("notebooks", "02_results"), ("reference",), ("ablation", "k", "--keep")],
 )  # fmt: skip
 def test_a_wheel_does_not_change_itself(arguments, spcl, site, monkeypatch):
     before = files_of(site)

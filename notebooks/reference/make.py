@@ -1,18 +1,29 @@
-"""Makes the files of this folder again: `python notebooks/reference/make.py backbone`."""
+"""Makes files of this folder again: `python notebooks/reference/make.py NAME`.
+
+NAME is backbone, photograph, or recovery with a data set and a profile, such as scenes cpu.
+"""
 
 from __future__ import annotations
 
 import sys
+from datetime import date
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.io import decode_image
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from tqdm import tqdm
 
+from spcl_lib.analysis.measurements import measure
+from spcl_lib.bank import HeatmapBank
 from spcl_lib.data import scenes
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
+from spcl_lib.runs.ablation import CROP_SCALES, crop_scale_configs
+from spcl_lib.runs.run import run
+from spcl_lib.runs.splits import identify_all
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.weights import save_tensors
@@ -67,7 +78,57 @@ def _train_on_glyphs(model: nn.Module, images: Tensor, glyphs: Tensor, epochs: i
         descend(optimizer, F.cross_entropy(MEAN_POOLING(maps.float()), glyphs[indices]))
 
 
+def photograph(file: Path = HERE / "coffee-heatmaps.safetensors") -> str:
+    """Heatmaps of coffee.jpg from random crops, by torchvision's ImageNet network (it downloads).
+
+    Nothing is trained: it shows running averages of a real network's maps, for 04_heatmaps.
+
+    Args:
+        file: gets "espresso" and "coffee mug", (3, 20, 20) each, after 1, 10 and 300 crops.
+    """
+    weights = MobileNet_V2_Weights.IMAGENET1K_V1
+    model = mobilenet_v2(weights=weights).eval()
+    names = weights.meta["categories"]
+    shown = ["espresso", "coffee mug"]
+    chosen = [names.index(name) for name in shown]
+    photo = decode_image(HERE / "coffee.jpg")[None].float()
+    bank, generator, kept = HeatmapBank(1, len(chosen), 20), torch.Generator().manual_seed(0), []
+    for count in tqdm(range(1, 301), desc="crops of the photograph"):
+        view = Views.sample(1, (0.1, 0.5), generator=generator)
+        with torch.no_grad():
+            features = model.features(normalise(view.crop(photo, 224)))
+            maps = model.classifier(features.permute(0, 2, 3, 1)).softmax(3).permute(0, 3, 1, 2)
+        bank.update(torch.tensor([0]), view, maps[:, chosen])
+        if count in (1, 10, 300):
+            kept.append(bank.heatmaps[0].clone())
+    with atomic_write(file) as temporary:
+        save_tensors(dict(zip(shown, torch.stack(kept, 1), strict=True)), temporary)
+    return f"{file.name}: after 1, 10 and 300 crops"
+
+
+def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
+    """Trains (or finds) the runs of crop recovery, measures them and keeps the table.
+
+    Args:
+        dataset: scenes or voc2007.
+        profile: its profile, such as cpu or frozen.
+        scale: least area of the crops that are measured.
+    """
+    scales = CROP_SCALES if dataset == "scenes" else (float(scale),)
+    configs = identify_all(crop_scale_configs(dataset, profile, scales=scales), None)
+    for config in configs:
+        run(config)
+    table, file = measure(configs), HERE / f"crop-recovery-{dataset}-{profile}.csv"
+    with atomic_write(file) as temporary, temporary.open("w") as out:
+        out.write(f"# make.py recovery {dataset} {profile} {scale}; {date.today()}\n")
+        table.round({"value": 4}).to_csv(out, index=False)
+    return f"{file.name}: {len(table)} rows"
+
+
+MAKERS = {"backbone": backbone, "photograph": photograph, "recovery": recovery}
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["backbone"]:
+    name, *arguments = sys.argv[1:] or [""]
+    if name not in MAKERS:
         sys.exit(__doc__)
-    print(f"{backbone():.1f} % of other glyph images are right")
+    print(MAKERS[name](*arguments))

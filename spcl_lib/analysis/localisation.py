@@ -1,8 +1,7 @@
 """Localisation: do score maps and heatmaps lie where the objects are?
 
 The pointing game asks whether the highest cell of a class's map is on an object of the class. The
-IoU (intersection over union) asks whether the map, cut at a threshold, has the object's shape. Maps
-are resized to the regions' pixels. Regions are never resized, so small objects do not vanish.
+IoU (intersection over union) asks whether the map, cut at a threshold, has the object's shape.
 
 Ours: each map is divided by its own maximum. The threshold is chosen on every second image and
 used for the other images. The tolerance is that of the pointing game's authors (15 pixels of about
@@ -12,7 +11,6 @@ used for the other images. The tolerance is that of the pointing game's authors 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,48 +24,44 @@ THRESHOLDS = (*(round(0.05 * i, 2) for i in range(1, 20)), 0.97, 0.98, 0.99)
 _STEP = 64  # images at a time
 
 
-@dataclass(frozen=True)
-class Found:
-    """How well the maps of M pairs of image and present class find the objects.
-
-    Attributes:
-        image: (M,) int64, number of the image.
-        label: (M,) int64, number of the class.
-        hit: (M,) 1 if the highest cell points at the object, else 0; with ties, the share that do.
-        hit_by_chance: (M,) in [0, 1], share of all cells that point at the object.
-        iou: (M, len(THRESHOLDS)) IoU at every threshold.
-        area: (M,) share of the image that the object covers, which is the IoU of "everywhere".
-    """
-
-    image: Tensor
-    label: Tensor
-    hit: Tensor
-    hit_by_chance: Tensor
-    iou: Tensor
-    area: Tensor
-
-
-def localise(maps: Tensor, data: ImageSet) -> Found:
+def localise(
+    maps: Tensor, data: ImageSet, observed: Tensor | None = None
+) -> dict[str, dict[str, float]]:
     """Compares maps with the regions of the classes that are in the images.
 
     Args:
         maps: (N, C, G, G) probabilities on the whole images, in any floating type or uint8 (255
             means 1).
         data: the N images, with known regions.
+        observed: (N, C) bool single labels, to separate labelled from unlabelled classes.
 
     Returns:
-        One entry per image and class with a pixel in the image, in the order of the images.
+        For "all" and, with `observed`, for "labelled" and "unlabelled" classes, in percent, means
+        over pairs of image and present class: pointing, its chance level, IoU at the best
+        threshold, and the IoU of the whole image. Images with even numbers choose the threshold,
+        the other images give the values.
     """
     parts = []
     for indices in torch.arange(len(data)).split(_STEP):
         regions = data.regions(indices)  # (B, C, S, S)
         image, label = regions.flatten(2).any(2).nonzero(as_tuple=True)
-        chosen = maps[indices][image, label].float()  # (M, G, G)
-        objects = regions[image, label]  # (M, S, S)
-        hit, chance = pointing(chosen, objects)
+        objects, chosen = regions[image, label], maps[indices][image, label].float()  # (M, S, S)
         area = objects.float().mean((1, 2))
-        parts.append((indices[image], label, hit, chance, overlaps(chosen, objects), area))
-    return Found(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        where = (indices[image], label)
+        parts.append((*where, *pointing(chosen, objects), overlaps(chosen, objects), area))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    image, label, hit, chance, iou, area = columns
+    even = image % 2 == 0
+    best = int(iou[even].mean(0).argmax())
+    asked = {"all": ~even}
+    if observed is not None:
+        labelled = observed[image, label]
+        asked |= {"labelled": ~even & labelled, "unlabelled": ~even & ~labelled}
+    values = {"pointing": hit, "pointing_chance": chance, "iou": iou[:, best], "iou_whole": area}
+    return {
+        group: {name: 100 * float(value[pairs].double().mean()) for name, value in values.items()}
+        for group, pairs in asked.items()
+    }
 
 
 def pointing(maps: Tensor, objects: Tensor, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
@@ -127,36 +121,3 @@ def _at_least(passed: Tensor) -> Tensor:
     rows = count * torch.arange(len(passed))[:, None]
     histogram = torch.bincount((passed + rows).flatten(), minlength=count * len(passed))
     return histogram.view(-1, count).flip(1).cumsum(1).flip(1)[:, 1:]
-
-
-def summary(found: Found, observed: Tensor | None = None) -> list[dict[str, object]]:
-    """Means over pairs of image and class, in percent.
-
-    Args:
-        found: the result of `localise`.
-        observed: (N, C) bool single labels, to separate labelled from unlabelled classes.
-
-    Returns:
-        A row for "all" and, with `observed`, for "labelled" and "unlabelled": pointing, its chance
-        level, iou at the threshold, the IoU of "everywhere", threshold, number of pairs. Images
-        with even numbers choose the threshold. All other values are from the other images.
-    """
-    even = found.image % 2 == 0
-    best = int(found.iou[even].mean(0).argmax()) if bool(even.any()) else len(THRESHOLDS) // 2
-    asked = {"all": ~even}
-    if observed is not None:
-        labelled = observed[found.image, found.label]
-        asked |= {"labelled": ~even & labelled, "unlabelled": ~even & ~labelled}
-    return [
-        {
-            "group": name, "pointing": _percent(found.hit[w]),
-            "pointing_chance": _percent(found.hit_by_chance[w]),
-            "iou": _percent(found.iou[w, best]), "iou_everywhere": _percent(found.area[w]),
-            "threshold": THRESHOLDS[best], "pairs": int(w.sum()),
-        }
-        for name, w in asked.items()
-    ]  # fmt: skip
-
-
-def _percent(values: Tensor) -> float:
-    return 100 * float(values.double().mean())

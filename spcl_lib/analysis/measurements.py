@@ -1,209 +1,142 @@
-"""Measures crop recovery and localisation on finished runs, and gives tables of plain rows."""
+"""Measures crop recovery and localisation on finished runs, and reads what has been kept.
+
+All values are in one tidy table, a row per number. `notebooks/reference/make.py` keeps it in files,
+`crop-recovery-DATASET-PROFILE.csv`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.analysis import localisation, recovery, visibility
-from spcl_lib.analysis.statistics import Rows
-from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
-from spcl_lib.methods import METHODS
-from spcl_lib.runs.ablation import CROP_SCALES
 from spcl_lib.runs.features import inputs_of
-from spcl_lib.runs.snapshots import FILE, load_snapshots
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import FinishedRun, Run
+from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.views import Views
 
-Tables = dict[str, Rows]
+# scale: least area of a training crop. source: label, average (CL), heatmap, network. read: "view"
+# or "whole". group: "labelled" or "unlabelled" classes, or "all". value: in percent.
+COLUMNS = (
+    "dataset", "profile", "scale", "method", "seed", "split", "source", "read", "group", "least",
+    "measure", "value",
+)  # fmt: skip
+SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)  # at which it is counted how often the label is wrong
 VIEWS = 4  # random views of each image
-VIEWED = 2500  # the number of training images that are viewed: the first ones
-FOLLOWED_VIEWS = 32  # random views of each image that the snapshots follow
+VIEWED = 2500  # training images that are viewed: the first ones
 LOCALISED = 1000  # images of each split whose maps are compared with the objects: the first ones
-TABLES = ("sources", "reliability", "visibility", "decisions", "localisation")
+Rows = Iterator[dict[str, Any]]
 
 
-def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -> Tables:
-    """Measures finished runs that differ in method and seed only.
+def kept(folder: Path | None = None) -> pd.DataFrame:
+    """All kept measurements, with the columns COLUMNS; by default of the reference folder."""
+    folder = folder or paths.reference()
+    files = sorted(folder.glob("crop-recovery-*.csv"))
+    if not files:
+        raise UserError(f"'{folder}' has no crop-recovery-*.csv; make.py there makes them")
+    return pd.concat([pd.read_csv(file, comment="#") for file in files], ignore_index=True)
+
+
+def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -> pd.DataFrame:
+    """Measures finished runs of one data set that differ in method, seed and crops only.
 
     Args:
-        configs: configurations of finished runs. Views are sampled as in their training.
+        configs: their configurations. Those with the smallest crops are measured in full, by views
+            sampled as in their training; of the others, only the mAP is listed.
         data_root: see `paths.data_root`.
 
-    Returns:
-        Tables of rows. All values are in percent, except targets and reliability.
-        wrongness: how much of the labelled object crops show, by seed and least crop area.
-        sources, reliability, visibility: how good every source of supervision is, by seed. A
-            source is "an" (the raw label), a method with consistency (its running averages, read
-            through the view), or METHOD_whole (the same heatmaps, read without the view).
-        decisions: labels corrected and spoiled, by method and seed; on "all" images after the last
-            epoch for recovery.FALLS, on "followed" images after every epoch for recovery.FALL.
-        localisation: results by method, seed, split and kind of maps.
-
     Raises:
-        UserError: the data are missing, or have no known regions.
+        UserError: a run is not finished, or the data have neither masks nor boxes.
     """
     splits = load_splits(configs[0], data_root, objects=True)
-    _check_regions(splits[0], configs[0])
-    found: Tables = {name: [] for name in TABLES}
-    watched: dict[int, tuple[Watched, Watched]] = {}  # by seed
+    try:
+        splits[0].regions(torch.tensor([0]))
+    except ValueError as error:
+        raise UserError(f"crop recovery is not known on {configs[0].dataset}: {error}") from error
+    smallest, rows = min(c.scale_min for c in configs), []
     for config in tqdm(configs, desc="measuring", unit="run"):
         run = Run.of(config, data_root).load(splits=splits)
-        if config.seed not in watched:
-            watched[config.seed] = _watch_both(run)
-            many = watched[config.seed][0]
-            _score_source(found, "an", config.seed, many.observed.float(), many)
-        if METHODS[config.method].consistency and run.bank is not None:
-            _add_supervision(found, run, run.bank, *watched[config.seed])
-        found["localisation"] += _measure_localisation(run)
-    return {"wrongness": _wrongness(configs, splits[0], run.observed)} | found
+        about = {"dataset": config.dataset, "profile": config.profile, "scale": config.scale_min,
+                 "method": config.method, "seed": config.seed, "split": "report",
+                 "source": "network", "measure": "mAP", "value": run.metrics["mAP"]}  # fmt: skip
+        rows.append(about)
+        if config.scale_min == smallest:
+            rows += [about | row for row in (*_recovery(run), *_localisation(run))]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _check_regions(data: ImageSet, config: RunConfig) -> None:
-    try:
-        data.regions(torch.tensor([0]))
-    except ValueError as error:
-        raise UserError(f"crop recovery cannot be measured on {config.dataset}: {error}") from error
+def groups(observed: Tensor) -> dict[str, Tensor]:
+    """The pairs of image and class (N, C) of the labelled classes, the unlabelled ones, and all."""
+    return {"labelled": observed, "unlabelled": ~observed, "all": torch.ones_like(observed)}
 
 
-# --- crops ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Watched:
-    """M random views of some images, and the visible fraction of every class.
-
-    Attributes:
-        indices: (M,) int64, image numbers.
-        views: M views.
-        fraction: (M, C) visible fractions.
-        observed: (M, C) bool, single labels of the viewed images.
-    """
-
-    indices: Tensor
-    views: Views
-    fraction: Tensor
-    observed: Tensor
-
-
-def _watch_both(run: FinishedRun) -> tuple[Watched, Watched]:
-    """Views of many images, and more views per image of the few that snapshots follow."""
-    return (
-        watch(run.train.first(VIEWED), run.observed, run.config, VIEWS),
-        watch(run.train.first(run.config.snapshots), run.observed, run.config, FOLLOWED_VIEWS),
-    )
-
-
-def watch(data: ImageSet, observed: Tensor, config: RunConfig, times: int) -> Watched:
-    """Views every image `times` times, as the training of `config` does."""
-    count, observed = len(data), observed[: len(data)]
-    views = [visibility.viewed_crops(count, config, config.seed, i) for i in range(times)]
-    fraction = visibility.visible_fractions(data, views)  # (times, N, C)
+def _recovery(run: FinishedRun) -> Rows:
+    """How well the run's supervision says what views show; for AN, how often its label is wrong."""
+    data, observed = run.train.first(VIEWED), run.observed[:VIEWED]
+    if run.config.method == "an":
+        for scale in SCALES:
+            views = _views(replace(run.config, scale_min=scale), len(data))
+            wrong = visibility.wrong_labels(visibility.visible_fractions(data, views), observed)
+            yield {"scale": scale, "split": "train", "source": "label", "measure": "wrong",
+                   "value": wrong}  # fmt: skip
+    views = _views(run.config, len(data))
+    fraction = visibility.visible_fractions(data, views).flatten(0, 1)  # (VIEWS * N, C)
     together = Views(torch.cat([v.boxes for v in views]), torch.cat([v.flipped for v in views]))
-    indices = torch.arange(count).repeat(times)
-    return Watched(indices, together, fraction.flatten(0, 1), observed.repeat(times, 1))
+    indices, asked = torch.arange(len(data)).repeat(VIEWS), groups(observed.repeat(VIEWS, 1))
+    for (source, read), target in _targets(run, indices, together).items():
+        about = {"split": "train", "source": source, "read": read}
+        for least in visibility.LIMITS:
+            truth = visibility.in_view(fraction, least)
+            for group, pairs in asked.items():
+                for name, value in recovery.score(target, truth, pairs).items():
+                    yield about | {"group": group, "least": least, "measure": name, "value": value}
 
 
-def _wrongness(configs: Sequence[RunConfig], train: ImageSet, observed: Tensor) -> Rows:
-    """How often the label is wrong for the view, for every crop scale of the ablation."""
-    data = train.first(VIEWED)
-    observed = observed[: len(data)]
-    scales = sorted({*CROP_SCALES, configs[0].scale_min}, reverse=True)
-    cases = [(seed, s) for seed in sorted({c.seed for c in configs}) for s in scales]
-    views = [
-        visibility.viewed_crops(len(data), replace(configs[0], scale_min=s), seed, i)
-        for seed, s in cases
-        for i in range(VIEWS)
-    ]
-    fraction = visibility.visible_fractions(data, views).unflatten(0, (len(cases), VIEWS))
-    return [
-        {"seed": seed, "scale_min": s} | visibility.label_visibility(f, observed)
-        for (seed, s), f in zip(cases, fraction, strict=True)
-    ]
+def _views(config: RunConfig, count: int) -> list[Views]:
+    return [visibility.viewed_crops(count, config, config.seed, i) for i in range(VIEWS)]
 
 
-# --- supervision ----------------------------------------------------------------------------------
+def _targets(run: FinishedRun, indices: Tensor, views: Views) -> dict[tuple[str, str], Tensor]:
+    """What the run's supervision says of the views, (M, C), by source and way of reading."""
+    if run.config.method == "an":
+        return {("label", "whole"): run.observed[indices].float()}
+    if run.bank is None:
+        return {}
+    whole = recovery.presence_in_images(run.bank, indices, run.model.pooling)
+    if run.bank.size == 1:
+        return {("average", "whole"): whole}
+    pooling = run.model.pooling
+    through = recovery.presence_in_views(run.bank, indices, views, run.grid, pooling)
+    return {("heatmap", "whole"): whole, ("heatmap", "view"): through}
 
 
-def _score_source(found: Tables, source: str, seed: int, target: Tensor, many: Watched) -> None:
-    """Adds rows that say how good one source of supervision is."""
-    about = {"source": source, "seed": seed}
-    for table, rows in (
-        ("sources", recovery.score_target),
-        ("reliability", recovery.reliability_rows),
-        ("visibility", recovery.target_by_visibility),
-    ):
-        found[table] += [about | row for row in rows(target, many.fraction, many.observed)]
-
-
-def _add_supervision(
-    found: Tables, run: FinishedRun, bank: HeatmapBank, many: Watched, few: Watched
-) -> None:
-    """Adds rows that say how good the running averages of a run are."""
-    method, seed, pooling = run.config.method, run.config.seed, run.model.pooling
-    target = recovery.presence_in_views(bank, many.indices, many.views, run.grid, pooling)
-    _score_source(found, method, seed, target, many)
-    if bank.size > 1:
-        whole = recovery.presence_in_images(bank, many.indices, pooling)
-        _score_source(found, f"{method}_whole", seed, whole, many)
-    about = {"method": method, "seed": seed}
-    end = {"epoch": run.config.epochs, "images": "all"}
-    found["decisions"] += [about | end | row for row in _decide(run, bank, many, recovery.FALLS)]
-    for epoch, snapshot in _snapshots(run):
-        (row,) = _decide(run, snapshot, few, (recovery.FALL,))
-        found["decisions"].append(about | {"epoch": epoch, "images": "followed"} | row)
-
-
-def _decide(run: FinishedRun, bank: HeatmapBank, watched: Watched, falls: Sequence[float]) -> Rows:
-    w = watched
-    return recovery.count_corrections(
-        bank, w.indices, w.views, w.fraction, w.observed, run.grid, falls, run.model.pooling
-    )
-
-
-def _snapshots(run: FinishedRun) -> list[tuple[int, HeatmapBank]]:
-    """Epochs and their banks, without epochs in which nothing has been seen yet."""
-    if not (run.folder / FILE).is_file():
-        return []
-    snapshots = load_snapshots(run.folder)
-    banks = [(epoch, snapshots.bank(epoch)) for epoch in range(1, len(snapshots) + 1)]
-    return [(epoch, bank) for epoch, bank in banks if bool(bank.seen.any())]
-
-
-# --- localisation ---------------------------------------------------------------------------------
-
-
-def _measure_localisation(run: FinishedRun) -> Rows:
-    """Rows for the heatmaps, if the run has any, and for the network's maps on both splits."""
+def _localisation(run: FinishedRun) -> Rows:
+    """How well the network's maps on both splits, and the heatmaps, find the objects."""
     train, report = run.train.first(LOCALISED), run.report.first(LOCALISED)
-    observed = run.observed[: len(train)]
-    rows = []
+    observed = run.observed[:LOCALISED]
+    cases = [("train", "network", _maps(run, run.train), train, observed),
+             ("report", "network", _maps(run, run.report), report, None)]  # fmt: skip
     if run.bank is not None and run.bank.size > 1:
         heatmaps, _ = run.bank.stored(slice(len(train)))
-        rows += _rows(run, "heatmaps", "train", heatmaps, train, observed)
-    rows += _rows(run, "network", "train", _maps(run, run.train), train, observed)
-    return rows + _rows(run, "network", "report", _maps(run, run.report), report, None)
+        cases.append(("train", "heatmap", heatmaps, train, observed))
+    for split, source, maps, data, labels in cases:
+        for group, values in localisation.localise(maps, data, labels).items():
+            about = {"split": split, "source": source, "read": "whole", "group": group}
+            yield from ({**about, "measure": k, "value": v} for k, v in values.items())
 
 
 def _maps(run: FinishedRun, split: ImageSet) -> Tensor:
-    """The network's maps of the first images; from the kept features if only the head learned."""
     images = inputs_of(run.model, split, run.config).images[:LOCALISED]
     return predict_maps(run.model, images, run.config.eval_side, run.config.amp).sigmoid()
-
-
-def _rows(
-    run: FinishedRun, kind: str, split: str, maps: Tensor, data: ImageSet, observed: Tensor | None
-) -> Rows:
-    about = {"method": run.config.method, "seed": run.config.seed, "split": split, "maps": kind}
-    found = localisation.localise(maps, data)
-    return [about | row for row in localisation.summary(found, observed)]

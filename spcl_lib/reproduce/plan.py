@@ -1,6 +1,6 @@
 """The plan: every experiment, from runs to pages.
 
-    runs -> ablation -> measurements -> all notebooks, executed -> the explorer -> index.html
+    runs -> ablation -> all notebooks, executed -> the explorer -> index.html
 
 One `Experiment` is one data set with one profile. The plan skips finished parts, so the same
 command continues after a stop. `steps` carries out the plan. `manifest` records the runs.
@@ -17,7 +17,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.runs.ablation import FOLLOWED, crop_scale_configs
 from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.run import run_folder
-from spcl_lib.runs.settings import SINGLE_LABEL, WITHOUT_OBJECTS, changes, make_config, methods_of
+from spcl_lib.runs.settings import SINGLE_LABEL, changes, make_config, methods_of
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
@@ -64,11 +64,6 @@ class Experiment:
     def runs(self) -> list[RunConfig]:
         """All runs, each once."""
         return list(dict.fromkeys([*self.main, *self.ablation, *self.followed]))
-
-    @property
-    def knows_objects(self) -> bool:
-        """Whether the data tell where objects are; crop recovery needs this."""
-        return self.main[0].dataset not in WITHOUT_OBJECTS
 
 
 @dataclass(frozen=True)
@@ -209,16 +204,12 @@ def _tasks_of(experiment: Experiment) -> list[NotebookTask]:
         "data_root": experiment.data_root or "",
     }  # fmt: skip
     example = next((c for c in experiment.main if c.method == "scl"), first)
-    seeds = {"seeds": 1 + max(c.seed for c in experiment.main)}
-    no_objects = "" if experiment.knows_objects else "these data do not tell where objects are"
     usual = experiment.name == "scenes-cpu"  # as in `explorer_file`
     return [
         NotebookTask(name, name if usual else f"{name}-{experiment.name}", parameters, runs, why)
         for name, parameters, runs, why in (
             ("01_train", {"config_file": str(run_folder(example) / "config.json")}, (example,), ""),
             ("02_results", {"source": "results", **shown}, experiment.main, ""),
-            ("03_crop_recovery", {"source": "results", **shown, **seeds},
-             (*experiment.main, *experiment.ablation), no_objects),
             ("04_heatmaps", {**shown, "images": FOLLOWED}, experiment.followed, ""),
         )
     ]  # fmt: skip

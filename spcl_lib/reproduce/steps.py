@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from spcl_lib.analysis.measurement_files import load_measurements
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
 from spcl_lib.reproduce.manifest import is_current, note_experiment, note_notebook, read_manifest
@@ -32,7 +31,6 @@ from spcl_lib.system.files import parse_json
 from spcl_lib.viewer import explorer_page
 
 _USUAL_NOTEBOOK_SECONDS = 30
-_MEASURED_SHARE = 0.1  # time of the measurements, as a share of the runs' time
 
 
 # --- showing the plan -----------------------------------------------------------------------------
@@ -47,10 +45,6 @@ def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
             state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
             folder = run_folder(config)
             print(f"  run       {folder.parent.name}/{folder.name:26} {_what(config)}{state}")
-        if not experiment.ablation and experiment.knows_objects:
-            print("  ablation  (its figure: from the reference results; --all makes the runs)")
-        if experiment.knows_objects:
-            print("  measure   crop recovery and localisation, on the finished runs")
     manifest = read_manifest()
     for task in notebook_tasks(experiments):
         state = f"skipped: {task.skipped}" if task.skipped else (
@@ -73,7 +67,6 @@ def _total(experiments: Sequence[Experiment], jobs: int) -> str:
     tasks = [t for t in notebook_tasks(experiments) if not t.skipped]
     tasks = [t for t in tasks if not is_current(t, manifest)]
     seconds = sum(cost(c.dataset, c.profile).seconds for c in runs) / jobs
-    seconds += _MEASURED_SHARE * seconds
     times = [NOTEBOOK_SECONDS.get(t.notebook, _USUAL_NOTEBOOK_SECONDS) for t in tasks]
     seconds += sum(times) / jobs
     return (
@@ -106,7 +99,6 @@ def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
         began = time.monotonic()
         failed += run_all(experiment.runs, experiment.data_root, jobs, force)
         _print_table(experiment.main, failed, time.monotonic() - began)
-        _measure(experiment)
         note_experiment(experiment, time.monotonic() - began)
     failed += _execute_notebooks(notebook_tasks(experiments), jobs, force)
     for experiment in experiments:
@@ -132,21 +124,6 @@ def _print_table(configs: Sequence[RunConfig], failed: Sequence[Task], seconds: 
     print(f"\n{finished} of {len(configs)} runs finished, {seconds / 60:.1f} min", flush=True)
     if configs[0].profile == "smoke":
         print("profile smoke: these numbers mean nothing", flush=True)
-
-
-def _measure(experiment: Experiment) -> None:
-    """Measures crop recovery on the finished runs once, for 03_crop_recovery."""
-    first = experiment.main[0]
-    if not experiment.knows_objects:
-        return
-    seeds = range(1 + max(c.seed for c in experiment.main))
-    try:
-        load_measurements(
-            "results", first.dataset, first.profile, seeds, None, changes(first),
-            experiment.data_root,
-        )  # fmt: skip
-    except UserError as error:
-        print(f"crop recovery was not measured: {error}", flush=True)
 
 
 def _execute_notebooks(tasks: Sequence[NotebookTask], jobs: int, force: bool) -> list[Task]:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 COLOURS = {
     "an": "#6b6b6b", "cl": "#56b4e9", "scl": "#0072b2", "en": "#e69f00", "en_cl": "#cc79a7",
-    "en_scl": "#d55e00", "gr_scl": "#117733", "ren_scl": "#882255", "full": "#000000",
+    "en_scl": "#d55e00", "gr_scl": "#009e73", "ren_scl": "#882255", "full": "#000000",
 }  # fmt: skip
-OTHER_METHOD = "#009e73"
+OTHER_METHOD = "#b3b3b3"
 HEAT = "viridis"
 FONT = "SPCL_FONT"  # how many times its usual size the text of figures has: 1.3 for a lecture
 F = TypeVar("F", bound=Callable[..., "Figure"])
@@ -35,16 +35,32 @@ def colour(method: str) -> str:
     return COLOURS.get(method, OTHER_METHOD)
 
 
+def theme() -> dict[str, Any]:
+    """The style as matplotlib's settings."""
+    import seaborn as sns
+    from cycler import cycler
+
+    cycle = [COLOURS[name] for name in ("scl", "en", "gr_scl", "en_scl", "en_cl", "cl", "an")]
+    own = {"font.family": "DejaVu Sans", "figure.dpi": 90, "axes.prop_cycle": cycler(color=cycle)}
+    return sns.plotting_context("notebook", 0.9 * text_size()) | sns.axes_style("whitegrid") | own
+
+
+def set_theme() -> None:
+    """Gives the style to what a notebook draws itself."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend(plt.get_backend())  # loaded in `house_style`, it would show no figures
+    plt.rcParams.update(theme())
+
+
 def house_style(function: F) -> F:
-    """Lets a function draw in seaborn's style, and keeps pyplot from showing its figure."""
+    """Lets a function draw in this style, and keeps pyplot from showing its figure."""
 
     @functools.wraps(function)
     def draw(*args: Any, **kwargs: Any) -> Figure:
         import matplotlib.pyplot as plt
-        import seaborn as sns
 
-        style = sns.axes_style("whitegrid") | {"font.family": "DejaVu Sans", "figure.dpi": 90}
-        with plt.rc_context(sns.plotting_context("notebook", 0.9 * text_size()) | style):
+        with plt.rc_context(theme()):
             figure = function(*args, **kwargs)
         plt.close(figure)  # else a notebook would show it twice
         return figure

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from spcl_lib.analysis.localisation import THRESHOLDS, Found, localise, overlaps, pointing, summary
+from spcl_lib.analysis.localisation import THRESHOLDS, localise, overlaps, pointing
 from spcl_lib.data.image_set import ImageSet
 
 
@@ -80,42 +80,40 @@ def test_maps_are_enlarged_between_the_centres_of_their_cells():
 
 @pytest.fixture
 def data():
-    """Three images of 8 x 8: class 0 on the left and 1 on the right; 0 only; 1 and 2."""
-    class_map = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    class_map[0, :, :4], class_map[0, :, 4:] = 1, 2
-    class_map[1, :4] = 1
-    class_map[2, 0, 0], class_map[2, 4:] = 3, 2
-    labels = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 1]]).bool()
-    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
-    return ImageSet(images, labels, ("a", "b", "c"), ("0", "1", "2"), class_map=class_map)
+    """Four images of 8 x 8: class 0 left and 1 right; the same; class 1; class 0 in a corner."""
+    class_map = torch.zeros(4, 8, 8, dtype=torch.uint8)
+    class_map[:2, :, :4], class_map[:2, :, 4:] = 1, 2
+    class_map[2, :4], class_map[3, :4, :4] = 2, 1
+    labels = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 1, 0], [1, 0, 0]]).bool()
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    return ImageSet(images, labels, ("a", "b", "c"), tuple("0123"), class_map=class_map)
 
 
 @pytest.mark.parametrize("stored", [torch.uint8, torch.float32])
-def test_every_present_class_is_looked_for_once(data, stored):
-    maps = data.regions(torch.arange(3)).to(stored) * 200
-    found = localise(maps, data)
-    assert found.image.tolist() == [0, 0, 1, 2, 2] and found.label.tolist() == [0, 1, 0, 1, 2]
-    assert found.hit.tolist() == [1] * 5
-    assert (found.iou == 1).all()
-    assert found.area.tolist() == [0.5, 0.5, 0.5, 0.5, 1 / 64]
-    swapped = localise(maps.roll(1, 1), data)  # the maps of other classes
-    assert swapped.hit[0] < 1 and swapped.iou[0].max() < 1
+def test_every_present_class_of_odd_images_is_looked_for(data, stored):
+    maps = data.regions(torch.arange(4)).to(stored) * 200
+    found = localise(maps, data)["all"]
+    part = 100 * (0.5 + 0.5 + 0.25) / 3
+    expected = {"pointing": 100, "pointing_chance": part, "iou": 100, "iou_whole": part}
+    assert found == pytest.approx(expected)
+    swapped = localise(maps.roll(1, 1), data)["all"]  # the maps of other classes
+    assert swapped["pointing"] < 100 and swapped["iou"] < 100
 
 
-def test_the_threshold_is_chosen_on_other_images_than_it_is_judged_on():
-    iou = torch.zeros(4, len(THRESHOLDS))
-    iou[0, 3], iou[2, 3] = 0.9, 0.9  # images 0 and 2: the fourth threshold is best
-    iou[1, 3], iou[3, 3] = 0.2, 0.4
-    iou[1, 8], iou[3, 8] = 0.9, 0.9  # better for the others, and not to be chosen
-    ones = torch.ones(4)
-    hit = torch.tensor([0.0, 1, 0, 0])
-    found = Found(torch.arange(4), torch.zeros(4).long(), hit, ones / 4, iou, ones / 2)
-    (row,) = summary(found)
-    assert row == {
-        "group": "all", "pointing": 50, "pointing_chance": 25, "iou": pytest.approx(30),
-        "iou_everywhere": 50, "threshold": THRESHOLDS[3], "pairs": 2,
-    }  # fmt: skip
-    observed = torch.tensor([[True], [True], [True], [False]])
-    rows = {row["group"]: row for row in summary(found, observed)}
-    assert rows["labelled"]["iou"] == pytest.approx(20) and rows["labelled"]["pointing"] == 100
-    assert rows["unlabelled"]["iou"] == pytest.approx(40) and rows["unlabelled"]["pairs"] == 1
+def test_labelled_and_unlabelled_classes_are_told_apart(data):
+    maps = data.regions(torch.arange(4)).float()
+    maps[:, 1] = maps[:, 1].roll(4, -1)  # class 1 is sought on the wrong side
+    observed = torch.tensor([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]]).bool()
+    found = localise(maps, data, observed)
+    assert found["labelled"]["iou"] == 100 and found["labelled"]["pointing"] == 100
+    assert found["unlabelled"]["iou"] == 0 and found["unlabelled"]["pointing"] == 0
+
+
+def test_the_threshold_is_chosen_on_other_images_than_it_is_judged_on(data):
+    """Even images are found at any threshold below 1, odd ones at high thresholds only."""
+    maps = data.regions(torch.arange(4)).float()
+    maps[1::2] = maps[1::2].clamp(min=0.5)
+    low = localise(maps, data)["all"]["iou"]
+    maps[::2] = maps[::2].clamp(min=0.5)
+    assert low == pytest.approx(100 * (0.5 + 0.5 + 0.25) / 3)  # a low threshold: everywhere
+    assert localise(maps, data)["all"]["iou"] == 100

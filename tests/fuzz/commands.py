@@ -75,7 +75,6 @@ def base_of(command, folder):
         "compare": [str(run_of(folder)), "--data-root", str(folder / "photos")],
         "export": ["--run", str(run_of(folder)), "--format", "torchscript", "--out", "out.ts"],
         "ablation": ["crop_scale", *photos, *few, *SETS],
-        "recovery": [*photos, *SETS],
         "download": ["--dataset", "voc2007", "--data-root", str(folder / "empty")],
         "reference": photos,
         "notebooks": ["02_results"],
@@ -152,7 +151,7 @@ def _values(command, action):
 @st.composite
 def odd_folders(draw, folder):
     """A command for which the folders of results, cache and data are odd."""
-    command = draw(st.sampled_from(("run", "reproduce", "recovery", "predict")))
+    command = draw(st.sampled_from(("run", "reproduce", "predict")))
     words = [command, *base_of(command, folder)]
     name = draw(st.sampled_from(("SPCL_RESULTS", "SPCL_CACHE", "SPCL_DATA", "SPCL_CACHE_GB")))
     value = st.sampled_from(NUMBERS) if name == "SPCL_CACHE_GB" else _paths()

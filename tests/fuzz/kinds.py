@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from attack import Kind, World
-from fake_measurements import fake_measurements
 from fake_runs import fake_runs
 from PIL import Image
 from small_coco import write_coco
@@ -22,10 +21,9 @@ from small_imagenet import make_imagenet
 from small_voc import voc_ids, write_annotations, write_lists
 
 from spcl_lib import Predictor
-from spcl_lib.analysis import league, measurement_sentences, measurement_tables
+from spcl_lib.analysis import league
 from spcl_lib.analysis import runs as tables
 from spcl_lib.analysis.intervals import summary
-from spcl_lib.analysis.measurement_files import load_measurements
 from spcl_lib.data.coco import list_coco
 from spcl_lib.data.folders import list_folder_splits, list_table
 from spcl_lib.data.imagenet import list_imagenet
@@ -234,7 +232,6 @@ def make_references(folder):
     with living_in(folder):
         (folder / "reference").mkdir(parents=True)
         tables.keep("scenes-cpu", {"runs": fake_runs(seeds=(0, 1))})
-        tables.keep("crop-recovery-scenes-cpu", fake_measurements())
     for name in ("league-scenes", "ablations-voc2007-frozen"):
         shutil.copy(REFERENCES / f"{name}.json", folder / "reference")
     return World(folder)
@@ -380,21 +377,6 @@ def picture_of(file):
         assert "\n" not in image and len(image) < 500
 
 
-def measurements_of(folder):
-    found = load_measurements("reference", "scenes", "cpu")
-    parts = [*measurement_tables.provenance(found), measurement_tables.wrongness_table(found),
-             measurement_tables.limit_table(found), measurement_tables.decision_table(found),
-             measurement_tables.crop_scale_table(found)]  # fmt: skip
-    parts += [measurement_tables.source_table(found, group) for group in ("labelled", "unlabelled")]
-    parts += [measurement_tables.localisation_table(found, split) for split in ("train", "report")]
-    for sentences in (
-        measurement_sentences.recovery_sentences, measurement_sentences.crop_scale_sentences,
-        measurement_sentences.localisation_sentences, measurement_sentences.sentences_on_ours,
-    ):  # fmt: skip
-        parts += sentences(found)
-    return "\n".join(map(str, parts))
-
-
 def league_of(folder):
     content = tables.read_kept("league-scenes")
     parts = [
@@ -472,7 +454,6 @@ def make_kinds(folder: Path) -> list[Kind]:
     add("reference of runs", kept, "reference/scenes-cpu.json",
         lambda place: texts_of(tables.load_runs("reference", "scenes", "cpu")), "json",
         "valid")  # fmt: skip
-    add("reference of measurements", kept, "reference/crop*.json", measurements_of, "json", "valid")
     add("reference of a league", kept, "reference/league*.json", league_of, "json", "valid")
     add("reference of ablations", kept, "reference/abl*.json", ablations_of, "json", "valid")
 

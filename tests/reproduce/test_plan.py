@@ -1,18 +1,14 @@
 """The plan of `reproduce`: all experiments and notebooks, what is finished, and the cost."""
 
 import json
-import os
 
 import pytest
-import torch
 from fake_runs import fake_runs, write_results
 
-from spcl_lib import __main__ as command_line
 from spcl_lib.reproduce import manifest, plan, steps
 from spcl_lib.runs.notebooks import notebook_names
 from spcl_lib.runs.run import run
 from spcl_lib.runs.store import run_folder
-from spcl_lib.system.errors import UserError
 
 
 def scenes(**options):
@@ -105,8 +101,7 @@ def test_the_plan_names_every_step_its_state_and_what_all_of_it_costs(spcl, resu
     outcome = spcl("reproduce", "--list", "--jobs", 2)
     assert outcome.status == 0
     for words in (
-        "run       scenes-cpu/en_scl-seed2", "measure   crop recovery",
-        "notebook  00_tour.ipynb: to execute", "(its figure: from the reference results",
+        "run       scenes-cpu/en_scl-seed2", "notebook  00_tour.ipynb: to execute",
         "to do: 23 runs and 10 notebooks, about ", "in all with 2 side by side",
     ):  # fmt: skip
         assert words in outcome.out, words
@@ -148,7 +143,7 @@ def test_a_notebook_is_executed_once_and_again_when_its_runs_change(finished, ex
     file = run_folder(finished.main[0]) / "metrics.json"
     file.write_text(file.read_text() + "\n")
     execute(finished)
-    assert executed == ["02_results", "03_crop_recovery"]
+    assert executed == ["02_results"]
     executed.clear()
     execute(finished, force=True)
     assert len(executed) == len(notebook_names())
@@ -158,7 +153,6 @@ def test_a_failed_notebook_is_named_and_is_not_taken_for_finished(
     finished, monkeypatch, capsys, executed
 ):
     monkeypatch.setattr(steps, "run_all", lambda *given: [])
-    monkeypatch.setattr(steps, "_measure", lambda experiment: None)
     run_tasks = steps.run_tasks
 
     def fail_one(tasks, jobs, title):
@@ -179,7 +173,6 @@ def test_the_manifest_says_what_was_run_with_what_and_how_long(
     finished, results, monkeypatch, executed
 ):
     monkeypatch.setattr(steps, "run_all", lambda *given: [])
-    monkeypatch.setattr(steps, "_measure", lambda experiment: None)
     assert steps.reproduce([finished], 1, False) == 0
     written = json.loads((results / "manifest.json").read_text())
     entry = written["experiments"]["scenes-cpu"]
@@ -224,29 +217,3 @@ def test_without_jupyter_the_runs_are_made_and_the_notebooks_are_not(
     assert execute(finished) == []
     assert "notebooks: not executed (papermill, nbconvert not installed)" in capsys.readouterr().out
     assert not (results / "notebooks").exists()
-
-
-def test_data_that_know_no_objects_are_not_measured(monkeypatch, tmp_path, results):
-    from small_folder import make_folder
-
-    experiment = plan.experiment_of("folder", data_root=make_folder(tmp_path / "photos"))
-    monkeypatch.setattr(steps, "load_measurements", lambda *given: pytest.fail("measured"))
-    steps._measure(experiment)
-    (skipped,) = (t for t in plan.notebook_tasks([experiment]) if t.skipped)
-    assert skipped.notebook == "03_crop_recovery" and "where objects are" in skipped.skipped
-
-
-def test_what_cannot_be_measured_is_said_and_stops_nothing(finished, monkeypatch, capsys):
-    def refuse(*given):
-        raise UserError("no runs")
-
-    monkeypatch.setattr(steps, "load_measurements", refuse)
-    steps._measure(finished)
-    assert "crop recovery was not measured: no runs" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("device", "jobs"), [("cuda", 1), ("cpu", os.cpu_count())])
-def test_a_gpu_does_one_run_at_a_time_unless_asked(spcl, monkeypatch, device, jobs):
-    monkeypatch.setattr(command_line, "choose_device", lambda: torch.device(device))
-    assert f"with {jobs} side by side" in spcl("reproduce", "--list").out
-    assert "with 3 side by side" in spcl("reproduce", "--list", "--jobs", 3).out

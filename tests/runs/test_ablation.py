@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from spcl_lib.__main__ import main
-from spcl_lib.analysis.measurement_tables import crop_scale_texts
 from spcl_lib.analysis.runs import read_kept
 from spcl_lib.runs import ablation, schedule
 from spcl_lib.runs.ablation import CROP_SCALES, command_of, crop_scale_configs, crop_scale_rows
@@ -74,25 +73,6 @@ def test_the_command_makes_these_very_runs(monkeypatch, capsys, results):
         assert asked.pop() == configs
 
 
-def rows(**scores):
-    return [
-        {"method": m, "scale_min": s, "seed": i, "mAP": v}
-        for m, by_scale in scores.items()
-        for s, values in by_scale.items()
-        for i, v in enumerate(values)
-    ]
-
-
-def test_table_by_hand():
-    made = rows(scl={0.1: [70.0, 72.0, 74.0]}, an={0.1: [60.0], 1.0: [65.0, 66.0]})
-    assert crop_scale_texts(made) == [
-        ["method", "1", "0.1"],
-        ["AN", "65.5 ± 0.7", "60.0"],
-        ["SCL", "-", "72.0 ± 2.0"],
-    ]
-    assert crop_scale_texts([]) == [["method"]]
-
-
 def test_only_finished_runs_are_collected(results, tiny):
     configs = crop_scale_configs("scenes", "smoke", [0], [0.5, 0.1], ["an"], tiny)
     metrics = run(configs[1])
@@ -126,11 +106,7 @@ def test_it_runs_what_is_not_finished_and_ends_with_the_table(
     assert "3 of 4 runs to do, 2 side by side" in outcome.out
     assert (run_folder(done[0]) / "metrics.json").stat().st_mtime_ns == finished
     lines = outcome.out.splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("method"))
-    assert lines[head].split() == ["method", "0.5", "0.1"]
-    table = {line.split()[0]: line.split()[1:] for line in lines[head + 1 : head + 3]}
-    assert set(table) == {"AN", "SCL"} and all(len(v) == 2 for v in table.values())
-    assert f"{crop_scale_rows(done)[0]['mAP']:.1f}" == table["AN"][1]
+    assert f"an        scale_min 0.1   seed 0  mAP {crop_scale_rows(done)[0]['mAP']:.2f} %" in lines
     again = spcl(*FEW, "--list", **tiny)
     assert "0 of 4 runs to do" in again.out and "finished, mAP" in again.out
     assert (results / "summary.csv").read_text().count("scenes,smoke") == 4
@@ -143,8 +119,6 @@ def test_mistakes_are_one_line(spcl, results):
         (("ablation", "crop_scale", "--only", "sclx"), "unknown method 'sclx'. Did you mean"),
         (("ablation", "crop_scale", "--scales", "0"), "0 < scale_min"),
         (("ablation", "crop_scale", "--jobs", "0"), "--jobs must be at least 1"),
-        (("recovery", "--dataset", "scene"), "unknown data set 'scene'. Did you mean 'scenes'"),
-        (("recovery", "--scale", "0.3"), "make them with: python -m spcl_lib ablation crop_scale"),
     ):
         outcome = spcl(*arguments)
         (line,) = outcome.err.splitlines()

@@ -18,7 +18,6 @@ from spcl_lib.runs.store import Run
 from spcl_lib.viewer import explorer_page
 from spcl_lib.viewer.explorer import HeatmapExplorer
 from spcl_lib.viewer.explorer_page import header_of, record_of, write_explorer_page
-from spcl_lib.viewer.film import CLASS_GROUPS, appearance, appearance_curves, film_strip, verdict
 from spcl_lib.views import Views
 
 
@@ -171,35 +170,3 @@ def test_explore_replaces_nothing_but_its_pages(spcl, tmp_path, content):
 def test_the_first_image_is_the_one_that_was_corrected_most(trace):
     found = (trace.heatmaps[-1].flatten(2).amax(2).float() * trace.hidden()).sum(1)
     assert found[trace.most_corrected()[0]] == found.max()
-
-
-def test_supervision_appears_where_no_label_was(trace):
-    table = appearance(trace)
-    assert set(table.group) == set(CLASS_GROUPS) and set(table.epoch) == {
-        2,
-        3,
-    }  # 1 has seen nothing
-    last = table[table.epoch == 3].set_index("group")["mean"]
-    assert last["not there"] == 0 and last["there, not labelled"] > 0.3
-    assert verdict(table).startswith("Supervision has appeared")
-    nothing = table.assign(mean=0.1)
-    assert verdict(nothing).startswith("No supervision")
-    assert appearance_curves(table).axes
-
-
-def test_without_full_labels_nothing_is_said_about_hidden_classes(trace):
-    single = replace(trace, data=replace(trace.data, labels=trace.observed))
-    table = appearance(single)
-    assert set(table.group) == {"the label", "not there"} and not table["mean"].isna().any()
-    assert "cannot be told" in verdict(table)
-    assert appearance_curves(table).axes
-
-
-def test_a_film_strip_shows_label_hidden_and_absent_classes(trace):
-    image = trace.most_corrected()[0]
-    figure = film_strip(trace, image)
-    names = [axes.get_ylabel() for axes in figure.axes]
-    assert any("(label)" in n for n in names) and any("(not labelled)" in n for n in names)
-    assert any("(not there)" in n for n in names)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["image", "epoch 1", "epoch 2", "epoch 3"]
