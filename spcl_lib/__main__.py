@@ -476,15 +476,6 @@ def _notebooks(options: Options) -> int:
     return 0
 
 
-def _site(options: Options) -> int:
-    from spcl_lib.reproduce.site import build_site, known_repository, parse_repository
-
-    out = paths.results() / "site" if options.out is None else paths.real_path(options.out)
-    given = options.repository
-    print(build_site(out, known_repository() if given is None else parse_repository(given)))
-    return 0
-
-
 _COMMANDS: dict[str, Command] = {
     "run": _run,
     "reproduce": _reproduce,
@@ -498,7 +489,6 @@ _COMMANDS: dict[str, Command] = {
     "download": _download,
     "reference": _reference,
     "notebooks": _notebooks,
-    "site": _site,
 }
 
 

@@ -34,9 +34,6 @@ class _WithSettings(argparse.HelpFormatter):
         return super().format_help() + "\n".join([*lines, *describe_settings(), ""])
 
 
-_METHOD_NAMES = {"bash": "_spcl_methods"}  # the function that completes them in bash
-
-
 def make_parser(commands: Mapping[str, Command], description: str) -> argparse.ArgumentParser:
     """The parser of the command line; `command` of its result is the function to call.
 
@@ -47,11 +44,6 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
     parser = _Parser(prog="spcl", description=description, allow_abbrev=False)
     version = f"spcl {VERSION}, torch {torch.__version__}, python {platform.python_version()}"
     parser.add_argument("--version", action="version", version=version)
-    with contextlib.suppress(ImportError):
-        import shtab
-
-        words = "{ compgen -W '" + " ".join(METHODS) + '\' -- "$1"; }'
-        shtab.add_argument_to(parser, preamble={"bash": f"_spcl_methods() {words}"})
     names = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -62,7 +54,7 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
     one = add("run", "train and evaluate one method")
     one.formatter_class = _WithSettings
     _add_data_options(one)
-    one.add_argument("--method", help=", ".join(METHODS)).complete = _METHOD_NAMES
+    one.add_argument("--method", help=", ".join(METHODS))
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--force", action="store_true", help="run again even if it is finished")
     one.add_argument(
@@ -213,14 +205,6 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
     books.add_argument("--out", metavar="FILE", help="instead: keep the one notebook as FILE")
     books.add_argument("--parameters", default="{}", metavar="JSON", help="of that notebook")
 
-    book = add("site", "a static book of the README, all notebooks and the library")
-    book.add_argument("--out", metavar="DIR", help="its folder (default: results/site)")
-    book.add_argument(
-        "--repository", metavar="URL",
-        help="where the project is public: https://github.com/OWNER/NAME, or .../tree/BRANCH; "
-        "then notebooks have links to Colab and Binder (default: git's remote origin, if it is "
-        "on GitHub)",
-    )  # fmt: skip
     return parser
 
 
@@ -268,8 +252,7 @@ def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
-    only = parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
-    only.complete = _METHOD_NAMES
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; with smoke: 0")
     parser.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
     parser.add_argument("--force", action="store_true", help="run again what is finished")

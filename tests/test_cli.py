@@ -5,7 +5,6 @@ import fcntl
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -573,26 +572,6 @@ def test_sigterm_during_a_run_says_how_to_go_on(results, tiny, own_kernels):
         last = process.stderr.read().replace("\r", "\n").splitlines()[-1]
     assert process.returncode == 128 + signal.SIGTERM
     assert last.startswith("spcl: stopped; the same command goes on from the last checkpoint")
-
-
-def test_bash_completes_commands_options_and_methods(tmp_path):
-    pytest.importorskip("shtab", reason="shtab is not installed")
-    if shutil.which("bash") is None:
-        pytest.skip("there is no bash")
-    script = tmp_path / "completion.sh"
-    command = [sys.executable, "-m", "spcl_lib", "--print-completion", "bash"]
-    script.write_bytes(subprocess.run(command, capture_output=True, check=True).stdout)
-
-    def complete(*words):
-        ask = (
-            f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
-            "_shtab_spcl; echo ${COMPREPLY[@]}"
-        )
-        return subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout.split()
-
-    assert complete("spcl", "pred") == ["predict"]
-    assert complete("spcl", "run", "--method", "gr_") == ["gr_cl", "gr_scl"]
-    assert "--data-root" in complete("spcl", "run", "--data")
 
 
 def test_scores_that_are_no_numbers_end_the_run_with_advice(spcl, results, tiny, monkeypatch):

@@ -59,7 +59,7 @@ def installed(site, shared_cache, tmp_path):
 
 
 def test_the_wheel_holds_every_module_notebook_and_reference(wheel):
-    kinds = (".py", ".c", ".md", ".js", ".css")
+    kinds = (".py", ".c", ".md", ".js", ".css", ".html")
     package = [f for f in (PROJECT / "spcl_lib").rglob("*") if f.suffix in kinds]
     wanted = {f.relative_to(PROJECT).as_posix() for f in package}
     wanted |= {f"spcl_lib/{f.relative_to(PROJECT).as_posix()}" for f in files_of(NOTEBOOKS)}

@@ -17,7 +17,7 @@ from spcl_lib import __main__ as command_line
 from spcl_lib.data import download
 from spcl_lib.methods import METHODS
 from spcl_lib.options import make_parser
-from spcl_lib.reproduce import site, steps
+from spcl_lib.reproduce import steps
 from spcl_lib.runs import notebooks, schedule, settings
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.system import paths
@@ -78,7 +78,6 @@ def base_of(command, folder):
         "download": ["--dataset", "voc2007", "--data-root", str(folder / "empty")],
         "reference": photos,
         "notebooks": ["02_results"],
-        "site": ["--out", "book"],
     }[command]  # fmt: skip
 
 
@@ -95,8 +94,6 @@ def without_long_work(folder):
         patch.setattr(papermill, "execute_notebook", _copy_notebook)
         patch.setattr(NotebookClient, "execute", lambda self: None)
         patch.setattr(notebooks, "reduce_colours", lambda png: png)
-        patch.setattr(site, "_check_packages", lambda: None)
-        patch.setattr(site, "_run_sphinx", lambda source, built, *given: built.mkdir())
         yield
 
 
