@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spcl_lib.config import RunConfig
-from spcl_lib.methods import METHODS
+from spcl_lib.methods import METHODS, title_of
 from spcl_lib.options import Command, Options, make_parser
 from spcl_lib.pooling import parse_pooling
-from spcl_lib.runs.profiles import usual_profile
+from spcl_lib.runs.profiles import usual_dataset, usual_method, usual_profile
 from spcl_lib.runs.settings import (
     make_config,
     methods_of,
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     keep_freed_memory()
     try:
         options = make_parser(_COMMANDS, __doc__).parse_args(arguments)
-        if getattr(options, "profile", "") is None:
+        if getattr(options, "profile", "") is None and options.command is not _run:
             options.profile = usual_profile(options.dataset)
         if options.command is not _run and ranks.count_started() > 1:
             raise UserError("torchrun is only for `run`; give this command to python -m spcl_lib")
@@ -96,16 +96,13 @@ def _run(options: Options) -> int:
     if ranks.count_started() > 1:
         os.environ[PARENT] = str(os.getppid())  # torchrun, which may be killed
     end_with_parent()
-    if bool(options.config) == bool(options.method):
-        raise UserError(f"give --method NAME ({', '.join(METHODS)}), or --config FILE")
+    if options.method == "list":
+        for name, spec in METHODS.items():
+            print(f"{name:12} {title_of(name)}: {spec.description}")
+        return 0
     if options.notebook:
         check_output(Path(options.notebook))  # before the training
-    if options.config:
-        found = [Run.find(file) for file in options.config]
-        waiting = [(own.config, own.data_root) for own in found]
-    else:
-        names = options.dataset, options.method, options.seed, options.profile
-        waiting = [(make_config(*names, _overrides(options)), options.data_root)]
+    waiting = _runs_of(options)
     with ranks.join():
         is_first = ranks.rank() == 0
         for config, root in waiting:
@@ -123,6 +120,23 @@ def _run(options: Options) -> int:
         file = str(Run.of(config, root).write_config())
         execute("01_train", {"config_file": file}, Path(options.notebook))
     return 0
+
+
+def _runs_of(options: Options) -> list[tuple[RunConfig, str | Path | None]]:
+    """The runs that the options of `run` name, each with its data root."""
+    from spcl_lib.runs.store import Run
+
+    if options.config:
+        for name in ("dataset", "profile", "method", "seed", "set"):
+            if getattr(options, name) not in (None, []):
+                raise UserError(f"--config FILE has all settings; --{name} does not go with it")
+        found = [Run.find(file, options.data_root) for file in options.config]
+        return [(own.config, own.data_root) for own in found]
+    dataset = options.dataset or usual_dataset(options.data_root)
+    profile = options.profile or usual_profile(dataset)
+    method = options.method or usual_method(profile)
+    config = make_config(dataset, method, options.seed or 0, profile, _overrides(options))
+    return [(config, options.data_root)]
 
 
 def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:

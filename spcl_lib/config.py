@@ -1,6 +1,6 @@
 """RunConfig: the frozen configuration of one run.
 
-All values are our choice, unless a comment says otherwise: the paper does not publish its settings.
+All values are our choice, unless a text says otherwise: the paper does not publish its settings.
 `runs/profiles.py` has the values for every data set. `runs/settings.py` checks the user's settings.
 """
 
@@ -13,65 +13,104 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spcl_lib.model import AMP, BACKBONES
+from spcl_lib.pooling import KINDS
 from spcl_lib.system.errors import UserError
-from spcl_lib.terms import MethodSettings
+from spcl_lib.terms import MethodSettings, setting
 
 # Settings of earlier versions, with the values of their defaults and profiles.
 RETIRED = {"pretrain_images": (10000, 4000), "pretrain_epochs": (12, 4)}
+
+
+_MOST_IMAGES, _MOST_PIXELS, _MOST_SEEDS = 10**9, 2**14, 2**31
+_ABOVE_0 = 1e-12
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that the metrics of a run depend on, apart from the machine."""
 
-    # what
+    # what; these have options of their own
     dataset: str = "scenes"
     method: str = "an"
-    seed: int = 0  # of the network, the order of images and the views
+    seed: int = setting(0, "of the network, the order of images and the views", 0, _MOST_SEEDS)
     profile: str = "cpu"
-    draw: str = "uniform"  # rule that selects the kept label of an image, see data.draws.DRAWS
-    label_seed: int = 0  # all methods and seeds see the same labels; cole adds 1200
-    # "test": final; "val": for choices, never touches the final data; "train": all images of a
-    # folder are trained on, and reported on again
-    report: str = "test"
-    held_out: int = 0  # with report=val: number of the held-out part, see image_set.hold_out
     # data
+    draw: str = setting(
+        "uniform", "rule that selects the kept label of an image",
+        choices=("uniform", "cole", "size", "location"),
+    )  # fmt: skip
+    label_seed: int = setting(
+        0, "all methods and seeds see the same labels; cole adds 1200", 0, _MOST_SEEDS
+    )
+    report: str = setting(
+        "test", "test: final; val: for choices, never touches the final data; train: all images "
+        "of a folder are trained on, and reported on again", choices=("test", "val", "train"),
+    )  # fmt: skip
+    held_out: int = setting(0, "with report=val: number of the held-out part", 0, 2)
     content: str = ""  # fingerprint of the data set's files and labels; "" for drawn scenes
-    train_images: int = 0  # 0 = all
-    eval_images: int = 0  # 0 = all
-    difficult: str = "negative"  # VOC's difficult objects: "negative", "positive" or "ignored"
-    unannotated: str = "drop"  # COCO's images without any object: "drop" or "keep"
-    damaged: str = "stop"  # images that cannot be read: "stop", or "skip" and count them
-    labels: str = ""  # folder: CSV of path,label below the data root; "" = class/image.jpg
-    full_labels: str = ""  # folder: CSV of path,labels (a|b) for the evaluation; "" = none
-    image_side: int = 64  # side of the squares that store whole images
-    crop_side: int = 64  # side of the crops that the network trains on
-    eval_side: int = 64  # side of the whole images in the evaluation
-    scale_min: float = 0.25  # smallest area of a crop, as a share of the image
-    scale_max: float = 1.0  # largest area of a crop
-    ratio_max: float = 4 / 3  # widest crop, width / height; the narrowest is its inverse
-    flip: float = 0.5  # share of the crops that are mirrored
+    train_images: int = setting(0, "0 = all", 0, _MOST_IMAGES)
+    eval_images: int = setting(0, "0 = all", 0, _MOST_IMAGES)
+    difficult: str = setting(
+        "negative", "how VOC's difficult objects count", choices=("negative", "positive", "ignored")
+    )
+    unannotated: str = setting(
+        "drop", "COCO's images without any object", choices=("drop", "keep")
+    )
+    damaged: str = setting(
+        "stop", "images that cannot be read: stop, or skip and count them", choices=("stop", "skip")
+    )
+    labels: str = setting(
+        "", "folder: CSV of path,label below the data root; without it, class/image.jpg"
+    )
+    full_labels: str = setting("", "folder: CSV of path,labels (a|b) for the evaluation")
+    image_side: int = setting(64, "side of the squares that store whole images", 1, _MOST_PIXELS)
+    crop_side: int = setting(
+        64, "side of the crops that the network trains on", 1, _MOST_PIXELS
+    )
+    eval_side: int = setting(
+        64, "side of the whole images in the evaluation", 1, _MOST_PIXELS
+    )
+    scale_min: float = setting(
+        0.25, "smallest area of a crop, as a share of the image", _ABOVE_0, 1
+    )
+    scale_max: float = setting(1.0, "largest area of a crop", _ABOVE_0, 1)
+    ratio_max: float = setting(
+        4 / 3, "widest crop, width / height; the narrowest is its inverse", 1, 10
+    )
+    flip: float = setting(0.5, "share of the crops that are mirrored", 0, 1)
     # network
-    backbone: str = "small_resnet"
-    weights: str = "auto"  # "auto", "none", "torchvision" or a file
-    pooling: str = "mean"  # from score maps to logits, see pooling.KINDS
-    pooling_strength: float = 0.0  # 0 = the usual strength of the kind, see Pooling
-    frozen: int = 0  # leading blocks of the backbone that are not trained
-    trained: str = "network"  # or "head": only the 1x1 convolution, on features computed once
-    dilation: int = 1  # of the backbone's last stage; 2 makes the score maps twice as fine
+    backbone: str = setting(
+        "small_resnet", "the network without its last layer", choices=(*BACKBONES, "timm:NAME")
+    )
+    weights: str = setting("auto", "auto, none, torchvision or a file")
+    pooling: str = setting("mean", "from score maps to logits", choices=KINDS)
+    pooling_strength: float = setting(0.0, "0 = the usual strength of the pooling's kind")
+    frozen: int = setting(0, "leading blocks of the backbone that are not trained", 0, 1000)
+    trained: str = setting(
+        "network", "head: only the 1x1 convolution, on features computed once",
+        choices=("network", "head"),
+    )  # fmt: skip
+    dilation: int = setting(
+        1, "of the backbone's last stage; 2 makes the score maps twice as fine", 1, 2
+    )
     # optimisation: AdamW, one-cycle
-    epochs: int = 16  # passes over the training images
-    batch: int = 32  # images of one step
-    lr: float = 2e-3  # highest learning rate
-    head_lr_factor: float = 1.0  # above 1, the new layer learns faster than the backbone
-    weight_decay: float = 1e-2  # of AdamW
-    warmup: float = 0.2  # share of the steps over which the learning rate rises
-    amp: str = "auto"  # "auto", "bfloat16" or "off"
-    eval_every: int = 4  # epochs between evaluations for the learning curve
+    epochs: int = setting(16, "passes over the training images", 1, 10**6)
+    batch: int = setting(32, "images of one step", 1, 10**6)
+    lr: float = setting(2e-3, "highest learning rate", _ABOVE_0, 1e38)
+    head_lr_factor: float = setting(
+        1.0, "above 1, the new layer learns faster than the backbone", 1e-6
+    )
+    weight_decay: float = setting(1e-2, "of AdamW")
+    warmup: float = setting(0.2, "share of the steps over which the learning rate rises", 0, 1)
+    amp: str = setting("auto", "mixed precision", choices=AMP)
+    eval_every: int = setting(4, "epochs between evaluations for the learning curve", 1, 10**6)
     # method
     settings: MethodSettings = MethodSettings()
     # records
-    snapshots: int = 0  # training images followed over the epochs, see runs/snapshots.py; 0 = none
+    snapshots: int = setting(
+        0, "training images followed over the epochs, for explore; 0 = none", 0, _MOST_IMAGES
+    )
 
     def flat(self) -> dict[str, Any]:
         """All values by name, with the method's settings at the same level; for files."""

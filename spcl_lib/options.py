@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from spcl_lib.methods import METHODS
 from spcl_lib.pooling import KINDS
-from spcl_lib.runs.profiles import PROFILES
+from spcl_lib.runs.profiles import METHODS_IN_SHORT, PROFILES
 from spcl_lib.runs.settings import describe_settings
 from spcl_lib.system import VERSION
 from spcl_lib.system.errors import UserError
@@ -53,13 +52,17 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
 
     one = add("run", "train and evaluate one method")
     one.formatter_class = _WithSettings
-    _add_data_options(one)
-    one.add_argument("--method", help=", ".join(METHODS))
-    one.add_argument("--seed", type=int, default=0)
+    _add_data_options(one, dataset=None)
+    one.add_argument(
+        "--method",
+        help=f"{', '.join(METHODS_IN_SHORT)}, ...; `--method list` names all of them "
+        "(default: ren_scl with profile frozen, else en_scl)",
+    )
+    one.add_argument("--seed", type=int, help="default: 0")
     one.add_argument("--force", action="store_true", help="run again even if it is finished")
     one.add_argument(
         "--config", metavar="FILE", nargs="+",
-        help="config.json of a run, for all of the above; several are run one after the other",
+        help="config.json of a run, which has all settings; several are run one after the other",
     )  # fmt: skip
     one.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
     one.add_argument(

@@ -13,7 +13,8 @@ both losses are little more than AN, and their names would mislead.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,63 +25,75 @@ from spcl_lib.system import ranks
 Tables = dict[str, Tensor]
 
 
+def setting(default: Any, text: str, low: float = 0, high: float = 1e6, choices: Any = ()) -> Any:
+    """A field with what a person may set: its default, a help text, and limits or choices."""
+    metadata = {"help": text, "low": low, "high": high, "choices": tuple(choices)}
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of the methods; values without a named paper are ours.
+    """Settings of the methods; the texts are in `spcl run --help`, too."""
 
-    Attributes:
-        weight: lambda, weight of the consistency term after the ramp.
-        start: epochs before consistency, EN, APL, Crisp and GPR's pseudo-labels begin; early
-            predictions are noise.
-        ramp: epochs in which lambda grows linearly from 0.
-        distance: d, one of "bce", "l1", "l2".
-        momentum: mu of the running averages.
-        bank_size: W, cells along each side of a heatmap.
-        bank_dtype: "uint8", "float16" or "float32". For a momentum of 0.95 or more, use another
-            type than uint8: its noise is above 1/255; see HeatmapBank.
-        bank_classes: K, classes per image whose heatmaps are kept; 0 = all. See SparseHeatmapBank.
-        expected_positives: k, positives per image that EN, EPR, ROLE and GPR expect, with the
-            annotated one.
-        expected_count: "given": EN and GPR choose possible positives by k; "estimated": by the sum
-            of the class priors, which Crisp's rule estimates from the running averages.
-        smoothing: smoothing of AN-LS (0.1 in the published code).
-        entropy_weight: alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper).
-        pseudo_weight: beta of APL (0.02 on VOC, 0.9 on COCO in the paper).
-        rejected: delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper).
-        robustness: r of REN, in (0, 1]; 1 forgives wrong negatives most.
-        prior_weight: weight of the class priors (Crisp's loss) in REN.
-        hidden_share: REN counts each unknown label as a positive with this share of
-            (k - 1) / (C - 1), the probability that k promises.
-        pseudo_least: lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7
-            (0.4 on VOC, 0.5 on COCO in the published code).
-        count_weight: weight of GPR's penalty for a wrong number of positives (0.05 on VOC, 0.001
-            on COCO in the published code).
-        asset_weight: alpha of the asset regularisation; we do not know the published value.
-        asset_step: eps, how far one step of an image moves its average (0.001 in the published
-            code, which makes many steps in an epoch; see losses/asset.py).
-    """
-
-    weight: float = 1.0
-    start: int = 2
-    ramp: float = 2.0
-    distance: str = "bce"
-    momentum: float = 0.8
-    bank_size: int = 16
-    bank_dtype: str = "uint8"
-    bank_classes: int = 0
-    expected_positives: float = 2.0
-    expected_count: str = "given"
-    smoothing: float = 0.1
-    entropy_weight: float = 0.2
-    pseudo_weight: float = 0.02
-    rejected: float = 0.2
-    robustness: float = 1.0
-    prior_weight: float = 1.0
-    hidden_share: float = 0.0
-    pseudo_least: float = 0.4
-    count_weight: float = 0.05
-    asset_weight: float = 1.0
-    asset_step: float = 0.001
+    weight: float = setting(1.0, "lambda, weight of the consistency term after the ramp")
+    start: int = setting(
+        2, "epochs before consistency, EN, APL, Crisp and GPR's pseudo-labels begin; early "
+        "predictions are noise",
+    )  # fmt: skip
+    ramp: float = setting(2.0, "epochs in which lambda grows linearly from 0")
+    distance: str = setting("bce", "d of the consistency terms", choices=losses.DISTANCES)
+    momentum: float = setting(0.8, "mu of the running averages", high=0.9999)
+    bank_size: int = setting(16, "W, cells along each side of a heatmap", 1, 1024)
+    bank_dtype: str = setting(
+        "uint8", "type of a heatmap's values; for a momentum of 0.95 or more, not uint8: its noise "
+        "is above 1/255, see HeatmapBank", choices=("uint8", "float16", "float32"),
+    )  # fmt: skip
+    bank_classes: int = setting(
+        0, "K, classes per image whose heatmaps are kept, see SparseHeatmapBank; 0 = all"
+    )
+    expected_positives: float = setting(
+        2.0, "k, positives per image that EN, EPR, ROLE and GPR expect, with the annotated one", 1
+    )
+    expected_count: str = setting(
+        "given", "EN and GPR choose possible positives by k (given), or by the sum of the class "
+        "priors, which Crisp's rule estimates from the running averages (estimated)",
+        choices=("given", "estimated"),
+    )  # fmt: skip
+    smoothing: float = setting(
+        0.1, "smoothing of AN-LS (0.1 in the published code)", high=0.5
+    )
+    entropy_weight: float = setting(
+        0.2, "alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper)"
+    )
+    pseudo_weight: float = setting(
+        0.02, "beta of APL (0.02 on VOC, 0.9 on COCO in the paper)"
+    )
+    rejected: float = setting(
+        0.2, "delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper)", high=100
+    )
+    robustness: float = setting(
+        1.0, "r of REN; 1 forgives wrong negatives most", 1e-3, 1
+    )
+    prior_weight: float = setting(1.0, "weight of the class priors (Crisp's loss) in REN")
+    hidden_share: float = setting(
+        0.0, "REN counts each unknown label as a positive with this share of (k - 1) / (C - 1), "
+        "the probability that k promises", high=100,
+    )  # fmt: skip
+    pseudo_least: float = setting(
+        0.4, "lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7 (0.4 "
+        "on VOC, 0.5 on COCO in the published code)", high=0.7,
+    )  # fmt: skip
+    count_weight: float = setting(
+        0.05, "weight of GPR's penalty for a wrong number of positives (0.05 on VOC, 0.001 on COCO "
+        "in the published code)",
+    )  # fmt: skip
+    asset_weight: float = setting(
+        1.0, "alpha of the asset regularisation; we do not know the published value"
+    )
+    asset_step: float = setting(
+        0.001, "eps, how far one step of an image moves its average (0.001 in the published code, "
+        "which makes many steps in an epoch)", high=1,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -278,7 +278,6 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_part):
     [
         ((), "COMMAND"),
         (("rum",), "rum"),
-        (("run",), "--method"),
         (("run", "--method"), "--method"),
         (("run", "--method", "an", "--sead", "1"), "--sead"),
         (("run", "--method", "an", "--seed", "one"), "one"),

@@ -7,6 +7,7 @@ All values are ours, unless a comment says otherwise. We chose them on validatio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 _MOBILENET = {
     "backbone": "mobilenet_v2", "image_side": 192, "crop_side": 160, "eval_side": 160,
@@ -87,9 +88,37 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
 }  # fmt: skip
 
 
+# What the league of COCO chose for its best methods, see 06_benchmark; photographs of one's own are
+# most like COCO's. With REN's usual values, a model calls nearly every image "person".
+_ROBUST = {"robustness": 0.7, "prior_weight": 0.5}
+_CHOSEN: dict[str, dict[str, object]] = {
+    "en_scl": {"weight": 0.1}, "ren": _ROBUST, "ren_scl": _ROBUST,
+    "gpr": {"count_weight": 0.001}, "gpr_scl": {"count_weight": 0.001, "weight": 0.1},
+}  # fmt: skip
+_OWN = ("folder", "table", "coco18")
+METHODS_IN_SHORT = ("an", "scl", "en_scl", "ren_scl", "full")  # the help names these
+
+
+def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object]:
+    """The settings of a profile that are for one method."""
+    return dict(_CHOSEN.get(method, {})) if dataset in _OWN and profile == "frozen" else {}
+
+
+def usual_dataset(data_root: str | Path | None) -> str:
+    """The default data set: scenes, or the images in a folder that is named."""
+    if not data_root:
+        return "scenes"
+    return "table" if (Path(data_root).expanduser() / "train.csv").is_file() else "folder"
+
+
 def usual_profile(dataset: str | None) -> str:
     """The default profile: the fast one for a user's own images."""
-    return "frozen" if dataset in ("folder", "table", "coco18") else "cpu"
+    return "frozen" if dataset in _OWN else "cpu"
+
+
+def usual_method(profile: str) -> str:
+    """The default method: the one that came first in the profile's league."""
+    return "ren_scl" if profile == "frozen" else "en_scl"
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_damaged_metrics_do_not_count_and_are_named_once(damage, results, capsys
     [
         ({"epochs": "3"}, "'epochs' must be of type int"), ({"lr": None}, "'lr' must be of type"),
         ({"seed": 1.5}, "'seed' must be of type int"), ({"flip": True}, "'flip' must be of type"),
-        ({"momentum": [0.5]}, "'momentum'"), ({"epochs": -1}, "'epochs' must be above 0"),
+        ({"momentum": [0.5]}, "'momentum'"), ({"epochs": -1}, "'epochs' must be in 1.."),
         ({"method": "none"}, "unknown method"), ({"profile": "none"}, "unknown profile"),
         ({"dataset": "none"}, "unknown data set"), ({"novelty": 1}, "novelty"),
     ],
