@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -22,20 +21,21 @@ from spcl_lib.runs.settings import (
 )
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.errors import UserError, one_line, printable
-from spcl_lib.system.files import LOCKED, LockedError, explain_refusals, parse_json
-from spcl_lib.system.machine import choose_device
+from spcl_lib.system.files import explain_refusals, parse_json
+from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.memory import keep_freed_memory
 from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
 
 if TYPE_CHECKING:
     from spcl_lib.runs.predictor import Predictor
+    from spcl_lib.runs.progress import Listener
+    from spcl_lib.train import Progress
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status.
 
-    0 success, 1 a failed run, 2 a user's mistake, 3 another process is at this run, 128 + N after
-    signal N.
+    0 success, 1 a failed run, 2 a user's mistake, 128 + N after signal N.
     """
     goes_on = False
     keep_freed_memory()
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             return options.command(options)
     except UserError as error:
         print(f"spcl: error: {one_line(error)}", file=sys.stderr)
-        return LOCKED if isinstance(error, LockedError) else 2
+        return 2
     except KeyboardInterrupt as stop:
         how = "; the same command goes on from the last checkpoint, if there is one"
         print(f"spcl: stopped{how if goes_on else ''}", file=sys.stderr)
@@ -76,7 +76,7 @@ def _seeds(options: Options) -> list[int]:
 
 def _jobs(options: Options) -> int:
     """The number of runs side by side; a GPU is best used by one."""
-    usual = 1 if choose_device().type == "cuda" else os.cpu_count() or 1
+    usual = 1 if choose_device().type == "cuda" else count_cores()
     jobs = usual if options.jobs is None else options.jobs
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
@@ -88,7 +88,7 @@ def _jobs(options: Options) -> int:
 
 def _run(options: Options) -> int:
     from spcl_lib.runs.notebooks import check_output, execute
-    from spcl_lib.runs.progress import line_printer, tell_epochs, tensorboard_writer
+    from spcl_lib.runs.progress import line_printer, tensorboard_writer
     from spcl_lib.runs.run import run
     from spcl_lib.runs.splits import identify_data
     from spcl_lib.runs.store import Run, run_folder
@@ -107,14 +107,17 @@ def _run(options: Options) -> int:
         is_first = ranks.rank() == 0
         for config, root in waiting:
             config = identify_data(config, root)
-            with contextlib.ExitStack() as stack:
-                if is_first:
-                    folder, listeners = run_folder(config), [line_printer(config)]
-                    if options.tensorboard:
-                        events = Path(options.tensorboard, folder.parent.name, folder.name)
-                        listeners.append(tensorboard_writer(events))
-                    stack.enter_context(tell_epochs(folder, *listeners))
-                metrics = run(config, root, options.force)
+            listeners = [line_printer(config)]
+            if options.tensorboard and is_first:
+                folder = run_folder(config)
+                events = Path(options.tensorboard, folder.parent.name, folder.name)
+                listeners.append(tensorboard_writer(events))
+
+            def on_epoch(progress: Progress, listeners: list[Listener] = listeners) -> None:
+                for listener in listeners:
+                    listener(progress)
+
+            metrics = run(config, root, options.force, on_epoch=on_epoch)
             _say_what_came_out(config, metrics)
     if options.notebook and is_first:
         file = str(Run.of(config, root).write_config())

@@ -1,7 +1,6 @@
 """`python -m spcl_lib run`: the files that it writes, and one clear line for every mistake."""
 
 import csv
-import fcntl
 import json
 import math
 import os
@@ -495,21 +494,6 @@ def test_a_training_that_diverges_says_so_without_a_traceback(spcl, results, tin
     last = outcome.err.replace("\r", "\n").splitlines()[-1]
     assert last.startswith("spcl: error: the loss became nan") and "--set lr=" in last
     assert not list(results.rglob("metrics.json"))
-
-
-def test_a_run_that_another_process_holds_is_left_alone(spcl, results, tiny, monkeypatch):
-    monkeypatch.setattr(run, "_LOCK_SECONDS", 0.3)
-    spcl(*RUN, "--method", "an", **tiny)
-    (folder,) = results.glob("scenes-smoke/*")
-    with open(folder / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.write("17")
-        handle.flush()
-        outcome = spcl(*RUN, "--method", "an", "--force", **tiny)
-    assert outcome.status == 3
-    (line,) = outcome.err.splitlines()
-    assert line.startswith(f"spcl: error: process 17 is training in '{folder}'")
-    assert (folder / "metrics.json").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(spcl, tiny, monkeypatch):

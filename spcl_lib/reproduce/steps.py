@@ -151,15 +151,13 @@ def _process_of(task: NotebookTask) -> Task:
     entry = {"title": title_of_notebook(task.notebook), "parameters": task.parameters}
     note_notebook(task, entry | {"finished": False, "seconds": 0.0})
 
-    def is_done() -> bool:
-        if page.is_file():
-            done = {"finished": True, "key": key, "seconds": _seconds_of(task)}
-            note_notebook(task, entry | done)
-        return page.is_file()
+    def note() -> None:
+        done = {"finished": True, "key": key, "seconds": _seconds_of(task)}
+        note_notebook(task, entry | done)
 
     arguments = ["notebooks", task.notebook, "--out", str(task.output)]
     arguments += ["--parameters", json.dumps(task.parameters)]
-    return Task(task.name, arguments, task.output.with_suffix(".log"), is_done)
+    return Task(task.name, arguments, task.output.with_suffix(".log"), page.is_file, note)
 
 
 def _seconds_of(task: NotebookTask) -> float:

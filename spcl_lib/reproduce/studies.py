@@ -26,7 +26,7 @@ from spcl_lib.runs.league import (
     search_conditions,
 )
 from spcl_lib.runs.profiles import cost, duration
-from spcl_lib.runs.schedule import run_all, run_in_turns
+from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all, load_splits
 from spcl_lib.runs.store import Run
@@ -126,7 +126,7 @@ class FullTraining:
         """Makes the unfinished runs, and prints the table; see `reproduce_league`."""
         # Seed by seed: --seeds 0 can keep a table before the other seeds have finished.
         runs = [c for of_one_seed in zip(*self.configs.values(), strict=True) for c in of_one_seed]
-        if run_all(runs, self.data_root, jobs, force=False):
+        if run_all(runs, self.data_root, jobs):
             return False
         content = collect_whole(self.configs)
         if keeps:
@@ -175,7 +175,8 @@ class Ablations:
         if keeps and self.name != "all":
             raise UserError(f"--keep would lose the other ablations than '{self.name}'; give all")
         self.show_plan()
-        if run_in_turns(self.configs, self.data_root, jobs, f"ablation {self.name}"):
+        title = f"ablation {self.name}"
+        if run_all(self.configs, self.data_root, jobs, title=title, in_turn=RUNS_IN_TURN):
             return False
         content = collect_ablations(self.asked, *self.about, self.seeds, self.data_root)
         if keeps:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from spcl_lib.config import RunConfig
 from spcl_lib.data.image_set import HELD_OUT, PARTS
 from spcl_lib.methods import METHODS, PAPER_METHODS
-from spcl_lib.runs.schedule import Task, run_in_turns
+from spcl_lib.runs.schedule import RUNS_IN_TURN, Task, run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_all, identify_data
 from spcl_lib.runs.store import Metrics, Run
@@ -203,7 +203,8 @@ def full_training_configs(
 def run_league(league: League, jobs: int) -> list[Task]:
     """Runs all rounds without the finished runs; returns the failed tasks."""
     for title, configs in league.rounds():
-        failed = run_in_turns(configs, league.data_root, jobs, f"{league.dataset} {title}")
+        title = f"{league.dataset} {title}"
+        failed = run_all(configs, league.data_root, jobs, title=title, in_turn=RUNS_IN_TURN)
         if failed:
             return failed
     return []

@@ -29,7 +29,7 @@ from spcl_lib.pooling import TEST_POOLINGS, Pooling
 from spcl_lib.runs.checkpoint import BANK_FILE, Checkpoint, remove_checkpoints
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
-from spcl_lib.runs.progress import write_history
+from spcl_lib.runs.progress import Listener, write_history
 from spcl_lib.runs.snapshots import Recorder
 from spcl_lib.runs.splits import Splits, identify_data, load_splits, report_labels
 from spcl_lib.runs.store import (
@@ -50,10 +50,18 @@ from spcl_lib.system.machine import choose_device, describe_machine
 from spcl_lib.system.weights import save_tensors, save_weights
 from spcl_lib.train import Progress, make_optimizer, train
 
-_LOCK_SECONDS = 20.0  # time to wait for another process that locks the run's folder
+
+def _ignore(progress: Progress) -> None:
+    pass
 
 
-def run(config: RunConfig, data_root: str | Path | None = None, force: bool = False) -> Metrics:
+def run(
+    config: RunConfig,
+    data_root: str | Path | None = None,
+    force: bool = False,
+    on_step: Listener = _ignore,
+    on_epoch: Listener = _ignore,
+) -> Metrics:
     """Trains and evaluates one configuration, unless its run is finished.
 
     The run's folder holds config.json, history.csv (one row per epoch), weights.safetensors,
@@ -71,23 +79,26 @@ def run(config: RunConfig, data_root: str | Path | None = None, force: bool = Fa
         config: the configuration.
         data_root: see `paths.data_root`.
         force: start again even if the run is finished.
+        on_step: called with the progress after every step, on rank 0.
+        on_epoch: called after every epoch; `progress.history[-1]` tells how it went. After the last
+            epoch it is called when the final evaluation is done.
 
     Returns:
         The content of metrics.json.
 
     Raises:
-        UserError: the data or weights are missing or damaged, another process does this run, or
-            there are too few images for so many ranks.
+        UserError: the data or weights are missing or damaged, or there are too few images for so
+            many ranks.
     """
     config = identify_data(config, data_root)
     own = Run(config, run_folder(config), data_root)
     folder = own.folder
     with contextlib.ExitStack() as stack:
-        lock = lock_folder(folder, _LOCK_SECONDS, "training in")
+        lock = lock_folder(folder, "training in")
         ranks.from_first(lambda: stack.enter_context(lock))
         metrics, place = ranks.from_first(lambda: _begin(own, force))
         if metrics is None:
-            metrics = _train(config, data_root, place)
+            metrics = _train(config, data_root, place, on_step, on_epoch)
             ranks.from_first(lambda: _end_repeat(folder))
         # An earlier process may have stopped after the metrics and before this line. So finished
         # runs also come here.
@@ -102,11 +113,17 @@ def _begin(own: Run, force: bool) -> tuple[Metrics | None, Path]:
     return (None, _begin_repeat(own.folder)) if force else (own.metrics, own.folder)
 
 
-def _train(config: RunConfig, data_root: str | Path | None, folder: Path) -> Metrics:
+def _train(
+    config: RunConfig,
+    data_root: str | Path | None,
+    folder: Path,
+    on_step: Listener,
+    on_epoch: Listener,
+) -> Metrics:
     """Trains and evaluates in `folder`; a damaged checkpoint costs the steps that followed it."""
     while True:
         with contextlib.suppress(DamagedError):  # `Checkpoint.load` has put it aside, and says so
-            return _train_and_evaluate(config, data_root, folder)
+            return _train_and_evaluate(config, data_root, folder, on_step, on_epoch)
 
 
 # --- repeats --------------------------------------------------------------------------------------
@@ -178,7 +195,13 @@ def _load_once(config: RunConfig, data_root: str | Path | None) -> Splits:
     return _loaded[key]
 
 
-def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder: Path) -> Metrics:
+def _train_and_evaluate(
+    config: RunConfig,
+    data_root: str | Path | None,
+    folder: Path,
+    on_step: Listener,
+    on_epoch: Listener,
+) -> Metrics:
     began = time.perf_counter()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     train_set, report_set = _load_once(config, data_root)
@@ -222,6 +245,10 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
         saved = checkpoint.after_step(progress)
         if saved and progress.step == 0:  # the history must not run ahead of the checkpoint
             ranks.from_first(lambda: write_history(folder, progress.history))
+        if ranks.rank() == 0:
+            on_step(progress)
+            if progress.step == 0 and progress.epoch < config.epochs:
+                on_epoch(progress)
 
     progress = train(
         model, optimizer, method, train_set.images, observed, config,
@@ -271,7 +298,10 @@ def _train_and_evaluate(config: RunConfig, data_root: str | Path | None, folder:
         write_json(folder / "metrics.json", metrics_with_sum(metrics))
         return metrics
 
-    return ranks.from_first(write)
+    metrics = ranks.from_first(write)
+    if ranks.rank() == 0:
+        on_epoch(progress)
+    return metrics
 
 
 def _predict(

@@ -8,7 +8,9 @@ import glob
 import json
 import os
 import re
+import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,8 @@ from filelock import FileLock, Timeout
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.paths import cache, results
 
-LOCKED = 3  # exit status of a process that could not work for a `LockedError`
 _LONGEST_LIST = 2**31  # bytes; the lists of COCO and ImageNet have less than 2**29
-
-
-class LockedError(UserError):
-    """Another process holds the lock of a folder."""
+_PATIENCE = 1.0  # seconds to wait for a lock without a word
 
 
 @contextlib.contextmanager
@@ -41,7 +39,9 @@ def atomic_write(path: Path, ending: str = ".tmp") -> Iterator[Path]:
     """
     with explain_refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+        # Several threads, or machines that share the disk, may write the same file.
+        writer = f"{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = path.with_name(f".{path.name}.{writer}{ending}")
         try:
             temporary.touch()  # the system knows the mode: the umask, or the folder's rules
             mode = temporary.stat().st_mode
@@ -64,70 +64,53 @@ def lock_file(path: Path) -> Iterator[None]:
     The system frees the lock when the process ends, even if it is killed. The holder is the only
     writer, so it removes the temporary files that killed writers of this file left.
     """
-    with explain_refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        lock.acquire()
-    try:
+    with _locked(path.with_name(f".{path.name}.lock"), f"writing '{path}'"):
         _remove(path.parent, f".{glob.escape(path.name)}.[0-9]*")
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, seconds: float, what: str) -> Iterator[None]:
-    """Holds an exclusive lock for a folder, and removes temporary files of killed writers in it.
+def lock_folder(folder: Path, what: str) -> Iterator[None]:
+    """Holds an exclusive lock for a folder, waits for it, and removes what killed writers left.
 
     Args:
-        folder: it is created if it is missing.
-        seconds: how long to wait: a process that is being killed may hold the lock a moment longer.
-        what: what the holder does, for the error message, such as "training in".
-
-    Raises:
-        LockedError: another process holds it.
-        UserError: the system refuses.
+        folder: it is created if it is missing. It is removed if nothing but the lock is in it at
+            the end: the holder has failed before it wrote anything.
+        what: what the holder does, for the message while another process waits: "training in".
     """
-    with explain_refusals(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+    lock = folder / ".lock"
+    with _locked(lock, f"{what} '{folder}'"):
+        _remove(folder, ".*.tmp", ".tmp*")  # our temporary files, and those of safetensors
         try:
-            lock.acquire(timeout=seconds)
+            yield
+        finally:
+            if [file.name for file in folder.iterdir()] == [lock.name]:
+                _remove(folder, lock.name)
+                with contextlib.suppress(OSError):  # another process makes it again
+                    folder.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(file: Path, what: str) -> Iterator[None]:
+    with explain_refusals(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=_PATIENCE)
         except Timeout:
-            raise LockedError(
-                f"{_name_holder(folder)} is {what} '{folder}'; wait for it or stop it"
-            ) from None
+            print(f"spcl: waits for {_holder(file)}, which is {what}", file=sys.stderr, flush=True)
+            lock.acquire()
     try:
         with contextlib.suppress(OSError):  # only for messages
-            (folder / ".lock").write_text(str(os.getpid()))
-        _remove(folder, ".*.tmp", ".tmp*")  # our temporary files, and those of safetensors
+            file.write_text(str(os.getpid()))
         yield
     finally:
         lock.release()
 
 
-def holder_of(folder: Path) -> str | None:
-    """Who holds the lock of a folder, such as "process 17"; None if nobody does."""
-    with contextlib.suppress(FileNotFoundError), try_lock(folder / ".lock") as is_ours:
-        return None if is_ours else _name_holder(folder)
-    return None  # no folder, no lock
-
-
-@contextlib.contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Holds the lock file `path` during its block; gives False if another process holds it."""
-    lock = FileLock(path)
-    with contextlib.suppress(Timeout):
-        lock.acquire(timeout=0)
-    try:
-        yield lock.is_locked
-    finally:
-        lock.release()
-
-
-def _name_holder(folder: Path) -> str:
+def _holder(lock: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
-        return f"process {int((folder / '.lock').read_text())}"
+        return f"process {int(lock.read_text())}"
     return "another process"
 
 
@@ -141,7 +124,7 @@ def remove_stale(folder: Path, pattern: str) -> None:
     """
     if os.name == "posix":  # elsewhere os.kill ends the process
         for file in folder.glob(f"{pattern}.[0-9]*.tmp"):
-            number = file.name.split(".")[-2]
+            number = file.name.split(".")[-2].partition("-")[0]
             if number.isdecimal() and not _runs(int(number)):
                 with contextlib.suppress(OSError):
                     file.unlink()
@@ -174,19 +157,13 @@ def read_list(file: Path) -> bytes:
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
-    with open(file, "rb") as handle:
-        content = b"" if status.st_size > _LONGEST_LIST else handle.read(_LONGEST_LIST + 1)
-    if max(status.st_size, len(content)) > _LONGEST_LIST:
+    if status.st_size > _LONGEST_LIST:
         raise OSError(errno.EINVAL, "it has more than 2 GiB", str(file))
-    return content
+    return file.read_bytes()
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """The value of a JSON text.
-
-    Args:
-        text: the text, as UTF-8 if it is bytes.
-        options: see `json.loads`.
+    """The value of a JSON text; `options` are those of `json.loads`.
 
     Raises:
         ValueError: it is no JSON, or lists are nested too deeply in it.
@@ -205,12 +182,12 @@ def write_json(path: Path, value: object) -> None:
 
 # --- when the system refuses ----------------------------------------------------------------------
 
+_CLOSED = "Its permissions must be changed"
+_MIXED_UP = "There is a file where a folder is needed, or the other way round"
 _FULL = {
     errno.ENOSPC: "Free some space", errno.EFBIG: "Files of this size must be allowed",
     getattr(errno, "EDQUOT", errno.ENOSPC): "Free some space",  # Windows has no quotas
 }  # fmt: skip
-_CLOSED = "Its permissions must be changed"
-_MIXED_UP = "There is a file where a folder is needed, or the other way round"
 _REFUSALS = _FULL | {
     errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED,
     errno.ENOTDIR: _MIXED_UP, errno.EEXIST: _MIXED_UP, errno.EISDIR: _MIXED_UP,
@@ -235,9 +212,11 @@ def explain_refusals(path: Path | None = None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        number, named = _refusal(error)
+        number = _number_of(error)
         if number not in _REFUSALS:
             raise
+        name = error.filename if isinstance(error, OSError) else None
+        named = Path(os.fsdecode(name)) if name else None
         if path is None or (named is not None and named.parent != path.parent):
             path = named
         raise UserError(_explanation(number, path)) from error
@@ -249,24 +228,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
 
 
-def is_disk_full(error: OSError) -> bool:
-    """Whether the system refused because no space is left."""
-    return error.errno in _FULL and error.errno != errno.EFBIG
-
-
-def _refusal(error: BaseException | None) -> tuple[int | None, Path | None]:
-    """The system's error number and the path that it names; each is None if it is unknown."""
+def _number_of(error: BaseException | None) -> int | None:
+    """The system's number of a refusal. torch hides it in a chain, safetensors in its text."""
     if isinstance(error, OSError):
-        return error.errno, Path(os.fsdecode(error.filename)) if error.filename else None
+        return error.errno
     if error is not None and is_out_of_memory(error):
-        return errno.ENOMEM, None
-    while error is not None:  # torch raises errors of its own, and safetensors quotes the number
+        return errno.ENOMEM
+    while error is not None:
         quoted = re.search(r"\(os error (\d+)\)", str(error))
         number = error.errno if isinstance(error, OSError) else quoted and int(quoted[1])
         if number in _FULL:
-            return number, None
+            return number
         error = error.__cause__ or error.__context__
-    return None, None
+    return None
 
 
 def _explanation(number: int, path: Path | None) -> str:

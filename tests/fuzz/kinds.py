@@ -32,7 +32,6 @@ from spcl_lib.data.voc import list_voc
 from spcl_lib.reproduce import manifest, steps
 from spcl_lib.runs import checkpoint, features, run, store
 from spcl_lib.runs.predict import predict_files
-from spcl_lib.runs.progress import Follower, describe_epoch
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.snapshots import load_snapshots
 from spcl_lib.runs.thresholds import read_thresholds, write_thresholds
@@ -307,12 +306,6 @@ def settings_of(folder):
         run.run(own.config, own.data_root)
 
 
-def history_of(folder):
-    follower = Follower(run_of(folder))
-    follower._before = dict.fromkeys(follower._before)  # as if it had changed since
-    return [describe_epoch(photos_config(), row) for row in follower.rows()]
-
-
 def predictions_of(folder, name, starts):
     file = folder / name
     content = file.read_bytes()
@@ -437,7 +430,6 @@ def make_kinds(folder: Path) -> list[Kind]:
     add("metrics, table", finished, one + "metrics.json", own_table, "json", "said")
     add("metrics, summary", finished, one + "metrics.json", summary_of, "json", "said", "results/")
     add("config.json", finished, one + "config.json", settings_of, "json", "valid", *made)
-    add("history.csv", finished, one + "history.csv", history_of, "text", "valid")
     add("code of a repeat", finished, "results/*/an-*/repeat/.code", repeat_of, "text", "same",
         *made)  # fmt: skip
     add("checkpoint of a repeat", finished, "results/*/an-*/repeat/checkpoint.pt", repeat_of, "pt",

@@ -35,6 +35,7 @@ def executed(monkeypatch):
             file.write_text(json.dumps({"metadata": {"papermill": {"duration": 1.5}}}))
             file.with_suffix(".html").write_text("page")
             assert task.is_done()
+            task.on_done()
         return []
 
     monkeypatch.setattr(steps, "run_tasks", run_tasks)

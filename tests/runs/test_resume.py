@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -16,6 +18,8 @@ from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.runs import checkpoint, run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import lock_folder
 from spcl_lib.train import Progress
 
 TIMES = {"train_seconds", "wall_seconds", "finished", "machine"}
@@ -191,6 +195,32 @@ def test_a_run_killed_while_it_writes_its_results_has_none_and_writes_them_again
     )
     assert run_in(tmp_path / "stopped", config, monkeypatch) == expected
     assert trained == []  # the training itself was not lost
+
+
+def test_a_run_that_another_process_is_at_is_waited_for_and_then_finished(
+    results, tmp_path, tiny, monkeypatch, capfd
+):
+    config = make_config("scenes", "an", 0, "smoke", tiny)
+    run_in(tmp_path / "whole", config, monkeypatch)
+    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "shared"))
+    monkeypatch.setattr(run, "train", lambda *given: pytest.fail("it was trained again"))
+    found, folder = [], store.run_folder(config)
+    waiting = threading.Thread(target=lambda: found.append(run.run(config)))
+    with lock_folder(folder, "training in"):
+        waiting.start()
+        while "waits for process" not in capfd.readouterr().err:
+            time.sleep(0.01)
+        for file in (tmp_path / "whole").glob("*/*/[!.]*"):
+            shutil.copy(file, folder)
+    waiting.join()
+    assert found[0]["mAP"] == store.Run.of(config).metrics["mAP"]
+
+
+def test_a_run_that_fails_before_it_trains_leaves_no_folder(results, tiny, monkeypatch):
+    config = make_config("scenes", "an", 0, "smoke", tiny | {"weights": "missing.safetensors"})
+    with pytest.raises(UserError, match="does not exist"):
+        run.run(config)
+    assert not store.run_folder(config).exists()
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(results, tmp_path, tiny, monkeypatch):
