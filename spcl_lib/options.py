@@ -123,9 +123,7 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
         help="CSV file of path,labels: all labels of every image, with | between them (or of "
         "path,label: only one of its labels)",
     )  # fmt: skip
-    judge.add_argument(
-        "--out", metavar="DIR", help="write evaluation.json into this folder"
-    )
+    judge.add_argument("--out", metavar="DIR", help="write evaluation.json into this folder")
     judge.add_argument(
         "--save-thresholds", metavar="FILE",
         help="choose thresholds on these images, for --thresholds FILE of predict",

@@ -1,6 +1,7 @@
 """Makes files of this folder again: `python notebooks/reference/make.py NAME`.
 
-NAME is backbone, photograph, or recovery with a data set and a profile, such as scenes cpu.
+NAME is backbone, photograph, or recovery or factored with a data set and a profile, such as
+scenes cpu.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from tqdm import tqdm
 
 from spcl_lib.analysis.measurements import measure
+from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.bank import HeatmapBank
+from spcl_lib.config import RunConfig
 from spcl_lib.data import scenes
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
@@ -115,17 +118,32 @@ def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
         scale: least area of the crops that are measured.
     """
     scales = CROP_SCALES if dataset == "scenes" else (float(scale),)
-    configs = identify_all(crop_scale_configs(dataset, profile, scales=scales), None)
+    return _measured("crop-recovery", crop_scale_configs(dataset, profile, scales=scales))
+
+
+def factored(dataset: str, profile: str) -> str:
+    """The same for the factored targets, with two methods; arguments as in `recovery`."""
+    methods = ("scl", "ren_scl")
+    return _measured(
+        "crop-factored", crop_scale_configs(dataset, profile, (0, 1, 2), [0.1], methods)
+    )
+
+
+def _measured(name: str, configs: list[RunConfig]) -> str:
+    configs = identify_all(configs, None)
     for config in configs:
         run(config)
-    table, file = measure(configs), HERE / f"crop-recovery-{dataset}-{profile}.csv"
+    table, first = measure(configs), configs[0]
+    if name == "crop-factored":
+        table = table[table.measure.isin(["AUROC", "AP"]) & (table.least == LEAST)]
+    file = HERE / f"{name}-{first.dataset}-{first.profile}.csv"
     with atomic_write(file) as temporary, temporary.open("w") as out:
-        out.write(f"# make.py recovery {dataset} {profile} {scale}; {date.today()}\n")
+        out.write(f"# make.py; {date.today()}; torch {torch.__version__}\n")
         table.round({"value": 4}).to_csv(out, index=False)
     return f"{file.name}: {len(table)} rows"
 
 
-MAKERS = {"backbone": backbone, "photograph": photograph, "recovery": recovery}
+MAKERS = {f.__name__: f for f in (backbone, photograph, recovery, factored)}
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:] or [""]

@@ -27,8 +27,9 @@ from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.views import Views
 
-# scale: least area of a training crop. source: label, average (CL), heatmap, network. read: "view"
-# or "whole". group: "labelled" or "unlabelled" classes, or "all". value: in percent.
+# scale: least area of a training crop. source: label, average (CL), heatmap, network. read: "view",
+# "whole", or factored: "e=0.25" is whole x v^0.25. group: "labelled" or "unlabelled" classes, or
+# "all". value: in percent.
 COLUMNS = (
     "dataset", "profile", "scale", "method", "seed", "split", "source", "read", "group", "least",
     "measure", "value",
@@ -36,16 +37,22 @@ COLUMNS = (
 SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)  # at which it is counted how often the label is wrong
 VIEWS = 4  # random views of each image
 VIEWED = 2500  # training images that are viewed: the first ones
+EXPONENTS = (0.25, 0.5, 1.0)  # of the visible heat, in the factored targets
 LOCALISED = 1000  # images of each split whose maps are compared with the objects: the first ones
 Rows = Iterator[dict[str, Any]]
 
 
-def kept(folder: Path | None = None) -> pd.DataFrame:
-    """All kept measurements, with the columns COLUMNS; by default of the reference folder."""
+def kept(name: str = "crop-recovery", folder: Path | None = None) -> pd.DataFrame:
+    """Kept measurements, with the columns COLUMNS, from the files NAME-*.csv of a folder.
+
+    Args:
+        name: crop-recovery, or crop-factored with the factored targets.
+        folder: the reference folder by default.
+    """
     folder = folder or paths.reference()
-    files = sorted(folder.glob("crop-recovery-*.csv"))
+    files = sorted(folder.glob(f"{name}-*.csv"))
     if not files:
-        raise UserError(f"'{folder}' has no crop-recovery-*.csv; make.py there makes them")
+        raise UserError(f"'{folder}' has no {name}-*.csv; make.py there makes them")
     return pd.concat([pd.read_csv(file, comment="#") for file in files], ignore_index=True)
 
 
@@ -119,7 +126,9 @@ def _targets(run: FinishedRun, indices: Tensor, views: Views) -> dict[tuple[str,
         return {("average", "whole"): whole}
     pooling = run.model.pooling
     through = recovery.presence_in_views(run.bank, indices, views, run.grid, pooling)
-    return {("heatmap", "whole"): whole, ("heatmap", "view"): through}
+    v = recovery.visible_heat(run.bank, indices, views)
+    factored = {("heatmap", f"e={e:g}"): whole * v**e for e in EXPONENTS}
+    return {("heatmap", "whole"): whole, ("heatmap", "view"): through} | factored
 
 
 def _localisation(run: FinishedRun) -> Rows:

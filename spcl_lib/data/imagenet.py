@@ -68,9 +68,7 @@ def _sample(found: list[Picture], count: int) -> list[Picture]:
     return [found[i] for i in torch.randperm(len(found), generator=generator)[:count].sort().values]
 
 
-def _image_set(
-    found: list[Picture], classes: tuple[str, ...], notes: tuple[str, ...]
-) -> ImageSet:
+def _image_set(found: list[Picture], classes: tuple[str, ...], notes: tuple[str, ...]) -> ImageSet:
     ids, files, own = zip(*found, strict=True)
     labels = torch.zeros((len(files), len(classes)), dtype=torch.bool)
     rows = [row for row, numbers in enumerate(own) for _ in numbers]

@@ -1,62 +1,75 @@
 """Figures of images: contact sheets, views, heatmaps over images, and targets.
 
-Every function gives a matplotlib Figure and shows nothing itself.
+Every function gives a matplotlib Figure and shows nothing itself. Images are (3, S, S) in 0..255.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spcl_lib.viewer.heat import draw_heat, picture_of
-from spcl_lib.viewer.style import COLOURS, HEAT, OTHER_METHOD, house_style
+from spcl_lib.viewer.style import COLOURS, HEAT, house_style
 from spcl_lib.views import Views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 WHOLE = (0, 1, 1, 0)  # extent for imshow, because boxes are fractions of the image
-_PIXELS = 240  # side of a picture in a figure
+_PIXELS = 240  # side of a picture under a heatmap
 
 
-def as_picture(image: Tensor) -> Any:
-    """Turns (3, H, W) in 0..255 into (H, W, 3) uint8, which matplotlib can show."""
+def as_picture(image: Tensor) -> np.ndarray:
+    """An image as (S, S, 3) uint8, which matplotlib can show."""
     return image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def show_image(axes: Axes, image: Tensor, title: str = "") -> None:
+    """Shows an image without ticks."""
+    axes.imshow(as_picture(image), interpolation="lanczos", extent=WHOLE)
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize="small", pad=3)
+
+
+def show_heat(
+    axes: Axes, image: Tensor, heat: Tensor, highest: float, seen: Tensor | None = None
+) -> None:
+    """Shows a heatmap (W, W) over its image; see `heat.draw_heat`."""
+    drawn = draw_heat(picture_of(image, _PIXELS), heat, seen, highest)
+    axes.imshow(np.asarray(drawn), interpolation="lanczos", extent=WHOLE)
+    axes.set(xticks=[], yticks=[])
 
 
 @house_style
 def contact_sheet(
     images: Tensor, titles: Sequence[str] | None = None, columns: int = 10, side: float = 0.9
 ) -> Figure:
-    """Shows many images in a grid.
+    """Shows many images (N, 3, S, S) in a grid.
 
     Args:
-        images: (N, 3, S, S) in 0..255.
+        images: in 0..255.
         titles: N short texts above the images; none by default.
         columns: images in a row.
         side: side of an image in inches.
     """
     import matplotlib.pyplot as plt
 
+    titles = titles or [""] * len(images)
     columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    lines = 1 + max(t.count("\n") for t in titles) if titles else 0
+    rows, lines = math.ceil(len(images) / columns), max(1 + t.count("\n") for t in titles)
     size = (columns * side, rows * (side + 0.17 * lines))
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    for i, axes in enumerate(grid.flat):
+    for axes in grid.flat:
         axes.axis("off")
-        if i < len(images):
-            axes.imshow(as_picture(images[i]), interpolation="lanczos")
-            if titles:
-                axes.set_title(titles[i], fontsize="x-small", pad=2)
+    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+        show_image(axes, image, title)
     return figure
 
 
@@ -65,7 +78,7 @@ def show_views(image: Tensor, views: Views, crops: Tensor, titles: Sequence[str]
     """Shows one image with the boxes of its views, and every view beside it.
 
     Args:
-        image: (3, S, S) in 0..255, the full image.
+        image: the full image.
         views: V views of this one image.
         crops: (V, 3, s, s) in 0..255, as `views.crop` gives them.
         titles: 1 + V texts, for the full image and for every crop.
@@ -75,13 +88,10 @@ def show_views(image: Tensor, views: Views, crops: Tensor, titles: Sequence[str]
     count = 1 + len(views)
     figure, grid = plt.subplots(1, count, figsize=(2.45 * count, 2.75), layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
-    grid[0].imshow(as_picture(image), interpolation="lanczos", extent=WHOLE)
-    for i, (axes, title) in enumerate(zip(grid, titles, strict=True)):
-        axes.set_title(title, fontsize="small")
-        axes.set(xticks=[], yticks=[])
-        if i > 0:
-            _draw_box(grid[0], views.boxes[i - 1], i if len(views) > 1 else None)
-            axes.imshow(as_picture(crops[i - 1]), interpolation="lanczos")
+    for axes, picture, title in zip(grid, [image, *crops], titles, strict=True):
+        show_image(axes, picture, title)
+    for number, box in enumerate(views.boxes, 1):
+        _draw_box(grid[0], box, number if len(views) > 1 else None)
     return figure
 
 
@@ -97,14 +107,6 @@ def _draw_box(axes: Axes, box: Tensor, number: int | None = None) -> None:
         axes.text(x0, y0, number, color="white", fontsize="small", bbox=note, va="top")
 
 
-def show_heat(
-    axes: Axes, image: Tensor, heat: Tensor, highest: float, seen: Tensor | None = None
-) -> None:
-    """Shows a heatmap (W, W) over its image (3, S, S); see `heat.draw_heat`."""
-    drawn = draw_heat(picture_of(image, _PIXELS), heat, seen, highest)
-    axes.imshow(np.asarray(drawn), interpolation="lanczos", extent=WHOLE)
-
-
 @house_style
 def overlay(
     images: Tensor,
@@ -113,12 +115,10 @@ def overlay(
     highest: float | None = None,
     boxes: Tensor | None = None,
 ) -> Figure:
-    """Shows heatmaps over their images, side by side, with one colour scale for all.
-
-    If the probability is low, the image shows through in grey.
+    """Shows heatmaps over their images in grey, side by side, with one colour scale for all.
 
     Args:
-        images: (N, 3, S, S) in 0..255, or one image (3, S, S) for all.
+        images: (N, 3, S, S), or one image (3, S, S) for all.
         heatmaps: (N, W, W) probabilities in [0, 1].
         titles: N texts.
         highest: upper end of the colour scale; the largest value by default.
@@ -130,12 +130,10 @@ def overlay(
     count = len(heatmaps)
     images = images.expand(count, *images.shape[-3:])
     scale = Normalize(0, highest or max(float(heatmaps.max()), 1e-3), clip=True)
-    figure, grid = plt.subplots(
-        1, count, figsize=(2.3 * count + 0.7, 2.75), squeeze=False, layout="constrained"
-    )
+    size = (2.3 * count + 0.7, 2.75)
+    figure, grid = plt.subplots(1, count, figsize=size, squeeze=False, layout="constrained")
     for i, axes in enumerate(grid[0]):
         axes.set_title(titles[i], fontsize="small")
-        axes.set(xticks=[], yticks=[])
         show_heat(axes, images[i], heatmaps[i], scale.vmax)
         if boxes is not None:
             _draw_box(axes, boxes.expand(count, 4)[i])
@@ -151,27 +149,21 @@ def targets(
     """Shows what each kind of supervision says about every class of one view.
 
     Args:
-        values: name of the supervision -> class -> value in [0, 1].
+        values: name of the supervision -> class -> value in [0, 1]; at most three.
         present: classes that are in the view.
         given: the observed label.
     """
     import matplotlib.pyplot as plt
 
     classes = list(next(iter(values.values())))
-    markers = dict(zip(values, "sDo^v", strict=False))
-    colours = dict(zip(values, (COLOURS["an"], COLOURS["cl"], COLOURS["scl"]), strict=False))
     figure, axes = plt.subplots(figsize=(7.2, 1.3 + 0.27 * len(classes)), layout="constrained")
-    for row, name in enumerate(classes):
-        if name in present:
-            axes.axhspan(row - 0.5, row + 0.5, color="#f0e442", alpha=0.35, linewidth=0)
-    for source, by_class in values.items():
-        axes.plot(
-            [by_class[name] for name in classes], range(len(classes)), markers[source],
-            color=colours.get(source, OTHER_METHOD), label=source, clip_on=False,
-        )  # fmt: skip
+    for row in (classes.index(name) for name in present):
+        axes.axhspan(row - 0.5, row + 0.5, color="#f0e442", alpha=0.35, linewidth=0)
+    for (source, says), method in zip(values.items(), ("an", "cl", "scl"), strict=False):
+        places = [says[name] for name in classes], range(len(classes))
+        axes.plot(*places, "o", color=COLOURS[method], label=source, clip_on=False)
     names = [f"{name} (given label)" if name == given else name for name in classes]
     axes.set(yticks=range(len(classes)), yticklabels=names, xlim=(-0.02, 1.02))
-    axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.set_xlabel("target (yellow rows: the class is in the view)")
+    axes.set(ylim=(len(classes) - 0.5, -0.5), xlabel="target (yellow: the class is in the view)")
     figure.legend(loc="outside upper center", ncols=len(values), frameon=False)
     return figure

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spcl_lib.runs.snapshots import Trace
-from spcl_lib.viewer.figures import WHOLE, as_picture, show_heat
+from spcl_lib.viewer.figures import show_heat, show_image
 from spcl_lib.viewer.style import COLOURS, HEAT, house_style
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ def film_strip(
         _show_object(grid[row, 0], trace, image, c)
         for column, e in enumerate(chosen, 1):
             axes = grid[row, column]
-            axes.set(xticks=[], yticks=[])
             show_heat(axes, trace.data.images[image], heat[e, c], top, trace.seen[e, image])
             if row == 0:
                 axes.set_title(f"epoch {trace.epochs[e]}", fontsize="small")
@@ -100,8 +99,7 @@ def telling_classes(trace: Trace, image: int) -> list[int]:
 
 def _show_object(axes: Axes, trace: Trace, image: int, c: int) -> None:
     """Shows the image with the border of a class's objects, and the group of the class."""
-    axes.set(xticks=[], yticks=[])
-    axes.imshow(as_picture(trace.data.images[image]), interpolation="lanczos", extent=WHOLE)
+    show_image(axes, trace.data.images[image])
     (group,) = (name for name, mask in class_groups(trace).items() if mask[image, c])
     axes.set_ylabel(f"{trace.data.classes[c]}\n({group})", fontsize="small")
     region = trace.region(image)

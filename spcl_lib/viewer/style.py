@@ -7,14 +7,11 @@ and Ito's palette), a sequential scale for probabilities and a diverging one for
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import ImageFont
-
-from spcl_lib.system.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +23,6 @@ COLOURS = {
 }  # fmt: skip
 OTHER_METHOD = "#b3b3b3"
 HEAT = "viridis"
-FONT = "SPCL_FONT"  # how many times its usual size the text of figures has: 1.3 for a lecture
 F = TypeVar("F", bound=Callable[..., "Figure"])
 
 
@@ -42,7 +38,7 @@ def theme() -> dict[str, Any]:
 
     cycle = [COLOURS[name] for name in ("scl", "en", "gr_scl", "en_scl", "en_cl", "cl", "an")]
     own = {"font.family": "DejaVu Sans", "figure.dpi": 90, "axes.prop_cycle": cycler(color=cycle)}
-    return sns.plotting_context("notebook", 0.9 * text_size()) | sns.axes_style("whitegrid") | own
+    return sns.plotting_context("notebook", 0.9) | sns.axes_style("whitegrid") | own
 
 
 def set_theme() -> None:
@@ -66,22 +62,6 @@ def house_style(function: F) -> F:
         return figure
 
     return draw  # type: ignore[return-value]
-
-
-def text_size() -> float:
-    """How many times its usual size the text of figures has: `SPCL_FONT`, else 1.
-
-    Raises:
-        UserError: the environment variable is no number in 0.5..3.
-    """
-    given = os.environ.get(FONT) or "1"
-    try:
-        size = float(given)
-    except ValueError:
-        size = 0
-    if not 0.5 <= size <= 3:  # NaN too
-        raise UserError(f"{FONT} must be a number in 0.5..3; got '{given}'")
-    return size
 
 
 @functools.cache

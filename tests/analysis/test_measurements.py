@@ -36,9 +36,9 @@ def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path):
     ranked = found[found.measure == "AUROC"]
     assert set(zip(ranked.method, ranked.source, ranked["read"], strict=True)) == {
         ("an", "label", "whole"), ("cl", "average", "whole"), ("scl", "heatmap", "whole"),
-        ("scl", "heatmap", "view"),
+        ("scl", "heatmap", "view"), *(("scl", "heatmap", f"e={e}") for e in ("0.25", "0.5", "1")),
     }  # fmt: skip
-    assert len(ranked) == 4 * 3 * 3  # sources, groups, limits
+    assert len(ranked) == 7 * 3 * 3  # targets, groups, limits
     placed = found[found.measure == "pointing"]
     assert set(zip(placed.method, placed.source, placed.split, strict=True)) == {
         *((m, "network", s) for m in ("an", "cl", "scl") for s in ("train", "report")),
@@ -47,7 +47,7 @@ def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path):
     with (tmp_path / "crop-recovery-scenes-smoke.csv").open("w") as file:
         file.write("# how it was made\n")
         found.to_csv(file, index=False)
-    pd.testing.assert_frame_equal(kept(tmp_path), found, check_dtype=False)
+    pd.testing.assert_frame_equal(kept(folder=tmp_path), found, check_dtype=False)
 
 
 def test_the_numbers_are_those_of_the_parts(configs):
@@ -99,4 +99,4 @@ def test_what_has_been_kept_covers_the_data_sets_of_the_notebook(tmp_path):
     }  # fmt: skip
     assert not found.duplicated(list(COLUMNS[:-1])).any() and found.value.between(0, 100).all()
     with pytest.raises(UserError, match="has no crop-recovery-"):
-        kept(tmp_path)
+        kept(folder=tmp_path)
