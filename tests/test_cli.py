@@ -23,7 +23,6 @@ from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.system import paths
 from spcl_lib.system.errors import printable
-from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.weights import _read_weights
 
 RUN = ("run", "--dataset", "scenes", "--profile", "smoke")
@@ -198,19 +197,6 @@ def test_a_repeat_that_is_killed_loses_nothing_and_goes_on(place, spcl, results,
     after = content_of(folder)
     assert after.keys() == before.keys()
     assert after["weights.safetensors"] == before["weights.safetensors"]
-
-
-def test_a_repeat_by_other_code_starts_again(spcl, results, tiny, monkeypatch):
-    spcl(*RUN, "--method", "an", **tiny)
-    (folder,) = results.glob("scenes-smoke/*")
-    begin = run._begin_repeat
-    (begin(folder) / "checkpoint.pt").write_bytes(b"of the old code")
-    assert (begin(folder) / "checkpoint.pt").exists()
-    monkeypatch.setattr(run, "all_code", lambda: "another")
-    assert not (begin(folder) / "checkpoint.pt").exists()
-    (folder / "repeat" / run._CODE).write_bytes(b"\xff damaged")
-    begin(folder)
-    assert (folder / "repeat" / run._CODE).read_text() == fingerprint(["another"])
 
 
 def test_a_repeat_shows_its_epochs(spcl, results, tiny):

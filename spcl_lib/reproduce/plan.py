@@ -19,9 +19,9 @@ from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.run import run_folder
 from spcl_lib.runs.settings import SINGLE_LABEL, changes, make_config, methods_of
 from spcl_lib.runs.splits import identify_data
-from spcl_lib.system import paths
+from spcl_lib.system import VERSION, paths
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.fingerprints import all_code, fingerprint
+from spcl_lib.system.fingerprints import fingerprint
 
 # Measured seconds of a notebook on one core, without the runs that it shows.
 NOTEBOOK_SECONDS = {
@@ -94,7 +94,7 @@ class NotebookTask:
         metrics = [run_folder(c) / "metrics.json" for c in self.runs]
         contents = [file.read_bytes() for file in metrics if file.is_file()]
         source = notebook_file(self.notebook).read_bytes()
-        return fingerprint([all_code(), source, sorted(self.parameters.items()), *contents])
+        return fingerprint([VERSION, source, sorted(self.parameters.items()), *contents])
 
 
 def explorer_file(experiment: str) -> Path:

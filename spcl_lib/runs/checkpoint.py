@@ -8,7 +8,6 @@ import dataclasses
 import math
 import os
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,6 @@ class Checkpoint:
         self.cost = self.saved - began
 
     def _write(self, state: dict[str, Any]) -> None:
-        state["form"] = _form_of(state)
         newest, previous = self.files
         with atomic_write(newest) as temporary:
             with open(temporary, "wb") as handle:
@@ -145,9 +143,6 @@ class Checkpoint:
             return Progress()
         try:
             state = load_saved(file, mmap=True)  # heatmaps may be larger than the memory
-            form = state.pop("form", None)  # an older checkpoint has none
-            if form not in (None, _form_of(state)):
-                raise DamagedError("it does not hold what was saved")
             if RunConfig.from_flat(state["config"]) != self.config:
                 name = file.parent.name
                 print(f"{name}: the checkpoint is of another configuration; starting")
@@ -208,21 +203,6 @@ def _changed(state: dict[str, Any], change: Callable[[Tensor], Any]) -> dict[str
         return change(value) if isinstance(value, Tensor) and value.dim() > 1 else value
 
     return {name: changed(name, value) for name, value in state.items()}
-
-
-def _form_of(state: object) -> str:
-    """Eight characters that change with any key, type or shape in a state, but not with values."""
-
-    def describe(value: object) -> object:
-        if isinstance(value, dict):
-            return [(key, describe(inner)) for key, inner in value.items()]
-        if isinstance(value, list | tuple):
-            return [describe(inner) for inner in value]
-        if isinstance(value, torch.Tensor):
-            return value.dtype, value.shape
-        return type(value)
-
-    return f"{zlib.crc32(repr(describe(state)).encode()):08x}"
 
 
 def remove_checkpoints(folder: Path) -> None:

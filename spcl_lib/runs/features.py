@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
 import re
-import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +24,7 @@ from spcl_lib.system.files import explain_refusals, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.machine import choose_device
 
+VERSION = 1  # of the computation; another number makes all features again
 _BATCH = 32
 # bfloat16 needs as many bytes as float16, and the head computes in bfloat16. So a step needs no
 # conversion, which halves its time.
@@ -65,7 +63,7 @@ def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -
     """The same split with features (N, D, G, G) in place of images.
 
     The features are memory-mapped from one file in the cache folder. A stopped computation
-    continues at the next image. If the file is damaged, it is computed again.
+    continues. If the file is damaged, it is named, set aside and computed again.
 
     Args:
         model: the model whose backbone computes the features.
@@ -84,27 +82,17 @@ def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -
             "fewer images with --set train_images=N, or train the whole network with --profile cpu"
         )
     file = _feature_file(model, data, config)
-    with lock_file(file):
-        if not _is_sound(file, needed):
-            what = f"the features of {len(data):,} images"
-            require_space(file.parent, needed, what)
-            with explain_refusals(file):
-                _compute(model, data, config, math.prod(shape), file)
+    with lock_file(file), explain_refusals(file):
+        try:
+            check_sealed(file, needed)
+        except (FileNotFoundError, DamagedError) as error:
+            if isinstance(error, DamagedError):
+                set_aside(file, error)
+            require_space(file.parent, needed, f"the features of {len(data):,} images")
+            _compute(model, data, config, file)
     count = len(data) * math.prod(shape)
     stored = torch.from_file(str(file), shared=False, size=count, dtype=_DTYPE)
     return replace(data, images=FeatureMaps(stored.view(len(data), *shape)))
-
-
-def _is_sound(file: Path, size: int) -> bool:
-    """Whether the file is there, with the given number of bytes, and without damage."""
-    try:
-        check_sealed(file, size)
-        return True
-    except FileNotFoundError:
-        return False
-    except DamagedError as error:
-        set_aside(file, error)
-        return False
 
 
 def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
@@ -116,12 +104,12 @@ def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
 
 def _feature_file(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Path:
     low = isinstance(autocast(choose_device(), config.amp), torch.autocast)
-    version = fingerprint(
-        [sys.modules[SpatialClassifier.__module__], _digest(model.features), config.dilation, low,
-         config.content, data.ids, config.image_side]
+    key = fingerprint(
+        [VERSION, _digest(model.features), config.dilation, low, config.content, data.ids,
+         config.image_side]
     )  # fmt: skip
     backbone = re.sub(r"[^\w.-]", "-", config.backbone)  # timm:NAME is no name of a file everywhere
-    parts = ("features", config.dataset, backbone, str(len(data)), version)
+    parts = ("features", config.dataset, backbone, str(len(data)), key)
     return paths.cache() / ("-".join(parts) + ".bin")
 
 
@@ -133,56 +121,29 @@ def _digest(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _compute(
-    model: SpatialClassifier, data: ImageSet, config: RunConfig, numbers: int, file: Path
-) -> None:
-    """Writes the features of the images in order, `numbers` values per image.
+def _compute(model: SpatialClassifier, data: ImageSet, config: RunConfig, file: Path) -> None:
+    """Writes the features of the images, batch by batch; the file gets its name at the end.
 
-    A note keeps the size and the checksum of every chunk. After a stop, or even a power cut, only
-    chunks that are as they were written count.
+    Every batch is on the disk before the next one is written. So a stop, or even a power cut, can
+    tear the last batch only, and this one is computed again.
     """
-    part, note = file.with_suffix(".part"), file.with_suffix(".part-sums")
-    size = numbers * _DTYPE.itemsize
-    device = next(model.parameters()).device
+    part, device = file.with_suffix(".part"), next(model.parameters()).device
     backbone = merge_normalisation(model.features).to(memory_format=torch.channels_last)
-    sound, bytes_done = _sound_chunks(part, note)
-    note.write_text("".join(sound))
-    with open(part, "ab") as handle, open(note, "a", buffering=1) as notes:
-        done = bytes_done // size
-        handle.truncate(bytes_done)
-        chunks = torch.arange(done, len(data)).split(_BATCH)
+    size = math.prod(_feature_shape(model, config.image_side)) * _DTYPE.itemsize
+    with open(part, "ab") as handle:
+        done = max(0, handle.tell() // (size * _BATCH) - 1) * _BATCH
+        handle.truncate(done * size)
         bar = tqdm(
             total=len(data), initial=done, desc="computing features", unit="image", mininterval=1
         )
-        for chunk in chunks:
+        for chunk in torch.arange(done, len(data)).split(_BATCH):
             with autocast(device, config.amp):
                 features = backbone(normalise(data.images[chunk].to(device)))
             cells = features.permute(0, 2, 3, 1).to("cpu", _DTYPE).contiguous()  # (B, G, G, D)
-            content = cells.view(torch.uint8).numpy().tobytes()
-            handle.write(content)
+            handle.write(cells.view(torch.uint8).numpy().tobytes())
             handle.flush()
-            notes.write(f"{len(content)} {zlib.crc32(content)}\n")
+            os.fsync(handle.fileno())
             bar.update(len(chunk))
         bar.close()
-        handle.flush()
-        os.fsync(handle.fileno())
     seal(part)
     part.replace(file)
-    note.unlink()
-
-
-def _sound_chunks(part: Path, note: Path) -> tuple[list[str], int]:
-    """The lines of the note whose chunks are in the file as they were written, and their bytes."""
-    lines, done = [], 0
-    with contextlib.suppress(OSError, ValueError), open(part, "rb") as handle:
-        for line in note.read_text().splitlines(keepends=True):
-            count, crc32 = map(int, line.split())
-            if zlib.crc32(handle.read(count)) != crc32:
-                break
-            lines.append(line)
-            done += count
-        left = part.stat().st_size - done
-        if lines and left > int(lines[0].split()[0]):  # a stop tears one chunk, not more
-            text = f"spcl: '{part}' is damaged; {left:,} of its bytes are computed again"
-            print(text, flush=True)
-    return lines, done

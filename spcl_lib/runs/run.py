@@ -45,7 +45,6 @@ from spcl_lib.system import paths, ranks
 from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, lock_folder, write_json
-from spcl_lib.system.fingerprints import all_code, fingerprint
 from spcl_lib.system.machine import choose_device, describe_machine
 from spcl_lib.system.weights import save_tensors, save_weights
 from spcl_lib.train import Progress, make_optimizer, train
@@ -70,7 +69,7 @@ def run(
     metrics.json, which comes last. During the run, checkpoint.pt holds the state for a resume.
 
     A repeat trains in a folder of its own, and replaces the old run when it has finished. If it is
-    stopped, the old run stays, and the next repeat with the same code goes on.
+    stopped, the old run stays, and the next repeat goes on.
 
     With several ranks, all call this, each trains on its own images, and rank 0 writes the files.
     They are those of one process, and metrics.json says how many processes trained.
@@ -110,7 +109,7 @@ def run(
 def _begin(own: Run, force: bool) -> tuple[Metrics | None, Path]:
     """The metrics if the run is finished, and the folder in which it trains if it is not."""
     _replace_by_repeat(own.folder)  # an earlier process may have stopped in the middle of this
-    return (None, _begin_repeat(own.folder)) if force else (own.metrics, own.folder)
+    return (None, own.folder / REPEAT) if force else (own.metrics, own.folder)
 
 
 def _train(
@@ -127,23 +126,6 @@ def _train(
 
 
 # --- repeats --------------------------------------------------------------------------------------
-
-_CODE = ".code"  # the code of the repeat: with other code, a repeat starts again
-
-
-def _begin_repeat(folder: Path) -> Path:
-    """The folder in which a run is repeated; it is empty unless a repeat by this code was stopped.
-
-    The old results stay until the new ones are complete: the disk may be full.
-    """
-    place, code = folder / REPEAT, fingerprint([all_code()])
-    note = place / _CODE
-    if not (note.is_file() and note.read_bytes() == code.encode()):
-        shutil.rmtree(place, ignore_errors=True)
-        with atomic_write(note) as temporary:
-            temporary.write_text(code)
-    return place
-
 
 def _replace_by_repeat(folder: Path) -> None:
     """Puts the files of a finished repeat in the place of the old ones; this needs no space.

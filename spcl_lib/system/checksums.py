@@ -1,13 +1,15 @@
-"""Finds damage in files that are read again long after they were written."""
+"""Finds damage in files that are read again long after they were written.
+
+A file's checksum travels with it: in the zip of `torch.save`, in a seal behind other content, and
+under a key of its own in JSON and safetensors.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import struct
-import time
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -21,6 +23,21 @@ from spcl_lib.system.files import is_out_of_memory, parse_json, read_list
 
 class DamagedError(Exception):
     """A file is not as it was written. The text says what is wrong with it."""
+
+
+def raise_if_sound(error: Exception) -> None:
+    """Raises an error again that says nothing against the file: no permission, or no memory."""
+    if is_out_of_memory(error) or isinstance(error, PermissionError | FileNotFoundError):
+        raise error
+
+
+def describe(error: Exception) -> str:
+    """A short text about the error of a reader."""
+    first = str(error).strip().partition("\n")[0][:120]
+    return first if isinstance(error, DamagedError) else f"{type(error).__name__}: {first}"
+
+
+# --- torch.save -----------------------------------------------------------------------------------
 
 
 def load_saved(file: Path, mmap: bool = False) -> dict[str, Any]:
@@ -69,28 +86,22 @@ _MARK = b"spclseal"
 
 
 def seal(file: Path) -> None:
-    """Appends the CRC-32 of every 4 MB block to a file, for `check_sealed`.
-
-    The text also holds the time of the sealing, and the file gets this as its date.
-    """
-    moment = time.time_ns() // 10**9 * 10**9  # whole seconds: some file systems keep no more
+    """Appends the CRC-32 of every 4 MB block to a file, for `check_sealed`."""
     with open(file, "r+b") as handle:
         size = handle.seek(0, os.SEEK_END)
         sums = [_sum_of(handle, n, size) for n in range(-(-size // _BLOCK))]
-        text = json.dumps({"size": size, "time": moment, "crc32": sums}).encode()
+        text = json.dumps({"size": size, "crc32": sums}).encode()
         handle.seek(size)
         handle.write(text + _END.pack(len(text), zlib.crc32(text), _MARK))
         handle.flush()
         os.fsync(handle.fileno())
-    os.utime(file, ns=(moment, moment))
 
 
 def check_sealed(file: Path, size: int | None = None, completely: bool = False) -> int:
     """Looks for damage in a file that `seal` has sealed.
 
-    The comparison of gigabytes takes too long for every start of a run. If the file has the date of
-    its sealing, no program has written into it since, and 16 random blocks are compared; the whole
-    file is compared if it has another date.
+    To compare gigabytes takes too long for every start of a run: of a large file, 16 random blocks
+    are compared.
 
     Args:
         file: the file.
@@ -106,20 +117,14 @@ def check_sealed(file: Path, size: int | None = None, completely: bool = False) 
     """
     with open(file, "rb") as handle:
         sealed = _read_seal(handle)
-        if sealed is None:
-            raise DamagedError("it has no checksum, or its end is missing")
         if size not in (None, sealed["size"]):
             raise DamagedError(f"it has {sealed['size']:,} bytes; expected {size:,}")
-        is_touched = os.fstat(handle.fileno()).st_mtime_ns != sealed["time"]
         blocks = range(len(sealed["crc32"]))
-        if len(blocks) > _SAMPLED and not (completely or is_touched):
+        if len(blocks) > _SAMPLED and not completely:
             blocks = random.SystemRandom().sample(blocks, _SAMPLED)
         for n in blocks:
             if _sum_of(handle, n, sealed["size"]) != sealed["crc32"][n]:
                 raise DamagedError(f"the checksum of its bytes from {n * _BLOCK:,} on is wrong")
-    if is_touched:  # all is as it was: the next call needs to compare some blocks only
-        with contextlib.suppress(OSError):
-            os.utime(file, ns=(sealed["time"], sealed["time"]))
     return sealed["size"]
 
 
@@ -128,15 +133,14 @@ def _sum_of(handle: BinaryIO, block: int, size: int) -> int:
     return zlib.crc32(handle.read(min(_BLOCK, size - block * _BLOCK)))
 
 
-def _read_seal(handle: BinaryIO) -> dict[str, Any] | None:
-    """What `seal` has appended; None if there is nothing of the kind."""
+def _read_seal(handle: BinaryIO) -> dict[str, Any]:
+    """What `seal` has appended."""
     length = handle.seek(0, os.SEEK_END)
-    if length < _END.size:
-        return None
-    handle.seek(length - _END.size)
-    size, crc32, mark = _END.unpack(handle.read())
+    handle.seek(max(0, length - _END.size))
+    end = handle.read()
+    size, crc32, mark = _END.unpack(end) if len(end) == _END.size else (0, 0, b"")
     if mark != _MARK or size > length - _END.size:
-        return None
+        raise DamagedError("it has no checksum, or its end is missing")
     handle.seek(length - _END.size - size)
     text = handle.read(size)
     if zlib.crc32(text) != crc32:
@@ -166,12 +170,9 @@ def read_summed(file: Path, varying: Collection[str] = ()) -> dict[str, Any]:
         ValueError: the file is damaged.
         OSError: the file is missing, or must not be read.
     """
-    text = read_list(file)
-    content = parse_json(text)
+    content = parse_json(read_list(file))
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
-    if f'"{_SUM}"'.encode() in text and _SUM not in content:
-        raise ValueError("its checksum is not in its place")
     if _SUM in content and content.pop(_SUM) != _sum_of_json(content, varying):
         raise ValueError("its checksum is wrong")
     return content
@@ -180,18 +181,3 @@ def read_summed(file: Path, varying: Collection[str] = ()) -> dict[str, Any]:
 def _sum_of_json(content: Mapping[str, Any], varying: Collection[str]) -> str:
     counted = {key: value for key, value in content.items() if key not in varying}
     return f"{zlib.crc32(json.dumps(counted, sort_keys=True).encode()):08x}"
-
-
-# --- all kinds ------------------------------------------------------------------------------------
-
-
-def raise_if_sound(error: Exception) -> None:
-    """Raises an error again that says nothing against the file: no permission, or no memory."""
-    if is_out_of_memory(error) or isinstance(error, PermissionError | FileNotFoundError):
-        raise error
-
-
-def describe(error: Exception) -> str:
-    """A short text about the error of a reader."""
-    first = str(error).strip().partition("\n")[0][:120]
-    return first if isinstance(error, DamagedError) else f"{type(error).__name__}: {first}"

@@ -414,14 +414,12 @@ def make_kinds(folder: Path) -> list[Kind]:
 
     made = ("results/", "cache/")
     one = "results/*/en_scl-seed0-*/"
-    add("checkpoint", stopped, "results/*/*/checkpoint.pt", resumed, "pt", "same", *made)
-    add("previous checkpoint", stopped, "results/*/*/checkpoint.previous.pt", resumed, "pt", "same",
-        *made)  # fmt: skip
+    add("checkpoint", stopped, "results/*/*/checkpoint.pt", resumed, "bytes", "same", *made)
+    add("previous checkpoint", stopped, "results/*/*/checkpoint.previous.pt", resumed, "bytes",
+        "same", *made)  # fmt: skip
     add("decoded images", stopped, "cache/folder-train-*.npy", resumed, "bytes", "same", *made)
     add("record of images", stopped, "cache/folder-train-*.json", resumed, "json", "same", *made)
     add("features", heads, "cache/features-*-3-*.bin", trained, "bytes", "same", *made)
-    add("part of features", heads, "cache/*.part", trained, "bytes", "same", *made)
-    add("sums of the part", heads, "cache/*.part-sums", trained, "text", "same", *made)
     add("weights", finished, one + "weights.safetensors", scores_of, "safetensors", "same")
     add("bank", finished, one + "bank.safetensors", heatmaps_of, "safetensors", "same", "cache/")
     add("snapshots", finished, one + "snapshots.safetensors", snapshots_of, "safetensors", "same")
@@ -430,10 +428,8 @@ def make_kinds(folder: Path) -> list[Kind]:
     add("metrics, table", finished, one + "metrics.json", own_table, "json", "said")
     add("metrics, summary", finished, one + "metrics.json", summary_of, "json", "said", "results/")
     add("config.json", finished, one + "config.json", settings_of, "json", "valid", *made)
-    add("code of a repeat", finished, "results/*/an-*/repeat/.code", repeat_of, "text", "same",
-        *made)  # fmt: skip
-    add("checkpoint of a repeat", finished, "results/*/an-*/repeat/checkpoint.pt", repeat_of, "pt",
-        "same", *made)  # fmt: skip
+    add("checkpoint of a repeat", finished, "results/*/an-*/repeat/checkpoint.pt", repeat_of,
+        "bytes", "same", *made)  # fmt: skip
     add("manifest.json", finished, "results/manifest.json", notes_of, "json", "said", "results/man")
     add("predictions.csv", finished, "predictions.csv",
         lambda place: predictions_of(place, "predictions.csv", b"path,"), "text",

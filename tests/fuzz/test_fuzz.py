@@ -27,9 +27,7 @@ from hypothesis import HealthCheck, Phase, configuration, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from kinds import bounded, make_kinds, tiny_backbone
 
-from spcl_lib.reproduce import plan
 from spcl_lib.runs import network, run
-from spcl_lib.system import fingerprints
 
 MINUTES = float(os.environ.get("SPCL_FUZZ_MINUTES") or 0)
 
@@ -51,12 +49,6 @@ def subjects(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network, "build_backbone", tiny_backbone())
         patch.setattr(run, "train", bounded(run.train))
-        for owner, name in (
-            (fingerprints, "code_behind"),
-            (run, "all_code"),
-            (plan, "all_code"),
-        ):  # these take long, and always give the same
-            patch.setattr(owner, name, functools.cache(getattr(owner, name)))
         for name in ("SPCL_DATA", "SPCL_PARENT"):
             patch.delenv(name, raising=False)
         found = [Subject("library", odd_calls(), attack_call, 200)]

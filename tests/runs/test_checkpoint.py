@@ -56,36 +56,12 @@ def change_a_shape(file):
     torch.save(state, file)
 
 
-def change_a_part(change):
-    """A damage that changes the state in the file, which stays a sound file of torch."""
-
-    def damage(file):
-        state = state_of(file)
-        change(state)
-        torch.save(state, file)
-
-    return damage
-
-
-FORGERIES = [
-    change_a_part(change) for change in (
-        lambda state: state["optimizer"]["param_groups"][0].update(betas=0.9),
-        lambda state: state["optimizer"]["state"].pop(0),
-        lambda state: state["progress"].update(history=None),
-        lambda state: state["progress"].update(epoch=1.0),
-        lambda state: state["model"].update(
-            {"head.weight": state["model"]["head.weight"].bfloat16()}
-        ),
-    )
-]  # fmt: skip
-
-
 def save_a_list(file):
     torch.save([1, 2], file)
 
 
 DAMAGES = [empty, cut, fill_randomly, flip_a_bit_of_the_weights, leave_out_the_optimiser,
-           leave_out_a_weight, change_a_shape, save_a_list, *FORGERIES]  # fmt: skip
+           leave_out_a_weight, change_a_shape, save_a_list]  # fmt: skip
 
 
 @pytest.fixture
@@ -163,6 +139,6 @@ def test_killed_between_its_two_renamings_a_save_loses_nothing(stopped, first_st
 def test_a_checkpoint_of_before_a_setting_was_added_counts(stopped, first_steps):
     folder, run_again, expected = stopped
     state = state_of(folder / NEWEST)
-    del state["config"]["snapshots"], state["form"]
+    del state["config"]["snapshots"]
     torch.save(state, folder / NEWEST)
     assert run_again() == expected and first_steps == [8]

@@ -69,11 +69,13 @@ def test_they_are_computed_once_and_go_on_where_they_were_stopped(results, confi
     assert seen == []
     file.unlink()
     stop_after(4, monkeypatch, lambda: with_features(model, data, config))
-    with open(file.with_suffix(".part"), "ab") as handle:
-        handle.write(b"half of the third batch")
+    part = file.with_suffix(".part")
+    content = part.read_bytes()
+    # A power cut may have torn the second batch, which had not reached the disk.
+    part.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2) + b"and a third")
     seen.clear()
     again = with_features(model, data, config).images[:]
-    assert seen == [2] and torch.equal(again[:4], whole[:4])
+    assert seen == [2, 2] and torch.equal(again[:2], whole[:2])
     assert torch.allclose(again.float(), whole.float(), atol=0.05, rtol=0.02)
     assert not list(paths.cache().glob("*.part*"))
 
@@ -106,24 +108,6 @@ def stop_after(count, monkeypatch, compute):
         watch_backbone(patch, stop)
         with pytest.raises(Stopped):
             compute()
-
-
-@pytest.mark.parametrize("at", [0, 50_000, 100_000])  # in the first, second and third image
-def test_damage_in_features_that_are_not_complete_is_computed_again(
-    at, results, config, monkeypatch
-):
-    config, voc = config
-    model, data = prepared(config, voc)
-    monkeypatch.setattr(features, "_BATCH", 1)
-    whole = with_features(model, data, config).images[:].clone()
-    (file,) = paths.cache().glob("features-voc2007-*.bin")
-    file.unlink()
-    stop_after(4, monkeypatch, lambda: with_features(model, data, config))
-    part = file.with_suffix(".part")
-    content = bytearray(part.read_bytes())
-    content[at] ^= 16
-    part.write_bytes(content)
-    assert torch.equal(with_features(model, data, config).images[:], whole)
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "flipped", "longer"])
