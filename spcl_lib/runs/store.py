@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.config import RETIRED, RunConfig
+from spcl_lib.config import RunConfig
 from spcl_lib.data.draws import draw_labels
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.network import load_network
-from spcl_lib.runs.settings import changes, check_config, make_config
+from spcl_lib.runs.settings import changes, check_config
 from spcl_lib.runs.splits import Splits, identify_data, load_splits
 from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
@@ -353,17 +352,15 @@ def add_to_summary(run: Run) -> None:
         try:
             with open(path, newline="") as handle:
                 rows = list(csv.DictReader(handle, strict=True))
-            if tuple(rows[0]) != SUMMARY_COLUMNS:
-                raise ValueError("of another version")
+            is_known = tuple(rows[0]) == SUMMARY_COLUMNS
         except (OSError, ValueError, IndexError, csv.Error):
-            rows = None
-        if rows is not None:
-            row = _summary_row(run.finished(), run.folder)
-            same = ("dataset", "profile", "content", "folder")
-            rows = [r for r in rows if any(r[name] != row[name] for name in same)]
-            _write_rows(path, sorted([*rows, row], key=lambda r: [r[name] for name in same]))
-            return
-    write_summary()
+            is_known = False
+        if is_known:
+            row = _summary_row(run.config, run.finished())
+            kept = [known for known in rows if _place_of(known) != _place_of(row)]
+            _write_rows(path, sorted([*kept, row], key=_place_of))
+    if not is_known:
+        write_summary()
 
 
 def write_summary() -> Path:
@@ -374,18 +371,23 @@ def write_summary() -> Path:
     """
     path = paths.results() / "summary.csv"
     with lock_file(path):
-        rows: dict[object, Mapping[str, object]] = {}
+        rows = []
         for file in sorted(paths.results().glob("*/*/metrics.json")):
             try:
                 metrics = _read(file)
-                row = _summary_row(metrics, file.parent)
-                what = json.dumps(_complete(metrics["config"]), sort_keys=True)
-                if what not in rows or _is_in_place(metrics, file.parent):
-                    rows[what] = row
-            except (OSError, ValueError, KeyError, TypeError):
-                print(f"spcl: '{file}' is damaged and left out; run it again", file=sys.stderr)
-        _write_rows(path, rows.values())
+                config = RunConfig.from_flat(metrics["config"])
+                if run_folder(config) == file.parent:
+                    rows.append(_summary_row(config, metrics))
+            except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+                print(f"spcl: '{file}' is damaged or of another version, and left out ({error})",
+                      file=sys.stderr)  # fmt: skip
+        _write_rows(path, sorted(rows, key=_place_of))
     return path
+
+
+def _place_of(row: Mapping[str, object]) -> list[str]:
+    """What identifies the run of a row."""
+    return [str(row[name]) for name in ("dataset", "profile", "content", "folder")]
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
@@ -395,35 +397,10 @@ def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def _summary_row(metrics: Metrics, folder: Path) -> Mapping[str, object]:
+def _summary_row(config: RunConfig, metrics: Metrics) -> Mapping[str, object]:
     row = {name: metrics[name] for name in SUMMARY_COLUMNS[:7]}
     row |= {name: metrics["at_0.5"][name] for name in ("CF1", "OF1")}
-    config = _complete(metrics["config"])
     return row | {
-        "report": config["report"], "folder": folder.name, "content": config["content"],
-        "changes": " ".join(f"{k}={v}" for k, v in _changes(config).items()),
+        "report": config.report, "folder": run_folder(config).name, "content": config.content,
+        "changes": " ".join(f"{k}={v}" for k, v in changes(config).items()),
     }  # fmt: skip
-
-
-def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration, also of another version, with today's defaults."""
-    return RunConfig().flat() | {k: v for k, v in config.items() if k not in RETIRED}
-
-
-def _changes(config: Mapping[str, Any]) -> dict[str, object]:
-    """The settings that differ from the profile; all others if the profile exists no more."""
-    names = ("dataset", "method", "seed", "profile")
-    try:
-        usual = make_config(*(config[name] for name in names)).flat()
-    except UserError:
-        usual = RunConfig().flat()
-    left_out = (*names, "content")
-    return {k: v for k, v in config.items() if k not in left_out and v != usual.get(k)}
-
-
-def _is_in_place(metrics: Metrics, folder: Path) -> bool:
-    """Whether a run is in its own folder, which is no copy."""
-    try:
-        return run_folder(RunConfig.from_flat(metrics["config"])) == folder
-    except (UserError, TypeError):  # of another version
-        return False

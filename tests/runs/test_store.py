@@ -58,18 +58,6 @@ def test_a_copy_of_a_run_is_no_further_seed(results):
         shutil.copytree(folder, copy)
     (row,) = summary()
     assert row["folder"] == folder.name
-    shutil.rmtree(folder)
-    assert len(summary()) == 1
-
-
-def test_a_run_of_another_version_has_a_row(results):
-    folder = write_run(50)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    metrics["config"] |= {"profile": "gone", "gone": 3}
-    del metrics["config"]["asset_step"]
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    (row,) = summary()
-    assert "gone=3" in row["changes"] and "asset_step" not in row["changes"]
 
 
 def test_a_run_that_ends_reads_no_other_run(results, monkeypatch):
