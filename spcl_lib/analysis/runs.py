@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from spcl_lib.runs.ablation import Ablation, ablation_configs
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_all, identify_data
-from spcl_lib.runs.store import Metrics, Run, run_folder
+from spcl_lib.runs.store import Metrics, Run, finished_below
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import read_summed, with_sum
 from spcl_lib.system.errors import UserError, unknown_name
@@ -80,34 +79,27 @@ def load_runs(
         raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
     if source == "reference":
         return list(read_kept(f"{dataset}-{profile}")["runs"])
-    first = make_config(dataset, "an", 0, profile, overrides or {})
-    first = replace(first, content=_content_of_results(first, data_root))
-    runs = []
-    for folder in sorted(run_folder(first).parent.glob("*-seed*")):
-        match = re.fullmatch(r"(\w+)-seed(\d+)(-\w{8})?", folder.name)
-        if match and match[1] in METHODS:
-            config = make_config(dataset, match[1], int(match[2]), profile, overrides or {})
-            config = replace(config, content=first.content)
-            run = Run.of(config).metrics if run_folder(config) == folder else None
-            runs += [] if run is None else [run]  # None: the run had other default settings
+    runs = _own_runs(dataset, profile, overrides or {})
+    if data_root is not None or len({run.config.content for run in runs}) > 1:
+        content = identify_data(make_config(dataset, "an", 0, profile), data_root).content
+        runs = [run for run in runs if run.config.content == content]
     if not runs:
         raise UserError(
             f"no finished run of {dataset} (profile {profile}) in '{paths.results()}'; "
             f"make them with: ./reproduce.sh --dataset {dataset} --profile {profile}"
         )
-    return runs
+    return [run.finished() for run in runs]
 
 
-def _content_of_results(config: RunConfig, data_root: str | Path | None) -> str:
-    """`content` of the runs to read: that of the data root, or the only one with runs."""
-    if config.dataset == "scenes":
-        return ""
-    start = f"{config.dataset}-{config.profile}-"
-    found = [folder.name.removeprefix(start) for folder in paths.results().glob(f"{start}*")]
-    found = [content for content in found if re.fullmatch("[0-9a-f]{8}", content)]
-    if data_root is None and len(found) == 1:
-        return found[0]
-    return identify_data(config, data_root).content
+def _own_runs(dataset: str, profile: str, overrides: Mapping[str, object]) -> list[Run]:
+    """The finished runs of this machine with these settings, on any copy of the data."""
+    found = []
+    for folder in sorted(paths.results().glob(f"{dataset}-{profile}*")):
+        for run in map(Run.find, finished_below(folder)):
+            config = run.config
+            usual = make_config(dataset, config.method, config.seed, profile, overrides)
+            found += [run] if config == replace(usual, content=config.content) else []
+    return found
 
 
 def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:
