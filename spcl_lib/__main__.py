@@ -21,7 +21,7 @@ from spcl_lib.runs.settings import (
 )
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.errors import UserError, one_line, printable
-from spcl_lib.system.files import explain_refusals, parse_json
+from spcl_lib.system.files import explain_refusals
 from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.memory import keep_freed_memory
 from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
@@ -41,11 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     keep_freed_memory()
     try:
         options = make_parser(_COMMANDS, __doc__).parse_args(arguments)
-        if getattr(options, "profile", "") is None and options.command is not _run:
-            options.profile = usual_profile(options.dataset)
         if options.command is not _run and ranks.count_started() > 1:
             raise UserError("torchrun is only for `run`; give this command to python -m spcl_lib")
-        goes_on = options.command in (_run, _reproduce, _ablation)
+        goes_on = options.command in (_run, _reproduce)
         with explain_refusals():
             return options.command(options)
     except UserError as error:
@@ -160,25 +158,19 @@ def _reproduce(options: Options) -> int:
     from spcl_lib.reproduce.plan import all_experiments, experiment_of
     from spcl_lib.reproduce.steps import reproduce, show_plan
 
-    if options.check:
-        from spcl_lib.data.cache import check_cache
-
-        check_cache()
-        return 0
     if options.league:
-        return _full_training(options) if options.full_training else _league(options)
-    if options.full_training or options.kept_search:
-        raise UserError("--kept-search and --full-training go with --league")
+        return _league(options)
     if options.all:
-        if options.only or options.set or options.profile != "cpu":
+        if options.only or options.set or options.profile:
             raise UserError("--all runs everything; --only, --set and --profile do not go with it")
         experiments = all_experiments(options.dataset, _seeds(options), options.data_root)
     else:
         dataset = options.dataset or "scenes"
+        profile = options.profile or usual_profile(dataset)
         experiments = [
             experiment_of(
-                dataset, options.profile, options.only or (), _seeds(options),
-                _overrides(options), options.data_root, must_exist=not options.list,
+                dataset, profile, options.only or (), _seeds(options), _overrides(options),
+                options.data_root, must_exist=not options.list,
             )
         ]  # fmt: skip
         if not options.only and "full" not in methods_of(dataset):
@@ -189,102 +181,20 @@ def _reproduce(options: Options) -> int:
     return reproduce(experiments, _jobs(options), options.force)
 
 
-def _full_training(options: Options) -> int:
-    from spcl_lib.reproduce.studies import FullTraining
-    from spcl_lib.runs.league import FULL_TRAINING
-
-    _refuse_with_league(options)
-    if options.only or options.kept_search:
-        raise UserError("--full-training has methods of its own, with the kept search; "
-                        "neither --kept-search nor --only goes with it")  # fmt: skip
-    keep = paths.checkout() is not None
-    for dataset in [options.dataset] if options.dataset else FULL_TRAINING:
-        training = FullTraining(dataset, _seeds(options), options.data_root)
-        if options.list:
-            training.show_plan()
-        elif not training.reproduce(_jobs(options), keep):
-            return 1
-    return 0
-
-
-def _refuse_with_league(options: Options) -> None:
-    usual = options.profile == usual_profile(options.dataset)
-    if options.all or options.set or options.force or not usual:
-        raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
-                        "not go with it")  # fmt: skip
-
-
 def _league(options: Options) -> int:
-    from spcl_lib.reproduce.studies import (
-        league_of_kept_search,
-        reproduce_league,
-        show_league_plan,
-    )
+    from spcl_lib.reproduce.studies import reproduce_league, show_league_plan
     from spcl_lib.runs.league import LEAGUES, SEEDS, League
 
-    _refuse_with_league(options)
-    keep = not options.only and paths.checkout() is not None
+    if options.all or options.set or options.force or options.profile:
+        raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
+                        "not go with it")  # fmt: skip
     for dataset in [options.dataset] if options.dataset else LEAGUES:
-        rest = options.seeds or SEEDS, options.data_root
-        if options.kept_search:
-            league = league_of_kept_search(dataset, options.only, *rest)
-        else:
-            league = League(dataset, options.only or (), *rest)
+        league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)
         if options.list:
             show_league_plan(league, _jobs(options))
-        elif not reproduce_league(league, _jobs(options), keep):
+        elif not reproduce_league(league, _jobs(options)):
             return 1
     return 0
-
-
-def _ablation(options: Options) -> int:
-    from spcl_lib.reproduce.studies import Ablations
-
-    if options.keep:
-        paths.require_checkout("--keep")
-    if options.name == "crop_scale":
-        return _crop_scale(options)
-    if options.only or options.set or options.force or options.scales:
-        raise UserError(f"ablation {options.name} has settings of its own; --only, --set, --force "
-                        "and --scales do not go with it")  # fmt: skip
-    ablations = Ablations(
-        options.name, options.dataset, options.profile, _seeds(options), options.data_root
-    )
-    if options.list:
-        ablations.show_plan()
-        return 0
-    return 0 if ablations.reproduce(_jobs(options), options.keep) else 1
-
-
-def _crop_scale(options: Options) -> int:
-    from spcl_lib.runs.ablation import (
-        CROP_SCALES,
-        crop_scale_configs,
-        crop_scale_rows,
-    )
-    from spcl_lib.runs.schedule import run_all
-    from spcl_lib.runs.splits import identify_all
-    from spcl_lib.runs.store import Run
-
-    configs = crop_scale_configs(
-        options.dataset, options.profile, _seeds(options), options.scales or CROP_SCALES,
-        options.only, _overrides(options),
-    )  # fmt: skip
-    configs, jobs = identify_all(configs, options.data_root), _jobs(options)
-    if options.list:
-        runs = [Run.of(c).metrics for c in configs]
-        for config, done in zip(configs, runs, strict=True):
-            state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
-            print(f"{config.method:7} scale_min {config.scale_min:<5g} seed {config.seed}  {state}")
-        print(f"{runs.count(None)} of {len(configs)} runs to do")
-        return 0
-    failed = run_all(configs, options.data_root, jobs, options.force)
-    for row in crop_scale_rows(configs):
-        print("{method:9} scale_min {scale_min:<5g} seed {seed}  mAP {mAP:.2f} %".format(**row))
-    print(f"\n{len(configs) - len(failed)} of {len(configs)} runs finished", flush=True)
-    for task in failed:
-        print(f"failed: {task.name}, log: {task.log}")
-    return 1 if failed else 0
 
 
 def _predictor(options: Options, needs_rule: bool = True) -> Predictor:
@@ -464,35 +374,6 @@ def _download(options: Options) -> int:
     return 0
 
 
-def _reference(options: Options) -> int:
-    from spcl_lib.analysis.runs import keep, load_runs
-
-    paths.require_checkout("reference")
-    runs = load_runs("results", options.dataset, options.profile, None, options.data_root)
-    print(keep(f"{options.dataset}-{options.profile}", {"runs": runs}))
-    return 0
-
-
-def _notebooks(options: Options) -> int:
-    from spcl_lib.reproduce.pages import write_notebook_page
-    from spcl_lib.runs.notebooks import execute, refresh
-
-    if options.out is None:
-        paths.require_checkout("notebooks without --out FILE")
-        for file in refresh(options.names):
-            print(file)
-        return 0
-    end_with_parent()
-    if len(options.names) != 1:
-        raise UserError("--out keeps one notebook; name one, such as 02_results")
-    try:
-        parameters = parse_json(options.parameters)
-    except ValueError as error:
-        raise UserError(f"--parameters is no JSON ({error}); write '{{\"seed\": 1}}'") from error
-    print(write_notebook_page(execute(options.names[0], parameters, Path(options.out))))
-    return 0
-
-
 _COMMANDS: dict[str, Command] = {
     "run": _run,
     "reproduce": _reproduce,
@@ -502,10 +383,7 @@ _COMMANDS: dict[str, Command] = {
     "explore": _explore,
     "compare": _compare,
     "export": _export,
-    "ablation": _ablation,
     "download": _download,
-    "reference": _reference,
-    "notebooks": _notebooks,
 }
 
 

@@ -78,18 +78,6 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
         "--league", action="store_true",
         help="every loss of every paper, with the same search for each: see 06_benchmark",
     )  # fmt: skip
-    every.add_argument(
-        "--full-training", action="store_true",
-        help="with --league: train the whole network with its best methods and the paper's",
-    )  # fmt: skip
-    every.add_argument(
-        "--kept-search", action="store_true",
-        help="with --league: do not search, take what the kept league's search chose; its methods",
-    )  # fmt: skip
-    every.add_argument(
-        "--check", action="store_true",
-        help="compare all cached files with their checksums, remove the damaged ones, and stop",
-    )  # fmt: skip
     _add_schedule_options(every)
 
     ahead = add("predict", "scores and labels of images, by a finished run")
@@ -180,32 +168,9 @@ def make_parser(commands: Mapping[str, Command], description: str) -> argparse.A
     written.add_argument("--out", required=True, metavar="FILE", help="the file")
     written.add_argument("--force", action="store_true", help="replace --out if it is there")
 
-    varied = add("ablation", "the same methods with one setting varied")
-    varied.add_argument(
-        "name", help="what is varied: crop_scale, another of 07_ablations, or all of those"
-    )
-    _add_data_options(varied)
-    varied.add_argument(
-        "--scales", type=float, nargs="+", metavar="S", help="least areas of a crop, of the image's"
-    )
-    varied.add_argument("--keep", action="store_true", help="keep them as notebooks/reference")
-    _add_schedule_options(varied)
-
     fetch = add("download", "fetch Pascal VOC (its archive's SHA-256 is checked)")
     fetch.add_argument("--dataset", required=True, help="voc2007 or voc2012")
     fetch.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
-
-    keep = add(
-        "reference",
-        "keep finished runs as notebooks/reference, update the README's tables",
-    )  # fmt: skip
-    _add_data_options(keep)
-
-    books = add("notebooks", "run notebooks again in place, for the committed outputs")
-    books.add_argument("names", nargs="*", help="such as 00_tour (default: all)")
-    books.add_argument("--out", metavar="FILE", help="instead: keep the one notebook as FILE")
-    books.add_argument("--parameters", default="{}", metavar="JSON", help="of that notebook")
-
     return parser
 
 

@@ -214,8 +214,6 @@ def test_a_notebook_replaces_no_other_file_and_this_is_said_before_the_training(
     for file in (photo, tmp_path / "folder.ipynb"):
         outcome = spcl(*RUN, "--method", "an", "--notebook", file, **tiny)
         assert outcome.status == 2 and f"'{file}' cannot hold a notebook" in outcome.err
-        outcome = spcl("notebooks", "02_results", "--out", file)
-        assert outcome.status == 2 and f"'{file}' cannot hold a notebook" in outcome.err
     assert photo.read_text() == "a photo" and not list(results.rglob("metrics.json"))
 
 
@@ -456,19 +454,6 @@ def test_the_time_between_checkpoints_must_be_a_number(value, spcl, results, mon
     monkeypatch.setenv("SPCL_CHECKPOINT_SECONDS", value)
     outcome = spcl(*RUN, "--method", "an")
     assert_mistake(outcome, results, "SPCL_CHECKPOINT_SECONDS", f"got '{value}'")
-
-
-def test_the_cache_can_be_checked_completely(spcl, results, tmp_path, monkeypatch):
-    monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "cache").mkdir()
-    file = tmp_path / "cache" / "boxes-123.pt"
-    torch.save({"x": torch.ones(2)}, file)
-    outcome = spcl("reproduce", "--check")
-    assert outcome.status == 0 and "1 files" in outcome.out and "damaged: 0" in outcome.out
-    file.write_bytes(b"")
-    outcome = spcl("reproduce", "--check")
-    assert outcome.status == 0 and f"'{file}' is damaged" in outcome.out
-    assert not file.exists() and not results.exists()
 
 
 # --- other ends -----------------------------------------------------------------------------------

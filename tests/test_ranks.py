@@ -307,7 +307,7 @@ def two_started(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("command", ["reproduce --list", "ablation weight", "notebooks 00_tour"])
+@pytest.mark.parametrize("command", ["reproduce --list", "compare results", "explore --run r"])
 def test_torchrun_is_only_for_run(command, two_started, spcl):
     outcome = spcl(*command.split())
     assert outcome.status == 2

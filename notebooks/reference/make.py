@@ -1,12 +1,21 @@
-"""Makes files of this folder again: `python notebooks/reference/make.py NAME`.
+"""Makes the files of this folder: `python notebooks/reference/make.py NAME [DATASET [PROFILE]]`.
 
-NAME is backbone, photograph, or recovery or factored with a data set and a profile, such as
-scenes cpu.
+    backbone                 the scenes' pretrained network; a minute
+    photograph               heatmaps of coffee.jpg
+    runs scenes cpu          the paper's methods, three seeds (also: voc2007 cpu, voc2007 long)
+    ablations scenes cpu     one setting varied at a time (also: voc2007 frozen)
+    recovery scenes cpu      what a crop still shows (also: voc2007 cpu, voc2007 frozen)
+    factored scenes cpu      the same for the factored targets (also: voc2007 cpu)
+    league scenes            every loss, the same search for each (also: voc2007, coco18); hours
+    whole voc2007            the league's best with the whole network (also: coco18); a night
+
+Finished runs in the results are taken as they are. Real data lie below SPCL_DATA.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -17,23 +26,31 @@ from torchvision.io import decode_image
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from tqdm import tqdm
 
+from spcl_lib.analysis import league as leagues
 from spcl_lib.analysis.measurements import measure
+from spcl_lib.analysis.runs import collect_ablations, collect_whole, keep, read_kept
 from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
 from spcl_lib.data import scenes
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
-from spcl_lib.runs.ablation import CROP_SCALES, crop_scale_configs
-from spcl_lib.runs.run import run
-from spcl_lib.runs.splits import identify_all
+from spcl_lib.runs.ablation import CROP_SCALES, ablation_configs, ablations, crop_scale_configs
+from spcl_lib.runs.league import FULL_TRAINING, League, full_training_configs, run_league
+from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
+from spcl_lib.runs.settings import make_config, methods_of
+from spcl_lib.runs.splits import identify_all, load_splits
+from spcl_lib.runs.store import Run
+from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
+from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.weights import save_tensors
 from spcl_lib.train import batches_of_epoch, descend, make_optimizer, set_learning_rates
 from spcl_lib.views import Views
 
 HERE = Path(__file__).resolve().parent
+SEEDS = (0, 1, 2)
 BATCH, RATE, WARMUP, LEAST_CROP = 64, 3e-3, 0.2, 0.5
 
 
@@ -43,8 +60,7 @@ def backbone(
     """Trains the scenes' backbone on single glyphs that are none of the scenes' classes.
 
     The paper starts from ImageNet's features. These take their place where nothing can be
-    downloaded. It matters: a network with random weights predicts noise at first, and consistency
-    with noise does harm. One thread takes about a minute.
+    downloaded: a network with random weights predicts noise, and consistency with noise does harm.
 
     Args:
         file: gets the backbone's weights, in float16.
@@ -109,31 +125,53 @@ def photograph(file: Path = HERE / "coffee-heatmaps.safetensors") -> str:
     return f"{file.name}: after 1, 10 and 300 crops"
 
 
-def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
-    """Trains (or finds) the runs of crop recovery, measures them and keeps the table.
+# --- what runs give -------------------------------------------------------------------------------
 
-    Args:
-        dataset: scenes or voc2007.
-        profile: its profile, such as cpu or frozen.
-        scale: least area of the crops that are measured.
-    """
+
+def _jobs() -> int:
+    return 1 if choose_device().type == "cuda" else count_cores()
+
+
+def _finish(configs: Sequence[RunConfig], in_turn: int = RUNS_IN_TURN) -> list[RunConfig]:
+    """Makes the unfinished runs, and gives all with the fingerprint of their data."""
+    known = identify_all(list(dict.fromkeys(configs)), None)
+    failed = run_all(known, None, _jobs(), in_turn=in_turn)
+    if failed:
+        raise UserError("; ".join(f"{task.name} failed, see {task.log}" for task in failed))
+    return known
+
+
+def runs(dataset: str, profile: str) -> str:
+    """Keeps the runs of the paper's methods."""
+    configs = [make_config(dataset, m, s, profile) for m in methods_of(dataset) for s in SEEDS]
+    found = [Run.of(config).finished() for config in _finish(configs, in_turn=1)]
+    return str(keep(f"{dataset}-{profile}", {"runs": found}))
+
+
+def ablate(dataset: str, profile: str) -> str:
+    """Keeps all ablations of a profile."""
+    train, _ = load_splits(make_config(dataset, "an", 0, profile), None)
+    asked = ablations(dataset, profile, len(train))
+    groups = [ablation_configs(a, dataset, profile, SEEDS).values() for a in asked.values()]
+    _finish([config for group in groups for same in group for config in same])
+    return str(keep(f"ablations-{dataset}-{profile}",
+                    collect_ablations(asked, dataset, profile, SEEDS)))  # fmt: skip
+
+
+def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
+    """Measures crop recovery, for crops of at least `scale` of the image, and keeps the table."""
     scales = CROP_SCALES if dataset == "scenes" else (float(scale),)
-    return _measured("crop-recovery", crop_scale_configs(dataset, profile, scales=scales))
+    return _measure("crop-recovery", crop_scale_configs(dataset, profile, SEEDS, scales))
 
 
 def factored(dataset: str, profile: str) -> str:
-    """The same for the factored targets, with two methods; arguments as in `recovery`."""
-    methods = ("scl", "ren_scl")
-    return _measured(
-        "crop-factored", crop_scale_configs(dataset, profile, (0, 1, 2), [0.1], methods)
-    )
+    """The same for the factored targets, with two methods."""
+    configs = crop_scale_configs(dataset, profile, SEEDS, [0.1], ("scl", "ren_scl"))
+    return _measure("crop-factored", configs)
 
 
-def _measured(name: str, configs: list[RunConfig]) -> str:
-    configs = identify_all(configs, None)
-    for config in configs:
-        run(config)
-    table, first = measure(configs), configs[0]
+def _measure(name: str, configs: Sequence[RunConfig]) -> str:
+    table, first = measure(_finish(configs)), configs[0]
     if name == "crop-factored":
         table = table[table.measure.isin(["AUROC", "AP"]) & (table.least == LEAST)]
     file = HERE / f"{name}-{first.dataset}-{first.profile}.csv"
@@ -143,7 +181,27 @@ def _measured(name: str, configs: list[RunConfig]) -> str:
     return f"{file.name}: {len(table)} rows"
 
 
-MAKERS = {f.__name__: f for f in (backbone, photograph, recovery, factored)}
+def league(dataset: str) -> str:
+    """Keeps the league of a data set: what the search tried and chose, and the final runs."""
+    made = League(dataset)
+    if run_league(made, _jobs()):
+        raise UserError(f"runs failed; ./reproduce.sh --league --dataset {dataset} names them")
+    return str(keep(f"league-{dataset}", leagues.collect(made)))
+
+
+def whole(dataset: str) -> str:
+    """Trains the whole network with the paper's methods and the best of the kept league."""
+    _, count, combined = FULL_TRAINING[dataset]
+    best = leagues.best_of_league(read_kept(f"league-{dataset}"), count, combined)
+    configs = full_training_configs(dataset, best, SEEDS)
+    _finish([config for same in configs.values() for config in same], in_turn=1)
+    return str(keep(f"full-training-{dataset}", collect_whole(configs)))
+
+
+MAKERS = {
+    "backbone": backbone, "photograph": photograph, "runs": runs, "ablations": ablate,
+    "recovery": recovery, "factored": factored, "league": league, "whole": whole,
+}  # fmt: skip
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:] or [""]

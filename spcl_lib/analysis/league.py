@@ -16,7 +16,7 @@ from spcl_lib.analysis.intervals import gain
 from spcl_lib.analysis.runs import as_table
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.league import League, Settings, finished, search_conditions
+from spcl_lib.runs.league import League, Settings
 from spcl_lib.runs.store import Metrics
 
 Content = Mapping[str, Any]  # of a file league-DATASET.json
@@ -43,23 +43,22 @@ def collect(league: League) -> dict[str, Any]:
     """What is kept of a league, whose runs must have finished.
 
     Returns:
-        "dataset", "profile", `search_conditions`, "machine" and other facts. "search": every tried
-        setting with its mAP on held-out data. "final": for every method one entry with the mean,
-        and one with the chosen poolings if these differ from the mean.
+        "dataset", "profile", "machine" and other facts. "search": every tried setting with its mAP
+        on held-out data. "final": for every method one entry with the mean, and one with the chosen
+        poolings if these differ from the mean.
 
     Raises:
         UserError: a run has not finished.
     """
-    first = finished(league.final_configs("an", {})[0])
+    first = league.finished(league.final_configs("an", {})[0])
     entries = []
     for method in league.methods:
         best = league.chosen_pooling(method)
         for pooling, predicts in [({}, "mean"), *([best] if best != ({}, "mean") else [])]:
-            runs = [finished(config) for config in league.final_configs(method, pooling)]
+            runs = [league.finished(config) for config in league.final_configs(method, pooling)]
             entries.append(_entry(league, method, pooling, predicts, runs))
     return {
-        "dataset": league.dataset, "profile": league.profile,
-        **search_conditions(league.dataset), "machine": first["machine"],
+        "dataset": league.dataset, "profile": league.profile, "machine": first["machine"],
         "seeds": list(league.seeds), "report_images": first["report_images"],
         "train_images": first["train_images"], "search": search_rows(league),
         "final": entries,
@@ -68,11 +67,18 @@ def collect(league: League) -> dict[str, Any]:
 
 def search_rows(league: League) -> list[dict[str, Any]]:
     """Every tried setting of a finished search, with its mAP on held-out data."""
-    return [
-        {"method": step.method, **settings, "mAP_by_pooling": found["mAP_by_pooling"]}
-        for step in league.steps()
-        for settings, found in league.results(step)
-    ]
+    rows = []
+    for step in league.steps():
+        # The mean of a step of poolings is there already, with the settings.
+        done = [{}] if any("pooling" in s for s in step.tried) else []
+        known = [s for s in step.tried if s not in done]
+        best = [s for s in league.finalists(step) if s not in done]
+        repeated = [(s, part) for s in best for part in league.parts]
+        for settings, part in [*((s, 0) for s in known), *repeated]:
+            which = {"held_out": part} if part else {}
+            found = league.result(step, settings, part)
+            rows.append({"method": step.method, **settings, **which, "mAP_by_pooling": found})
+    return rows
 
 
 def _entry(

@@ -121,7 +121,7 @@ def collect_whole(configs: Mapping[str, Sequence[RunConfig]]) -> dict[str, Any]:
         UserError: a run has not finished.
     """
     first = next(iter(configs.values()))[0]
-    command = f"./reproduce.sh --league --full-training --dataset {first.dataset}"
+    command = f"python notebooks/reference/make.py whole {first.dataset}"
     runs = {m: [Run.of(c).finished(command) for c in group] for m, group in configs.items()}
     facts = runs["an"][0]
     return {
@@ -149,7 +149,7 @@ def collect_ablations(
         UserError: a run has not finished.
     """
     rows, machine = [], None
-    command = f"python -m spcl_lib ablation all --dataset {dataset} --profile {profile}"
+    command = f"python notebooks/reference/make.py ablations {dataset} {profile}"
     for name, ablation in asked.items():
         for (value, method), configs in ablation_configs(ablation, dataset, profile, seeds).items():
             runs = [Run.of(c).finished(command) for c in identify_all(configs, data_root)]

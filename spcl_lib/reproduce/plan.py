@@ -16,8 +16,9 @@ from pathlib import Path
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.ablation import FOLLOWED, crop_scale_configs
 from spcl_lib.runs.notebooks import notebook_file, notebook_names
+from spcl_lib.runs.profiles import usual_profile
 from spcl_lib.runs.run import run_folder
-from spcl_lib.runs.settings import SINGLE_LABEL, changes, make_config, methods_of
+from spcl_lib.runs.settings import WITHOUT_OBJECTS, changes, make_config, methods_of
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.system import VERSION, paths
 from spcl_lib.system.errors import UserError
@@ -164,7 +165,10 @@ def all_experiments(
     for name in [dataset] if dataset else _EVERYWHERE:
         try:
             found.append(
-                experiment_of(name, "cpu", (), seeds, None, data_root, name not in SINGLE_LABEL)
+                experiment_of(
+                    name, usual_profile(name), (), seeds, None, data_root,
+                    name not in WITHOUT_OBJECTS,
+                )
             )
         except UserError as error:
             if dataset:

@@ -152,12 +152,18 @@ def _process_of(task: NotebookTask) -> Task:
     note_notebook(task, entry | {"finished": False, "seconds": 0.0})
 
     def note() -> None:
+        from spcl_lib.reproduce.pages import write_notebook_page
+
+        write_notebook_page(task.output)
         done = {"finished": True, "key": key, "seconds": _seconds_of(task)}
         note_notebook(task, entry | done)
 
-    arguments = ["notebooks", task.notebook, "--out", str(task.output)]
+    arguments = [task.notebook, "--out", str(task.output)]
     arguments += ["--parameters", json.dumps(task.parameters)]
-    return Task(task.name, arguments, task.output.with_suffix(".log"), page.is_file, note)
+    return Task(
+        task.name, arguments, task.output.with_suffix(".log"), task.output.is_file, note,
+        module="spcl_lib.runs.notebooks",
+    )  # fmt: skip
 
 
 def _seconds_of(task: NotebookTask) -> float:

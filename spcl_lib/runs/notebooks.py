@@ -1,16 +1,21 @@
 """Runs notebooks with checked parameters, and again in place to renew the committed outputs.
 
+    python -m spcl_lib.runs.notebooks [NAME ...]
+    python -m spcl_lib.runs.notebooks NAME --out FILE --parameters '{"seed": 1}'
+
 Jupyter's packages are imported inside functions, because the library works without them.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import base64
 import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,12 +24,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.files import atomic_write
+from spcl_lib.system.errors import UserError, one_line, unknown_name
+from spcl_lib.system.files import atomic_write, parse_json
+from spcl_lib.system.processes import end_with_parent
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
-
 
 # Else every kernel warns that its sockets are not encrypted, but only this machine can see them.
 _KERNEL = ["--log-level=ERROR"]
@@ -33,30 +38,28 @@ _LARGE_FIGURE = 30_000  # characters of base64; smaller figures are not changed
 
 
 def notebook_names() -> list[str]:
-    """Names of the project's notebooks, in their order."""
+    """Names of the project's notebooks, such as "01_train", in their order."""
     return sorted(f.stem for f in paths.notebooks().glob("*.ipynb"))
 
 
 def notebook_file(name: str) -> Path:
     """File of a notebook of the project.
 
-    Args:
-        name: such as "01_train".
-
     Raises:
         UserError: there is no such notebook.
     """
-    names = notebook_names()
-    if name not in names:
-        raise unknown_name("notebook", name, names)
+    if name not in notebook_names():
+        raise unknown_name("notebook", name, notebook_names())
     return paths.notebooks() / f"{name}.ipynb"
 
 
 def title_of_notebook(name: str) -> str:
     """The heading of a notebook."""
     cells = json.loads(notebook_file(name).read_text())["cells"]
-    first = "".join(cells[0]["source"]).partition("\n")[0]
-    return first.strip("# ")
+    return "".join(cells[0]["source"]).partition("\n")[0].strip("# ")
+
+
+# --- with parameters ------------------------------------------------------------------------------
 
 
 def check_parameters(name: str, parameters: Mapping[str, object]) -> None:
@@ -72,6 +75,9 @@ def check_parameters(name: str, parameters: Mapping[str, object]) -> None:
     import papermill
 
     known = papermill.inspect_notebook(str(notebook_file(name)))
+    if not isinstance(parameters, Mapping):
+        raise UserError(f"parameters must be names with values, such as {{'seed': 1}}; "
+                        f"got {parameters!r}")  # fmt: skip
     for key, value in parameters.items():
         if key not in known:
             raise unknown_name(f"parameter of {name}", key, known)
@@ -110,14 +116,13 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     check_output(Path(output))
     check_parameters(name, parameters)
     _make_paths_absolute()
-    source, output = notebook_file(name), Path(output).resolve()
-    stopped: papermill.PapermillExecutionError | None = None
+    output, stopped = Path(output).resolve(), None
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / "executed.ipynb"
         try:
             papermill.execute_notebook(
-                str(source), str(executed), dict(parameters), cwd=str(paths.notebooks()),
-                progress_bar=False, extra_arguments=_KERNEL,
+                str(notebook_file(name)), str(executed), dict(parameters),
+                cwd=str(paths.notebooks()), progress_bar=False, extra_arguments=_KERNEL,
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             stopped = error
@@ -137,6 +142,9 @@ def _make_paths_absolute() -> None:
             os.environ[name] = os.path.abspath(os.environ[name])
 
 
+# --- in place -------------------------------------------------------------------------------------
+
+
 def refresh(names: Iterable[str] = ()) -> list[Path]:
     """Runs notebooks again in place, with their default parameters, and cleans them.
 
@@ -153,24 +161,21 @@ def refresh(names: Iterable[str] = ()) -> list[Path]:
     import nbformat
     from nbclient import NotebookClient
 
+    paths.require_checkout("refreshing notebooks")
     _make_paths_absolute()
-    names = list(names) or notebook_names()
-    done = []
-    for file in [notebook_file(name) for name in names]:
+    files = [notebook_file(name) for name in list(names) or notebook_names()]
+    for file in files:
         notebook = nbformat.read(file, as_version=4)
         where = {"metadata": {"path": str(paths.notebooks())}}
-        client = NotebookClient(
+        NotebookClient(
             notebook, timeout=None, record_timing=False, resources=where, extra_arguments=_KERNEL
-        )
-        client.execute()
+        ).execute()
         clean(notebook)
-        noise = stderr_of(notebook)
-        if noise:
+        if noise := stderr_of(notebook):
             raise UserError(f"notebook {file.stem} wrote to stderr, so it is unchanged: {noise[0]}")
         with atomic_write(file) as temporary:
             nbformat.write(notebook, str(temporary))
-        done.append(file)
-    return done
+    return files
 
 
 def clean(notebook: NotebookNode) -> None:
@@ -184,8 +189,10 @@ def clean(notebook: NotebookNode) -> None:
         for out in cell.get("outputs", []):
             if "metadata" in out:
                 out.metadata = {}
-            if len(out.get("data", {}).get("image/png", "")) > _LARGE_FIGURE:
-                out.data["image/png"] = _smaller(out.data["image/png"])
+            png = out.get("data", {}).get("image/png", "")
+            if len(png) > _LARGE_FIGURE:
+                smaller = base64.b64encode(reduce_colours(base64.b64decode(png))).decode()
+                out.data["image/png"] = min(png, smaller, key=len)
     describe_figures(notebook)
 
 
@@ -198,12 +205,6 @@ def describe_figures(notebook: NotebookNode) -> None:
         for out in cell.get("outputs", []):
             if "image/png" in out.get("data", {}):
                 out.metadata["image/png"] = {"alt": f"Figure: {heading}"}
-
-
-def _smaller(encoded: str) -> str:
-    """A PNG in base64, reduced to a palette if that is smaller."""
-    smaller = base64.b64encode(reduce_colours(base64.b64decode(encoded))).decode()
-    return min(encoded, smaller, key=len)
 
 
 def stderr_of(notebook: NotebookNode) -> list[str]:
@@ -222,3 +223,35 @@ def reduce_colours(png: bytes) -> bytes:
     buffer = io.BytesIO()
     image.quantize(256, **palette).save(buffer, "png", optimize=True)
     return buffer.getvalue()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs notebooks, see the top of this file; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the one notebook as FILE")
+    parser.add_argument("--parameters", default="{}", metavar="JSON", help="of that notebook")
+    options = parser.parse_args(arguments)
+    end_with_parent()
+    try:
+        if options.out is None:
+            print(*refresh(options.names), sep="\n")
+        elif len(options.names) != 1:
+            raise UserError("--out keeps one notebook; name one, such as 02_results")
+        else:
+            print(execute(options.names[0], _parsed(options.parameters), options.out))
+    except UserError as error:
+        print(f"spcl: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parsed(text: str) -> Mapping[str, object]:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise UserError(f"--parameters is no JSON ({error}); write '{{\"seed\": 1}}'") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -34,10 +34,11 @@ class Task:
 
     Attributes:
         name: name in messages.
-        arguments: arguments of `python -m spcl_lib`.
+        arguments: arguments of `python -m` MODULE.
         log: file that the output is appended to.
         is_done: returns whether the result exists.
         on_done: called once, as soon as the process has ended and the result exists.
+        module: the module that is run.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     log: Path
     is_done: Callable[[], bool]
     on_done: Callable[[], None] = lambda: None
+    module: str = "spcl_lib"
 
 
 def run_all(
@@ -175,7 +177,7 @@ def _start(task: Task, log: int) -> subprocess.Popen:
         PARENT: str(os.getpid()),  # the task ends if this process is killed
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "spcl_lib", *task.arguments],
+        [sys.executable, "-m", task.module, *task.arguments],
         stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
     )  # fmt: skip
 

@@ -124,7 +124,7 @@ def test_training_of_the_whole_network_is_collected_and_kept(results, reference)
     assert list(table["method"]) == ["an", "an", "full", "full"]
     assert list(table["seed"]) == [1, 2, 1, 2] and set(table["study"]) == {"whole"}
     missing = {"an": [make_config("scenes", "an", 5)]}
-    with pytest.raises(UserError, match="an-seed5.* has not finished; make it with: ./reproduce"):
+    with pytest.raises(UserError, match="an-seed5.* has not finished; make it with: python note"):
         collect_whole(missing)
 
 

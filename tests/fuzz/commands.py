@@ -74,10 +74,7 @@ def base_of(command, folder):
         "explore": ["--run", str(run_of(folder)), "--data-root", str(folder / "photos")],
         "compare": [str(run_of(folder)), "--data-root", str(folder / "photos")],
         "export": ["--run", str(run_of(folder)), "--format", "torchscript", "--out", "out.ts"],
-        "ablation": ["crop_scale", *photos, *few, *SETS],
         "download": ["--dataset", "voc2007", "--data-root", str(folder / "empty")],
-        "reference": photos,
-        "notebooks": ["02_results"],
     }[command]  # fmt: skip
 
 

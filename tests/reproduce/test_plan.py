@@ -2,8 +2,10 @@
 
 import json
 
+import nbformat
 import pytest
 from fake_runs import fake_runs, write_results
+from nbformat.v4 import new_notebook
 
 from spcl_lib.reproduce import manifest, plan, steps
 from spcl_lib.runs.notebooks import notebook_names
@@ -32,8 +34,8 @@ def executed(monkeypatch):
             names.append(task.name)
             file = task.log.with_suffix(".ipynb")
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"metadata": {"papermill": {"duration": 1.5}}}))
-            file.with_suffix(".html").write_text("page")
+            made = new_notebook(metadata={"papermill": {"duration": 1.5}})
+            nbformat.write(made, file)
             assert task.is_done()
             task.on_done()
         return []
@@ -124,6 +126,13 @@ def test_all_lists_the_data_that_are_there_and_says_which_are_not(spcl, voc, res
     for missing in ("voc2012", "coco2014", "coco2017", "imagenet"):
         assert f"without {missing}: " in outcome.out
     assert "from the reference results" not in outcome.out.partition("voc2007-long")[0]
+
+
+def test_all_takes_the_profile_that_is_usual_for_the_data_set(spcl, tmp_path):
+    """`--all --dataset coco18` was refused, for a profile that nobody gave."""
+    outcome = spcl("reproduce", "--all", "--list", "--dataset", "coco18", "--data-root", tmp_path)
+    assert outcome.status == 2 and "--profile" not in outcome.err
+    assert str(tmp_path / "coco18") in outcome.err
 
 
 def test_all_of_one_data_set_that_is_missing_is_an_error(spcl, tmp_path):

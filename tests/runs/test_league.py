@@ -1,11 +1,8 @@
 """The league: the same search for every method, choices on validation data, honest intervals."""
 
 import json
-import shutil
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from spcl_lib.analysis import league as tables
 from spcl_lib.analysis.intervals import summary
@@ -30,7 +27,7 @@ def small(results, monkeypatch):
 
 
 def finish(config, score, by_pooling=None):
-    """Pretends that a run has finished with this mAP, and with scores that are chance."""
+    """Pretends that a run has finished with this mAP."""
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     by_pooling = {"mean": score, "lse:0.3": score - 1} | (by_pooling or {})
@@ -42,9 +39,6 @@ def finish(config, score, by_pooling=None):
         "dataset": "scenes", "profile": "smoke", "seed": config.seed, "epochs": 8,
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    generator = torch.Generator().manual_seed(config.seed)
-    scores = torch.rand(500, 12, generator=generator)
-    save_file({name: scores.clone() for name in by_pooling}, folder / "scores.safetensors")
 
 
 def finish_rounds(made, score_of=lambda config: 50.0):
@@ -82,7 +76,8 @@ def test_the_search_on_fewer_photographs_makes_as_many_steps():
     assert found["start"] == 10 and found["ramp"] == pytest.approx(final.settings.ramp * 25 / 15)
     # LL-R rejects as many labels at the end, because it counts them per epoch
     assert found["rejected"] * found["epochs"] == pytest.approx(0.4 * final.epochs)
-    assert league.search_settings("scenes")["epochs"] == make_config("scenes", "an", 0).epochs
+    usual = make_config("scenes", "an", 0).epochs
+    assert league.search_settings("scenes", "an", {})["epochs"] == usual
 
 
 def test_the_best_settings_and_poolings_are_taken(small):
@@ -103,8 +98,8 @@ def test_the_best_settings_and_poolings_are_taken(small):
 
 def test_another_pooling_in_prediction_can_be_chosen(small):
     finish_rounds(small)
-    best = small.configs(small.search("ren"))[0]
-    finish(best, 50.0, {"lse:0.3": 58.0})
+    step = small.settings_step("ren")
+    finish(small.config(step, step.tried[0]), 50.0, {"lse:0.3": 58.0})
     assert small.chosen_pooling("ren") == ({}, "lse:0.3")
 
 
@@ -130,7 +125,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
         return scores[config.lr] - 5 * (config.weight_decay == 0.1), {}
 
     photographs = on_photographs(voc, monkeypatch, score_of)
-    repeated = photographs.configs(photographs.repeats("gr"))
+    repeated = dict(photographs.rounds())["search: terms, other parts"]
     assert {(c.lr, c.held_out) for c in repeated} == {
         (r, p) for r in (usual / 2, usual) for p in (1, 2)
     }
@@ -160,14 +155,6 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
     assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 4 + 2
     rows = tables.search_rows(photographs)
     assert len(rows) == 4 + 4 + 4 + 2
-    again = League("voc2007", ["gr"], [0], voc, search=rows)
-    assert [len(configs) for _, configs in again.rounds()] == [0, 0, 0, 0, 0, 0, 2]
-    assert again.chosen_pooling("gr") == ({}, "mean")
-    few = [row for row in rows if "pooling" in row or row.get("held_out") != 2]
-    again = League("voc2007", ["gr"], [0], voc, search=few)
-    assert [len(configs) for _, configs in again.rounds()] == [0, 4, 0, 0, 4, 2, 2], (
-        "what rests on a choice that is not kept is searched again"
-    )
 
 
 def test_an_unfinished_search_names_the_command(small):
@@ -183,45 +170,6 @@ def test_the_cost_is_told_before_the_start(small, capsys):
     assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 60
     studies.show_league_plan(small, 2)
     assert "to do" not in capsys.readouterr().out
-
-
-def test_a_kept_search_takes_the_place_of_its_runs(small, tmp_path, monkeypatch, capsys):
-    finish_rounds(small, lambda c: 50.0 + 5 * (c.lr == 8e-3) + (c.pooling == "top"))
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "kept")
-    keep("league-scenes", tables.collect(small))
-    shutil.rmtree(paths.results())
-    again = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
-    assert again.methods == small.methods and again.most_runs() == 5 * 2 * 3
-    studies.show_league_plan(again, 1)
-    assert capsys.readouterr().out.startswith("scenes final: 0 of 30 runs finished")
-    *searches, (_, final) = again.rounds()
-    assert [configs for _, configs in searches] == [[], [], []]
-    assert {(c.lr, c.pooling) for c in final if c.method == "gr"} == {(8e-3, "mean"), (8e-3, "top")}
-    finish_rounds(again)
-    assert tables.collect(again)["search"] == read_kept("league-scenes")["search"]
-    monkeypatch.setattr(league, "SHARED", {"scenes": {"lr": 1e-3}})
-    other = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
-    assert other.most_runs() == 60 + 2 * 5, "the search was with another rate"
-    monkeypatch.setattr(league, "SHARED", {"scenes": {"lr": 4e-3}})
-    keep("league-scenes", {**read_kept("league-scenes"), "search_epochs": 5})
-    other = studies.league_of_kept_search("scenes", (), (0, 1, 2), None)
-    assert other.most_runs() == 60 + 2 * 5, "the search was with fewer epochs"
-
-
-def test_what_rests_on_a_term_that_is_not_kept_is_searched_again(small, tmp_path, monkeypatch):
-    finish_rounds(small)
-    rows = tables.search_rows(small)
-    known = [row for row in rows if row.get("lr") != 8e-3 or row["method"] != "gr"]
-    again = League("scenes", ["gr_scl", "ren"], SEEDS, search=known)
-    titles = {title: {c.method for c in configs} for title, configs in again.rounds()}
-    assert titles == {"search: terms": {"gr"}, "search: consistency": {"gr_scl"},
-                      "search: pooling": {"gr_scl"}, "final": {"gr_scl", "ren"}}  # fmt: skip
-
-
-def test_without_a_kept_league_its_search_is_refused(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
-    with pytest.raises(UserError, match="no results are kept as 'league-scenes.json'"):
-        studies.league_of_kept_search("scenes", (), SEEDS, None)
 
 
 def test_a_data_set_without_a_league_is_refused(results):

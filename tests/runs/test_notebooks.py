@@ -97,7 +97,7 @@ def test_what_they_use_of_the_library_is_there(notebook):
 
 def test_every_code_cell_has_been_executed_in_order_and_without_noise(notebook):
     counts = [cell.execution_count for cell in code_cells(notebook)]
-    assert counts == list(range(1, len(counts) + 1)), "run: python -m spcl_lib notebooks"
+    assert counts == list(range(1, len(counts) + 1)), "run: python -m spcl_lib.runs.notebooks"
     assert notebooks.stderr_of(notebook) == []
     for cell in code_cells(notebook):
         assert not any(out.output_type == "error" for out in cell.outputs)
@@ -208,6 +208,20 @@ def test_a_wrong_parameter_is_an_error():
     with pytest.raises(UserError, match="unknown notebook '01_trian'. Did you mean '01_train'"):
         notebooks.check_parameters("01_trian", {})
     notebooks.check_parameters("01_train", {"method": "scl", "seed": 3, "force": True})
+
+
+def test_the_program_says_what_is_wrong_with_its_options(tmp_path, capsys):
+    out = ("--out", str(tmp_path / "out.ipynb"))
+    for options, said in (
+        (("--parameters", "[1]", *out), "must be names with values, such as {'seed': 1}; got [1]"),
+        (("--parameters", "{seed: 1}", *out), "is no JSON"),
+        (("--parameters", '{"sead": 1}', *out), "unknown parameter of 01_train 'sead'"),
+        (("02_results", *out), "--out keeps one notebook"),
+        (("--out", str(tmp_path)), "cannot hold a notebook"),
+    ):
+        assert notebooks.main(["01_train", *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("spcl: error: ") and said in line
 
 
 @pytest.fixture
