@@ -150,8 +150,8 @@ def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
     print(
         f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{more} "
         f"(trained {metrics['train_seconds']:.0f} s{smoke}); {run_folder(config) / 'metrics.json'}",
-        flush=True,
-    )
+        *metrics.get("warnings", ()), sep="\n", flush=True,
+    )  # fmt: skip
 
 
 def _reproduce(options: Options) -> int:

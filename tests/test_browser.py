@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,7 +143,8 @@ def live(browser, lab):
 
 @pytest.fixture(scope="module")
 def traces():
-    return fake_trace(), fake_trace("another", epochs=2)
+    other = fake_trace("another", epochs=2)
+    return fake_trace(), replace(other, heatmaps=other.heatmaps // 2)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +202,7 @@ def box_of(page):
 
 def drag(page, place, by):
     """Drags an element with the mouse, by fractions of the picture."""
+    place.scroll_into_view_if_needed()
     stage, part = page.locator(".spcl-stage").bounding_box(), place.bounding_box()
     x, y = part["x"] + part["width"] / 2, part["y"] + part["height"] / 2
     page.mouse.move(x, y)

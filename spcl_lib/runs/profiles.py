@@ -75,6 +75,12 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
             **_SCENES, **_SMOKE, "train_images": 500, "eval_images": 500, "epochs": 8, "start": 3,
             "ramp": 2.0, "eval_every": 2,
         },
+        # For 00_tour: whole crops, so that the heatmaps of a minute's training can be looked at.
+        "tour": {
+            **_SCENES, "train_images": 1000, "eval_images": 500, "epochs": 8, "eval_every": 100,
+            "crop_side": 64, "batch": 16, "head_lr_factor": 1.0, "start": 4, "ramp": 4.0,
+            "distance": "bce",
+        },
     },
     # Expected positives are the published values (Cole et al., 2021), not counts of the labels.
     "voc2007": _photographs(1.5),
@@ -143,6 +149,7 @@ def duration(seconds: float) -> str:
 # bfloat16. For other data sets that of VOC 2007 is said.
 COSTS: dict[tuple[str, str], Cost] = {
     ("scenes", "cpu"): Cost(30, "0.8 GB"),
+    ("scenes", "tour"): Cost(20, "0.8 GB"),
     ("voc2007", "cpu"): Cost(360, "2.1 GB"),
     ("voc2007", "long"): Cost(720, "2.1 GB"),
     ("voc2007", "frozen"): Cost(15, "2 GB, once 1 min and 1.8 GB of cache"),

@@ -40,7 +40,7 @@ from spcl_lib.runs.store import (
     metrics_with_sum,
     run_folder,
 )
-from spcl_lib.runs.thresholds import choose_threshold
+from spcl_lib.runs.thresholds import choose_threshold, one_sided
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.errors import UserError
@@ -259,6 +259,7 @@ def _train_and_evaluate(
         "at_threshold": precision_recall(
             scores >= threshold, report_set.labels, report_set.ignored
         ),
+        "warnings": one_sided(scores >= threshold, train_set.classes),
         "classes": list(train_set.classes), "history": progress.history,
         "config": config.flat(),
         "machine": describe_machine(device), "finished": datetime.date.today().isoformat(),

@@ -230,14 +230,14 @@ export async function start(root, source) {
         make("span", {}, button("before", "‹", "the image before", () => go(state.place - 1)),
           count, button("next", "›", "the next image", () => go(state.place + 1))),
         make("label", {}, "epoch"), epoch, epochText),
-      make("div", { class: "spcl-panels" },
-        make("figure", {}, title, make("div", { class: "spcl-frame" }, stage)),
-        make("figure", {}, cropTitle, make("div", { class: "spcl-frame" }, target)),
-        make("div", { class: "spcl-table" }, table)),
       make("div", { class: "spcl-row" },
         button("whole", "whole image", "no crop, no flip", () => setView(WHOLE, false)),
         lose, make("label", {}, flip, "flip"),
         make("span", {}, "probability 0 ", make("span", { class: "spcl-scale" }), " 1")),
+      make("div", { class: "spcl-panels" },
+        make("figure", {}, title, make("div", { class: "spcl-frame" }, stage)),
+        make("figure", {}, cropTitle, make("div", { class: "spcl-frame" }, target)),
+        make("div", { class: "spcl-table" }, table)),
       make("p", { class: "spcl-help" }, "Drag the crop or its corners. Keys: arrows move it, shift "
         + "and arrows resize it. Dashed: the crop of the prediction. Hatched: not seen yet."));
     return { all, run, count, epoch, epochText, crop, near, image, target, stage, lose, flip,

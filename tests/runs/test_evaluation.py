@@ -13,6 +13,7 @@ from spcl_lib.runs.thresholds import (
     LabelRule,
     best_thresholds,
     expected_threshold,
+    one_sided,
     read_thresholds,
     write_thresholds,
 )
@@ -258,3 +259,17 @@ def test_a_file_of_thresholds_comes_back_and_lacks_no_class(tmp_path):
     file.write_text('{"thresholds": ' + "[" * 50_000)
     with pytest.raises(UserError, match=r"a\.json' holds no thresholds \(.*too deeply"):
         read_thresholds(file, ("cat", "dog"), how)
+
+
+def test_classes_that_nearly_all_images_or_none_get_are_named(spcl, results, tiny):
+    chosen = torch.zeros(40, 3, dtype=torch.bool)
+    chosen[:38, 0] = chosen[:20, 1] = True
+    warned = one_sided(chosen, ("person", "cat", "dog"))
+    assert warned == ["warning: given to nearly all images: person",
+                      "warning: given to no image: dog"]  # fmt: skip
+    assert one_sided(chosen[:10], ("person", "cat", "dog")) == []  # too few to tell
+    outcome = spcl("run", "--method", "an", **(tiny | {"eval_images": 40}))
+    (file,) = results.rglob("metrics.json")
+    found = json.loads(file.read_text())["warnings"]
+    assert all(line in outcome.out for line in found)
+    assert "warnings" in json.loads(file.read_text())
