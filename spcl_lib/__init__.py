@@ -13,9 +13,11 @@ say_stopped_while_loading()  # before torch, which takes seconds to load
 # ruff: noqa: E402
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.evaluate import mean_average_precision
-from spcl_lib.losses import spatial_consistency
+from spcl_lib.losses import MethodSettings, spatial_consistency
+from spcl_lib.methods import Method
 from spcl_lib.system import VERSION as __version__
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.ranks import RankSampler
 from spcl_lib.views import RandomView, Views
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "MethodSettings",
     "Predictor",
     "RandomView",
+    "RankSampler",
     "UserError",
     "Views",
     "__version__",
@@ -32,8 +35,8 @@ __all__ = [
 ]
 
 
-# These load many more modules than the rest, so they are imported on demand.
-_LATER = {"Method": "methods", "MethodSettings": "methods", "Predictor": "runs.predictor"}
+# It loads many more modules than the rest, so it is imported on demand.
+_LATER = {"Predictor": "runs.predictor"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spcl_lib.config import RunConfig
+from spcl_lib.losses import TERMS
 from spcl_lib.methods import METHODS, title_of
 from spcl_lib.options import Command, Options, make_parser
 from spcl_lib.pooling import parse_pooling
@@ -96,7 +97,7 @@ def _run(options: Options) -> int:
     end_with_parent()
     if options.method == "list":
         for name, spec in METHODS.items():
-            print(f"{name:12} {title_of(name)}: {spec.description}")
+            print(f"{name:14} {title_of(name)} ({TERMS[spec.term].source})")
         return 0
     if options.notebook:
         check_output(Path(options.notebook))  # before the training

@@ -8,67 +8,21 @@ bank holds the image-level running average P of the consistency loss (CL).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from spcl_lib.cells import NOISE, SCALES, read_cells, update_cells
-from spcl_lib.system.memory import require_memory_for_averages
+from spcl_lib.system.memory import require_memory
+from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.shapes import require_size, require_tensor
-from spcl_lib.views import Views
+from spcl_lib.views import Views, resample
 
+SCALES = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}  # stored value of 1
 _TYPES = ", ".join(str(dtype) for dtype in SCALES)
 
 
-class KeptState(nn.Module):
-    """A module with a state per image that is saved and restored with the model it is a part of.
-
-    The state is neither a parameter nor a buffer. So `model.to(device)` and `model.half()` leave
-    it where it is, for instance in a memory-mapped file.
-    """
-
-    def _state(self) -> dict[str, Tensor]:
-        """The tensors of the state, without copies of what is on the CPU."""
-        raise NotImplementedError
-
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over the values of a state; ValueError if a shape or type is another one."""
-        raise NotImplementedError
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores a state that `state_dict` returned.
-
-        Raises:
-            ValueError: the state is another module's: a name is missing, or a shape or type is
-                another one.
-        """
-        names = self.state_dict().keys()
-        if not isinstance(state, Mapping) or names - state.keys():  # old states have more names
-            raise ValueError(f"state must be a dictionary of {', '.join(names)}")
-        for path, part in self.named_modules():
-            part._restore({name: state[f"{path}.{name}".lstrip(".")] for name in part._state()})
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Tensor], prefix: str, keep_vars: bool
-    ) -> None:
-        destination.update({prefix + name: tensor for name, tensor in self._state().items()})
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix: str, local_metadata: object, strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        missing = [prefix + name for name in self._state() if prefix + name not in state_dict]
-        missing_keys += missing
-        if not missing:
-            try:
-                self._restore({name: state_dict[prefix + name] for name in self._state()})
-            except ValueError as error:
-                error_msgs.append(f"{prefix.rstrip('.')}: {error}")
-
-
-class HeatmapBank(KeptState):
+class HeatmapBank(nn.Module):
     """Running averages H of probabilities, read and written through views.
 
     A step changes only the cells that the view shows:
@@ -76,7 +30,7 @@ class HeatmapBank(KeptState):
     takes the new value unchanged. So the start value 0 has no effect.
 
     A bank is a module: as a part of a model, it is saved and restored with the model's state dict.
-    The model's `to` does not move it, see `device`.
+    `model.to(device)` and `model.half()` leave it where and as it is, see `device`.
 
     Args:
         num_images: N, images of the training set.
@@ -84,11 +38,9 @@ class HeatmapBank(KeptState):
         size: W, cells along each side of a heatmap; 1 keeps one value per class.
         momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
         dtype: torch.uint8, torch.float16 or torch.float32; see below.
-        path: file that holds the heatmaps (memory-mapped) instead of the memory. An existing
-            file is overwritten; `load_state_dict` restores the contents.
-        seed: seed of the rounding.
         device: where the heatmaps are. A step of a network on a GPU is fastest with "cuda"; then
             the GPU must hold the heatmaps. The results are on the device of the views.
+        seed: seed of the rounding.
 
     Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
 
@@ -101,7 +53,7 @@ class HeatmapBank(KeptState):
 
     Raises:
         ValueError: an argument is outside its range.
-        UserError: the memory, or the disk of `path`, has too little free space.
+        UserError: the memory has too little free space.
 
     Example:
         >>> bank = HeatmapBank(num_images=10, num_classes=3, size=8)
@@ -119,18 +71,23 @@ class HeatmapBank(KeptState):
         size: int = 28,
         momentum: float = 0.8,
         dtype: torch.dtype = torch.uint8,
-        path: str | Path | None = None,
-        seed: int = 0,
         device: torch.device | str = "cpu",
+        seed: int = 0,
     ) -> None:
-        self._check_sizes(num_images, num_classes, size, momentum, dtype)
-        if torch.device(device).type != "cpu" and path is not None:
-            raise ValueError(f"a bank in a file is on the CPU; got path '{path}' and {device=}")
+        for name, value in (("num_images", num_images), ("num_classes", num_classes)):
+            require_size(value, name)
+        require_size(size)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1); got {momentum}")
+        if dtype not in SCALES:
+            raise ValueError(f"dtype must be one of {_TYPES}; got {dtype}")
+        super().__init__()
+        self.num_images, self.num_classes, self.size = num_images, num_classes, size
+        self.momentum, self.seed = momentum, seed
         if torch.device(device).type == "cpu":
-            require_memory_for_averages(num_images, num_classes, size, dtype, path)
-        heatmaps = allocate((num_images, num_classes, size, size), dtype, path, device)
-        seen = torch.zeros((num_images, size, size), dtype=torch.bool, device=device)
-        self._hold(heatmaps, seen, momentum, seed)
+            require_memory(self._describe(), num_images * self._bytes_per_image(dtype))
+        self._allocate(dtype, torch.device(device))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # batches so far
 
     @classmethod
     def of(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
@@ -143,24 +100,11 @@ class HeatmapBank(KeptState):
         Raises:
             ValueError: a shape or type is another one.
         """
-        bank = cls._holding(heatmaps, seen)
-        require_tensor("seen", seen, (len(heatmaps), *heatmaps.shape[2:]), "bool")
-        return bank
-
-    @classmethod
-    def _holding(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
         require_tensor("heatmaps", heatmaps, ("N", "C", "W", "W"))
-        if heatmaps.dtype not in SCALES:
-            raise ValueError(f"heatmaps must be of {_TYPES}; got {heatmaps.dtype}")
-        bank = cls.__new__(cls)  # allocates nothing, so needs no memory check
-        bank._hold(heatmaps, seen, momentum=0.0, seed=0)
+        require_tensor("seen", seen, (len(heatmaps), *heatmaps.shape[2:]), "bool")
+        bank = cls(1, *heatmaps.shape[1:3], dtype=heatmaps.dtype)
+        bank.num_images, bank.heatmaps, bank.seen = len(heatmaps), heatmaps, seen
         return bank
-
-    def _hold(self, heatmaps: Tensor, seen: Tensor, momentum: float, seed: int) -> None:
-        super().__init__()  # here, because a bank begins with `__init__` or with `of`
-        self.num_images, self.num_classes, self.size = heatmaps.shape[:3]
-        self.heatmaps, self.seen, self.momentum = heatmaps, seen, momentum
-        self._rounding = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
@@ -175,11 +119,11 @@ class HeatmapBank(KeptState):
             target: (B, C, G, G) float32 in [0, 1]; averages over seen cells, 0 without seen cells.
             seen: (B, 1, G, G) float32 in {0, 1}; 1 where at least half of the read area was seen.
         """
-        self._check(indices, views)
         require_size(grid, "grid")
-        device, home = views.boxes.device, self.heatmaps.device
-        target, seen = read_cells(self.heatmaps, self.seen, indices.to(home), views.to(home), grid)
-        return target.to(device), seen.to(device)
+        here = self._at(indices, views)
+        heatmaps, seen = self.stored(here)
+        target, mask = read_cells(heatmaps, seen.unsqueeze(1), views.to(here.device), grid)
+        return target.to(views.boxes.device), mask.to(views.boxes.device)
 
     @torch.no_grad()
     def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
@@ -194,16 +138,12 @@ class HeatmapBank(KeptState):
             ValueError: a shape is wrong, an index is outside 0..N-1 or occurs twice, or a value
                 is not a probability (outside [0, 1] or not finite).
         """
-        maps = self._check_update(indices, views, maps)
-        home = self.heatmaps.device
-        # Each image's noise starts anywhere; its planes follow each other in the noise's table.
-        starts = self._first_noise(len(indices)) + torch.arange(self.num_classes) * self.size**2
-        update_cells(
-            self.heatmaps, self.seen, indices.to(home), views.to(home), maps,
-            1 - self.momentum, (starts % NOISE).to(home),
-        )  # fmt: skip
+        here, views, maps = self._check_update(indices, views, maps)
+        heatmaps, seen = self.stored(here)
+        self.heatmaps[here], seen = self._averaged(heatmaps, seen.unsqueeze(1), views, maps)
+        self.seen[here] = seen.squeeze(1)
 
-    def stored(self, which: slice) -> tuple[Tensor, Tensor]:
+    def stored(self, which: slice | Tensor) -> tuple[Tensor, Tensor]:
         """The heatmaps (n, C, W, W) as they are stored, and the seen cells (n, W, W), of images."""
         return self.heatmaps[which], self.seen[which]
 
@@ -211,68 +151,81 @@ class HeatmapBank(KeptState):
         """What `of` needs, to write it to a file."""
         return {"heatmaps": self.heatmaps, "seen": self.seen}
 
-    def _first_noise(self, batch: int) -> Tensor:
-        return torch.randint(NOISE, (batch, 1), generator=self._rounding)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeatmapBank:
+        return self  # it stays on its device and in its type
 
-    def _check_update(self, indices: Tensor, views: Views, maps: Tensor) -> Tensor:
-        """The maps as float32 where the heatmaps are; see `update` for the errors."""
-        self._check(indices, views)
-        require_tensor("maps", maps, (len(indices), self.num_classes, "G", "G"))
-        if len(set(indices.tolist())) != len(indices):
-            raise ValueError("an image may appear only once in an update")
-        maps = maps.detach().to(self.heatmaps.device, torch.float32)
-        lowest, highest = maps.aminmax() if maps.numel() else (0, 1)  # NaN, if there is one
-        if not (lowest >= 0 and highest <= 1):
-            raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
-        return maps
+    def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
+        cells = (self.size, self.size)
+        heatmaps = torch.zeros((self.num_images, self.num_classes, *cells), dtype=dtype)
+        self.register_buffer("heatmaps", heatmaps.to(device))
+        seen = torch.zeros((self.num_images, *cells), dtype=torch.bool)
+        self.register_buffer("seen", seen.to(device))
 
-    def _state(self) -> dict[str, Tensor]:
-        parts = {name: part.cpu() for name, part in self._parts().items()}
-        return parts | {"rounding": self._rounding.get_state()}
+    def _bytes_per_image(self, dtype: torch.dtype) -> int:
+        return (self.num_classes * dtype.itemsize + 1) * self.size**2
 
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensor in self._state().items():
-            require_tensor(name, state[name], tensor.shape, str(tensor.dtype).split(".")[1])
-        try:
-            self._rounding.set_state(state["rounding"])
-        except RuntimeError as error:
-            raise ValueError(f"rounding must be the state of a generator: {error}") from error
-        for name, tensor in self._parts().items():
-            tensor.copy_(state[name])
+    def _describe(self) -> str:
+        return (
+            f"running averages of {self.num_images:,} images x {self.num_classes:,} classes x "
+            f"{self.size} x {self.size} cells"
+        )
 
-    def _parts(self) -> dict[str, Tensor]:
-        """The tensors that an update changes."""
-        return {"heatmaps": self.heatmaps, "seen": self.seen}
+    def _averaged(
+        self, heatmaps: Tensor, seen: Tensor, views: Views, maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The heatmaps (B, K, W, W) and seen cells (B, 1 or K, W, W) of images after an update.
 
-    @staticmethod
-    def _check_sizes(
-        num_images: int, num_classes: int, size: int, momentum: float, dtype: torch.dtype
-    ) -> None:
-        require_size(num_images, "num_images")
-        require_size(num_classes, "num_classes")
-        require_size(size)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1); got {momentum}")
-        if dtype not in SCALES:
-            raise ValueError(f"dtype must be one of {_TYPES}; got {dtype}")
+        uint8 rounds x to floor(x + noise) with noise uniform in [0, 1), so the rounding is right on
+        average. The classes of an image share the noise of a cell.
+        """
+        new, visible = views.uncrop(SCALES[heatmaps.dtype] * maps, self.size)
+        share = torch.where(seen, 1 - self.momentum, 1.0) * visible  # 0: the cell stays as it is
+        old = heatmaps.float()
+        average = new.sub_(old).mul_(share).add_(old)  # torch.lerp is slow with such a share
+        if heatmaps.dtype == torch.uint8:
+            generator = keyed_generator("rounding", self.seed, int(self.updates))
+            shape = (len(maps), 1, self.size, self.size)
+            noise = torch.randint(2**16, shape, generator=generator) / 2**16
+            average += noise.to(average.device)  # below 256, so that no byte overflows
+        self.updates += 1
+        return average.to(heatmaps.dtype), seen | visible
 
-    def _check(self, indices: Tensor, views: Views) -> None:
+    def _at(self, indices: Tensor, views: Views) -> Tensor:
+        """Checked image numbers, on the device of the heatmaps."""
         require_tensor("indices", indices, (len(views),), "int64")
         if len(indices) and not (0 <= int(indices.min()) and int(indices.max()) < self.num_images):
             raise ValueError(f"indices must be in 0..{self.num_images - 1}")
+        return indices.to(self.heatmaps.device)
+
+    def _check_update(
+        self, indices: Tensor, views: Views, maps: Tensor
+    ) -> tuple[Tensor, Views, Tensor]:
+        """All three where the heatmaps are, the maps as float32; see `update` for the errors."""
+        here = self._at(indices, views)
+        require_tensor("maps", maps, (len(indices), self.num_classes, "G", "G"))
+        if len(here.unique()) != len(here):
+            raise ValueError("an image may appear only once in an update")
+        maps = maps.detach().to(here.device, torch.float32)
+        lowest, highest = maps.aminmax() if maps.numel() else (0, 1)  # NaN, if there is one
+        if not (lowest >= -1e-5 and highest <= 1 + 1e-5):  # a resize may round beyond 1
+            raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
+        return here, views.to(here.device), maps.clamp(0, 1)
 
 
-def allocate(
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    path: str | Path | None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Zeros in memory, or in a memory-mapped file."""
-    if path is None:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"")  # emptied first: the file must start as zeros
-    count = torch.Size(shape).numel()
-    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+def read_cells(heatmaps: Tensor, seen: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
+    """Heatmaps through views, as averages over the cells that have been seen.
+
+    Args:
+        heatmaps: (B, K, W, W) in a type of SCALES; cells that have not been seen hold 0.
+        seen: (B, 1, W, W) or (B, K, W, W) bool.
+        views: B views.
+        grid: G, cells along each side of the result.
+
+    Returns:
+        (B, K, G, G) float32 in [0, 1], and float32 in {0, 1} with the channels of `seen`.
+    """
+    axes = views.axes(grid, heatmaps.shape[-1])
+    share = resample(seen, *axes)  # of the read area that has been seen
+    mask = (share >= 0.5 - 1e-6).float()
+    scale = mask / (SCALES[heatmaps.dtype] * share.clamp(min=1e-6))
+    return (resample(heatmaps, *axes) * scale).clamp(max=1), mask

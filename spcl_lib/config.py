@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spcl_lib.losses.settings import MethodSettings, setting
 from spcl_lib.model import AMP, BACKBONES
 from spcl_lib.pooling import KINDS
 from spcl_lib.system.errors import UserError
-from spcl_lib.terms import MethodSettings, setting
 
 # Settings of earlier versions, with the values of their defaults and profiles.
 RETIRED = {"pretrain_images": (10000, 4000), "pretrain_epochs": (12, 4)}

@@ -1,86 +1,77 @@
-"""Metrics of multi-label classification, and the scores that they use."""
+"""Metrics of multi-label classification, and the scores that they use.
+
+All metrics take scores or predictions (N, C) and labels (N, C), 1 or True where the class is
+present, and give percent. With `ignored` (N, C) bool, an image is left out for a class. Without
+anything to count they are NaN. They raise ValueError if a shape or type is wrong, a label is
+neither 0 nor 1, or a score is NaN or infinite.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.model import Images, autocast, normalise
-from spcl_lib.pooling import Pooling, pooling_of
-from spcl_lib.system.compiled import call, load_compiled
-from spcl_lib.system.shapes import Shape, require_size, require_tensor
-
-_EXACT_AS_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
-_NOT_FINITE = "scores must be finite: NaN or infinity among them"
+from spcl_lib.pooling import Pooling
+from spcl_lib.system.shapes import require_size, require_tensor
 
 
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
-    """Average precision of every class, in percent; NaN for a class without a positive.
+    """(C,) float64 average precision of every class; NaN for a class without a positive.
 
     AP = sum over distinct scores of (gain in recall) * (precision at that score). This is
     scikit-learn's definition without interpolation. Equal scores count together, so the order of
-    the images does not matter. float32 scores use `evaluate.c`, if this machine has a C compiler.
-
-    Args:
-        scores: (N, C), higher means more likely present.
-        labels: (N, C), 1 or True where the class is present.
-        ignored: (N, C) bool; True where an image is left out of the ranking of a class.
-
-    Returns:
-        (C,) float64.
-
-    Raises:
-        ValueError: shapes differ or are not (N, C), `ignored` is not bool, a label is neither 0
-            nor 1, or scores are not finite.
+    the images does not matter.
     """
-    require_tensor("scores", scores, ("N", "C"), "float")
-    labels = _as_bool("labels", labels, scores.shape, ignored)
-    scores = scores.detach()
-    library = load_compiled(Path(__file__).with_suffix(".c"))
-    places = {tensor.device.type for tensor in (scores, labels, ignored) if tensor is not None}
-    if library is not None and scores.dtype in _EXACT_AS_FLOAT32 and places == {"cpu"}:
-        result = torch.empty(scores.shape[1], dtype=torch.float64)
-        failed = call(
-            library.average_precisions, scores.float(), labels, ignored, result,
-            *scores.shape,
-        )  # fmt: skip
-        if failed == 2:
-            raise ValueError(_NOT_FINITE)
-        if not failed:
-            return result
-    if not bool(torch.isfinite(scores).all()):
-        raise ValueError(_NOT_FINITE)
-    ranked, order = scores.sort(0, descending=True)  # (N, C)
-    counted = torch.ones_like(labels, dtype=torch.bool) if ignored is None else ~ignored
-    hits = (labels & counted).gather(0, order).double().cumsum(0)
-    ranks = counted.gather(0, order).double().cumsum(0)
-    precision = hits / ranks.clamp(min=1)
-    last = torch.ones_like(ranked, dtype=torch.bool)  # the last image of each group of ties
-    last[:-1] = ranked[:-1] != ranked[1:]
-    before = torch.where(last, hits, 0).cummax(0).values.roll(1, 0)  # hits of the earlier groups
-    before[0] = 0
-    positives = hits[-1]
-    return 100 * torch.where(last, (hits - before) * precision, 0).sum(0) / positives
+    labels = _checked(scores, labels, ignored)
+    columns, positive = _columns(scores.detach()), _columns(labels)  # (C, N)
+    counted = None if ignored is None else _columns(~ignored)
+
+    def of_class(c: int) -> float:
+        keys = _ranks(columns[c]) << 1 | positive[c]
+        return _average_precision(keys if counted is None else keys[counted[c]])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts without the GIL
+        found = list(pool.map(of_class, range(scores.shape[1])))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _columns(values: Tensor) -> np.ndarray:
+    """(C, N), contiguous; numpy has no bfloat16."""
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values.cpu().T.contiguous().numpy()
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """(N,) int64 that are ordered as the scores (N,), with room for one bit more."""
+    if scores.dtype == np.float64:
+        return np.unique(scores, return_inverse=True)[1]
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
+    return np.where(bits < 0, np.int32(-(2**31)) - bits, bits).astype(np.int64)
+
+
+def _average_precision(keys: np.ndarray) -> float:
+    """AP in percent of (rank << 1 | label) in any order; NaN without a positive."""
+    keys = np.sort(keys)[::-1]  # the highest score first
+    hits = np.cumsum(keys & 1)
+    if not len(keys) or not hits[-1]:
+        return math.nan
+    last = np.flatnonzero(np.append(keys[1:] >> 1 != keys[:-1] >> 1, True))  # of equal scores
+    gained = np.diff(hits[last], prepend=0)
+    return 100 * float((gained * (hits[last] / (last + 1))).sum() / hits[-1])
 
 
 def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
     """Gives mAP in percent: the mean AP over the classes that have a positive.
 
     Classes without a positive have no AP and do not count (scikit-learn and torchmetrics count
-    them as 0); `evaluate_scores` returns their number. NaN if no class has a positive.
-
-    Args:
-        scores: (N, C), higher means more likely present.
-        labels: (N, C), 1 or True where the class is present.
-        ignored: (N, C) bool; True where an image is left out of the ranking of a class.
-
-    Raises:
-        ValueError: see `average_precisions`.
+    them as 0); `evaluate_scores` returns their number.
 
     Example:
         >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.3]])
@@ -92,24 +83,13 @@ def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | Non
 
 
 def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
-    """Share of the images whose highest-ranked class is one of their labels, in percent.
+    """Share of the images whose highest-ranked class is one of their labels.
 
-    Images without a label do not count; NaN if no image has a label. With ReaL's labels this is
-    ReaL accuracy (Beyer et al., 2020, "Are we done with ImageNet?").
-
-    Args:
-        scores: (N, C), higher means more likely present; the first class wins a tie.
-        labels: (N, C), 1 or True where the class is present.
-        ignored: (N, C) bool; images whose highest-ranked class is ignored are left out.
-
-    Example:
-        >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.3]])
-        >>> labels = torch.tensor([[1, 1], [1, 0], [0, 0]], dtype=torch.bool)
-        >>> top1_accuracy(scores, labels)
-        50.0
+    Images without a label do not count, nor those whose highest-ranked class is ignored; the first
+    class wins a tie. With ReaL's labels this is ReaL accuracy (Beyer et al., 2020, "Are we done
+    with ImageNet?").
     """
-    require_tensor("scores", scores, ("N", "C"), "float")
-    labels = _as_bool("labels", labels, scores.shape, ignored)
+    labels = _checked(scores, labels, ignored)
     highest = scores.argmax(1, keepdim=True)
     ignored = torch.zeros_like(labels) if ignored is None else ignored
     counted = (labels & ~ignored).any(1) & ~ignored.gather(1, highest)[:, 0]
@@ -119,80 +99,64 @@ def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None)
 def precision_recall(
     chosen: Tensor, labels: Tensor, ignored: Tensor | None = None
 ) -> dict[str, float]:
-    """Precision, recall and F1 in percent, overall (O) and as an average over classes (C).
+    """Precision, recall and F1, overall (OP, OR, OF1) and as a mean over classes (CP, CR, CF1).
 
-    The names are usual in the field (CP, CR, CF1, OP, OR, OF1). CF1 is the F1 of the averages CP
-    and CR. A class that is never chosen has precision 0. CP and CR leave out classes without a
-    positive.
-
-    Args:
-        chosen: (N, C) predictions, 1 or True where the class is predicted.
-        labels: (N, C), 1 or True where the class is present.
-        ignored: (N, C) bool; a prediction there is neither right nor wrong.
-
-    Raises:
-        ValueError: see `average_precisions`.
+    CF1 is the F1 of the means CP and CR. A class that is never chosen has precision 0. CP and CR
+    leave out classes without a positive. `chosen` is 1 or True where the class is predicted.
     """
-    chosen = _as_bool("chosen", chosen, ("N", "C"))
-    labels = _as_bool("labels", labels, chosen.shape, ignored)
+    labels = _checked(chosen, labels, ignored)
+    chosen = _as_bool("chosen", chosen)
     if ignored is not None:
         chosen, labels = chosen & ~ignored, labels & ~ignored
     right = (chosen & labels).sum(0).double()  # (C,)
     predicted, present = chosen.sum(0).double(), labels.sum(0).double()
     counted = present > 0
-    class_precision = (right / predicted.clamp(min=1))[counted].mean()
-    class_recall = (right / present.clamp(min=1))[counted].mean()
-    overall_precision = right.sum() / predicted.sum().clamp(min=1)
-    overall_recall = right.sum() / present.sum().clamp(min=1)
     values = {
-        "CP": class_precision, "CR": class_recall, "CF1": _f1(class_precision, class_recall),
-        "OP": overall_precision, "OR": overall_recall,
-        "OF1": _f1(overall_precision, overall_recall),
-    }  # fmt: skip
+        "CP": (right / predicted.clamp(min=1))[counted].mean(),
+        "CR": (right / present.clamp(min=1))[counted].mean(),
+        "OP": right.sum() / predicted.sum().clamp(min=1),
+        "OR": right.sum() / present.sum().clamp(min=1),
+    }
+    for kind in ("C", "O"):
+        p, r = values[f"{kind}P"], values[f"{kind}R"]
+        values[f"{kind}F1"] = 2 * p * r / (p + r).clamp(min=1e-12)
     return {name: float(100 * value) for name, value in values.items()}
 
 
-def _as_bool(name: str, values: Tensor, shape: Shape, ignored: Tensor | None = None) -> Tensor:
-    """Checked labels or predictions as bool; a label of -1 would count as present."""
-    require_tensor(name, values, shape)
+def _checked(scores: Tensor, labels: Tensor, ignored: Tensor | None) -> Tensor:
+    """The labels as bool; see the top of this file for the errors."""
+    require_tensor("scores", scores, ("N", "C"))
+    require_tensor("labels", labels, scores.shape)
     if ignored is not None:
-        require_tensor("ignored", ignored, values.shape, "bool")
+        require_tensor("ignored", ignored, scores.shape, "bool")
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("scores must be finite: NaN or infinity among them")
+    return _as_bool("labels", labels)
+
+
+def _as_bool(name: str, values: Tensor) -> Tensor:
+    """Labels or predictions as bool; -1 would count as present."""
     if values.dtype != torch.bool and not bool(((values == 0) | (values == 1)).all()):
         raise ValueError(f"{name} must be 0 or 1; got others among them")
     return values.bool()
 
 
-def _f1(precision: Tensor, recall: Tensor) -> Tensor:
-    return 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-
-
 def evaluate_scores(
     scores: Tensor, labels: Tensor, classes: tuple[str, ...], ignored: Tensor | None = None
 ) -> dict[str, object]:
-    """All metrics of a run, in percent.
-
-    Args:
-        scores: (N, C) probabilities.
-        labels: (N, C) bool, full labels.
-        classes: C names.
-        ignored: (N, C) bool; labels that are neither right nor wrong. An ignored class can still
-            be among the 3 highest of an image.
+    """All metrics of a run, from probabilities and the names of the classes.
 
     Returns:
         mAP, AP per class (None without a positive), the number of classes without a positive, and
         the accuracy of the highest-ranked class. Precision, recall and F1 at probability 0.5, and
         for the 3 highest-ranked classes of every image.
-
-    Raises:
-        ValueError: see `average_precisions`; or the number of names is not C.
     """
     require_tensor("scores", scores, ("N", "C"), "float")
-    if len(classes) != scores.shape[1]:
-        raise ValueError(f"classes must be {scores.shape[1]} names; got {len(classes)}")
+    if len(set(classes)) != scores.shape[1]:
+        raise ValueError(f"classes must be {scores.shape[1]} different names; got {classes}")
     ap = average_precisions(scores, labels, ignored)
-    top = min(3, scores.shape[1])
     highest = torch.zeros_like(scores, dtype=torch.bool)
-    highest.scatter_(1, scores.topk(top, 1).indices, True)
+    highest.scatter_(1, scores.topk(min(3, scores.shape[1]), 1).indices, True)
     return {
         "mAP": float(ap.nanmean()),
         "AP": {c: None if a != a else a for c, a in zip(classes, ap.tolist(), strict=True)},
@@ -221,7 +185,7 @@ def prepare(images: Tensor, side: int) -> Tensor:
 
 @torch.no_grad()
 def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto") -> Tensor:
-    """Score-map logits (N, C, G, G) of whole images.
+    """Score-map logits (N, C, G, G) of whole images, on the CPU.
 
     Args:
         model: gives score maps.
@@ -241,62 +205,23 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto")
     for part in _batches(len(images)):
         batch = images[part]
         require_tensor("images", batch, ("N", "K", "H", "W"))
-        batch = batch.to(device)
-        if batch.is_floating_point():
-            with autocast(device, amp):
-                out.append(model.classify(batch).float().cpu())
-            continue
-        network_input = prepare(batch, side)
+        is_features = batch.is_floating_point()
+        batch = batch.to(device) if is_features else prepare(batch.to(device), side)
         with autocast(device, amp):
-            out.append(model(network_input).float().cpu())
+            out.append((model.classify if is_features else model)(batch).float().cpu())
     model.train(was_training)
     return torch.cat(out)
 
 
-class LabelledImages(Protocol):
-    """The data of an evaluation, such as `data.image_set.ImageSet`."""
-
-    images: Images
-    labels: Tensor  # (N, C) bool
-    classes: tuple[str, ...]
-    ignored: Tensor | None  # (N, C) bool
-
-
 def predict_scores(
-    model: nn.Module,
-    images: Images,
-    side: int,
-    poolings: Sequence[Pooling],
-    amp: str = "auto",
-    rows: range | None = None,
+    model: nn.Module, images: Images, side: int, poolings: Sequence[Pooling], amp: str = "auto"
 ) -> list[Tensor]:
-    """Probabilities (N, C) of whole images on the CPU, one tensor for each pooling of their maps.
+    """Probabilities (N, C) of whole images, one tensor for each pooling of their maps.
 
-    The other arguments are those of `evaluate`. With `rows`, only the images with these numbers.
+    The other arguments are those of `predict_maps`.
     """
-    parts, rows = [], range(len(images)) if rows is None else rows
-    for part in _batches(len(rows)):
-        some = rows[part]
-        maps = predict_maps(model, images[some.start : some.stop : some.step], side, amp)
+    parts = []
+    for part in _batches(len(images)):
+        maps = predict_maps(model, images[part], side, amp)
         parts.append([pooling(maps).sigmoid() for pooling in poolings])
     return [torch.cat(scores) for scores in zip(*parts, strict=True)]
-
-
-def evaluate(
-    model: nn.Module,
-    data: LabelledImages,
-    side: int,
-    amp: str = "auto",
-    pooling: Pooling | None = None,
-) -> dict[str, object]:
-    """All metrics of a model on a split; see `evaluate_scores`.
-
-    Args:
-        model: gives score maps.
-        data: the split.
-        side: side of the resized images, in pixels.
-        amp: see `model.autocast`.
-        pooling: pooling of the score maps; by default the model's own.
-    """
-    (scores,) = predict_scores(model, data.images, side, [pooling or pooling_of(model)], amp)
-    return evaluate_scores(scores, data.labels, data.classes, data.ignored)

@@ -3,40 +3,39 @@
     loss = term(s, z) + lambda(epoch) * consistency(f, running averages)
 
 AN, CL, SCL and the idea of EN are from the paper. These are ours: the distance, lambda, the start,
-the ramp, and the rule that selects the expected negatives. `terms.py` has the terms of other
-papers. Each of these gives three methods, NAME, NAME_cl and NAME_scl; Full and IUN give one.
-`losses` has the notation.
+the ramp, and the rule that selects the expected negatives. `losses/registry.py` has the terms of
+other papers. Each of these gives three methods, NAME, NAME_cl and NAME_scl; those that see all
+labels give one. `losses` has the notation.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from spcl_lib.bank import HeatmapBank, KeptState
+from spcl_lib.bank import HeatmapBank
 from spcl_lib.losses import (
-    class_priors,
+    TERMS,
+    Context,
+    MethodSettings,
+    State,
+    Term,
+    cell_consistency,
     consistency,
-    expected_negative_threshold,
     spatial_consistency,
 )
-from spcl_lib.pooling import MEAN_POOLING, Pooling
+from spcl_lib.pooling import Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
-from spcl_lib.system import paths, ranks
-from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.memory import require_memory_for_averages
+from spcl_lib.system import ranks
+from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.shapes import require_tensor
-from spcl_lib.terms import TERMS, MethodSettings, Step, Term
 from spcl_lib.views import Views
 
 __all__ = ["METHODS", "PAPER_METHODS", "Method", "MethodSettings", "MethodSpec", "title_of"]
-
-_EN_BYTES = 24  # per label, the measured peak of `expected_negative_threshold`
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,10 @@ class MethodSpec:
         """Whether it sees all labels of the training images, for comparison only."""
         return TERMS[self.term].sees is not None
 
-    @property
-    def description(self) -> str:
-        """The method in words."""
-        more = {"": "", "cl": " + consistency of image predictions over epochs",
-                "scl": " + spatial consistency with the heatmaps"}  # fmt: skip
-        return TERMS[self.term].description + more[self.consistency]
+    def pooling(self, chosen: Pooling) -> Pooling:
+        """The pooling of its network: the chosen one, unless its term needs another than "mean"."""
+        own = TERMS[self.term].pooling
+        return Pooling(own) if own and chosen.kind == "mean" else chosen
 
 
 # The methods of the paper and its upper bound; the reproduction has a row for each.
@@ -71,12 +68,11 @@ PAPER_METHODS = ("an", "cl", "scl", "en", "en_cl", "en_scl", "full")
 def _all_methods() -> dict[str, MethodSpec]:
     methods = {"an": MethodSpec("an", ""), "cl": MethodSpec("an", "cl"),
                "scl": MethodSpec("an", "scl")}  # fmt: skip
-    for term in TERMS.keys() - {"an"}:
-        methods[term] = MethodSpec(term, "")
-        if TERMS[term].sees is None:
-            methods |= {f"{term}_{c}": MethodSpec(term, c) for c in ("cl", "scl")}
-    order = [*PAPER_METHODS, *(f"{t}{c}" for t in TERMS for c in ("", "_cl", "_scl"))]
-    return {name: methods[name] for name in dict.fromkeys(order) if name in methods}
+    for name, term in TERMS.items():
+        methods.setdefault(name, MethodSpec(name, ""))
+        if term.sees is None and name != "an":
+            methods |= {f"{name}_{c}": MethodSpec(name, c) for c in ("cl", "scl")}
+    return {name: methods[name] for name in (*PAPER_METHODS, *methods)}
 
 
 METHODS: dict[str, MethodSpec] = _all_methods()
@@ -87,7 +83,7 @@ def title_of(method: str) -> str:
     if method not in METHODS:
         return method.upper().replace("_", " + ")
     spec = METHODS[method]
-    parts = [] if method in ("cl", "scl") else [TERMS[spec.term].title or spec.term.upper()]
+    parts = [] if method in ("cl", "scl") else [TERMS[spec.term].title]
     return " + ".join([*parts, *([spec.consistency.upper()] if spec.consistency else [])])
 
 
@@ -103,60 +99,33 @@ def visible_labels(method: str, full: Tensor, single: Tensor) -> Tensor:
     return single if sees is None else sees(full, single)
 
 
-def place_of_averages(
-    name: str,
-    num_images: int,
-    num_classes: int,
-    settings: MethodSettings,
-    file: str | Path | None = None,
-) -> Path | None:
-    """The place of a method's running averages: None for memory, else `file`.
-
-    They go into the file if they do not fit into memory, or if they are larger than
-    `paths.memory_for_averages` allows. EN and GPR rank all labels of all images at once; this needs
-    memory in any case.
-
-    Args:
-        name: a key of METHODS; the next three arguments are as in Method.
-        num_images: N, the images.
-        num_classes: C, the classes.
-        settings: see MethodSettings.
-        file: where they may go; its disk must hold three more copies, for the checkpoints and the
-            results. None: they must fit into memory.
+def bytes_of_averages(
+    name: str, num_images: int, num_classes: int, settings: MethodSettings
+) -> int:
+    """Bytes of memory that the running averages of a method take; arguments as in `Method`.
 
     Raises:
-        UserError: the averages do not fit, or the name is unknown.
+        UserError: the name is unknown.
     """
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
-    spec = METHODS[name]
-    if not spec.keeps_averages:
-        return None
-    size = settings.bank_size if spec.consistency == "scl" else 1
-    per_label = _EN_BYTES if TERMS[spec.term].reads_averages else 0
-    if spec.consistency == "scl" and settings.bank_classes:
-        kept = min(settings.bank_classes, num_classes)
-        per_label = -(-per_label * num_classes // kept) + size**2 // 8 + 5
-        num_classes = kept
-    need = num_images, num_classes, size, getattr(torch, settings.bank_dtype)
-    copies = 1 if ranks.count() == 1 else 2  # rank 0 collects them for a checkpoint
-    try:
-        require_memory_for_averages(
-            *need, per_label=per_label, copies=copies, limit=paths.memory_for_averages()
-        )
-        return None
-    except UserError:
-        if file is None:
-            raise
-    require_memory_for_averages(*need, path=file, per_label=per_label, copies=4)
-    return Path(file)
+    spec, per_image = METHODS[name], 0
+    if spec.consistency == "scl":
+        kept = min(settings.bank_classes or num_classes, num_classes)
+        value = getattr(torch, settings.bank_dtype).itemsize
+        per_image = kept * value * settings.bank_size**2
+    elif spec.keeps_averages:
+        per_image = 4 * num_classes
+    if TERMS[spec.term].reads_averages:
+        per_image += 24 * num_classes  # the measured peak of `expected_negative_threshold`
+    return num_images * per_image
 
 
-class Method(KeptState):
+class Method(nn.Module):
     """One method in a training: its loss, and its running averages for the training images.
 
-    It is a module: as a part of a model, it is saved and restored with the model's state dict.
-    With several ranks, each has a method for its own images, and "all" images below are those.
+    It is a module: as a part of a model, it is saved and restored with the model's state dict. The
+    optimiser takes `[*model.parameters(), *method.parameters()]`.
 
     Args:
         name: a key of METHODS.
@@ -166,22 +135,24 @@ class Method(KeptState):
         seed: seed of the bank's rounding, and of the term's state.
         labels: z (N, C) of the whole training set; terms with state and `bank_classes` need them.
         epochs: length of the whole training; some terms depend on it.
-        pooling: pooling of the network.
-        file: where the running averages may go if they do not fit into memory.
+        pooling: pooling of the network; by default the term's, which is the mean for most.
+        device: where the running averages are; see HeatmapBank.
 
     Raises:
         UserError: the name is unknown, or the running averages do not fit.
         ValueError: the term needs the labels, or their shape is not (N, C).
 
+    Several processes: each image belongs to one rank for good (see `ranks.RankSampler`), each
+    rank's loss is that of its own batch, and all call `end_epoch` together.
+
     Example:
         >>> labels = torch.eye(3)[[0, 1, 2, 0]]  # of 4 images
         >>> method = Method("ren_scl", 4, 3, MethodSettings(start=0), labels=labels)
-        >>> method.begin_epoch(0, labels)
         >>> indices, views = torch.tensor([2, 0]), Views.sample(2)
         >>> maps = torch.zeros(2, 3, 7, 7)  # of a network that has seen views.crop(images, size)
         >>> loss = method.loss(maps, labels[indices], indices, views, epoch=0)
         >>> method.update(maps, indices, views, epoch=0)
-        >>> method.end_epoch(1, labels)
+        >>> method.end_epoch(0)
     """
 
     def __init__(
@@ -193,45 +164,32 @@ class Method(KeptState):
         seed: int = 0,
         labels: Tensor | None = None,
         epochs: int = 1,
-        pooling: Pooling = MEAN_POOLING,
-        file: str | Path | None = None,
+        pooling: Pooling | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        self.settings, self.epochs, self.pooling = settings or MethodSettings(), epochs, pooling
-        total = num_images * ranks.count()
-        path = place_of_averages(name, total, num_classes, self.settings, file)
-        self.name, self.spec = name, METHODS[name]
-        self.num_images, self.num_classes = num_images, num_classes
+        self.name, self.epochs, self.settings = name, epochs, settings or MethodSettings()
+        if name not in METHODS:
+            raise unknown_name("method", name, METHODS)
+        self.spec, self.num_classes = METHODS[name], num_classes
+        self.pooling = pooling or self.spec.pooling(Pooling())
+        self.ended = self.steps = 0  # epochs that `end_epoch` has ended, calls of `update`
+        self.grid = 1  # cells along a side of the last maps
         if labels is not None:
-            self._check_all(labels)
-        self.bank: HeatmapBank | None = None
-        if self.spec.keeps_averages:
-            size = self.settings.bank_size if self.spatial else 1
-            dtype = getattr(torch, self.settings.bank_dtype)
-            rest = size, self.settings.momentum, dtype, path, seed
-            if self.spatial and self.settings.bank_classes:
-                if labels is None:
-                    raise ValueError(
-                        "bank_classes needs the annotated classes: give labels, z (N, C)"
-                    )
-                kept = min(self.settings.bank_classes, num_classes)
-                annotated = labels.to(torch.uint8).argmax(1)
-                self.bank = SparseHeatmapBank(num_images, num_classes, kept, annotated, *rest)
-            else:
-                self.bank = HeatmapBank(num_images, num_classes, *rest)
-        self.tables: dict[str, Tensor] = {}
-        if self.term.reads_averages:  # a class with at least this presence is possible
-            self.tables["threshold"] = torch.full((num_classes,), math.inf)
-        if self.term.make_tables is not None:
-            if labels is None:
-                raise ValueError(f"method '{name}' keeps state: give labels, z (N, C)")
-            self.tables |= self.term.make_tables(labels, self.settings, seed)
-        for learned in self.term.learned:
-            self.tables[learned].requires_grad_()
+            require_tensor("labels", labels, (num_images, num_classes))
+        elif self._row.has_state or (self.spatial and self.settings.bank_classes):
+            raise ValueError(f"method '{name}' needs to know the labels: give labels, z (N, C)")
+        self.term = self._row.loss
+        if self._row.has_state:
+            self.term = self._row.loss(labels, self.settings, epochs, seed)
+        self.bank = self._make_bank(num_images, labels, device, seed)
+        if self._row.reads_averages and self.spatial:  # the view in which an image was seen last
+            whole = Views.whole(num_images)
+            self.register_buffer("boxes", whole.boxes)
+            self.register_buffer("flipped", whole.flipped)
 
     @property
-    def term(self) -> Term:
-        """The supervised term."""
+    def _row(self) -> Term:
         return TERMS[self.spec.term]
 
     @property
@@ -239,131 +197,160 @@ class Method(KeptState):
         """Whether the running averages are heatmaps (SCL) or one value per class (CL, EN, GPR)."""
         return self.spec.consistency == "scl"
 
-    def parameters(self, recurse: bool = True) -> list[Tensor]:
-        """Tensors that the optimiser changes together with the network's weights."""
-        return [self.tables[name] for name in self.term.learned]
-
-    def begin_epoch(self, epoch: int, labels: Tensor) -> None:
-        """Selects this epoch's threshold of EN and GPR from the running averages.
-
-        Args:
-            epoch: epochs done.
-            labels: z (N, C) of the whole training set.
-        """
-        self._check_all(labels)
-        if "threshold" in self.tables and epoch >= self.settings.start:
-            presence, labels = ranks.collect(self._presence_of_all()), ranks.collect(labels)
-            self.tables["threshold"] = ranks.from_first(lambda: self._threshold(presence, labels))
-
-    def end_epoch(self, epoch: int, labels: Tensor) -> None:
-        """Changes the term's state after an epoch; arguments as in `begin_epoch`."""
-        self._check_all(labels)
-        if self.term.end_epoch is None:
-            return
-        whole = {k: ranks.gather(v) if v.dim() == 2 else v for k, v in self.tables.items()}
-        self.term.end_epoch(whole, ranks.gather(labels), epoch, self.epochs, self.settings)
-        for name, table in whole.items():
-            if table is not self.tables[name]:
-                self.tables[name].copy_(ranks.part(table))
+    def _make_bank(
+        self, num_images: int, labels: Tensor | None, device: torch.device | str, seed: int
+    ) -> HeatmapBank | None:
+        shape, momentum = (num_images, self.num_classes), self.settings.momentum
+        if not self.spec.keeps_averages:
+            return None
+        if not self.spatial:  # one value per class: uint8 would be too coarse for many classes
+            return HeatmapBank(*shape, 1, momentum, torch.float32, device, seed)
+        size, dtype = self.settings.bank_size, getattr(torch, self.settings.bank_dtype)
+        if not self.settings.bank_classes:
+            return HeatmapBank(*shape, size, momentum, dtype, device, seed)
+        kept = min(self.settings.bank_classes, self.num_classes)
+        return SparseHeatmapBank(
+            *shape, kept, labels.to(torch.uint8).argmax(1),
+            size=size, momentum=momentum, dtype=dtype, device=device, seed=seed,
+        )  # fmt: skip
 
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
     ) -> Tensor:
-        """The loss of a batch; with several ranks, that of the whole batch, on each of them.
+        """The loss of a batch; it changes no state.
 
         Args:
             maps: f (B, C, G, G) score-map logits.
             labels: z (B, C), or what the term sees; see `visible_labels`.
             indices: (B,) int64 image numbers.
             views: B views through which the network saw the images.
-            epoch: epochs done, with the fraction of the current one.
+            epoch: epochs done, from 0; the fraction of the current one may be added.
 
         Raises:
             ValueError: a shape or type is another one.
+            RuntimeError: `update` or `end_epoch` was not called.
         """
-        self._check(maps, indices, views)
+        maps = self._check(maps, indices, views)
         require_tensor("labels", labels, maps.shape[:2])
-        own, settings = self.pooling(maps), self.settings
-        logits, labels = ranks.gather(own), ranks.gather(labels)
-        active = self.bank is not None and epoch >= settings.start
+        self._require_calls(epoch)
+        logits = self.pooling(maps)
+        active = self.bank is not None and epoch >= self.settings.start
         target, seen = self._read(indices, views, maps.shape[-1]) if active else (None, None)
-        reads = active and self.term.reads_averages
-        presence = ranks.gather(self.pooling.presence(target, seen)) if reads else None
-        step = Step(indices, epoch, self.epochs, settings, self.tables, presence)
-        total = self.term.loss(logits, labels, step)
+        presence = None
+        if active and self._row.reads_averages and self.ended:
+            presence = self.pooling.presence(target, seen)
+        total = self.term(logits, labels, self._context(indices, epoch, presence))
         if not (active and self.spec.consistency):
             return total
+        return total + self._weight(epoch) * self._agreement(maps, logits, target, seen)
+
+    def _agreement(self, maps: Tensor, logits: Tensor, target: Tensor, seen: Tensor) -> Tensor:
+        """The consistency term; target and seen as `HeatmapBank.read` gives them."""
+        competes, kind = self.pooling.competes, self.settings.distance
+        if self.spatial and competes:
+            return cell_consistency(maps / self.pooling.temperature, target, seen)
         if self.spatial:
-            agreement = spatial_consistency(maps, target, seen, settings.distance)
-            agreement = ranks.mean(agreement, seen.amax(1).sum())  # it is a mean over these cells
-        else:  # a new image is compared with its own prediction, not with 0
-            own = torch.sigmoid(own.detach())[..., None, None]
-            average = torch.where(seen > 0, target, own)[:, :, 0, 0]
-            agreement = consistency(logits, ranks.gather(average), settings.distance)
-        return total + self._weight(epoch) * agreement
+            return spatial_consistency(maps, target, seen, kind)
+        # A new image is compared with its own prediction, not with 0.
+        own = torch.sigmoid(logits.detach())[..., None, None]
+        average = torch.where(seen > 0, target, own)
+        if competes:
+            return cell_consistency(F.logsigmoid(logits)[..., None, None], average, seen)
+        return consistency(logits, average[:, :, 0, 0], kind)
 
     @torch.no_grad()
     def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
-        """Updates the running averages after a step, with the maps that the step predicted.
+        """Updates the state after a step, with the maps that the step predicted.
 
         The averages begin one epoch before the loss uses them. An earlier begin would keep the
         predictions of an untrained layer in the averages for many epochs.
         """
-        self._check(maps, indices, views)
-        maps = maps.float()
-        if "predictions" in self.tables:
-            self.tables["predictions"][indices.cpu()] = self.pooling(maps).sigmoid().cpu()
+        maps = self._check(maps, indices, views).detach()
+        ranks.require_own(indices)
+        logits = self.pooling(maps)
+        self.steps += 1
+        if isinstance(self.term, State):
+            self.term.observe(logits, self._context(indices, epoch))
         if self.bank is None or epoch < self.settings.start - 1:
             return
-        if self.spatial:
-            self.bank.update(indices, views, torch.sigmoid(maps))
-        else:
+        if not self.spatial:
             whole = Views.whole(len(indices), maps.device)
-            self.bank.update(indices, whole, self.pooling(maps).sigmoid()[:, :, None, None])
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: D102 (as in KeptState)
-        if isinstance(state, Mapping) and isinstance(state.get("bank"), Mapping):  # as it once was
-            state = {**state, **{f"bank.{name}": v for name, v in state["bank"].items()}}
-        super().load_state_dict(state)
-
-    def _state(self) -> dict[str, Tensor]:
-        return {name: table.detach() for name, table in self.tables.items()}
+            self.bank.update(indices, whole, logits.sigmoid()[:, :, None, None])
+            return
+        self.bank.update(indices, views, self.pooling.heat(maps))
+        if self._row.reads_averages:
+            here = indices.to(self.boxes.device)
+            self.boxes[here] = views.boxes.to(self.boxes)
+            self.flipped[here] = views.flipped.to(here.device)
+            self.grid = maps.shape[-1]
 
     @torch.no_grad()
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        for name, table in self.tables.items():
-            require_tensor(name, state[name], table.shape, str(table.dtype).split(".")[1])
-        for name, table in self.tables.items():
-            table.copy_(state[name])
+    def end_epoch(self, epoch: int) -> None:
+        """Ends an epoch: chooses the threshold of EN, class priors, pseudo-labels.
 
-    def _check(self, maps: Tensor, indices: Tensor, views: Views) -> None:
+        Args:
+            epoch: number of the epoch that ended, from 0.
+        """
+        self.ended = epoch + 1
+        if not isinstance(self.term, State):
+            return
+        presence, labels = None, self.term.labels
+        if self._row.reads_averages and self.ended >= self.settings.start:
+            presence, known = (ranks.merge(part) for part in self._presence())
+            presence, labels = presence[known], labels.to(known.device)[known]
+        self.term.end_epoch(self.ended, presence if len(labels) else None, labels)
+
+    def _presence(self) -> tuple[Tensor, Tensor]:
+        """(N, C) presence of every class in the last view of every image, and (N,) who has one.
+
+        The loss compares the presence in views with the threshold. So the threshold is chosen on
+        the presence in views, too.
+        """
+        few = 1 + 2**18 // (self.num_classes * self.bank.size**2)  # they stay in the CPU's cache
+        presence, known = [], []
+        for chunk in torch.arange(self.bank.num_images).split(few):
+            views = Views(self.boxes[chunk], self.flipped[chunk]) if self.spatial else None
+            target, seen = self._read(chunk, views or Views.whole(len(chunk)), self.grid)
+            presence.append(self.pooling.presence(target, seen))
+            known.append(seen.flatten(1).amax(1) > 0)
+        return torch.cat(presence), torch.cat(known)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The counters, for `state_dict`."""
+        return {"ended": self.ended, "steps": self.steps, "grid": self.grid}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores the counters."""
+        self.ended, self.steps, self.grid = state["ended"], state["steps"], state["grid"]
+
+    def _check(self, maps: Tensor, indices: Tensor, views: Views) -> Tensor:
+        """The maps in float32 or float64."""
         require_tensor("maps", maps, ("B", self.num_classes, "H", "W"), "float")
         require_tensor("indices", indices, (len(maps),), "int64")
         if len(views) != len(maps):
             raise ValueError(f"views must be {len(maps)}, one per image; got {len(views)}")
+        return maps if maps.dtype == torch.float64 else maps.float()
 
-    def _check_all(self, labels: Tensor) -> None:
-        require_tensor("labels", labels, (self.num_images, self.num_classes))
+    def _require_calls(self, epoch: float) -> None:
+        """Without these calls the method would silently be another one."""
+        if int(epoch) == 0 or (self.bank is None and not self._row.has_state):
+            return
+        if self.steps == 0:
+            raise RuntimeError(f"epoch {int(epoch)} begins, and method.update was never called; "
+                               "call it after every step; epochs count from 0")  # fmt: skip
+        if self._row.has_state and self.ended < int(epoch):
+            raise RuntimeError(f"epoch {int(epoch)} begins, and method.end_epoch({self.ended}) was "
+                               "not called; call it after every epoch, from 0")  # fmt: skip
+
+    def _context(self, indices: Tensor, epoch: float, presence: Tensor | None = None) -> Context:
+        return Context(indices, epoch, self.epochs, self.settings, presence)
 
     def _weight(self, epoch: float) -> float:
-        progress = (epoch - self.settings.start) / max(self.settings.ramp, 1e-6)
-        return self.settings.weight * min(1.0, progress)
+        """Lambda of an epoch: its linear ramp in the middle of this epoch."""
+        middle = int(epoch) + 0.5 - self.settings.start
+        return self.settings.weight * min(1.0, middle / max(self.settings.ramp, 1e-6))
 
     def _read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
         if self.spatial:
             return self.bank.read(indices, views, grid)
         return self.bank.read(indices, Views.whole(len(indices), views.boxes.device), 1)
-
-    def _threshold(self, presence: Tensor, labels: Tensor) -> Tensor:
-        k = self.settings.expected_positives
-        if self.settings.expected_count == "estimated":
-            k = max(1.0, class_priors(presence, labels).sum().item())
-        return expected_negative_threshold(presence, labels, k)
-
-    def _presence_of_all(self) -> Tensor:
-        """(N, C) presence of every class in every whole image, from the running averages."""
-        size = self.bank.size
-        few = 2**26 // (self.bank.num_classes * size**2)  # 1,000 classes need much memory per image
-        chunks = torch.arange(self.bank.num_images).split(min(1024, max(1, few)))
-        read = (self.bank.read(c, Views.whole(len(c)), size) for c in chunks)
-        return torch.cat([self.pooling.presence(*part) for part in read])

@@ -2,7 +2,7 @@
 
 Second-hand sources say that the paper takes the mean over the cells. The mean dilutes small
 objects. The best pooling depends on the data, so it is a setting of the model. All code that turns
-maps into logits uses `Pooling`: training, running averages, prediction, figures, the explorer.
+maps into logits or into heatmaps uses `Pooling`: training, running averages, prediction, figures.
 """
 
 from __future__ import annotations
@@ -16,21 +16,34 @@ from torch import Tensor
 from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.shapes import require_seen, require_tensor
 
-KINDS = ("mean", "boost", "lse", "top", "attention", "probability")
-_USUAL = {"boost": 5.0, "lse": 1.0, "top": 0.25}  # default strength, for kinds that have one
+# The kinds, with the usual strength of those that have one.
+_USUAL = {
+    "mean": 0.0, "boost": 5.0, "lse": 1.0, "top": 0.25, "attention": 0.0, "probability": 0.0,
+    "softmax": 1.0, "cells": 1.0, "cells_top": 0.1,
+}  # fmt: skip
+_LIMITS = {"top": 1.0, "cells_top": 1.0}  # shares of the cells
+KINDS = tuple(_USUAL)
+_COMPETING = ("softmax", "cells", "cells_top")
 _EPSILON = 1 / 512  # keeps probabilities away from 0 and 1 before a logit: half a step of uint8
+_SURE = -1e-6  # the highest log p: its logit stays finite
 
 
 @dataclass(frozen=True)
 class Pooling:
     """One way to pool.
 
+    In the last three kinds the classes compete: p sums to 1 over the classes. Their logit is that
+    of p, so the sigmoid gives p for every kind.
+
     Attributes:
         kind: "mean": mean of the logits. "boost": mean, after positive logits are multiplied by
             `strength` (BoostLU, Kim et al., CVPR 2023; they use 5). "lse": log of the mean of
             exp(strength * f), divided by the strength. "top": mean of the highest cells; `strength`
             is their share. "attention": mean weighted by a softmax over the cells (Jouanneau et
-            al.). "probability": logit of the mean of sigmoid(f).
+            al.). "probability": logit of the mean of sigmoid(f). "softmax": the softmax over the
+            classes of the mean logits; `strength` is its temperature. "cells" (ours): the mean of
+            the softmax over the classes in every cell; `strength` is its temperature. "cells_top"
+            (ours): the same over the highest cells of every class; `strength` is their share.
         strength: its meaning depends on the kind, see there; 0 is the kind's default.
 
     Raises:
@@ -47,12 +60,27 @@ class Pooling:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown_name("pooling", self.kind, KINDS)
-        limits = {"boost": 1000.0, "lse": 1000.0, "top": 1.0}
-        if not 0 <= self.strength <= limits.get(self.kind, math.inf):
+        limit = _LIMITS.get(self.kind, 1000.0)
+        if not 0 <= self.strength <= limit:
             raise UserError(
-                f"the strength of pooling '{self.kind}' must be in 0..{limits[self.kind]:g} "
+                f"the strength of pooling '{self.kind}' must be in 0..{limit:g} "
                 f"(0: the usual {_USUAL[self.kind]:g}); got {self.strength}"
             )
+
+    @property
+    def competes(self) -> bool:
+        """Whether the classes compete, so that heatmaps are distributions over the classes."""
+        return self.kind in _COMPETING
+
+    @property
+    def temperature(self) -> float:
+        """What divides the logits before the softmax over the classes."""
+        return self.effective_strength if self.kind in ("softmax", "cells") else 1.0
+
+    @property
+    def effective_strength(self) -> float:
+        """The strength, or the kind's default; 0 for a kind without one."""
+        return self.strength or _USUAL[self.kind]
 
     def __call__(self, maps: Tensor, seen: Tensor | None = None) -> Tensor:
         """Image logits s (B, C).
@@ -71,8 +99,12 @@ class Pooling:
         weight = torch.ones_like(cells[:, :1]) if seen is None else seen.flatten(2).to(cells)
         return getattr(self, f"_{self.kind}")(cells, weight)
 
+    def heat(self, maps: Tensor) -> Tensor:
+        """Probabilities (B, C, G, G) of every cell: what the heatmaps average."""
+        return (maps / self.temperature).softmax(1) if self.competes else maps.sigmoid()
+
     def presence(self, heatmaps: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Presence of every class according to heatmaps; their logits are pooled as the model does.
+        """Presence of every class according to heatmaps, pooled as the model pools its maps.
 
         Args:
             heatmaps: (B, C, G, G) in [0, 1].
@@ -82,17 +114,18 @@ class Pooling:
             (B, C) in [0, 1]; 0 where no cell has been seen.
         """
         require_tensor("heatmaps", heatmaps, ("B", "C", "H", "W"), "float")
-        presence = self(torch.logit(heatmaps, eps=_EPSILON), seen).sigmoid()
+        if self.competes:  # the heat is what these kinds pool
+            weight = torch.ones_like(heatmaps[:, :1]) if seen is None else seen
+            cells, weight = heatmaps.flatten(2), weight.flatten(2).to(heatmaps)
+            is_top = self.kind == "cells_top"
+            presence = self._top(cells, weight) if is_top else self._mean(cells, weight)
+        else:
+            presence = self(torch.logit(heatmaps, eps=_EPSILON), seen).sigmoid()
         return presence if seen is None else presence.where(seen.sum((2, 3)) > 0, 0)
 
     def __str__(self) -> str:
         """What `parse_pooling` reads: "mean", "lse:0.3"."""
         return f"{self.kind}:{self.strength:g}" if self.strength else self.kind
-
-    @property
-    def effective_strength(self) -> float:
-        """The strength, or the kind's default; 0 for a kind without one."""
-        return self.strength or _USUAL.get(self.kind, 0.0)
 
     def _mean(self, cells: Tensor, weight: Tensor) -> Tensor:
         return (cells * weight).sum(2) / weight.sum(2).clamp(min=1)
@@ -119,12 +152,31 @@ class Pooling:
     def _probability(self, cells: Tensor, weight: Tensor) -> Tensor:
         return torch.logit(self._mean(cells.sigmoid(), weight), eps=1e-6)
 
+    def _softmax(self, cells: Tensor, weight: Tensor) -> Tensor:
+        scores = self._mean(cells, weight) / self.effective_strength
+        return _logit_of_log(scores.log_softmax(1))
+
+    def _cells(self, cells: Tensor, weight: Tensor) -> Tensor:
+        own = (cells / self.effective_strength).log_softmax(1).masked_fill(weight == 0, -math.inf)
+        total = own.logsumexp(2) - weight.sum(2).clamp(min=1).log()
+        return _logit_of_log(torch.where(weight.sum(2) > 0, total, -1.0))
+
+    def _cells_top(self, cells: Tensor, weight: Tensor) -> Tensor:
+        return _logit_of_log(self._top(cells.softmax(1), weight).clamp(min=1e-30).log())
+
+
+def _logit_of_log(log_p: Tensor) -> Tensor:
+    """log(p / (1 - p)) of log p; finite for p = 1."""
+    log_p = log_p.clamp(max=_SURE)
+    return log_p - torch.log(-torch.expm1(log_p))
+
 
 MEAN_POOLING = Pooling()
 # Trained with one pooling, a network may predict with another at no cost. These are tried (ours).
 TEST_POOLINGS = (
     MEAN_POOLING, Pooling("lse", 0.3), Pooling("lse", 1.0), Pooling("boost", 2.0), Pooling("top"),
-    Pooling("attention"), Pooling("probability"),
+    Pooling("attention"), Pooling("probability"), Pooling("softmax"), Pooling("cells"),
+    Pooling("cells", 2.0), Pooling("cells_top"),
 )  # fmt: skip
 
 

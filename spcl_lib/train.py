@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
@@ -19,7 +18,6 @@ from spcl_lib.model import Images, SpatialClassifier, autocast, normalise
 from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.randomness import keyed_generator
-from spcl_lib.system.replicas import replicate
 from spcl_lib.views import Views
 
 
@@ -42,20 +40,28 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+class _Batches(Dataset):
+    """Batches of (images, labels, indices), read by the numbers of the images."""
+
+    def __init__(self, images: Images, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        indices = torch.tensor(numbers)
+        return self.images[indices], self.labels[indices], indices
+
+
+def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
     """A random order of all images, cut into batches of nearly equal size.
 
-    With several ranks: of this rank's images, by their places among them, in as many batches. The
-    batches of all ranks together have about `batch` images, up to one per rank more.
+    With several ranks: of this rank's images, in as many batches, so that the batches of all ranks
+    together have about `batch` images.
     """
-    generator = keyed_generator("order", seed, epoch, *_rank_key())
-    order = torch.randperm(len(ranks.numbers(num_images)), generator=generator)
-    return order.tensor_split(math.ceil(num_images / batch))
-
-
-def _rank_key() -> tuple[int, ...]:
-    """What distinguishes this rank's random numbers; nothing without other ranks."""
-    return (ranks.rank(),) if ranks.count() > 1 else ()
+    own = torch.arange(ranks.rank(), num_images, ranks.count())
+    key = (ranks.rank(),) if ranks.count() > 1 else ()
+    generator = keyed_generator("order", seed, epoch, *key)
+    order = own[torch.randperm(len(own), generator=generator)]
+    return [part.tolist() for part in order.tensor_split(math.ceil(num_images / batch))]
 
 
 def learning_rate(done: float, warmup: float) -> float:
@@ -84,8 +90,8 @@ def make_optimizer(
         {"params": [p for p in model.features.parameters() if p.requires_grad], "factor": 1.0},
         {"params": list(model.head.parameters()), "factor": head_factor},
     ]
-    if labels:
-        groups.append({"params": list(labels), "factor": 10.0, "weight_decay": 0.0})
+    if labels := list(labels):
+        groups.append({"params": labels, "factor": 10.0, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
@@ -97,59 +103,48 @@ def set_learning_rates(
         group["lr"] = lr * group["factor"] * learning_rate(done, warmup)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-    """Changes the weights by one step down the gradient of a loss; returns the loss."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
 def sample_views(count: int, config: RunConfig, generator: torch.Generator) -> Views:
     """`count` random views with the crops and flips of a configuration."""
     scale, ratio = (config.scale_min, config.scale_max), (1 / config.ratio_max, config.ratio_max)
     return Views.sample(count, scale, ratio, config.flip, generator)
 
 
-def predict_views(
-    model: SpatialClassifier, images: Tensor, views: Views, config: RunConfig
-) -> Tensor:
-    """Score-map logits f (B, C, G, G) float32 of views.
-
-    If only the head is trained, `images` are the features of the whole images. A 1x1 convolution
-    and a crop give the same result in both orders. So the head comes first, and the crop reads C
-    maps instead of D features. A network that sees the crop itself would see it larger.
-
-    Args:
-        model: gives score maps.
-        images: whole images (B, 3, S, S) uint8, or their features (B, D, G', G').
-        views: B views of them.
-        config: the run's configuration.
-    """
-    if images.is_floating_point():
-        with autocast(images.device, config.amp):
-            maps = model.classify(images)
-        return views.crop(maps.float(), config.grid_of_crop(images.shape[-1]))
+def maps_of_crops(model: nn.Module, images: Tensor, views: Views, config: RunConfig) -> Tensor:
+    """Score-map logits f (B, C, G, G) float32 of views of whole images (B, 3, S, S) uint8."""
     crops = views.crop(images, config.crop_side)
     with autocast(images.device, config.amp):
         return model(normalise(crops)).float()
+
+
+def maps_of_features(
+    model: SpatialClassifier, features: Tensor, views: Views, config: RunConfig
+) -> Tensor:
+    """Score-map logits f (B, C, G, G) float32 of views, from features (B, D, G', G').
+
+    A 1x1 convolution and a crop give the same result in both orders. So the head comes first, and
+    the crop reads C maps instead of D features. The features saw the whole image: a view changes
+    nothing here but the position. A network that sees the crop itself would see it larger.
+    """
+    with autocast(features.device, config.amp):
+        maps = model.classify(features)
+    return views.crop(maps.float(), config.grid_of_crop(features.shape[-1]))
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     method: Method,
-    images: Images,
+    images: Tensor,
     labels: Tensor,
     indices: Tensor,
     config: RunConfig,
     epochs_done: float,
     generator: torch.Generator,
 ) -> float:
-    """One step on the images at `indices` (B,); arguments as in `train`. Returns the loss.
+    """One step on the images (B, 3, S, S), or features, with the numbers `indices`.
 
-    With several ranks, each makes the step on its images, `indices` being places among those, and
-    the model is a replica. The loss is that of the whole batch.
+    Returns:
+        The loss.
 
     Raises:
         UserError: the loss is not finite.
@@ -157,30 +152,20 @@ def train_step(
     device = next(model.parameters()).device
     set_learning_rates(optimizer, config.lr, epochs_done / config.epochs, config.warmup)
     views = sample_views(len(indices), config, generator).to(device)
-    numbers = ranks.numbers_at(indices)
-    shown = images[numbers].to(device), views, config
-    replicated = isinstance(model, DistributedDataParallel)
-    maps = model(*shown) if replicated else predict_views(model, *shown)  # (B, C, G, G)
-    loss = method.loss(maps, labels[numbers].to(device), indices, views, epochs_done)
-    value = descend(optimizer, loss)
-    if not math.isfinite(value):  # stop before the loss changes the running averages
+    predict = maps_of_features if config.trained == "head" else maps_of_crops
+    maps = predict(model, images.to(device), views, config)
+    loss = method.loss(maps, labels.to(device), indices, views, epochs_done)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    ranks.average_gradients(model.parameters())
+    optimizer.step()
+    if not math.isfinite(value := loss.item()):  # before it changes the running averages
         raise UserError(
             f"the loss became {value} in epoch {int(epochs_done) + 1}; "
             f"lower the learning rate: --set lr={config.lr / 10:g}"
         )
-    method.update(maps.detach(), indices, views, epochs_done)
+    method.update(maps, indices, views, epochs_done)
     return value
-
-
-class _ViewPredictor(nn.Module):
-    """`predict_views` as a module, because DistributedDataParallel wraps only modules."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, views: Views, config: RunConfig) -> Tensor:
-        return predict_views(self.model, images, views, config)
 
 
 def train(
@@ -191,8 +176,8 @@ def train(
     labels: Tensor,
     config: RunConfig,
     progress: Progress | None = None,
-    after_step: Callable[[Progress], None] = lambda progress: None,
-    after_epoch: Callable[[Progress], dict[str, float]] = lambda progress: {},
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_epoch: Callable[[Progress], dict[str, float]] = lambda progress: {},
 ) -> Progress:
     """Trains until `config.epochs` epochs are done.
 
@@ -202,59 +187,54 @@ def train(
         model: SpatialClassifier, on its device.
         optimizer: with one "factor" per parameter group.
         method: loss and running averages.
-        images: (N, 3, S, S) uint8; read batch by batch.
+        images: (N, 3, S, S) uint8, or features (N, D, G, G); read batch by batch.
         labels: (N, C) labels that the method may see: see `methods.visible_labels`.
         config: the run's configuration.
         progress: the state to continue from; None to start.
-        after_step: called after every step (to save a checkpoint).
-        after_epoch: called after every epoch; the history gets the values that it returns.
+        on_step: called after every step, and at the end of an epoch after `on_epoch`.
+        on_epoch: called after every epoch; the history gets the values that it returns.
 
     Returns:
         The final progress with the history.
     """
     progress = progress or Progress()
     model.train()
-    network = replicate(_ViewPredictor(model)) if ranks.count() > 1 else model
     while progress.epoch < config.epochs:
-        batches = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
-        if progress.step == 0:
-            method.begin_epoch(progress.epoch, ranks.part(labels))
-        bar = tqdm(
-            batches[progress.step :],
-            desc=f"{config.method} epoch {progress.epoch + 1}/{config.epochs}",
-            initial=progress.step, total=len(batches), leave=False, mininterval=1,
-            **({"disable": True} if ranks.rank() else {}),
-        )  # fmt: skip
-        for indices, following in zip_longest(bar, batches[progress.step + 1 :]):
-            read_ahead(images, None if following is None else ranks.numbers_at(following))
+        order = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
+        for batch in _progress_bar(images, labels, order, progress, config):
             clock = time.perf_counter()
-            epochs_done = progress.epoch + progress.step / len(batches)
-            key = config.seed, progress.epoch, progress.step, *_rank_key()
-            generator = keyed_generator("views", *key)
-            loss = train_step(
-                network, optimizer, method, images, labels, indices, config, epochs_done, generator
-            )
+            key = (ranks.rank(),) if ranks.count() > 1 else ()
+            generator = keyed_generator("views", config.seed, progress.epoch, progress.step, *key)
+            epochs_done = progress.epoch + progress.step / len(order)
+            loss = train_step(model, optimizer, method, *batch, config, epochs_done, generator)
             progress.loss_sum += loss
             progress.step += 1
             progress.seconds += time.perf_counter() - clock
-            if progress.step < len(batches):
-                after_step(progress)
-        method.end_epoch(progress.epoch + 1, ranks.part(labels))
-        _finish_epoch(progress, len(batches), after_epoch)
-        after_step(progress)
+            if progress.step < len(order):
+                on_step(progress)
+        method.end_epoch(progress.epoch)
+        progress.epoch += 1
+        row = {"epoch": progress.epoch, "loss": progress.loss_sum / len(order)}
+        progress.step, progress.loss_sum = 0, 0.0
+        progress.history.append(row | on_epoch(progress))
+        on_step(progress)
     return progress
 
 
-def _finish_epoch(
-    progress: Progress, steps: int, after_epoch: Callable[[Progress], dict[str, float]]
-) -> None:
-    progress.epoch += 1
-    row = {"epoch": progress.epoch, "loss": progress.loss_sum / steps}
-    progress.step, progress.loss_sum = 0, 0.0
-    progress.history.append(row | after_epoch(progress))
-
-
-def read_ahead(images: Images, indices: Tensor | None) -> None:
-    """Announces the images of the following batch: `LazyImages` reads them in the background."""
-    if indices is not None and hasattr(images, "expect"):
-        images.expect(indices)
+def _progress_bar(
+    images: Images, labels: Tensor, order: list[list[int]], progress: Progress, config: RunConfig
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The batches of the epoch that are not done yet, with a bar on rank 0."""
+    loader = DataLoader(
+        _Batches(images, labels),
+        batch_sampler=order[progress.step :],
+        collate_fn=lambda batch: batch,
+        num_workers=getattr(images, "workers", 0),  # images that are not in memory have some
+        generator=torch.Generator(),  # else it would draw from the global one
+    )
+    return tqdm(
+        loader,
+        desc=f"{config.method} epoch {progress.epoch + 1}/{config.epochs}",
+        initial=progress.step, total=len(order), leave=False, mininterval=1,
+        **({"disable": True} if ranks.rank() else {}),
+    )  # fmt: skip

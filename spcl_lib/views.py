@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.system.shapes import require_size, require_tensor
@@ -119,17 +118,25 @@ class Views:
         """The same views on another device."""
         return Views(self.boxes.to(device), self.flipped.to(device))
 
-    def theta(self) -> Tensor:
-        """(B, 2, 3) affine from the view's coordinates to the full image's, both in [-1, 1].
+    def axes(self, grid: int, height: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+        """The two matrices of T_v, for rows and for columns: T_v(H) = Y @ H @ X.mT.
 
-        With it, `torch.nn.functional.affine_grid` cuts the views out.
+        Row i of Y holds the weights with which the rows of H make row i of the view. Only two
+        weights are not 0, because the interpolation is linear.
+
+        Args:
+            grid: G, cells along each side of the view.
+            height: rows of the full-image maps.
+            width: their columns; by default as many.
+
+        Returns:
+            Y (B, G, height) and X (B, G, width), float32.
         """
-        x0, y0, x1, y1 = self.boxes.unbind(1)
-        sign = 1 - 2 * self.flipped.to(x0.dtype)
-        zero = torch.zeros_like(x0)
-        row_x = torch.stack((sign * (x1 - x0), zero, x0 + x1 - 1), 1)
-        row_y = torch.stack((zero, y1 - y0, y0 + y1 - 1), 1)
-        return torch.stack((row_x, row_y), 1)
+        x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
+        centres = _centres(grid, self.boxes.device).expand(len(self), grid)
+        across = torch.where(self.flipped[:, None], 1 - centres, centres)
+        rows = _weights(y0 + centres * (y1 - y0), height)
+        return rows, _weights(x0 + across * (x1 - x0), width or height)
 
     def crop(self, images: Tensor, size: int) -> Tensor:
         """Cuts the views out of full images or maps: T_v of the method.
@@ -142,34 +149,11 @@ class Views:
             size: height and width of the result.
 
         Returns:
-            (B, K, size, size), in the floating type of `images`, or float32 for uint8.
+            (B, K, size, size), in the floating type of `images`, or float32 for other types.
         """
         self._check("images", images, size)
-        images = images if images.is_floating_point() else images.float()
-        shape = [len(images), images.shape[1], size, size]
-        grid = F.affine_grid(self.theta().to(images), shape, align_corners=False)
-        return F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
-
-    def crop_maps(self, maps: Tensor, size: int) -> Tensor:
-        """Cuts the views out of full-image maps: `crop` in two steps, first rows, then columns.
-
-        It uses only additions and multiplications in a fixed order. So every machine, and the
-        compiled code of the bank, gives the same bits.
-
-        Args:
-            maps: (B, K, H, W) float32.
-            size: height and width of the result.
-
-        Returns:
-            (B, K, size, size); a constant map stays exactly constant.
-        """
-        self._check("maps", maps, size)
-        require_tensor("maps", maps, None, "float")
-        centres = _centres(size, self.boxes.device).expand(len(self), size)
-        x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
-        across = torch.where(self.flipped[:, None], 1 - centres, centres)
-        low = _interpolate(maps, y0 + centres * (y1 - y0), 2)  # (B, K, size, W)
-        return _interpolate(low, x0 + across * (x1 - x0), 3)
+        dtype = images.dtype if images.is_floating_point() else torch.float32
+        return resample(images, *self.axes(size, *images.shape[2:])).to(dtype)
 
     def visible(self, size: int) -> Tensor:
         """(B, 1, size, size) bool: the full image's cells whose centre the view shows."""
@@ -188,8 +172,8 @@ class Views:
             size: height and width of the full-image maps.
 
         Returns:
-            (B, C, size, size) full-image maps, and (B, 1, size, size) bool, the cells whose centre
-            the view shows. The maps have a meaning only in these cells.
+            (B, C, size, size) float32 full-image maps, and (B, 1, size, size) bool, the cells whose
+            centre the view shows. The maps have a meaning only in these cells.
         """
         self._check("maps", maps, size)
         require_tensor("maps", maps, None, "float")
@@ -197,8 +181,8 @@ class Views:
         x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
         across, down = (centres - x0) / (x1 - x0), (centres - y0) / (y1 - y0)  # (B, size)
         across = torch.where(self.flipped[:, None], 1 - across, across)
-        wide = _interpolate(maps, across, 3)  # (B, C, G, size)
-        return _interpolate(wide, down, 2), self.visible(size)
+        rows, columns = _weights(down, maps.shape[2]), _weights(across, maps.shape[3])
+        return resample(maps, rows, columns), self.visible(size)
 
     def _check(self, name: str, maps: Tensor, size: int) -> None:
         require_tensor(name, maps, (len(self), "K", "H", "W"))
@@ -261,20 +245,28 @@ def _centres(size: int, device: torch.device) -> Tensor:
     return (torch.arange(size, device=device) + 0.5) / size
 
 
-def _interpolate(maps: Tensor, at: Tensor, axis: int) -> Tensor:
-    """Values of maps (B, K, H, W) at the fractions `at` (B, S) of one axis, 2 or 3; linear.
+def _weights(at: Tensor, cells: int) -> Tensor:
+    """(B, S, cells) weights that interpolate linearly at the fractions `at` (B, S) of one axis.
 
-    Beyond the outer cells' centres it gives the outer cells' values.
+    Beyond the outer cells' centres all weight is on the outer cell.
     """
-    cells = maps.shape[axis]
     at = (at * cells - 0.5).clamp(0, cells - 1)
-    shape = (len(maps), 1, -1, 1) if axis == 2 else (len(maps), 1, 1, -1)
-    full = list(maps.shape)
-    full[axis] = at.shape[1]
-    left = at.long()  # the cell before each position; its right neighbour is the next one
-    share = (at - left).view(shape)
-    low, high = (
-        maps.gather(axis, cell.view(shape).expand(full))
-        for cell in (left, (left + 1).clamp(max=cells - 1))
-    )
-    return low + share * (high - low)
+    return (1 - (at[:, :, None] - torch.arange(cells, device=at.device)).abs()).clamp(min=0)
+
+
+def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Y @ H @ X.mT for all maps of an image at once, in float32 also within autocast.
+
+    Args:
+        maps: H (B, K, H, W).
+        rows: Y (B, S, H).
+        columns: X (B, S, W).
+
+    Returns:
+        (B, K, S, S).
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        wide = maps.float().flatten(1, 2) @ columns.mT  # (B, K * H, S)
+        wide = wide.unflatten(1, maps.shape[1:3]).transpose(1, 2)  # (B, H, K, S)
+        tall = rows @ wide.flatten(2)  # (B, S, K * S)
+    return tall.unflatten(2, wide.shape[2:]).transpose(1, 2)

@@ -1,7 +1,6 @@
 """Metrics agree with their definitions, and with scikit-learn if it is installed."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,16 +8,15 @@ import torch
 from torch import nn
 
 from spcl_lib import mean_average_precision
-from spcl_lib.data.image_set import ImageSet
-from spcl_lib.data.images import LazyImages
 from spcl_lib.evaluate import (
     average_precisions,
-    evaluate,
     evaluate_scores,
     precision_recall,
     predict_maps,
+    predict_scores,
     top1_accuracy,
 )
+from spcl_lib.pooling import Pooling
 
 
 def slow_ap(scores, labels):
@@ -53,27 +51,6 @@ def test_ap_is_its_definition_with_and_without_ties(levels):
         assert mean_average_precision(scores, labels) == pytest.approx(np.mean(expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["all apart", "ties", "tiny and negative", "one image", "many"])
-def test_the_compiled_ap_is_that_of_pytorch(kind, dtype, monkeypatch):
-    count, classes = {"one image": (1, 3), "many": (3000, 21)}.get(kind, (60, 17))
-    scores, labels = random_case(1, count, classes, levels=4 if kind == "ties" else None)
-    scores = scores.to(dtype)
-    if kind == "tiny and negative":
-        scores = (scores - 0.5) * 1e-3
-        scores[::7], scores[1::7] = 0.0, -0.0  # equal, though their bits are not
-    labels[:, 2] = False
-    ignored = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0)) < 0.2
-    given = [None, ignored, torch.ones_like(ignored)]
-    fast = [average_precisions(scores, labels, i) for i in given]
-    part = average_precisions(scores[:, 1:2], labels[:, 1:2], ignored[:, 1:2])  # not contiguous
-    torch.testing.assert_close(part, fast[1][1:2], rtol=1e-12, atol=0, equal_nan=True)
-    monkeypatch.setattr("spcl_lib.evaluate.load_compiled", lambda source: None)
-    slow = [average_precisions(scores, labels, i) for i in given]
-    for mine, theirs in zip(fast, slow, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0, equal_nan=True)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("levels", [None, 5, 1])
 def test_map_is_scikit_learns_where_every_class_has_a_positive(levels, dtype):
@@ -90,30 +67,9 @@ def test_ap_by_hand():
     scores = torch.tensor([[0.9], [0.8], [0.7], [0.6], [0.5]])
     labels = torch.tensor([[1], [0], [1], [0], [1]])
     assert mean_average_precision(scores, labels) == pytest.approx(100 * (1 + 2 / 3 + 3 / 5) / 3)
-    # With 0.8 and 0.7 tied they count together: precision 2/3 for the second hit either way.
-    scores[1] = 0.7
-    assert mean_average_precision(scores, labels) == pytest.approx(100 * (1 + 2 / 3 + 3 / 5) / 3)
     # With 0.9 to 0.7 tied, the first two hits have precision 2/3; sorting would give 1 to one.
-    scores[0] = 0.7
+    scores[:2] = 0.7
     assert mean_average_precision(scores, labels) == pytest.approx(100 * (4 / 3 + 3 / 5) / 3)
-
-
-def test_scores_that_say_nothing_give_the_share_of_positives_in_any_order():
-    """Where sorting decides, they give 100 or less than 1/3, as the rows happen to lie."""
-    labels = torch.tensor([[1], [1], [0], [0], [0], [0]])
-    scores = torch.full((6, 1), 0.3)
-    for rows in (labels, labels.flip(0)):
-        assert mean_average_precision(scores, rows) == pytest.approx(100 / 3)
-
-
-@pytest.mark.parametrize("levels", [20, 3])
-def test_the_order_of_the_images_does_not_matter(levels):
-    scores, labels = random_case(0, levels=levels)
-    for seed in range(5):
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(len(scores)))
-        torch.testing.assert_close(
-            average_precisions(scores[order], labels[order]), average_precisions(scores, labels)
-        )
 
 
 def test_classes_without_a_positive_are_left_out_and_counted():
@@ -133,27 +89,52 @@ def test_classes_without_a_positive_are_left_out_and_counted():
     assert math.isnan(mean_average_precision(scores, torch.zeros_like(labels)))
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_labels_may_be_of_any_type_and_gradients_do_not_matter(dtype):
-    scores, labels = random_case(3)
-    got = mean_average_precision(scores.requires_grad_(), labels.to(dtype))
-    assert got == mean_average_precision(scores.detach(), labels)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+METRICS = {
+    "average_precisions": average_precisions,
+    "mean_average_precision": mean_average_precision,
+    "top1_accuracy": top1_accuracy,
+    "evaluate_scores": lambda s, z, i=None: evaluate_scores(s, z, tuple("abc")[: s.shape[1]], i),
+}
 
 
-@pytest.mark.parametrize(
-    ("scores", "labels", "message"),
-    [
-        (torch.rand(4, 3), torch.ones(4, 2), r"\(4, 3\).*\(4, 2\)"),
-        (torch.rand(4), torch.ones(4), r"\(N, C\)"),
-        (torch.tensor([[0.5], [float("nan")]]), torch.ones(2, 1), "finite"),
-        (torch.tensor([[0.5], [float("inf")]]), torch.ones(2, 1), "finite"),
-        (torch.tensor([[0.5], [float("-inf")]]), torch.ones(2, 1), "finite"),
-        (torch.tensor([[0.5], [float("nan")]]).double(), torch.ones(2, 1), "finite"),
-    ],
-)
-def test_what_has_no_ap_is_refused(scores, labels, message):
-    with pytest.raises(ValueError, match=message):
-        average_precisions(scores, labels)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", METRICS)
+def test_scores_that_are_not_finite_are_refused_in_every_type(name, value, dtype):
+    scores = torch.tensor([[0.5, 0.1], [value, 0.2]], dtype=dtype)
+    with pytest.raises(ValueError, match="scores must be finite"):
+        METRICS[name](scores, torch.eye(2))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_metrics_of_nothing_are_nan_in_every_type_and_no_scores_stand_above_float16(dtype):
+    nothing, labels = torch.zeros(0, 3, dtype=dtype), torch.zeros(0, 3)
+    assert average_precisions(nothing, labels).isnan().tolist() == [True] * 3
+    assert math.isnan(mean_average_precision(nothing, labels))
+    assert math.isnan(top1_accuracy(nothing, labels))
+    metrics = evaluate_scores(nothing, labels, tuple("abc"))
+    assert math.isnan(metrics["mAP"]) and metrics["AP"] == dict.fromkeys("abc")
+    assert metrics["classes_without_positive"] == 3
+    every = [*metrics["at_0.5"].values(), *precision_recall(nothing > 0, labels).values()]
+    assert all(math.isnan(value) or value == 0 for value in every)
+    scores = torch.tensor([[0.75, -0.0], [0.5, 0.0], [0.25, -1.0]], dtype=dtype)
+    labels = torch.tensor([[1, 0], [0, 1], [1, 0]])  # -0 and 0 are equal
+    expected = [100 * (1 + 2 / 3) / 2, 50.0]
+    assert average_precisions(scores, labels).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [-1, 2, 0.5, torch.nan])
+@pytest.mark.parametrize("name", [*METRICS, "precision_recall"])
+def test_labels_that_are_neither_0_nor_1_are_refused(name, value):
+    """With -1 for "absent", mAP counted every label as present; the inverse of 1 is -2."""
+    labels = torch.eye(3).where(torch.eye(3) == 1, value)
+    call, scores = METRICS.get(name, precision_recall), torch.rand(3, 3)
+    given = scores > 0.5 if name == "precision_recall" else scores
+    with pytest.raises(ValueError, match="labels must be 0 or 1"):
+        call(given, labels)
+    with pytest.raises(ValueError, match="ignored must be .3, 3. bool"):
+        call(given, torch.eye(3), torch.eye(3))
 
 
 def test_precision_and_recall_by_hand():
@@ -167,11 +148,6 @@ def test_precision_and_recall_by_hand():
     }  # fmt: skip
     got = precision_recall(chosen, labels)
     assert got == {name: pytest.approx(100 * value) for name, value in expected.items()}
-
-
-def test_nothing_chosen_gives_zeros_and_no_division_by_zero():
-    got = precision_recall(torch.zeros(3, 2), torch.ones(3, 2))
-    assert got == dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 0.0)
 
 
 def test_the_threshold_is_a_half_and_the_top_three_are_the_highest_three():
@@ -191,11 +167,6 @@ def test_top_1_accuracy_is_over_the_images_that_have_a_label():
     metrics = evaluate_scores(scores, labels, tuple("abc"))
     assert metrics["top1_accuracy"] == top1_accuracy(scores, labels)
     assert math.isnan(top1_accuracy(scores, torch.zeros_like(labels)))
-
-
-def test_two_classes_have_a_top_two():
-    scores, labels = random_case(0, c=2)
-    assert evaluate_scores(scores, labels, ("a", "b"))["top_3"]["OR"] == 100
 
 
 # --- ignored labels -------------------------------------------------------------------------------
@@ -235,14 +206,6 @@ def test_ignored_labels_by_hand():
     assert metrics["top_3"]["OP"] == pytest.approx(100 * 3 / 9)
 
 
-def test_an_ignored_class_keeps_its_place_among_the_top_three():
-    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
-    labels = torch.tensor([[0, 1, 0, 1]], dtype=torch.bool)
-    ignored = torch.tensor([[1, 0, 0, 0]], dtype=torch.bool)
-    metrics = evaluate_scores(scores, labels, tuple("abcd"), ignored)
-    assert metrics["top_3"]["OP"] == 50 and metrics["top_3"]["OR"] == 50  # b and c; d is fourth
-
-
 # --- prediction -----------------------------------------------------------------------------------
 
 
@@ -258,59 +221,34 @@ class Brightness(nn.Module):
         return nn.functional.avg_pool2d(self.scale * self.norm(images), 2)
 
 
-def image_set(n=300, side=8):
+def random_images(n=300, side=8):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
-    labels = torch.rand(n, 3, generator=generator) < 0.4
-    return ImageSet(images, labels, ("r", "g", "b"), tuple(map(str, range(n))))
+    return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
 def test_maps_are_the_models_on_whole_images_and_the_mode_is_left_as_it_was():
-    model, data = Brightness(), image_set()
+    model, images = Brightness(), random_images()
     for training in (True, False):
         model.train(training)
         before = model.norm.running_mean.clone()
-        maps = predict_maps(model, data.images, 8, amp="off")
+        maps = predict_maps(model, images, 8, amp="off")
         assert model.training is training and model.norm.training is training
         assert torch.equal(model.norm.running_mean, before)  # evaluation teaches nothing
     assert maps.shape == (300, 3, 4, 4) and not maps.requires_grad
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
-    image = (data.images[257].float() / 255 - mean) / std  # in the last, incomplete batch
+    image = (images[257].float() / 255 - mean) / std  # in the last, incomplete batch
     expected = nn.functional.avg_pool2d(image[None], 2)[0] / math.sqrt(1 + 1e-5)
     torch.testing.assert_close(maps[257], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_whole_images_are_resized_not_cropped():
-    flat = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    flat[:, :, :, 8:] = 255
-    maps = predict_maps(Brightness().eval(), flat, 8, amp="off")
-    assert maps.shape[-1] == 4
-    assert (maps[..., 3] > maps[..., 0] + 3).all()
-
-
-def test_evaluate_leaves_out_what_the_data_set_ignores():
-    model, data = Brightness().eval(), image_set()
-    ignored = torch.rand(300, 3, generator=torch.Generator().manual_seed(1)) < 0.3
-    expected = mean_average_precision(data.images.float().mean((2, 3)), data.labels, ignored)
-    got = evaluate(model, replace(data, ignored=ignored), 8, amp="off")["mAP"]
-    assert got == pytest.approx(expected, abs=1e-3)
-    assert got != pytest.approx(evaluate(model, data, 8, amp="off")["mAP"], abs=1e-3)
-
-
-def test_evaluate_is_the_metric_of_the_mean_scores():
-    model, data = Brightness().eval(), image_set()
-    brightness = data.images.float().mean((2, 3))  # each class by its own channel
-    expected = mean_average_precision(brightness, data.labels)
-    assert evaluate(model, data, 8, amp="off")["mAP"] == pytest.approx(expected, abs=1e-3)
-
-
-def test_images_that_are_fetched_batch_by_batch_give_the_same_metrics():
-    model, data = Brightness().eval(), image_set()
-
-    class Kept(LazyImages):
+def test_scores_of_images_that_are_read_batch_by_batch_are_the_pooled_maps():
+    class Lazy(list):
         def __getitem__(self, which):
-            return data.images[which]
+            return images[which]
 
-    lazy = replace(data, images=Kept([None] * len(data), data.images.shape[-1]))
-    assert evaluate(model, lazy, 8, amp="off") == evaluate(model, data, 8, amp="off")
-    assert torch.equal(predict_maps(model, lazy.images, 8), predict_maps(model, data.images, 8))
+    model, images, poolings = Brightness().eval(), random_images(), [Pooling(), Pooling("lse")]
+    maps = predict_maps(model, images, 8, amp="off")
+    for source in (images, Lazy(images)):
+        scores = predict_scores(model, source, 8, poolings, amp="off")
+        for found, pooling in zip(scores, poolings, strict=True):
+            torch.testing.assert_close(found, pooling(maps).sigmoid())

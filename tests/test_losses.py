@@ -1,138 +1,357 @@
-"""Each method agrees with its formula, written with loops, and starts and stops where it should."""
+"""Every loss agrees with its formula: label by label, in float64, value and gradient.
 
+The tests share only the functions under test with the library.
+"""
+
+import dataclasses
 import math
 
 import numpy as np
 import pytest
-import slow_reference as slow
 import torch
 
-from spcl_lib import UserError, Views, methods
-from spcl_lib.losses.assume_negative import assume_negative
-from spcl_lib.losses.consistency import DISTANCES, consistency, distance, spatial_consistency
-from spcl_lib.losses.expected_negative import expected_negative, expected_negative_threshold
-from spcl_lib.methods import METHODS, PAPER_METHODS, Method, MethodSettings
-from spcl_lib.pooling import MEAN_POOLING
-from spcl_lib.terms import TERMS
+from spcl_lib import MethodSettings, UserError
+from spcl_lib.losses import DISTANCES, TERMS, Context, consistency, spatial_consistency, stateless
+from spcl_lib.losses.consistency import cell_consistency, distance
+from spcl_lib.losses.expected import expected_negative_threshold, robust_expected_negative
+from spcl_lib.losses.priors import class_priors, crisp
 
-B, C, G, N = 4, 3, 3, 6
+B, C, G = 5, 4, 3
+SETTINGS = MethodSettings(expected_positives=1.5, pseudo_least=0.3, count_weight=0.2, rejected=5.0,
+                          asset_weight=0.7, pseudo_weight=0.4, start=0)  # fmt: skip
+POSSIBLE = torch.tensor(
+    [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]], dtype=torch.bool
+)
+PRESENCE = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+THRESHOLD = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
 
 
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-def bce(s, z):
-    return -math.log(sigmoid(s)) if z else -math.log(1 - sigmoid(s))
+def batch(seed=0):
+    """Logits (B, C) float64 and labels with one 1 per row."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(B, C, generator=generator, dtype=torch.float64)
+    labels = torch.zeros(B, C)
+    labels[torch.arange(B), torch.randint(C, (B,), generator=generator)] = 1
+    return logits.requires_grad_(), labels
 
 
-def d(logit, target, kind):
-    """Distance between sigmoid(logit) and a target, from its definition."""
-    p = sigmoid(logit)
-    if kind == "l1":
-        return abs(p - target)
-    if kind == "l2":
-        return (p - target) ** 2
-    pairs = ((target, p), (1 - target, 1 - p))  # Kullback-Leibler
-    return sum(t * math.log(t / q) for t, q in pairs if t > 0)
+def each(logits, labels):
+    """Every (s, p, z) of a table."""
+    for row, marks in zip(logits, labels, strict=True):
+        for s, z in zip(row, marks, strict=True):
+            yield s, sigmoid(s), z
 
 
-def naive_supervised(maps, labels, left_out=None):
-    total = 0.0
-    for b in range(len(maps)):
-        for c in range(maps.shape[1]):
-            if left_out is None or not left_out[b][c] or labels[b, c]:
-                total += bce(maps[b, c].mean(), labels[b, c])
-    return total / labels.size
+def mean_of(term):
+    """The mean over all labels of term(s, p, z)."""
+    return lambda logits, labels: sum(term(*x) for x in each(logits, labels)) / (B * C)
 
 
-def random_logits(*shape, seed=0):
-    return 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def cross(p, t):
+    return -t * math.log(p) - (1 - t) * math.log(1 - p)
 
 
-def one_label_each(count, seed=0):
-    chosen = np.random.default_rng(seed).integers(C, size=count)
-    return torch.from_numpy(np.eye(C, dtype=bool)[chosen])
+def an(s, p, z):
+    return -math.log(p) if z else -math.log(1 - p)
 
 
-# --- the terms ------------------------------------------------------------------------------------
+def wan(s, p, z):
+    return -math.log(p) if z else -math.log(1 - p) / (C - 1)
 
 
-def test_assume_negative_is_its_formula():
-    maps, labels = random_logits(B, C, G, G).double(), one_label_each(B)
-    expected = naive_supervised(maps.numpy(), labels.numpy())
-    assert assume_negative(maps.mean((2, 3)), labels).item() == pytest.approx(expected, rel=1e-6)
+def em(s, p, z):
+    return -math.log(p) if z else -0.2 * cross(p, p)
 
 
-def test_expected_negative_leaves_out_the_possible_positives_but_never_the_annotated_one():
-    maps, labels = random_logits(B, C, G, G).double(), one_label_each(B)
-    possible = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]], dtype=torch.bool)
-    expected = naive_supervised(maps.numpy(), labels.numpy(), possible.tolist())
-    got = expected_negative(maps.mean((2, 3)), labels, possible)
-    assert got.item() == pytest.approx(expected, rel=1e-6)
-    assert got < assume_negative(maps.mean((2, 3)), labels)
+def hill(s, p, z):
+    q = sigmoid(s - 1)
+    return -((1 - q) ** 2) * math.log(q) if z else (1.5 - p) * p**2
 
 
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_distances_are_their_formulas(kind):
-    logits = random_logits(40).double()
-    targets = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    targets[:4] = torch.tensor([0.0, 1, 0, 1])
-    expected = [d(s, t, kind) for s, t in zip(logits.tolist(), targets.tolist(), strict=True)]
-    np.testing.assert_allclose(distance(logits, targets, kind), expected, rtol=1e-6, atol=1e-9)
+def splc(s, p, z, after=True):
+    if z:
+        q = sigmoid(s - 1)
+        return -((1 - q) ** 2) * math.log(q)
+    if after and p > 0.6:
+        return -((1 - p) ** 2) * math.log(p)
+    return -(p**2) * math.log(1 - p)
 
 
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_a_distance_is_0_with_no_slope_where_prediction_and_target_agree(kind):
-    logits = random_logits(20).requires_grad_()
-    value = distance(logits, torch.sigmoid(logits.detach()), kind)
-    value.sum().backward()
-    assert value.abs().max() < 1e-6
-    assert logits.grad.abs().max() < 1e-6
+def asl(s, p, z):
+    q = max(p - 0.05, 0)
+    return -math.log(p) if z else -(q**4) * math.log(1 - q)
 
 
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_distances_work_in_a_loop_of_half_precision(kind, monkeypatch):
-    def refused(*args, **settings):
-        raise RuntimeError("unsafe to autocast")  # what CUDA's autocast says of it
-
-    monkeypatch.setattr(torch.nn.functional, "binary_cross_entropy", refused)
-    logits, target = random_logits(B, C), torch.sigmoid(random_logits(B, C, seed=1))
-    expected = distance(logits, target, kind)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = distance(logits.bfloat16(), target, kind)
-    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0)
+def gr_weight(p, progress):
+    mu, sigma = 0.5 + 0.3 * progress, 2 - 1.5 * progress
+    return math.exp(-((p - mu) ** 2) / (2 * sigma**2))
 
 
-def test_an_unknown_distance_names_the_valid_ones():
-    with pytest.raises(UserError, match="bce, l1, l2"):
-        distance(torch.zeros(1), torch.zeros(1), "l3")
+def gr(p, z, fixed, progress):
+    """`fixed`: p of k and v, which have no gradient."""
+    if z:
+        return -math.log(p)
+    k, v = sigmoid(2 * progress * fixed - 2), gr_weight(fixed, progress)
+    return v * (k * (1 - p**0.01) / 0.01 + (1 - k) * p)
 
 
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_consistency_is_its_formula(kind):
-    logits, average = random_logits(B, C), torch.rand(B, C)
-    expected = np.mean([d(logits[b, c], average[b, c], kind) for b in range(B) for c in range(C)])
-    assert consistency(logits, average, kind).item() == pytest.approx(expected, rel=1e-4)
+def gpr(p, z, fixed, progress, possible):
+    if z or not possible:
+        return gr(p, z, fixed, progress)
+    return min(max(1 - gr_weight(fixed, progress), 0.3), 0.7) * cross(p, 0.9)
 
 
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_spatial_consistency_is_the_mean_over_seen_cells(kind):
-    maps, target = random_logits(B, C, G, G), torch.rand(B, C, G, G)
-    seen = (torch.rand(B, 1, G, G, generator=torch.Generator().manual_seed(2)) < 0.6).float()
-    values = [
-        d(maps[b, c, y, x], target[b, c, y, x], kind)
-        for b in range(B) for c in range(C) for y in range(G) for x in range(G)
-        if seen[b, 0, y, x]
-    ]  # fmt: skip
-    assert 0 < len(values) < maps.numel()
-    got = spatial_consistency(maps, target, seen, kind).item()
-    assert got == pytest.approx(np.mean(values), rel=1e-4)
+def count_penalty(logits, labels, k=1.5):
+    return ((sum(p for _, p, _ in each(logits, labels)) / B - k) / C) ** 2
 
 
-def test_spatial_consistency_is_0_where_nothing_has_been_seen():
-    maps = random_logits(B, C, G, G)
-    assert spatial_consistency(maps, torch.zeros_like(maps), torch.zeros(B, 1, G, G)) == 0
+def epr(logits, labels):
+    positive = sum(-math.log(p) for _, p, z in each(logits, labels) if z) / (B * C)
+    return positive + count_penalty(logits, labels)
+
+
+def annotated(logits, labels, smoothing=0.0):
+    target = [[z * (1 - smoothing) + smoothing / C for z in marks] for marks in labels]
+    return sum(-t * math.log(p) for _, p, t in each(logits, target)) / B
+
+
+def crisp_loop(logits, labels, priors=(0.3, 0.5, 0.1, 0.2)):
+    total = 0
+    for c, prior in enumerate(priors):
+        column = [sigmoid(row[c]) for row in logits]
+        own = [1 - p for p, marks in zip(column, labels, strict=True) if marks[c]]
+        total += 2 * prior * (sum(own) / len(own) if own else 0) + abs(sum(column) / B - prior)
+    return total / C
+
+
+def ren(logits, labels, r=0.7, hidden=0.0):
+    total = weights = 0.0
+    thresholds = B * THRESHOLD.tolist()
+    labelled = zip(each(logits, labels), PRESENCE.flatten().tolist(), thresholds, strict=True)
+    for (_, p, z), q, t in labelled:
+        w = 1 if z else 1 / (1 + (q / (1 - q) * (1 - t) / t) ** 2)
+        n = (1 - hidden) * (1 - (1 - p) ** r) / r - hidden * math.log(p)
+        total += w * (-math.log(p) if z else n)
+        weights += w
+    return total / weights
+
+
+def masked(logits, labels):
+    losses = zip(each(logits, labels), POSSIBLE.flatten().tolist(), strict=True)
+    return sum(0.0 if possible and not x[2] else an(*x) for x, possible in losses) / (B * C)
+
+
+def context(epoch=3.0, presence=None, **more):
+    return Context(torch.arange(B), epoch, 8, dataclasses.replace(SETTINGS, **more), presence)
+
+
+PRIORS = torch.tensor([0.3, 0.5, 0.1, 0.2], dtype=torch.float64)
+CASES = {
+    "an": (stateless.assume_negative, mean_of(an)),
+    "an_ls": (stateless.label_smoothing, mean_of(lambda s, p, z: cross(p, 0.9 if z else 0.1))),
+    "wan": (stateless.weak_negatives, mean_of(wan)),
+    "annotated": (stateless.annotated_only, annotated),
+    "annotated, smooth": (
+        stateless.smoothed_annotated_only, lambda s, z: annotated(s, z, SETTINGS.smoothing),
+    ),
+    "em": (stateless.entropy_maximisation, mean_of(em)),
+    "hill": (stateless.hill, mean_of(hill)),
+    "splc": (stateless.splc, mean_of(splc)),
+    "splc, first epoch": (
+        lambda s, z, c: stateless.splc(s, z, context(0.9)),
+        mean_of(lambda s, p, z: splc(s, p, z, after=False)),
+    ),
+    "asl": (stateless.asymmetric, mean_of(asl)),
+    "epr": (stateless.expected_positive_regularisation, epr),
+    "iun": (
+        lambda s, z, c: stateless.ignore_unobserved(
+            s, TERMS["iun"].sees(POSSIBLE | z.bool(), z.bool()), c
+        ),
+        masked,
+    ),
+    "ren": (lambda s, z, c: robust_expected_negative(s, z, PRESENCE, THRESHOLD, 0.7), ren),
+    "ren, hidden positives": (
+        lambda s, z, c: robust_expected_negative(s, z, PRESENCE, THRESHOLD, 0.7, 0.2),
+        lambda s, z: ren(s, z, hidden=0.2),
+    ),
+    "crisp": (lambda s, z, c: crisp(s, z, PRIORS), crisp_loop),
+}  # fmt: skip
+
+
+def slope(function, logits, labels, b, c, step=1e-6):
+    """The derivative of a function of nested lists by differences."""
+    values = []
+    for sign in (1, -1):
+        moved = [list(row) for row in logits]
+        moved[b][c] += sign * step
+        values.append(function(moved, labels))
+    return (values[0] - values[1]) / (2 * step)
+
+
+def check(function, slow, seed=0):
+    logits, labels = batch(seed)
+    loss = function(logits, labels, context())
+    loss.backward()
+    rows, marks = logits.tolist(), labels.tolist()
+    assert loss.item() == pytest.approx(slow(rows, marks), rel=1e-6, abs=1e-9)
+    for b in range(B):
+        for c in range(C):
+            expected = slope(slow, rows, marks, b, c)
+            assert logits.grad[b, c].item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", CASES)
+def test_a_loss_is_its_formula(name, seed):
+    check(*CASES[name], seed)
+
+
+def state_of(name, settings=SETTINGS, seed=0):
+    """The state of a term for B images."""
+    return TERMS[name].loss(batch()[1], settings, 8, seed).double()
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("name", ["gr", "gpr"])
+def test_gr_and_gpr_are_their_formulas_and_their_weights_have_no_gradient(name, progress):
+    fixed = [[sigmoid(s) for s in row] for row in batch()[0].tolist()]
+    gpr_state = state_of("gpr")
+    gpr_state.possible = lambda presence: POSSIBLE
+
+    def slow(rows, marks):
+        total = sum(
+            gpr(sigmoid(rows[b][c]), marks[b][c], fixed[b][c], progress,
+                name == "gpr" and POSSIBLE[b, c])
+            for b in range(B) for c in range(C)
+        ) / (B * C)  # fmt: skip
+        return total + (0.2 * count_penalty(rows, marks) if name == "gpr" else 0)
+
+    loss = stateless.generalised_robust if name == "gr" else gpr_state
+    check(lambda s, z, c: loss(s, z, context(8 * progress, PRESENCE)), slow)
+
+
+# --- large losses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ll_r", "ll_ct"])
+@pytest.mark.parametrize(("epoch", "count"), [(0.9, 0), (1, 1), (2.5, 2), (9, 9), (99, B * C)])
+def test_ll_treats_exactly_the_largest_unknown_losses_and_more_with_every_epoch(name, epoch, count):
+    logits, labels = batch()
+    slow = [[an(s, sigmoid(s), z) for s, z in zip(r, m, strict=True)]
+            for r, m in zip(logits.tolist(), labels.tolist(), strict=True)]  # fmt: skip
+    unknown = sorted(
+        ((slow[b][c], b, c) for b in range(B) for c in range(C) if not labels[b, c]), reverse=True
+    )
+    for _, b, c in unknown[:count]:  # 5 % of 20 labels in each epoch
+        slow[b][c] = 0.0 if name == "ll_r" else -math.log(sigmoid(logits[b, c].item()))
+    got = TERMS[name].loss(logits, labels, context(epoch))
+    assert got.item() == pytest.approx(sum(map(sum, slow)) / (B * C))
+
+
+def test_ll_cp_remembers_what_it_has_made_positive():
+    logits, labels = batch()
+    state = state_of("ll_cp")
+    assert state(logits, labels, context(0.5)) == stateless.assume_negative(logits, labels)
+    corrected = state(logits, labels, context())
+    state.observe(logits, context())
+    made = state.made.clone()
+    assert int(made.sum()) == 1 and not (made & labels.bool()).any()  # 5 % of 20
+    expected = stateless.correct_large(logits, labels, context(1))
+    torch.testing.assert_close(corrected, expected)
+    state.observe(logits, context())
+    assert int(state.made.sum()) == 2 and (state.made & made).any()
+
+
+# --- losses with state ----------------------------------------------------------------------------
+
+
+def test_role_is_its_formula_for_the_network_and_for_the_estimates():
+    state, fixed = state_of("role"), batch()[0].tolist()
+    estimates = state.estimates.tolist()
+
+    def one_side(learning, other, marks):
+        pairs = zip(sum(learning, []), sum(other, []), strict=True)
+        return sum(cross(sigmoid(s), sigmoid(t)) for s, t in pairs) / (B * C) + epr(learning, marks)
+
+    def of_network(rows, marks):
+        return (one_side(rows, estimates, marks) + one_side(estimates, fixed, marks)) / 2
+
+    check(state, of_network)
+    labels = batch()[1].tolist()
+    for b in range(B):  # `check` has made the gradient of the estimates
+        expected = slope(lambda y, z: one_side(y, fixed, z) / 2, estimates, labels, b, 0)
+        assert state.estimates.grad[b, 0].item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize(("name", "table", "sure"), [("role", "estimates", 0.995),
+                                                     ("asset", "averages", 1.0)])  # fmt: skip
+def test_first_estimates_are_sure_of_the_annotated_label_only(name, table, sure):
+    labels = batch()[1].bool()
+    start, again, other = (getattr(state_of(name, seed=seed), table).detach() for seed in (0, 0, 1))
+    start = start.sigmoid() if name == "role" else start
+    assert start[labels].tolist() == pytest.approx([sure] * B, rel=1e-5)
+    assert 0.4 <= start[~labels].min() < 0.5 < start[~labels].max() <= 0.6
+    assert torch.equal(start, again.sigmoid() if name == "role" else again)
+    assert not torch.equal(again, other)
+
+
+def test_the_assets_averages_move_only_for_the_images_that_were_shown():
+    settings = MethodSettings(asset_step=0.25, asset_weight=0.7)
+    state, (logits, labels) = state_of("asset", settings), batch()
+    shown = Context(torch.tensor([3, 1]), 0.0, 8, settings)
+    before, logits = state.averages.clone(), logits.detach()[[3, 1]]
+    terms = zip(logits.flatten().tolist(), labels[[3, 1]].flatten().tolist(),
+                before[[3, 1]].flatten().tolist(), strict=True)  # fmt: skip
+    slow = sum(an(s, sigmoid(s), z) + 0.7 * cross(sigmoid(s), a) for s, z, a in terms) / (2 * C)
+    assert state(logits, labels[[3, 1]], shown).item() == pytest.approx(slow)
+    state.observe(logits, shown)
+    torch.testing.assert_close(
+        state.averages[[3, 1]], 0.75 * before[[3, 1]] + 0.25 * logits.sigmoid()
+    )
+    assert torch.equal(state.averages[[0, 2, 4]], before[[0, 2, 4]])
+
+
+def test_apl_gives_pseudo_labels_to_the_lowest_predictions_until_ninety_percent_have_one():
+    labels = torch.zeros(20, 2)
+    labels[:10, 0] = labels[10:, 1] = 1
+    state = TERMS["apl"].loss(labels, MethodSettings(start=1), 4, 0)
+    state.predictions.copy_(torch.rand(20, 2, generator=torch.Generator().manual_seed(0)))
+    for done in range(1, 4):
+        state.end_epoch(done, None, labels)
+        given = ~state.pseudo.isnan()
+        assert given.sum(0).tolist() == [3 * done, 3 * done]
+        for c in range(2):
+            rest = (labels[:, c] == 0) & ~given[:, c]
+            assert state.predictions[given[:, c], c].max() < state.predictions[rest, c].min()
+    assert not (given & labels.bool()).any()
+    assert torch.equal(state.pseudo[given], state.predictions[given])
+
+
+def test_apl_weighs_pseudo_labels_and_keeps_em_for_the_rest():
+    state = state_of("apl")
+    state.pseudo[0] = 0.1
+
+    def slow(rows, marks):
+        first, rest = (
+            list(each(part, z)) for part, z in ((rows[:1], marks[:1]), (rows[1:], marks[1:]))
+        )
+        pseudo = sum(-math.log(p) if z else 0.4 * cross(p, 0.1) for _, p, z in first)
+        return (pseudo + sum(em(*x) for x in rest)) / (B * C)
+
+    check(state, slow)
+
+
+def test_crisp_estimates_how_often_a_class_is_there_from_a_few_annotated_images():
+    generator = torch.Generator().manual_seed(0)
+    there = torch.rand(4000, 3, generator=generator) < torch.tensor([0.3, 0.7, 0.5])
+    scores = (there.float() + 0.3 * torch.randn(there.shape, generator=generator)).sigmoid()
+    annotated_there = there & (torch.rand(there.shape, generator=generator) < 0.3)
+    annotated_there[:, 2] = False
+    assert class_priors(scores, annotated_there).tolist() == pytest.approx([0.3, 0.7, 0], abs=0.07)
 
 
 # --- expected negatives ---------------------------------------------------------------------------
@@ -153,255 +372,59 @@ def test_the_threshold_of_expected_negatives_by_hand():
         torch.testing.assert_close(threshold, ratio * scale)
         assert ((presence >= threshold) & (labels == 0)).sum() == count  # the last one, too
     assert expected_negative_threshold(presence, labels, 1.0).isinf().all()
+    labels[3, 2] = 0  # nobody is annotated with the last class: it stays negative
+    assert expected_negative_threshold(presence, labels, 100.0).isinf().tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("k", [1.3, 2.0, 2.9])
-def test_about_k_positives_an_image_stay_possible(k):
-    rng = np.random.default_rng(0)
-    labels = torch.from_numpy(np.eye(8, dtype=bool)[rng.integers(8, size=500)])
-    presence = torch.from_numpy(rng.random((500, 8))).float()
-    possible = presence >= expected_negative_threshold(presence, labels, k)
-    assert (possible & ~labels).sum() + 500 == round(500 * k)
+# --- consistency ----------------------------------------------------------------------------------
 
 
-def test_a_class_that_no_image_is_annotated_with_stays_negative():
-    labels = torch.tensor([[1, 0, 0], [0, 1, 0]])
-    presence = torch.tensor([[0.8, 0.3, 0.9], [0.2, 0.6, 0.9]])
-    threshold = expected_negative_threshold(presence, labels, 1.5)
-    assert threshold[2].isinf()
-    assert ((presence >= threshold) & (labels == 0)).tolist() == [[0, 1, 0], [0, 0, 0]]
-    assert expected_negative_threshold(presence, labels, 100.0)[2].isinf()
+def d(logit, target, kind):
+    """Distance between sigmoid(logit) and a target, from its definition."""
+    p = sigmoid(logit)
+    if kind != "bce":
+        return abs(p - target) if kind == "l1" else (p - target) ** 2
+    pairs = ((target, p), (1 - target, 1 - p))  # Kullback-Leibler
+    return sum(t * math.log(t / q) for t, q in pairs if t > 0)
 
 
-def test_an_estimated_count_takes_the_place_of_the_given_one(monkeypatch):
-    labels = one_label_each(N, seed=5)
-    given, estimated, asked = (MethodSettings(start=0, **more) for more in (
-        {"expected_positives": 3.0}, {"expected_count": "estimated"}, {"expected_positives": 1.0},
-    ))  # fmt: skip
-    monkeypatch.setattr(methods, "class_priors", lambda presence, z: torch.full((C,), 3.0 / C))
-    found = []
-    for settings in (given, estimated, asked):
-        method = Method("en", N, C, settings)
-        maps = torch.randn(N, C, 2, 2, generator=torch.Generator().manual_seed(1))
-        method.update(maps, torch.arange(N), Views.whole(N), 0)
-        method.begin_epoch(0, labels)
-        found.append(method.tables["threshold"])
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-
-
-def test_presence_is_pooled_over_logits_as_the_model_pools():
-    heat = 0.05 + 0.9 * torch.rand(B, C, G, G)
-    for b in range(B):
-        for c in range(C):
-            logits = [math.log(v / (1 - v)) for v in heat[b, c].flatten().tolist()]
-            expected = sigmoid(sum(logits) / len(logits))
-            assert MEAN_POOLING.presence(heat)[b, c].item() == pytest.approx(expected, rel=1e-5)
-    assert torch.isfinite(MEAN_POOLING.presence(torch.tensor([[[[0.0, 1.0]]]]))).all()
-
-
-def test_presence_counts_seen_cells_only():
-    heat = torch.tensor([[[[0.9, 0.0]]], [[[0.9, 0.0]]]])
-    seen = torch.tensor([[[[1.0, 0.0]]], [[[0.0, 0.0]]]])
-    assert MEAN_POOLING.presence(heat, seen).flatten().tolist() == pytest.approx([0.9, 0.0])
-
-
-# --- whole methods --------------------------------------------------------------------------------
-
-
-def new_method(name, settings):
-    return Method(name, N, C, settings, labels=one_label_each(N, seed=5), epochs=8)
-
-
-def trained_method(name, kind="bce", **settings):
-    """A method that has seen random maps of N images through random views, before its start."""
-    defaults = dict(start=1, ramp=2.0, bank_size=5, bank_dtype="float32", distance=kind, weight=0.7)
-    method = new_method(name, MethodSettings(**(defaults | settings)))
-    for step in range(2):
-        views = Views.sample(N, (0.3, 0.9), generator=torch.Generator().manual_seed(step))
-        epoch = method.settings.start - 0.5
-        method.update(random_logits(N, C, G, G, seed=step), torch.arange(N), views, epoch)
-    method.begin_epoch(1, one_label_each(N, seed=5))
-    return method
-
-
-def batch(seed=20):
-    views = Views.sample(B, generator=torch.Generator().manual_seed(seed))
-    indices = torch.tensor([5, 0, 3, 2])
-    return random_logits(B, C, G, G, seed=seed), one_label_each(B), indices, views
-
-
-def naive_loss(method, epoch):
-    """The loss of `batch()` by loops over images, classes and cells."""
-    maps, labels, indices, views = batch()
-    settings, maps, labels = method.settings, maps.double().numpy(), labels.numpy()
-    heat = method.bank.heatmaps.double().numpy() if method.bank else None
-    left_out, terms = None, []
-    for b, n in enumerate(indices.tolist()):
-        if method.spec.consistency == "scl":
-            weights = method.bank.seen[n].double().numpy()
-            share = slow.crop(weights, views.boxes[b], views.flipped[b], G)
-            seen = share >= 0.5
-            known = [slow.crop(h * weights, views.boxes[b], views.flipped[b], G) for h in heat[n]]
-            target = np.stack(known) / np.maximum(share, 1e-9)
-            terms += [
-                d(maps[b, c, y, x], target[c][y, x], settings.distance)
-                for c in range(C) for y, x in np.argwhere(seen)
-            ]  # fmt: skip
-        elif method.bank:
-            seen, target = np.ones((1, 1), bool), heat[n]
-            terms += [d(maps[b, c].mean(), heat[n, c, 0, 0], settings.distance) for c in range(C)]
-        if method.spec.term == "en":
-            read = [np.clip(t[seen], 1 / 512, 1 - 1 / 512) for t in target]  # cells seen, no other
-            presence = [sigmoid(np.mean(np.log(t / (1 - t)))) if len(t) else 0 for t in read]
-            left_out = [] if left_out is None else left_out
-            left_out.append(
-                [p > t for p, t in zip(presence, method.tables["threshold"], strict=True)]
-            )
-    total = naive_supervised(maps, labels, left_out)
-    if method.spec.consistency:
-        total += settings.weight * min(1, (epoch - settings.start) / settings.ramp) * np.mean(terms)
-    if left_out is not None:
-        assert 0 < np.sum(left_out) < B * C
-    return total
-
-
-@pytest.mark.parametrize("name", PAPER_METHODS)
 @pytest.mark.parametrize("kind", DISTANCES)
-@pytest.mark.parametrize("epoch", [1.5, 4.0])
-def test_the_loss_of_every_method_is_its_formula(name, kind, epoch):
-    method = trained_method(name, kind)
-    got = method.loss(*batch(), epoch).item()
-    assert got == pytest.approx(naive_loss(method, epoch), rel=2e-4)
+def test_cl_is_its_formula_and_0_without_a_slope_where_it_agrees(kind):
+    logits = batch()[0]
+    target = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    target[0] = torch.tensor([0.0, 1, 0, 1])
+    pairs = zip(logits.flatten().tolist(), target.flatten().tolist(), strict=True)
+    expected = np.mean([d(s, t, kind) for s, t in pairs])
+    assert consistency(logits, target, kind).item() == pytest.approx(expected, rel=1e-6)
+    value = consistency(logits, logits.detach().sigmoid(), kind)
+    value.backward()
+    assert value.abs() < 1e-6 and logits.grad.abs().max() < 1e-6
+    with pytest.raises(UserError, match="bce, l1, l2"):
+        distance(logits, target, "l3")
 
 
-def test_full_is_an_with_all_labels():
-    maps, _, indices, views = batch()
-    labels = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 1], [0, 0, 1]], dtype=torch.bool)
-    got = Method("full", N, C).loss(maps, labels, indices, views, 9.0).item()
-    assert got == pytest.approx(naive_supervised(maps.double().numpy(), labels.numpy()), rel=1e-5)
-
-
-@pytest.mark.parametrize("name", PAPER_METHODS)
-def test_before_start_every_method_is_an(name):
-    method = trained_method(name, start=3)
-    method.begin_epoch(2, one_label_each(N, seed=5))
-    maps, labels, indices, views = batch()
-    an = assume_negative(maps.mean((2, 3)), labels)
-    for epoch in (0.0, 1.5, 2.99):
-        assert method.loss(maps, labels, indices, views, epoch) == an
-
-
-@pytest.mark.parametrize("name", ["cl", "scl"])
-def test_the_weight_of_consistency_grows_linearly_over_the_ramp(name):
-    method, data = trained_method(name, start=2, ramp=4.0, weight=0.5), batch()
-    an = assume_negative(data[0].mean((2, 3)), data[1])
-    whole = (method.loss(*data, 100.0) - an).item()
-    assert whole > 0.01
-    for epoch, share in ((2.0, 0), (3.0, 0.25), (4.0, 0.5), (6.0, 1), (7.0, 1)):
-        assert (method.loss(*data, epoch) - an).item() == pytest.approx(share * whole, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["cl", "scl", "en", "en_cl", "en_scl"])
-def test_images_that_are_new_are_not_pulled_towards_zero(name):
-    method, data = new_method(name, MethodSettings(start=0, ramp=0.0)), batch()
-    assert method.loss(*data, 0.5) == pytest.approx(
-        assume_negative(data[0].mean((2, 3)), data[1]).item(), abs=1e-6
-    )
-
-
-@pytest.mark.parametrize("name", PAPER_METHODS)
-@pytest.mark.parametrize("kind", DISTANCES)
-def test_the_gradient_is_that_of_the_formula_with_the_targets_held_still(name, kind):
-    method = trained_method(name, kind)
-    maps, labels, indices, views = batch()
-    maps = maps.double().requires_grad_()
-    method.loss(maps, labels, indices, views, 4.0).backward()
-    for place in ((0, 0, 0, 0), (1, 2, 1, 2), (3, 1, 2, 0)):
-        step = torch.zeros_like(maps)
-        step[place] = 1e-2
-        ahead, behind = (
-            method.loss(maps.detach() + s, labels, indices, views, 4.0) for s in (step, -step)
-        )
-        slope = (ahead - behind).item() / 2e-2
-        assert maps.grad[place].item() == pytest.approx(slope, rel=2e-3, abs=1e-5)
-
-
-@pytest.mark.parametrize("name", ["cl", "scl", "en", "en_cl", "en_scl"])
-def test_an_update_keeps_no_gradient_and_only_updates_change_the_averages(name):
-    method = trained_method(name)
-    maps, labels, indices, views = batch()
-    maps.requires_grad_()
-    before = method.bank.heatmaps.clone()
-    method.loss(maps, labels, indices, views, 4.0).backward()
-    assert torch.equal(method.bank.heatmaps, before)
-    method.update(maps, indices, views, 4.0)
-    assert not torch.equal(method.bank.heatmaps, before)
-    assert not method.bank.heatmaps.requires_grad
-
-
-@pytest.mark.parametrize("name", ["cl", "scl", "en", "en_cl", "en_scl"])
-def test_the_averages_begin_one_epoch_before_they_are_used(name):
-    method = Method(name, N, C, MethodSettings(start=3, bank_size=5))
-    maps, _, indices, views = batch()
-    method.update(maps, indices, views, 1.99)
-    assert not method.bank.seen.any()
-    method.update(maps, indices, views, 2.0)
-    assert method.bank.seen[indices].flatten(1).any(1).all()
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_restored_method_gives_the_same_loss(name):
-    method, restored = trained_method(name), new_method(name, trained_method(name).settings)
-    restored.load_state_dict(method.state_dict())
-    assert restored.loss(*batch(), 4.0) == method.loss(*batch(), 4.0)
-
-
-@pytest.mark.parametrize(
-    ("name", "side"), [("an", None), ("full", None), ("cl", 1), ("en", 1), ("en_cl", 1),
-                       ("scl", 5), ("en_scl", 5)]
-)  # fmt: skip
-def test_methods_keep_the_averages_that_they_need(name, side):
-    bank = Method(name, N, C, MethodSettings(bank_size=5)).bank
-    assert (bank.size if bank else None) == side
-
-
-def test_an_unknown_method_names_the_valid_ones():
-    with pytest.raises(UserError, match="Did you mean 'scl'.*an, cl, scl, en"):
-        Method("sccl", N, C)
-
-
-@pytest.mark.parametrize("term", sorted(t for t in TERMS if TERMS[t].sees is None))
-def test_a_name_adds_the_same_consistency_to_any_term(term):
-    """NAME_scl is NAME and the term that SCL adds to AN; so with CL."""
-    maps, labels, indices, views = batch()
-    names = (
-        {"cl": "cl", "scl": "scl"} if term == "an" else {c: f"{term}_{c}" for c in ("cl", "scl")}
-    )
-    for kind, name in names.items():
-        both, alone = trained_method(name), trained_method(term)
-        added, usual = trained_method(kind), trained_method("an")
-        got = both.loss(maps, labels, indices, views, 4.0)
-        own = usual.loss(maps, labels, indices, views, 4.0)
-        extra = added.loss(maps, labels, indices, views, 4.0) - own
-        if not TERMS[term].reads_averages:  # a selection by them differs between CL and SCL
-            assert got.item() == pytest.approx(
-                alone.loss(maps, labels, indices, views, 4.0).item() + extra.item(), rel=1e-4
+@pytest.mark.parametrize("kind", [*DISTANCES, "cells"])
+def test_scl_is_the_mean_over_seen_cells(kind):
+    generator = torch.Generator().manual_seed(2)
+    maps, target = torch.randn(2, B, C, G, G, generator=generator, dtype=torch.float64)
+    seen = (torch.rand(B, 1, G, G, generator=generator) < 0.6).double()
+    target = target.softmax(1) if kind == "cells" else target.sigmoid()
+    values = []
+    for b, y, x in ((b, y, x) for b in range(B) for y in range(G) for x in range(G)):
+        if not seen[b, 0, y, x]:
+            continue
+        s, t = maps[b, :, y, x].tolist(), target[b, :, y, x].tolist()
+        if kind == "cells":
+            total = sum(math.exp(v) for v in s)
+            values.append(
+                sum(q * math.log(q * total / math.exp(v)) for v, q in zip(s, t, strict=True))
             )
-        assert torch.isfinite(got) and extra > 0
+        else:
+            values.append(np.mean([d(v, q, kind) for v, q in zip(s, t, strict=True)]))
+    assert 0 < len(values) < B * G * G
 
-
-def test_a_term_with_state_needs_the_labels():
-    with pytest.raises(ValueError, match="'role' keeps state: give labels"):
-        Method("role", N, C)
-
-
-def test_roles_estimates_are_learned_together_with_the_network():
-    method = trained_method("role")
-    (estimates,) = method.parameters()
-    optimizer = torch.optim.SGD([estimates], lr=10.0)
-    before = estimates.detach().clone()
-    method.loss(*batch(), 1.0).backward()
-    optimizer.step()
-    changed = (estimates.detach() != before).any(1)
-    assert changed[batch()[2]].all() and int(changed.sum()) == B
-    assert trained_method("gr").parameters() == []
+    loss, more = (cell_consistency, []) if kind == "cells" else (spatial_consistency, [kind])
+    assert loss(maps, target, seen, *more).item() == pytest.approx(np.mean(values), rel=1e-6)
+    assert loss(maps, target, 0 * seen, *more) == 0
+    if kind == "cells":  # nothing where it agrees
+        assert cell_consistency(maps, maps.softmax(1), seen).abs() < 1e-9

@@ -14,9 +14,7 @@ from torchvision.transforms.functional import normalize
 from spcl_lib import UserError
 from spcl_lib import model as model_module
 from spcl_lib.model import (
-    BACKBONES,
     SpatialClassifier,
-    autocast,
     build_backbone,
     normalise,
     small_resnet,
@@ -38,10 +36,6 @@ def test_a_backbone_keeps_the_spatial_axes(name, side, grid, width):
     assert maps.shape == (2, 5, grid, grid)
 
 
-def test_every_backbone_is_tested_above():
-    assert BACKBONES == ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
-
-
 def test_the_mean_of_the_maps_is_a_linear_layer_after_global_average_pooling():
     model = SpatialClassifier(small_resnet(), 128, 4).eval()
     images = torch.rand(2, 3, 64, 64)
@@ -51,17 +45,7 @@ def test_the_mean_of_the_maps_is_a_linear_layer_after_global_average_pooling():
         torch.testing.assert_close(model.pooling(model(images)), linear, atol=1e-5, rtol=1e-4)
 
 
-def test_a_torchvision_backbone_is_the_model_without_its_classifier():
-    whole = torchvision.models.resnet18(weights=None).eval()
-    features, _ = build_backbone("resnet18", None)
-    values = list(whole.state_dict().values())[:-2]  # without the last layer's
-    features.load_state_dict(dict(zip(features.state_dict(), values, strict=True)))
-    images = torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(whole.fc(features.eval()(images).mean((2, 3))), whole(images))
-
-
-@pytest.mark.parametrize("frozen", [0, 2, 4])
+@pytest.mark.parametrize("frozen", [0, 4])
 def test_frozen_blocks_get_no_gradient_and_keep_their_batch_statistics(frozen):
     model = SpatialClassifier(small_resnet(), 128, 4, frozen).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -98,19 +82,6 @@ def test_frozen_blocks_compute_what_they_did_before_they_were_merged():
     assert list(model.state_dict()) == names == list(mobilenet(7).state_dict())
 
 
-def test_frozen_blocks_follow_new_weights_and_types():
-    model, images = mobilenet(frozen=7).eval(), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        before = model(images)
-        state = {k: 1.1 * v if v.is_floating_point() else v for k, v in model.state_dict().items()}
-        model.load_state_dict(state)
-        after = model(images)
-        torch.testing.assert_close(after, model.head(model.features(images)), atol=1e-3, rtol=1e-2)
-        assert not torch.allclose(before, after, rtol=0.1)
-        precise = model.double()(images.double())
-        torch.testing.assert_close(precise, model.head(model.features(images.double())))
-
-
 def test_a_strided_depthwise_layer_has_the_gradients_of_any_convolution():
     images = torch.randn(2, 3, 64, 64)
     model = mobilenet(frozen=3).train()
@@ -126,8 +97,6 @@ def test_a_strided_depthwise_layer_has_the_gradients_of_any_convolution():
         gradients.append([p.grad for p in network.parameters() if p.grad is not None])
     for mine, theirs in zip(*gradients, strict=True):
         assert torch.equal(mine, theirs)
-    precise = copy.deepcopy(model).double()  # no autocast: nothing is rounded to float32
-    precise(images.double()).square().mean().backward()
     layer = next(x for x in model.modules() if isinstance(x, model_module._StridedDepthwise))
     inputs = torch.randn(2, layer.in_channels, 8, 8).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -139,12 +108,6 @@ def test_images_are_normalised_as_torchvision_does():
     expected = normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     torch.testing.assert_close(normalise(images), expected)
     assert normalise(images).is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(("amp", "dtype"), [("off", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_mixed_precision_is_as_asked(amp, dtype):
-    with autocast(torch.device("cpu"), amp):
-        assert nn.functional.conv2d(torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3)).dtype == dtype
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -164,58 +127,29 @@ def test_weights_come_back_from_a_file_even_if_it_is_float16(suffix, tmp_path):
         assert torch.equal(value, saved.state_dict()[name].to(value.dtype))
 
 
-def test_a_file_may_hold_the_whole_torchvision_model(tmp_path):
-    whole = torchvision.models.mobilenet_v2(weights=None)
-    torch.save(whole.state_dict(), tmp_path / "w.pth")
-    features, _ = build_backbone("mobilenet_v2", tmp_path / "w.pth")
-    for a, b in zip(features.parameters(), whole.features.parameters(), strict=True):
-        assert torch.equal(a, b)
+OTHER_SHAPE = small_resnet().state_dict() | {"0.weight": torch.zeros(16, 3, 3, 3)}
+UNUSABLE = {
+    "nothing": None,
+    "text": b"no weights",
+    "torn": "torn",
+    "other network": nn.Linear(2, 2).state_dict(),
+    "other shape": OTHER_SHAPE,
+    "module": nn.Linear(2, 2),  # unpickling it could run anything: refused
+    "checkpoint": {"epoch": 3, "state_dict": small_resnet().state_dict()},
+}
 
 
-def write_nothing(file):
-    pass
-
-
-def write_text(file):
-    file.write_text("no weights")
-
-
-def write_torn(file):
-    torch.save(small_resnet().state_dict(), file)
-    file.write_bytes(file.read_bytes()[:5000])
-
-
-def write_other_network(file):
-    torch.save(nn.Linear(2, 2).state_dict(), file)
-
-
-def write_other_shape(file):
-    state = small_resnet().state_dict()
-    state["0.weight"] = torch.zeros(16, 3, 3, 3)
-    torch.save(state, file)
-
-
-def write_module(file):
-    torch.save(nn.Linear(2, 2), file)  # unpickling it could run anything: refused
-
-
-def write_tensor(file):
-    torch.save(torch.zeros(3), file)
-
-
-def write_checkpoint(file):
-    torch.save({"epoch": 3, "state_dict": small_resnet().state_dict()}, file)
-
-
-@pytest.mark.parametrize(
-    "write",
-    [write_nothing, write_text, write_torn, write_other_network, write_other_shape, write_module,
-     write_tensor, write_checkpoint],
-)  # fmt: skip
+@pytest.mark.parametrize("kind", UNUSABLE)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_that_cannot_be_used_give_one_line_that_names_the_file(write, suffix, tmp_path):
-    file = tmp_path / f"w{suffix}"
-    write(file)
+def test_weights_that_cannot_be_used_give_one_line_that_names_the_file(kind, suffix, tmp_path):
+    file, content = tmp_path / f"w{suffix}", UNUSABLE[kind]
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif kind == "torn":
+        torch.save(small_resnet().state_dict(), file)
+        file.write_bytes(file.read_bytes()[:5000])
+    elif content is not None:
+        torch.save(content, file)
     with pytest.raises(UserError, match="weights") as caught:
         build_backbone("small_resnet", file)
     assert str(file) in str(caught.value)

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from spcl_lib import UserError
-from spcl_lib.pooling import KINDS, MEAN_POOLING, Pooling, parse_pooling, pooling_of
+from spcl_lib.losses.stateless import annotated_only
+from spcl_lib.pooling import KINDS, Pooling, parse_pooling
 
 B, C, G = 3, 2, 4
 
@@ -35,7 +37,8 @@ def slow(kind, cells, strength):
 
 
 USUAL = {"mean": 0, "boost": 5.0, "lse": 1.0, "top": 0.25, "attention": 0, "probability": 0}
-CASES = [*USUAL.items(), ("boost", 2.0), ("lse", 3.0), ("top", 0.5), ("top", 1.0)]
+COMPETING = {"softmax": 2.0, "cells": 2.0, "cells_top": 0.3}
+CASES = [*USUAL.items(), ("lse", 3.0), ("top", 0.5)]
 
 
 def maps(seed=0):
@@ -72,23 +75,62 @@ def test_cells_that_nobody_has_seen_do_not_count(kind, strength):
             assert got[b, c].item() == pytest.approx(slow(kind, cells, strength), rel=1e-6)
 
 
+def slow_competing(kind, maps, strength):
+    """p (C,) of maps, a list of C lists of cells."""
+
+    def softmax(values, temperature=1.0):
+        total = sum(math.exp(v / temperature) for v in values)
+        return [math.exp(v / temperature) / total for v in values]
+
+    n = len(maps[0])
+    if kind == "softmax":
+        return softmax([sum(cells) / n for cells in maps], strength)
+    is_top = kind == "cells_top"
+    cells = [softmax([m[i] for m in maps], 1.0 if is_top else strength) for i in range(n)]
+    planes = [sorted(plane, reverse=True) for plane in zip(*cells, strict=True)]
+    count = math.ceil(strength * n) if is_top else n
+    return [sum(plane[:count]) / count for plane in planes]
+
+
+@pytest.mark.parametrize("is_usual", [True, False])
+@pytest.mark.parametrize("kind", COMPETING)
+def test_a_pooling_in_which_classes_compete_is_its_formula(kind, is_usual):
+    usual = {"softmax": 1.0, "cells": 1.0, "cells_top": 0.1}[kind]
+    strength, f, seen = usual if is_usual else COMPETING[kind], maps(), torch.zeros(B, 1, G, G)
+    seen[:, :, 1:3, :3] = 1
+    pooling = Pooling(kind, 0.0 if is_usual else strength)
+    got, masked = pooling(f).sigmoid(), pooling(f, seen).sigmoid()
+    for b in range(B):
+        every = slow_competing(kind, f[b].flatten(1).tolist(), strength)
+        some = slow_competing(kind, f[b][:, seen[b, 0] > 0].tolist(), strength)
+        assert got[b].tolist() == pytest.approx(every, rel=1e-5)
+        assert masked[b].tolist() == pytest.approx(some, rel=1e-5)
+    if kind != "cells_top":
+        torch.testing.assert_close(got.sum(1), torch.ones(B).double(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(pooling.heat(f).sum(1), torch.ones(B, G, G).double())
+
+
+def test_the_losses_of_softmax_and_cells_are_the_ones_that_anybody_would_write():
+    z = torch.eye(C)[[0, 1, 1]]
+    softmax, cells = (Pooling(kind)(maps()) for kind in ("softmax", "cells"))
+    expected = F.cross_entropy(maps().mean((2, 3)), z.argmax(1))
+    torch.testing.assert_close(annotated_only(softmax, z, None), expected)
+    own = maps().softmax(1)[torch.arange(B), z.argmax(1)].mean((1, 2))
+    torch.testing.assert_close(annotated_only(cells, z, None), -own.log().mean())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_presence_is_the_pooled_heatmap_and_0_where_nothing_has_been_seen(kind):
-    pooling = Pooling(kind)
-    heat = torch.full((2, C, G, G), 0.3)
-    assert pooling.presence(heat).flatten().tolist()[0] == pytest.approx(
-        slow_presence(kind, 0.3), rel=1e-4
-    )
-    seen = torch.ones(2, 1, G, G)
+    pooling, seen = Pooling(kind), torch.ones(2, 1, G, G)
+    heat = pooling.heat(maps()[:2]).float()
     seen[1] = 0
     presence = pooling.presence(heat, seen)
-    assert presence[0].tolist() == pytest.approx(pooling.presence(heat)[0].tolist(), rel=1e-5)
+    if kind != "softmax":  # which pools the logits, and not the heat
+        expected = pooling(maps()[:1]).sigmoid().float()
+        torch.testing.assert_close(pooling.presence(heat)[:1], expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(presence[0], pooling.presence(heat)[0])
     assert presence[1].tolist() == [0.0, 0.0]
     assert torch.isfinite(pooling.presence(torch.zeros(1, C, G, G), torch.ones(1, 1, G, G))).all()
-
-
-def slow_presence(kind, p):
-    return sigmoid(slow(kind, [math.log(p / (1 - p))] * G * G, USUAL[kind]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,15 +139,6 @@ def test_extreme_logits_stay_finite(kind):
     got = Pooling(kind)(f)
     got.backward()
     assert torch.isfinite(got).all() and torch.isfinite(f.grad).all()
-
-
-def test_the_mean_is_what_it_was_to_the_last_bit():
-    f = maps().float()
-    assert torch.equal(MEAN_POOLING(f), f.mean((2, 3)))
-
-
-def test_a_model_without_a_pooling_has_the_mean():
-    assert pooling_of(torch.nn.Identity()) is MEAN_POOLING
 
 
 @pytest.mark.parametrize(

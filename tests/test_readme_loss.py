@@ -2,7 +2,7 @@
 
 import re
 
-from spcl_lib import methods, terms
+from spcl_lib import losses, methods
 from spcl_lib.runs import settings
 from spcl_lib.runs.run import run
 from spcl_lib.system import paths
@@ -13,14 +13,14 @@ FILE, ROW = re.findall(r"^```python\n(.*?)^```$", SECTION, re.M | re.S)
 
 
 def test_a_file_and_a_row_make_three_methods_that_train(results, tiny, monkeypatch):
-    names = {"Term": terms.Term}
+    names = {"Term": losses.Term}
     exec(FILE, names)
     ((name, term),) = eval("{" + ROW + "}", names).items()
-    monkeypatch.setitem(terms.TERMS, name, term)
+    monkeypatch.setitem(losses.TERMS, name, term)
     every = methods._all_methods()
     assert every.keys() - methods.METHODS.keys() == {"mine", "mine_cl", "mine_scl"}
-    for module in (methods, settings):
-        monkeypatch.setattr(module, "METHODS", every)
+    for each, spec in every.items():
+        monkeypatch.setitem(methods.METHODS, each, spec)
     metrics = run(settings.make_config("scenes", "mine_scl", 0, "smoke", tiny))
     assert metrics["method"] == "mine_scl" and metrics["mAP"] > 0
-    assert methods.title_of("mine_scl") == "MINE + SCL"
+    assert methods.title_of("mine_scl") == "Mine + SCL"

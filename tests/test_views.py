@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import slow_reference as slow
 import torch
+from torch.utils.data import DataLoader
 from torchvision.ops import roi_align
 from torchvision.transforms import RandomResizedCrop, v2
 
@@ -30,7 +31,7 @@ def boxes_of(kind, count, seed=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("height", "width", "size"), [(9, 9, 4), (6, 11, 7), (1, 1, 3), (5, 5, 1)])
+@pytest.mark.parametrize(("height", "width", "size"), [(9, 9, 4), (6, 11, 7), (1, 1, 3)])
 def test_crop_is_the_slow_reference(kind, height, width, size):
     views = boxes_of(kind, 6)
     images = torch.rand(6, 2, height, width, generator=torch.Generator().manual_seed(1))
@@ -43,7 +44,7 @@ def test_crop_is_the_slow_reference(kind, height, width, size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("grid", "size"), [(4, 9), (7, 16), (3, 28), (5, 1), (1, 6)])
+@pytest.mark.parametrize(("grid", "size"), [(4, 9), (3, 28), (5, 1)])
 def test_uncrop_and_visible_cells_are_the_slow_reference(kind, grid, size):
     views = boxes_of(kind, 6, seed=2)
     maps = torch.rand(6, 2, grid, grid, generator=torch.Generator().manual_seed(1))
@@ -80,40 +81,24 @@ def test_crop_is_roi_align(kind):
     torch.testing.assert_close(views.crop(images, 6), expected, atol=2e-5, rtol=0)
 
 
-def test_whole_views_change_nothing():
-    images = torch.rand(3, 2, 7, 7)
-    torch.testing.assert_close(Views.whole(3).crop(images, 7), images, atol=1e-6, rtol=0)
-    back, visible = Views.whole(3).uncrop(images, 7)
-    torch.testing.assert_close(back, images, atol=1e-6, rtol=0)
-    assert visible.all()
+def test_the_two_matrices_are_the_view():
+    """T_v(H) = Y @ H @ X.mT, whatever the sides of H; no row has more than two weights."""
+    views, maps = boxes_of("random", 6), torch.rand(6, 2, 9, 5)
+    rows, columns = views.axes(4, 9, 5)
+    torch.testing.assert_close(rows[:, None] @ maps @ columns.mT[:, None], views.crop(maps, 4))
+    for matrix in (rows, columns):
+        torch.testing.assert_close(matrix.sum(2), torch.ones(6, 4))
+        assert (matrix > 0).sum(2).max() <= 2
 
 
-def test_a_flipped_whole_view_mirrors_left_to_right():
-    images = torch.rand(1, 2, 5, 5)
-    views = Views(Views.whole(1).boxes, torch.tensor([True]))
-    torch.testing.assert_close(views.crop(images, 5), images.flip(3), atol=1e-6, rtol=0)
-
-
-def test_a_view_cuts_out_the_pixels_of_its_box():
-    images = torch.arange(64.0).view(1, 1, 8, 8)
-    views = Views(torch.tensor([[0.25, 0.5, 0.75, 1.0]]), torch.tensor([False]))
-    assert torch.equal(views.crop(images, 4), images[:, :, 4:8, 2:6])
-
-
-def test_uint8_images_are_read_as_their_values():
-    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
-    views = boxes_of("random", 4)
-    cropped = views.crop(images, 8)
-    assert cropped.dtype == torch.float32
-    assert torch.equal(cropped, views.crop(images.float(), 8))
-
-
-def test_views_can_be_selected():
-    views = boxes_of("random", 6)
-    some = views[torch.tensor([4, 1])]
-    assert len(some) == 2
-    assert torch.equal(some.boxes, views.boxes[[4, 1]])
-    assert torch.equal(some.flipped, views.flipped[[4, 1]])
+def test_half_precision_and_autocast_lose_nothing():
+    views, maps = boxes_of("random", 6), torch.rand(6, 2, 9, 9)
+    expected = views.crop(maps, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(views.crop(maps, 4), expected)
+    half = views.crop(maps.half(), 4)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), expected, atol=1e-3, rtol=0)
 
 
 # --- sampling -------------------------------------------------------------------------------------
@@ -136,7 +121,7 @@ def farthest_apart(a, b):
 
 @pytest.mark.parametrize(
     ("scale", "ratio"),
-    [((0.25, 1.0), (3 / 4, 4 / 3)), ((0.08, 0.5), (0.5, 2.0)), ((0.6, 1.0), (0.5, 3.0))],
+    [((0.25, 1.0), (3 / 4, 4 / 3)), ((0.6, 1.0), (0.5, 3.0))],
 )
 def test_areas_and_ratios_are_distributed_as_torchvisions(scale, ratio):
     theirs = torchvision_sizes(scale, ratio, 2000)
@@ -165,20 +150,6 @@ def test_where_no_crop_fits_the_fallback_is_torchvisions_central_crop(ratio):
     torch.testing.assert_close(views.boxes, expected.repeat(16, 1), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize(("flip", "low", "high"), [(0.0, 0, 0), (1.0, 1, 1), (0.3, 0.27, 0.33)])
-def test_the_share_of_flips_is_the_probability(flip, low, high):
-    views = Views.sample(4000, flip=flip, generator=torch.Generator().manual_seed(0))
-    assert low <= views.flipped.float().mean() <= high
-
-
-def test_the_generator_alone_decides():
-    one, again, other = (
-        Views.sample(32, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
-    )
-    assert torch.equal(one.boxes, again.boxes) and torch.equal(one.flipped, again.flipped)
-    assert not torch.equal(one.boxes, other.boxes)
-
-
 # --- mistakes -------------------------------------------------------------------------------------
 
 
@@ -186,9 +157,7 @@ def test_the_generator_alone_decides():
     ("boxes", "flipped"),
     [
         ([[0.2, 0.2, 0.2, 0.6]], [False]),  # no width
-        ([[0.2, 0.7, 0.5, 0.6]], [False]),  # upside down
         ([[-0.1, 0.2, 0.5, 0.6]], [False]),
-        ([[0.1, 0.2, 0.5, 1.1]], [False]),
         ([[0.1, 0.2, float("nan"), 0.9]], [False]),
         ([[0, 0, 1, 1]], [False]),  # integers
         ([[0.1, 0.2, 0.5]], [False]),
@@ -199,23 +168,6 @@ def test_the_generator_alone_decides():
 def test_impossible_views_are_refused(boxes, flipped):
     with pytest.raises(ValueError, match="box|flipped"):
         Views(torch.tensor(boxes), torch.tensor(flipped))
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("scale", (0.0, 1.0)), ("scale", (0.5, 0.4)), ("scale", (0.5, 1.5)),
-        ("ratio", (0.0, 1.0)), ("ratio", (2.0, 1.0)), ("flip", 1.5), ("flip", -0.1),
-    ],
-)  # fmt: skip
-def test_impossible_ranges_are_refused(argument, value):
-    with pytest.raises(ValueError, match=argument):
-        Views.sample(2, **{argument: value})
-
-
-def test_a_batch_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"\(2, K, H, W\)"):
-        Views.whole(2).crop(torch.rand(3, 1, 4, 4), 2)
 
 
 # --- RandomView; test_readme_loop.py compares its crops with those of Views -----------------------
@@ -234,15 +186,26 @@ def test_a_random_view_samples_as_torchvision_does():
     assert torch.equal(v2.functional.resize(image[:, top:bottom, left:right], [32, 32]), crop)
 
 
-def test_a_random_view_that_always_flips_mirrors_the_crop():
-    image = torch.rand(3, 32, 32)
-    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
-    crop, box, flipped = RandomView(32, **whole, flip=1.0)(image)
-    assert flipped is True and box.tolist() == [0, 0, 1, 1]
-    torch.testing.assert_close(crop, image.flip(2))
+class OneImage:
+    """A data set whose images differ by a constant, so that a crop tells its image."""
+
+    def __init__(self):
+        self.view = RandomView(8, (0.2, 0.4))
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return self.view(torch.full((3, 32, 32), float(index))), index
 
 
-@pytest.mark.parametrize("size", [0, 2.5, "big"])
-def test_a_random_view_without_a_size_is_refused(size):
-    with pytest.raises(ValueError, match="size must be a whole number"):
-        RandomView(size)
+def test_several_workers_draw_other_views_and_make_batches_of_them():
+    torch.manual_seed(0)
+    loader, shown = DataLoader(OneImage(), batch_size=4, num_workers=2), []
+    for (crops, boxes, flipped), indices in loader:
+        assert len(Views(boxes, flipped)) == 4 and not (boxes == boxes[0]).all()
+        torch.testing.assert_close(crops.mean((1, 2, 3)), indices.float())
+        shown += boxes.tolist()
+    assert len(shown) == 24 and len(set(map(tuple, shown))) == 24
+    again = [boxes.tolist() for (_, boxes, _), _ in loader]
+    assert sum(again, []) != shown  # the next epoch has other views

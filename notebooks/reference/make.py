@@ -46,7 +46,7 @@ from spcl_lib.system.files import atomic_write
 from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.weights import save_tensors
-from spcl_lib.train import batches_of_epoch, descend, make_optimizer, set_learning_rates
+from spcl_lib.train import batches_of_epoch, make_optimizer, set_learning_rates
 from spcl_lib.views import Views
 
 HERE = Path(__file__).resolve().parent
@@ -88,13 +88,16 @@ def backbone(
 def _train_on_glyphs(model: nn.Module, images: Tensor, glyphs: Tensor, epochs: int) -> None:
     optimizer = make_optimizer(model, RATE, head_factor=1.0, weight_decay=1e-2)
     batches = [b for e in range(epochs) for b in batches_of_epoch(len(images), BATCH, 0, e)]
-    for step, indices in enumerate(tqdm(batches, desc="training the scenes' backbone")):
+    for step, numbers in enumerate(tqdm(batches, desc="training the scenes' backbone")):
+        indices = torch.tensor(numbers)
         set_learning_rates(optimizer, RATE, step / len(batches), WARMUP)
         generator = keyed_generator("glyphs", step)
         views = Views.sample(len(indices), (LEAST_CROP, 1.0), generator=generator)
         with autocast(torch.device("cpu"), "auto"):
             maps = model(normalise(views.crop(images[indices], images.shape[-1])))
-        descend(optimizer, F.cross_entropy(MEAN_POOLING(maps.float()), glyphs[indices]))
+        optimizer.zero_grad()
+        F.cross_entropy(MEAN_POOLING(maps.float()), glyphs[indices]).backward()
+        optimizer.step()
 
 
 def photograph(file: Path = HERE / "coffee-heatmaps.safetensors") -> str:

@@ -96,7 +96,7 @@ def maps_of(run: FinishedRun, predict: bool = False) -> ReadMaps:
 
     def read_network(indices: Tensor) -> tuple[Tensor, Tensor]:
         maps = predict_maps(run.model, images[indices], config.eval_side, config.amp)
-        return maps.sigmoid(), pooling(maps).sigmoid()
+        return pooling.heat(maps), pooling(maps).sigmoid()
 
     return read_network
 

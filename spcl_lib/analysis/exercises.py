@@ -14,7 +14,8 @@ from torch import Tensor
 from spcl_lib.analysis.visibility import visible_fraction
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.losses import expected_negative_threshold, weak_negatives
+from spcl_lib.losses import expected_negative_threshold
+from spcl_lib.losses.stateless import weak_negatives
 from spcl_lib.pooling import Pooling
 from spcl_lib.views import Views
 
@@ -180,7 +181,7 @@ def check_loss(answer: object, logits: Tensor, labels: Tensor) -> str:
         logits: s (B, C), which needs a gradient.
         labels: z (B, C).
     """
-    right = weak_negatives(logits, labels)
+    right = weak_negatives(logits, labels, None)
     each = torch.nn.functional.binary_cross_entropy_with_logits(
         logits, labels.to(logits), reduction="none"
     )

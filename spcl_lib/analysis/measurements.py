@@ -148,4 +148,5 @@ def _localisation(run: FinishedRun) -> Rows:
 
 def _maps(run: FinishedRun, split: ImageSet) -> Tensor:
     images = inputs_of(run.model, split, run.config).images[:LOCALISED]
-    return predict_maps(run.model, images, run.config.eval_side, run.config.amp).sigmoid()
+    maps = predict_maps(run.model, images, run.config.eval_side, run.config.amp)
+    return run.model.pooling.heat(maps)

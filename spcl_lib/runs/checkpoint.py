@@ -8,12 +8,10 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import Method
@@ -43,7 +41,6 @@ _SHORT_SECONDS = 3.0  # a shorter epoch does not get its own save
 
 _LONGEST_SHARE = 0.1  # of the time of a run, to save checkpoints
 _NAMES = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
-BANK_FILE = "heatmaps.bin"  # running averages that do not fit into memory, until the run ends
 
 
 class Checkpoint:
@@ -51,8 +48,7 @@ class Checkpoint:
 
     The checkpoint before the newest is kept, too. It replaces the newest if that is damaged.
 
-    With several ranks, rank 0 collects what each keeps about its images and writes the one file, so
-    it needs memory for the whole in that moment. Every rank reads its own part of the file.
+    With several ranks, rank 0 writes what all of them keep about their images; every rank reads it.
 
     Args:
         folder: folder of the run.
@@ -107,9 +103,8 @@ class Checkpoint:
             "progress": dataclasses.asdict(progress),
             "rng": torch.get_rng_state(),
         }
-        if ranks.count() > 1:
-            state["processes"] = ranks.count()
-            self._change_rows(state, ranks.collect)
+        for name in ("method", "optimizer"):  # each rank knows its own images
+            state[name] = ranks.merge_all(state[name])
         ranks.from_first(lambda: self._write(state))
         self.saved = time.monotonic()
         self.cost = self.saved - began
@@ -130,7 +125,6 @@ class Checkpoint:
         Raises:
             DamagedError: the checkpoint was damaged, and has been put aside. Some parts may be
                 restored and others not: build all of them again, and call this again.
-            UserError: it is of a run with another number of processes.
         """
         progress = ranks.from_first(self._load)  # finds any damage; then the others may read it
         if ranks.rank() > 0 and progress != Progress():
@@ -147,9 +141,6 @@ class Checkpoint:
                 name = file.parent.name
                 print(f"{name}: the checkpoint is of another configuration; starting")
                 return Progress()
-            self._check_processes(file, state.get("processes", 1))
-            if ranks.count() > 1:
-                self._change_rows(state, lambda rows: ranks.part(rows).clone())
             for name, part in self.parts.items():
                 own = state[name] if name == "method" else copy.deepcopy(state[name])
                 part.load_state_dict(own)  # an optimiser keeps the tensors that it gets
@@ -161,25 +152,6 @@ class Checkpoint:
             raise_if_sound(error)
             self._put_aside(file, error)
             raise DamagedError(str(error)) from error
-
-    def _change_rows(self, state: dict[str, Any], change: Callable[[Tensor], Any]) -> None:
-        """Changes all tensors of a state that have a row per image, or per rank.
-
-        These are the tensors of the method with two axes or more, its rounding, and what the
-        optimiser keeps about the labels that it learns. All else is the same on every rank.
-        """
-        state["method"] = _changed(state["method"], change)
-        if self.parts["method"].parameters():
-            moments = state["optimizer"]["state"]
-            for number in state["optimizer"]["param_groups"][-1]["params"]:
-                moments[number] = _changed(moments[number], change)
-
-    def _check_processes(self, file: Path, processes: int) -> None:
-        if processes != ranks.count():
-            raise UserError(
-                f"'{file}' is the checkpoint of a run with {processes} processes; go on with "
-                f"torchrun --nproc_per_node={processes}, or remove the file to start again"
-            )
 
     def _put_aside(self, file: Path, error: Exception) -> None:
         aside = file.with_name(f"{file.name}.damaged")
@@ -194,18 +166,7 @@ class Checkpoint:
         )
 
 
-def _changed(state: dict[str, Any], change: Callable[[Tensor], Any]) -> dict[str, Any]:
-    def changed(name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return _changed(value, change)
-        if name.endswith("rounding"):  # of the bank: a row per rank, once it is collected
-            return change(value[None]) if value.dim() == 1 else change(value)[0]
-        return change(value) if isinstance(value, Tensor) and value.dim() > 1 else value
-
-    return {name: changed(name, value) for name, value in state.items()}
-
-
 def remove_checkpoints(folder: Path) -> None:
-    """Removes the checkpoints of a run, and its heatmaps in a file."""
-    for name in (*_NAMES, BANK_FILE):
+    """Removes the checkpoints of a run."""
+    for name in _NAMES:
         (folder / name).unlink(missing_ok=True)

@@ -52,7 +52,7 @@ class Exportable(nn.Module):
             align_corners=False,
         ).round()  # as whole numbers, like the squares of a data set
         maps = self.model(prepare(squares, self.side))
-        return self.model.pooling(maps).sigmoid(), maps.sigmoid()
+        return self.model.pooling(maps).sigmoid(), self.model.pooling.heat(maps)
 
 
 def export(run: str | Path, form: str, out: Path, force: bool = False) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from spcl_lib.config import RunConfig
+from spcl_lib.methods import METHODS
 from spcl_lib.model import SpatialClassifier, build_backbone
 from spcl_lib.pooling import Pooling
 from spcl_lib.system import paths
@@ -36,7 +37,7 @@ def build_network(
         sides = {config.eval_side} | ({config.crop_side} if config.trained == "network" else set())
         for side in sorted(sides):  # now, and not at the first evaluation
             features[0].check(side)
-    pooling = Pooling(config.pooling, config.pooling_strength)
+    pooling = _pooling(config)
     frozen = len(features) if config.trained == "head" else config.frozen
     return SpatialClassifier(features, num_features, num_classes, frozen, pooling)
 
@@ -48,10 +49,14 @@ def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialCl
         UserError: the weights are missing, damaged, not finite, or from another network.
     """
     features, num_features = build_backbone(config.backbone, None, config.dilation)
-    pooling = Pooling(config.pooling, config.pooling_strength)
+    pooling = _pooling(config)
     model = SpatialClassifier(features, num_features, num_classes, pooling=pooling)
     file = folder / "weights.safetensors"
     load_weights(model, file, f"the run's {config.backbone}")
     if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
         raise UserError(f"'{file}' holds values that are no numbers; run it again with --force")
     return model.eval()
+
+
+def _pooling(config: RunConfig) -> Pooling:
+    return METHODS[config.method].pooling(Pooling(config.pooling, config.pooling_strength))

@@ -91,7 +91,8 @@ def predict_files(
             for name, own_scores, own_labels in zip(batch, scores, labels, strict=True):
                 write_row(name, own_scores, own_labels)
             if overlays is not None:
-                seen = zip(maps.sigmoid(), scores, predictor.rule.choose(scores), strict=True)
+                heat, chosen = predictor.pooling.heat(maps), predictor.rule.choose(scores)
+                seen = zip(heat, scores, chosen, strict=True)
                 for name, what in zip(batch, seen, strict=True):
                     file = overlays.folder / _picture_name(name)
                     overlays.draw(root / name, file, predictor.classes, *what, str(predictor.rule))

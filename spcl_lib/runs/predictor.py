@@ -128,7 +128,7 @@ class Predictor:
 
     def heatmaps(self, images: Any) -> Tensor:
         """Gives the probability of every class in every cell, (B, C, G, G); see `score_maps`."""
-        return self.score_maps(images).sigmoid()
+        return self.pooling.heat(self.score_maps(images))
 
     def labels(self, images: Any) -> list[list[str]]:
         """Gives the labels of every image, as `rule` says; one list per image.

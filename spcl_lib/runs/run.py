@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import math
 import os
 import shutil
 import time
@@ -23,10 +22,10 @@ from spcl_lib.evaluate import (
     precision_recall,
     predict_scores,
 )
-from spcl_lib.methods import Method, visible_labels
+from spcl_lib.methods import Method, bytes_of_averages, visible_labels
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.pooling import TEST_POOLINGS, Pooling
-from spcl_lib.runs.checkpoint import BANK_FILE, Checkpoint, remove_checkpoints
+from spcl_lib.runs.checkpoint import Checkpoint, remove_checkpoints
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.progress import Listener, write_history
@@ -86,8 +85,7 @@ def run(
         The content of metrics.json.
 
     Raises:
-        UserError: the data or weights are missing or damaged, or there are too few images for so
-            many ranks.
+        UserError: the data or weights are missing or damaged, or another process does this run.
     """
     config = identify_data(config, data_root)
     own = Run(config, run_folder(config), data_root)
@@ -189,21 +187,18 @@ def _train_and_evaluate(
     train_set, report_set = _load_once(config, data_root)
     single = draw_labels(train_set, config.draw, config.label_seed)
     observed = visible_labels(config.method, train_set.labels, single)
-    _require_images(config, len(train_set), len(report_set))
 
     device = choose_device()
     model = build_network(config, len(train_set.classes), data_root)
     model = model.to(device, memory_format=torch.channels_last)
     pictures = train_set.images  # snapshots show the images, not the features
     train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
-    own = ranks.part(observed)
     method = Method(
-        config.method, len(own), len(train_set.classes), config.settings,
-        config.seed + (ranks.rank() << 32), own, config.epochs, model.pooling,
-        folder / BANK_FILE if ranks.count() == 1 else None,  # rank 0 could not collect them
+        config.method, *observed.shape, config.settings, config.seed, observed, config.epochs,
+        model.pooling, _home_of_averages(config, observed.shape, device),
     )  # fmt: skip
     optimizer = make_optimizer(
-        model, config.lr, config.head_lr_factor, config.weight_decay, method.parameters()
+        model, config.lr, config.head_lr_factor, config.weight_decay, list(method.parameters())
     )
     # The run has its data, weights and memory. What is there belongs to no finished run.
     ranks.from_first(lambda: (folder / "metrics.json").unlink(missing_ok=True))
@@ -265,7 +260,7 @@ def _train_and_evaluate(
         "machine": describe_machine(device), "finished": datetime.date.today().isoformat(),
     }  # fmt: skip
     parts = {} if method.bank is None else method.bank.tensors()
-    bank = {name: ranks.collect(part) if part.dim() else part for name, part in parts.items()}
+    bank = {name: part.cpu() for name, part in ranks.merge_all(parts).items()}
 
     def write() -> Metrics:
         write_history(folder, progress.history)
@@ -287,26 +282,25 @@ def _train_and_evaluate(
     return metrics
 
 
+def _home_of_averages(
+    config: RunConfig, shape: torch.Size, device: torch.device
+) -> torch.device | str:
+    """The GPU of the network, if it can hold the running averages; else the CPU."""
+    if device.type == "cuda":
+        needed = bytes_of_averages(config.method, *shape, config.settings)
+        if needed < torch.cuda.mem_get_info(device)[0] / 2:
+            return device
+    return "cpu"
+
+
 def _predict(
     model: SpatialClassifier, data: ImageSet, config: RunConfig, poolings: Sequence[Pooling]
 ) -> list[Tensor]:
-    """The scores (M, C) of all images on every rank; each rank predicts its own ones."""
-    rows = ranks.numbers(len(data))
-    own = predict_scores(model, data.images, config.eval_side, poolings, config.amp, rows)
-    found = [ranks.gather(scores) for scores in own]
+    """The scores (M, C) of all images."""
+    found = predict_scores(model, data.images, config.eval_side, poolings, config.amp)
     if not all(bool(scores.isfinite().all()) for scores in found):
         raise UserError(
             "the network's scores are no numbers any more; lower the learning rate: "
             f"--set lr={config.lr / 10:g}"
         )
     return found
-
-
-def _require_images(config: RunConfig, train_images: int, report_images: int) -> None:
-    """Refuses more ranks than images: every batch needs an image for each rank."""
-    most = min(train_images // math.ceil(train_images / config.batch), report_images)
-    if ranks.count() > most:
-        raise UserError(
-            f"{train_images} training images in batches of {config.batch}, and {report_images} to "
-            f"report on, are enough for {most} processes; give --nproc_per_node={most}"
-        )

@@ -34,7 +34,7 @@ from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.system.weights import save_tensors
-from spcl_lib.train import predict_views
+from spcl_lib.train import maps_of_crops, maps_of_features
 from spcl_lib.views import Views
 
 FILE = "snapshots.safetensors"
@@ -54,16 +54,13 @@ class Recorder:
         self.taken: dict[str, list[Tensor]] = {}
 
     def record(self, model: nn.Module, method: Method) -> None:
-        """Adds one snapshot, at the end of an epoch; with several ranks, rank 0 has it."""
+        """Adds one snapshot, at the end of an epoch."""
         found = {}
         if method.bank is not None:
-            first = slice(len(ranks.numbers(len(self.images))))
-            heatmaps, seen = map(ranks.collect, method.bank.stored(first))
-            found = {"heatmaps": heatmaps, "seen": seen}
-        if ranks.rank() > 0:
-            return
+            heatmaps, seen = map(ranks.merge, method.bank.stored(slice(len(self.images))))
+            found = {"heatmaps": heatmaps.cpu(), "seen": seen.cpu()}
         maps = predict_maps(model, self.images, self.config.eval_side, self.config.amp)
-        found = {"maps": torch.sigmoid(maps)} | found
+        found = {"maps": method.pooling.heat(maps)} | found
         found = {k: v.clone() if v.dtype == torch.bool else as_bytes(v) for k, v in found.items()}
         for name, tensor in found.items():
             self.taken.setdefault(name, []).append(tensor)
@@ -191,8 +188,9 @@ class Trace:
         if self.config.trained == "head":
             whole = self.model.features(normalise(whole))
         parts = [views[i : i + _AT_ONCE] for i in range(0, len(views), _AT_ONCE)]
+        predict = maps_of_features if self.config.trained == "head" else maps_of_crops
         maps = [
-            predict_views(self.model, whole.expand(len(p), *whole.shape[1:]), p, self.config)
+            predict(self.model, whole.expand(len(p), *whole.shape[1:]), p, self.config)
             for p in parts
         ]
         return torch.cat(maps)
@@ -252,7 +250,8 @@ _SHOWN = 64  # images of a run that followed none
 def _last_epoch(run: FinishedRun) -> Snapshots:
     """What the snapshots of the last epoch would be."""
     images = run.train.images[:_SHOWN]
-    maps = as_bytes(predict_maps(run.model, images, run.config.eval_side, run.config.amp).sigmoid())
+    maps = predict_maps(run.model, images, run.config.eval_side, run.config.amp)
+    maps = as_bytes(run.model.pooling.heat(maps))
     if run.bank is None:
         return Snapshots(maps[None], None, None)
     heatmaps, seen = run.bank.stored(slice(len(images)))

@@ -19,11 +19,12 @@ from spcl_lib.data.folders import list_folder_splits, list_table
 from spcl_lib.data.image_set import ImageSet, decode_image_set, hold_out
 from spcl_lib.data.imagenet import list_imagenet
 from spcl_lib.data.voc import list_voc
-from spcl_lib.methods import place_of_averages
+from spcl_lib.methods import bytes_of_averages
 from spcl_lib.runs.settings import SINGLE_LABEL, TABLES
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.fingerprints import fingerprint
+from spcl_lib.system.memory import require_memory
 
 # Names of both parts in the cache, by the setting `report`.
 _PARTS = {"test": ("train", "val"), "val": ("remaining", "held-out"), "train": ("all", "all")}
@@ -55,8 +56,9 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
         raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
     train = _keep_labelled(train, config.dataset).first(config.train_images or len(train))
     evaluation = evaluation.first(config.eval_images or len(evaluation))
-    file = paths.results() / "heatmaps.bin"  # on the disk of the run's folder
-    place_of_averages(config.method, len(train), len(train.classes), config.settings, file)
+    size = len(train), len(train.classes)
+    needed = bytes_of_averages(config.method, *size, config.settings)
+    require_memory("running averages of {:,} images x {:,} classes".format(*size), needed)
     names = _PARTS[config.report]
     part = f"-{config.held_out}" if config.held_out else ""
     return _decode(train, names[0] + part, config), _decode(evaluation, names[1] + part, config)

@@ -1,20 +1,15 @@
-"""Memory and disk space: how much is left, and the reuse of what a step frees."""
+"""Memory: how much is left, and the reuse of what a step frees."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 import os
-import shutil
 import sys
 from pathlib import Path
-
-import torch
 
 from spcl_lib.system.errors import UserError
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, see malloc.h
 
 
@@ -35,34 +30,17 @@ def available_memory() -> int:
     """Bytes of memory that this process can still use, within the machine and its container.
 
     Pages of cached files count as available, because the system gives them up when memory is
-    needed. Systems other than Linux do not tell; there, all of the machine's memory counts, and on
-    Windows there is no limit.
+    needed. Only Linux tells; elsewhere there is no limit.
     """
     return min([_of_machine(), *_of_containers()])
 
 
-def available_disk(path: Path) -> int:
-    """Bytes that a file at `path` can take; if it exists already, its own bytes count as free."""
-    there = next(p for p in (path.parent, *path.parent.parents) if p.exists())
-    held = _held(path.stat()) if path.is_file() else 0
-    return shutil.disk_usage(there).free + held
-
-
-def _held(file: os.stat_result) -> int:
-    """Bytes that a file takes on its disk; Windows tells its length only."""
-    return file.st_blocks * 512 if hasattr(file, "st_blocks") else file.st_size
-
-
 def _of_machine() -> int:
     try:
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
+        lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        pass
-    if not hasattr(os, "sysconf"):  # Windows
         return sys.maxsize
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 1024 * next(int(s.split()[1]) for s in lines if s.startswith("MemAvailable:"))
 
 
 def _of_containers() -> list[int]:
@@ -89,57 +67,21 @@ def _left_below(group: Path) -> list[int]:
         return []
 
 
-def require_memory_for_averages(
-    num_images: int,
-    num_classes: int,
-    size: int,
-    dtype: torch.dtype,
-    path: str | Path | None = None,
-    per_label: int = 0,
-    copies: int = 1,
-    limit: float = math.inf,
-) -> None:
-    """Refuses a bank that does not fit.
+def require_memory(what: str, needed: int) -> None:
+    """Refuses running averages that do not fit into memory.
 
     The system gives memory page by page. Without this check the run would stop hours later.
 
     Args:
-        num_images: N, as in HeatmapBank.
-        num_classes: C.
-        size: W.
-        dtype: type of the heatmaps' values.
-        path: the bank's file, which must fit on its disk; None: the bank must fit into memory.
-        per_label: further bytes of memory for every image and class.
-        copies: how many copies of the file exist at the same time.
-        limit: bytes of memory that the bank may take.
+        what: what needs the memory, in words, for the message.
+        needed: bytes.
 
     Raises:
-        UserError: it does not fit; the message says how much is needed and what would fit.
+        UserError: it does not fit.
     """
-    heatmaps = num_classes * torch.empty((), dtype=dtype).element_size()  # bytes per cell
-    seen = 1  # byte per cell, always in memory
-    beside = num_classes * per_label  # bytes of memory per image
-    left = min(available_memory(), limit)
-    if path is None:
-        parts = [("memory", heatmaps + seen, beside, left)]
-    else:
-        several = f" (for {copies} copies: checkpoints and results)" if copies > 1 else ""
-        disk = f"disk at '{path}'{several}"
-        parts = [(disk, copies * heatmaps, 0, available_disk(Path(path)))]
-        parts.append(("memory", seen, beside, left))
-    for place, cell, rest, free in parts:
-        needed = num_images * (cell * size**2 + rest)
-        if needed <= free:
-            continue
-        fitting = math.isqrt(max(0, int(free) // num_images - rest) // cell)
-        ways = [f"train on at most {int(num_images * free / needed):,} images (train_images)"]
-        ways += [f"keep heatmaps of at most {fitting} cells a side (bank_size)"] * (
-            1 < fitting < size
-        )
-        ways += ["keep heatmaps of fewer classes per image (bank_classes)"] * (size > 1)
-        ways += ["keep them in a file (HeatmapBank's path)"] * (path is None)
+    if needed > (free := available_memory()):
         raise UserError(
-            f"running averages of {num_images:,} images x {num_classes:,} classes x {size} x "
-            f"{size} cells need {needed / 1e9:,.1f} GB of {place}, and {free / 1e9:,.1f} GB are "
-            f"left; {', or '.join(ways)}"
+            f"{what} need {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are left; "
+            "train on fewer images (train_images), with fewer cells (bank_size) or with the "
+            "heatmaps of fewer classes per image (bank_classes)"
         )

@@ -112,29 +112,6 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     assert got == expected
 
 
-def test_heatmaps_in_a_file_give_the_same_bits_and_go_on_after_a_stop(
-    results, tmp_path, tiny, monkeypatch
-):
-    config = make_config("scenes", "en_scl", 0, "smoke", tiny)
-    expected = run_in(tmp_path / "memory", config, monkeypatch)
-    monkeypatch.setenv("SPCL_BANK_GB", "0")
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
-    save, sizes = checkpoint.Checkpoint.save, []
-
-    def save_and_die(self, progress):
-        save(self, progress)
-        sizes.append((self.files[0].with_name("heatmaps.bin")).stat().st_size)
-        if len(sizes) in (5, 12):
-            raise Stopped
-
-    monkeypatch.setattr(checkpoint.Checkpoint, "save", save_and_die)
-    for _ in range(2):
-        with pytest.raises(Stopped):
-            run_in(tmp_path / "file", config, monkeypatch)
-    assert run_in(tmp_path / "file", config, monkeypatch) == expected  # and no file is left
-    assert set(sizes) == {48 * 12 * config.settings.bank_size**2}
-
-
 def test_a_slow_disk_gets_fewer_checkpoints(tmp_path, monkeypatch):
     """At COCO's size a checkpoint has 5 GB."""
     now = [0.0]

@@ -1,0 +1,91 @@
+"""TERMS: a row for each supervised loss, with its name, its paper and what it needs.
+
+A new loss needs a function or a State in this folder, and one row here. Then `NAME`, `NAME_cl` and
+`NAME_scl` are methods. LAC and IGNORE have no row: without their second view, their queue and their
+three passes they are little more than AN, and the names would mislead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spcl_lib.losses import stateless as of
+from spcl_lib.losses.expected import ExpectedNegatives, PseudoRobust, RobustExpectedNegatives
+from spcl_lib.losses.priors import PriorsState
+from spcl_lib.losses.state import Context, State
+from spcl_lib.losses.stateful import (
+    AssetRegularisation,
+    AsymmetricPseudoLabels,
+    LargeLossForGood,
+    Role,
+)
+
+Loss = Callable[[Tensor, Tensor, Context], Tensor]  # of logits s (B, C) and labels z (B, C)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A supervised term.
+
+    Attributes:
+        title: the name that people read.
+        loss: the loss of a batch, or the class of its state.
+        source: the paper that it comes from.
+        reads_averages: whether it needs running averages of every training image.
+        sees: for a term that sees all labels, y: makes the labels (N, C) that it gets in place of
+            z; takes y and z (N, C) bool.
+        pooling: the kind of pooling that it needs in place of the mean; "" for none.
+    """
+
+    title: str
+    loss: Loss | type[State]
+    source: str
+    reads_averages: bool = False
+    sees: Callable[[Tensor, Tensor], Tensor] | None = None
+    pooling: str = ""
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the loss is a State."""
+        return isinstance(self.loss, type)
+
+
+def _hidden_as_minus_one(y: Tensor, z: Tensor) -> Tensor:
+    return z.to(torch.int8) - (y & ~z).to(torch.int8)
+
+
+_COLE, _ZHOU, _KIM = "Cole et al., CVPR 2021", "Zhou et al., ECCV 2022", "Kim et al., CVPR 2022"
+_ZHANG, _EVERYBODY = "Zhang et al., 2021", "textbooks"
+
+TERMS: dict[str, Term] = {
+    "an": Term("AN", of.assume_negative, "the paper"),
+    "en": Term("EN", ExpectedNegatives, "the paper; the selection is ours", reads_averages=True),
+    "full": Term("Full", of.assume_negative, _EVERYBODY, sees=lambda y, z: y),
+    "iun": Term("IUN", of.ignore_unobserved, _COLE, sees=_hidden_as_minus_one),
+    "softmax": Term("Softmax", of.annotated_only, _EVERYBODY, pooling="softmax"),
+    "softmax_ls": Term("Softmax-LS", of.smoothed_annotated_only, _EVERYBODY, pooling="softmax"),
+    "cells": Term("Cells", of.annotated_only, "ours", pooling="cells"),
+    "an_ls": Term("AN-LS", of.label_smoothing, _COLE),
+    "wan": Term("WAN", of.weak_negatives, _COLE),
+    "epr": Term("EPR", of.expected_positive_regularisation, _COLE),
+    "role": Term("ROLE", Role, _COLE),
+    "em": Term("EM", of.entropy_maximisation, _ZHOU),
+    "apl": Term("EM + APL", AsymmetricPseudoLabels, _ZHOU),
+    "ll_r": Term("LL-R", of.reject_large, _KIM),
+    "ll_ct": Term("LL-Ct", of.correct_large, _KIM),
+    "ll_cp": Term("LL-Cp", LargeLossForGood, _KIM),
+    "splc": Term("SPLC", of.splc, _ZHANG),
+    "hill": Term("Hill", of.hill, _ZHANG),
+    "asl": Term("ASL", of.asymmetric, "Ridnik et al., ICCV 2021"),
+    "gr": Term("GR", of.generalised_robust, "Chen et al., IJCAI 2024"),
+    "ren": Term("REN", RobustExpectedNegatives, "ours", reads_averages=True),
+    "gpr": Term(
+        "GPR", PseudoRobust, "Tran et al., ICCV 2025; the selection is ours", reads_averages=True
+    ),
+    "crisp": Term("Crisp", PriorsState, "Crisp"),
+    "asset": Term("Asset", AssetRegularisation, "Sun et al., NeurIPS 2025"),
+}

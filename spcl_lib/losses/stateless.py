@@ -1,0 +1,172 @@
+"""The losses without state: functions of logits s (B, C), labels z (B, C) and the Context.
+
+p = sigmoid(s) in float32 or float64. z has one 1 per image; 0 means unknown. Each loss is a mean
+over B * C, so that all have one scale; some papers take sums.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spcl_lib.losses.state import Context
+
+_bce = F.binary_cross_entropy_with_logits
+
+
+def assume_negative(s: Tensor, z: Tensor, context: Context | None = None) -> Tensor:
+    """AN, the paper's baseline: BCE(s, z), every unknown label is a negative. With y it is Full."""
+    return _bce(s, z.to(s))
+
+
+def masked_negatives(s: Tensor, z: Tensor, left_out: Tensor) -> Tensor:
+    """AN without the unknown labels in `left_out` (B, C) bool; the others keep their weight."""
+    return _bce(s, z.to(s), reduction="none").masked_fill(left_out & ~z.bool(), 0).mean()
+
+
+def ignore_unobserved(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """IUN: AN without the hidden positives, which have z = -1. Cole et al. (CVPR 2021).
+
+    As in the paper; the published code never counts a negative.
+    """
+    return masked_negatives(s, z > 0, z < 0)
+
+
+def label_smoothing(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """AN-LS: BCE(s, t), t = 1 - smoothing where z = 1, smoothing elsewhere.
+
+    Cole et al. (CVPR 2021). The paper writes eps / 2 with eps = 0.1; the published code uses 0.1.
+    """
+    smoothing = context.settings.smoothing
+    return _bce(s, z.to(s) * (1 - 2 * smoothing) + smoothing)
+
+
+def weak_negatives(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """WAN: AN with weight 1 / (C - 1) for unknown labels. Cole et al. (CVPR 2021)."""
+    return _bce(s, z.to(s), torch.where(z.bool(), 1.0, 1 / max(1, s.shape[1] - 1)))
+
+
+def annotated_only(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """-log p of the annotated class, mean over B; for poolings in which the classes compete.
+
+    With the pooling "softmax" it is the cross-entropy that anybody would write for one label per
+    image, and with "cells" (ours) the cell softmax: see `pooling`. No label is assumed negative.
+    """
+    return -(F.logsigmoid(s) * z).sum(1).mean()
+
+
+def smoothed_annotated_only(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """The same, with the share `smoothing` of the target divided equally among the classes."""
+    everything = -F.logsigmoid(s).mean()
+    smoothing = context.settings.smoothing
+    return (1 - smoothing) * annotated_only(s, z, context) + smoothing * everything
+
+
+def count_penalty(s: Tensor, k: float) -> Tensor:
+    """EPR's second part: ((mean over B of sum over C of p - k) / C)^2."""
+    return ((s.sigmoid().sum(1).mean() - k) / s.shape[1]).square()
+
+
+def expected_positive_regularisation(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """EPR: -log p where z = 1, + how far the number of positives is from k. Cole et al. (2021)."""
+    return -(F.logsigmoid(s) * z).mean() + count_penalty(s, context.settings.expected_positives)
+
+
+def entropy_maximisation(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """EM: -log p where z = 1, -alpha * H(p) elsewhere. Zhou et al. (ECCV 2022)."""
+    return entropy_terms(s, z, context.settings.entropy_weight).mean()
+
+
+def entropy_terms(s: Tensor, z: Tensor, alpha: float) -> Tensor:
+    """(B, C): EM's loss of every label."""
+    p = s.sigmoid()
+    entropy = -(p * F.logsigmoid(s) + (1 - p) * F.logsigmoid(-s))
+    return torch.where(z.bool(), -F.logsigmoid(s), -alpha * entropy)
+
+
+def largest_losses(loss: Tensor, labels: Tensor, epochs: float, delta: float) -> Tensor:
+    """(B, C) bool: the K unknown labels with the largest losses; they are probably positive.
+
+    K is delta percent of the B * C labels, times the whole epochs done.
+    """
+    unknown = loss.detach().masked_fill(labels.bool(), -math.inf).flatten()
+    count = math.ceil(loss.numel() * int(epochs) * delta / 100)
+    count = min(count, int((~labels.bool()).sum()))
+    chosen = torch.zeros_like(unknown, dtype=torch.bool)
+    chosen[unknown.topk(count).indices] = True
+    return chosen.view_as(loss)
+
+
+def reject_large(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """LL-R: AN without the largest losses. Kim et al., "Large Loss Matters" (CVPR 2022)."""
+    loss = _bce(s, z.to(s), reduction="none")
+    largest = largest_losses(loss, z, context.epoch, context.settings.rejected)
+    return loss.masked_fill(largest, 0).mean()
+
+
+def correct_large(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """LL-Ct: AN, but the largest losses become -log p in their batch. Kim et al. (CVPR 2022)."""
+    loss = _bce(s, z.to(s), reduction="none")
+    largest = largest_losses(loss, z, context.epoch, context.settings.rejected)
+    return torch.where(largest, -F.logsigmoid(s), loss).mean()
+
+
+def hill(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """Hill: -(1 - q)^2 log q where z = 1, q = sigmoid(s - 1); (1.5 - p) p^2 elsewhere.
+
+    The negative side falls again where p is high: such labels are probably positive. Zhang et al.,
+    "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels" (2021).
+    """
+    p, lowered = s.sigmoid(), s - 1
+    positive = -((1 - lowered.sigmoid()) ** 2) * F.logsigmoid(lowered)
+    return torch.where(z.bool(), positive, (1.5 - p) * p.square()).mean()
+
+
+def splc(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """SPLC: focal loss (gamma 2); after the first epoch p > 0.6 counts as a positive.
+
+    Annotated logits are lowered by a margin of 1. Zhang et al. (2021), as Hill.
+    """
+    lowered = torch.where(z.bool(), s - 1, s)
+    p = lowered.sigmoid()
+    positive = z.bool() | (p > 0.6) if context.epoch >= 1 else z.bool()
+    loss = -F.logsigmoid(torch.where(positive, lowered, -lowered))
+    return (torch.where(positive, 1 - p, p).square() * loss).mean()
+
+
+def asymmetric(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """ASL: -log p where z = 1; -q^4 log(1 - q), q = max(p - 0.05, 0), elsewhere.
+
+    Ridnik et al. (ICCV 2021). Their code stops the gradient through q^4; ours does not.
+    """
+    q = (s.sigmoid() - 0.05).clamp(min=0)
+    return torch.where(z.bool(), -F.logsigmoid(s), -(q**4) * (1 - q).log()).mean()
+
+
+# GR's values at the start and at the end, linear in between: the defaults of the published code.
+_GR = {"slope": (0.0, 2.0), "offset": (-2.0, -2.0), "centre": (0.5, 0.8), "width": (2.0, 0.5)}
+_Q = 0.01  # as published
+
+
+def generalised_robust(s: Tensor, z: Tensor, context: Context) -> Tensor:
+    """GR: -log p where z = 1; elsewhere v (k (1 - p^q) / q + (1 - k) p).
+
+    k = sigmoid(slope * p + offset) is the probability that the label is positive, and
+    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient. Chen et al.
+    (IJCAI 2024). The schedule of the published code stops one epoch early; ours does not.
+    """
+    return robust_terms(s, z, context.progress)[0].mean()
+
+
+def robust_terms(s: Tensor, z: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    """GR's loss of every label, and v; both (B, C)."""
+    now = {name: start + progress * (end - start) for name, (start, end) in _GR.items()}
+    p = s.sigmoid()
+    fixed = p.detach()
+    k = (now["slope"] * fixed + now["offset"]).sigmoid()
+    v = torch.exp(-(fixed - now["centre"]).square() / (2 * now["width"] ** 2))
+    positive = -torch.expm1(_Q * F.logsigmoid(s)) / _Q  # p^q without a power of 0
+    return torch.where(z.bool(), -F.logsigmoid(s), v * (k * positive + (1 - k) * p)), v
