@@ -114,7 +114,7 @@ def stamps(files: Sequence[Path]) -> list[tuple[Any, ...]]:
 
 
 def pack(value: object) -> Tensor:
-    """A value that JSON can hold as (L,) uint8, to be kept among tensors."""
+    """A value that JSON can hold, as (L,) uint8."""
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
 
 

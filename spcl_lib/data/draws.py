@@ -1,13 +1,12 @@
 """The draw makes a data set single-label: it keeps one label of every training image.
 
 - "uniform": all positives are equally likely (the paper's setting).
-- "cole": uniform too, but exactly the labels that Cole et al. (CVPR 2021) and many later papers
-  train on. So results can be compared on the same observed labels.
+- "cole": uniform too, but exactly the labels that Cole et al. (CVPR 2021, "Multi-Label Learning
+  from Single Positive Labels") and many later papers train on. So results can be compared.
 - "size", "location": the annotator prefers large objects, or central ones. Arroyo et al. (2023,
-  arXiv 2305.15584) study these biases; we follow their published code (see `label_weights`).
+  arXiv 2305.15584) study these biases; we follow their published code.
 
-The draw's seed is not the training seed. All methods and all training seeds of a data set see the
-same observed labels.
+The draw's seed is not the training seed: all methods and training seeds see the same labels.
 """
 
 from __future__ import annotations
@@ -27,15 +26,12 @@ _NEAREST = 1e-6  # least distance from the image's centre, as a fraction of the 
 
 
 def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
-    """Keeps one positive label per image.
+    """Keeps one positive label per image: (N, C) bool with exactly one True per row.
 
     Args:
         data: the images to train on, with their full labels.
         draw: one of DRAWS.
         seed: seed of the draw. For "cole", 0 means their seed, see `cole_draw`.
-
-    Returns:
-        (N, C) bool with exactly one True per row: a positive of that image.
 
     Raises:
         UserError: the draw is unknown, an image has no positive label, or boxes are missing.
@@ -44,20 +40,24 @@ def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
         return single_label_draw(data.labels, seed)
     if draw == "cole":
         return cole_draw(data.labels, data.ids, seed)
-    if draw in NEED_BOXES:
-        return _biased_draw(data, draw, seed)
-    raise unknown_name("draw", draw, DRAWS)
+    if draw not in NEED_BOXES:
+        raise unknown_name("draw", draw, DRAWS)
+    _check(data.labels)
+    boxes = data.boxes
+    if boxes is None and data.class_map is not None:
+        boxes = boxes_of_map(data.class_map, len(data.classes))
+    if boxes is None:
+        raise UserError(
+            f"draw '{draw}' needs the boxes of the objects, and this data set has none; "
+            "choose --set draw=uniform or --set draw=cole"
+        )
+    weights = label_weights(data.labels, boxes, draw)
+    rng = torch.Generator().manual_seed(seed)
+    return _one_per_row(data.labels, torch.multinomial(weights, 1, generator=rng).flatten())
 
 
 def single_label_draw(labels: Tensor, seed: int) -> Tensor:
-    """Keeps one positive label per image, drawn uniformly (the paper's setting).
-
-    Args:
-        labels: (N, C) bool, the full labels.
-        seed: seed of the draw.
-
-    Returns:
-        (N, C) bool with exactly one positive per row; `labels` itself if it is so already.
+    """Keeps one positive of the full labels (N, C) bool per image, drawn uniformly.
 
     Raises:
         UserError: an image has no positive label to draw from.
@@ -73,21 +73,16 @@ def single_label_draw(labels: Tensor, seed: int) -> Tensor:
 
 
 def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
-    """The draw of Cole et al., "Multi-Label Learning from Single Positive Labels" (CVPR 2021).
+    """The draw of Cole et al.: (N, C) bool with exactly one positive per row.
 
-    One NumPy stream serves a whole split, so a label depends on all rows before its own. On all
-    labelled images of VOC2012 or COCO2014, which they use, the result equals theirs. With
-    report=val or train_images set, their procedure runs on fewer images. They sort VOC's file
-    names, and COCO's ids as texts ("1000" before "9").
+    One NumPy stream serves a whole split, so a label depends on all rows before its own. The result
+    equals theirs on all labelled images of VOC2012 or COCO2014, but not on a part of them.
 
     Args:
         labels: (N, C) bool, the full labels; classes in the order of VOC and COCO, as theirs.
-        ids: N names in any order, for COCO the plain numbers. The draw goes through them in sorted
-            order.
+        ids: N names in any order. The draw goes through them sorted as texts, as theirs does
+            (COCO's "1000" comes before "9").
         seed: the stream's seed is 1200 + this; they use 1200.
-
-    Returns:
-        (N, C) bool with exactly one positive per row.
 
     Raises:
         UserError: an image has no positive label to draw from.
@@ -105,23 +100,17 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
 
 
 def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
-    """How likely an annotator with a bias is to name each positive label of an image.
+    """How likely an annotator with a bias is to name each label: (N, C) float32, 0 for negatives.
 
     "size": the sum of the areas of the class's boxes. "location": the sum of 1 / distance between
-    the boxes' centres and the image's centre. Both follow the published code of Arroyo et al., with
-    two differences. They take areas from COCO's outlines if there are any; we take boxes. They
-    measure distances in pixels; we use fractions of the image's width and height.
-
-    Ours: a positive label without a box gets the mean weight of the other labels of its image. If
-    no label has a box, all get the same weight.
+    the centres of boxes and image. Arroyo et al. take areas from COCO's outlines if there are any,
+    and distances in pixels; we take boxes, and fractions of width and height. Ours: a label without
+    a box gets the mean weight of the other labels of its image; without any box, all are alike.
 
     Args:
         labels: (N, C) bool, the full labels; boxes of other classes are ignored.
         boxes: the objects.
         draw: "size" or "location".
-
-    Returns:
-        (N, C) float32, above 0 for the positive labels and 0 for all others.
     """
     x0, y0, x1, y1 = boxes.box.unbind(1)
     if draw == "size":
@@ -134,21 +123,6 @@ def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
     mean = (weights * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
     mean = mean.where(mean > 0, 1)  # 1 if no label of the image has a box
     return weights.where(known, mean) * labels
-
-
-def _biased_draw(data: ImageSet, draw: str, seed: int) -> Tensor:
-    _check(data.labels)
-    boxes = data.boxes
-    if boxes is None and data.class_map is not None:
-        boxes = boxes_of_map(data.class_map, len(data.classes))
-    if boxes is None:
-        raise UserError(
-            f"draw '{draw}' needs the boxes of the objects, and this data set has none; "
-            "choose --set draw=uniform or --set draw=cole"
-        )
-    weights = label_weights(data.labels, boxes, draw)
-    rng = torch.Generator().manual_seed(seed)
-    return _one_per_row(data.labels, torch.multinomial(weights, 1, generator=rng).flatten())
 
 
 def _check(labels: Tensor) -> None:

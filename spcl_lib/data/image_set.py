@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from spcl_lib.data.cache import decode_images
 from spcl_lib.data.images import Images, LazyImages
@@ -25,15 +26,10 @@ _SAMPLE_BYTES = 4096
 
 
 def hold_out(count: int, part: int = 0) -> tuple[Tensor, Tensor]:
-    """Splits the training images into a part for training and a held-out part for choices.
+    """Splits 0..count-1 into 60 % for training and 40 % held out for choices; ascending int64.
 
-    Args:
-        count: number of training images.
-        part: number of the held-out part, below PARTS. Neighbours share a few images.
-
-    Returns:
-        The image numbers of both parts, ascending int64: 60 % and 40 % of 0..count-1. The result
-        depends only on `count` and `part`.
+    The result depends only on `count` and on the number of the part, below PARTS. Neighbouring
+    parts share a few images.
     """
     generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
     order = torch.randperm(count, generator=generator).roll(-(part * count // PARTS))
@@ -46,8 +42,7 @@ class ImageSet:
     """One split of a data set.
 
     Attributes:
-        images: (N, 3, S, S) uint8; whole images, resized to squares. A tensor, or `LazyImages`,
-            which return tensors when they are indexed. (N, 0) before the decoding.
+        images: (N, 3, S, S) uint8; whole images, resized to squares. (N, 0) before the decoding.
         labels: (N, C) bool; the full labels. Training on a single label never sees them.
         classes: C names.
         ids: N names, for messages and predictions.
@@ -90,32 +85,26 @@ class ImageSet:
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (M,) int64, in that order."""
-        rows = indices.tolist()
-        lazy = isinstance(self.images, LazyImages)
-        of_images = ("labels", "class_map", "ignored", "size")
-        tensors = {name: getattr(self, name) for name in of_images}
-        return replace(
-            self,
-            **{name: None if part is None else part[indices] for name, part in tensors.items()},
-            images=self.images.select(indices) if lazy else self.images[indices],
-            ids=tuple(self.ids[i] for i in rows),
-            boxes=None if self.boxes is None else self.boxes.subset(indices),
-            masks=None if self.masks is None else self.masks.subset(indices),
-            files=None if self.files is None else tuple(self.files[i] for i in rows),
-        )
+
+        def pick(part: Any) -> Any:
+            if isinstance(part, tuple):
+                return tuple(part[i] for i in indices.tolist())
+            if isinstance(part, Boxes | Masks | LazyImages):
+                return part.subset(indices)
+            return None if part is None else part[indices]
+
+        per_image = ("images", "labels", "ids", "class_map", "boxes", "masks", "ignored", "files",
+                     "size")  # fmt: skip
+        return replace(self, **{name: pick(getattr(self, name)) for name in per_image})
 
     def first(self, count: int) -> ImageSet:
         """The first `count` images; all if there are fewer."""
         return self if count >= len(self) else self.subset(torch.arange(count))
 
     def regions(self, indices: Tensor) -> Tensor:
-        """The pixels of the objects of every class, from exact masks or else from boxes.
+        """Whether an object of each class covers the centre of each pixel: (B, C, S, S) bool.
 
-        Args:
-            indices: (B,) int64 image numbers; they may repeat.
-
-        Returns:
-            (B, C, S, S) bool; True where an object of the class covers the centre of the pixel.
+        Exact masks count, else boxes. The image numbers `indices` (B,) int64 may repeat.
 
         Raises:
             ValueError: the data set has neither masks nor boxes.
@@ -159,28 +148,14 @@ def _identify_file(file: Path, sampled: bool) -> bytes:
 
 
 def list_image_files(files: Sequence[Path], **known: Any) -> ImageSet:
-    """A data set without decoded images, so that the caller can select images before decoding.
-
-    Args:
-        files: N image files.
-        known: the other arguments of `ImageSet`, for all N images: labels, classes, ids, ...
-    """
+    """A data set of N files that are not decoded yet; `known` are other arguments of `ImageSet`."""
     return ImageSet(torch.empty((len(files), 0), dtype=torch.uint8), files=tuple(files), **known)
 
 
 def decode_image_set(data: ImageSet, side: int, name: str, damaged: str) -> ImageSet:
-    """Decodes the images of a listed data set; drops skipped images together with their labels.
+    """Decodes the images of a listed data set; arguments and errors as of `cache.decode_images`.
 
-    Boxes and masks turn together with pictures that EXIF data turn.
-
-    Args:
-        data: see `list_image_files`.
-        side: see `cache.decode_images`.
-        name: name of this selection of images.
-        damaged: "stop" or "skip".
-
-    Raises:
-        UserError: see `cache.decode_images`.
+    Skipped images take their labels along. Boxes and masks turn with pictures that EXIF data turn.
     """
     decoded = decode_images(data.files, side, name, damaged)
     data = data if len(decoded.kept) == len(data) else data.subset(decoded.kept)
@@ -188,22 +163,16 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str) -> Imag
     if data.size is None:
         return data
     turns = turns_of(data.size, decoded.stored)
-    boxes = None if data.boxes is None else data.boxes.turned(turns)
-    masks = None if data.masks is None else data.masks.turned(turns)
+    boxes, masks = (part and part.turned(turns) for part in (data.boxes, data.masks))
     return replace(data, boxes=boxes, masks=masks, size=None)
 
 
 def unique_names(
     names: Sequence[str], ids: Sequence[object], form: Callable[[str], str] = str
 ) -> tuple[str, ...]:
-    """The names of classes; those that occur twice get their ids added.
+    """The names of classes; those whose `form` occurs twice get their ids added.
 
     ImageNet's two cranes become "crane (n02012849)" and "crane (n03126707)".
-
-    Args:
-        names: C names.
-        ids: what tells the classes from each other.
-        form: what counts as one name, such as `str.casefold`.
     """
     counts = Counter(map(form, names))
     pairs = zip(names, ids, strict=True)
@@ -219,19 +188,9 @@ def boxes_of_map(class_map: Tensor, num_classes: int) -> Boxes:
         class_map: (N, S, S) uint8; class number + 1, 0 = none.
         num_classes: C.
     """
-    parts = []
-    for c in range(num_classes):
-        mask = class_map == c + 1  # (N, S, S)
-        columns, rows = mask.any(1), mask.any(2)  # (N, S) each
-        image = columns.any(1).nonzero().flatten()
-        (x0, x1), (y0, y1) = _extent(columns[image]), _extent(rows[image])
-        box = torch.stack((x0, y0, x1, y1), 1) / class_map.shape[-1]
-        parts.append((image, torch.full_like(image, c), box))
-    image, label, box = (torch.cat(p) for p in zip(*parts, strict=True))
-    order = image.argsort(stable=True)
-    return Boxes(image[order], label[order], box[order])
-
-
-def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the first True in every row of (M, S), and index of the last True plus one."""
-    return lines.int().argmax(1), lines.shape[1] - lines.flip(1).int().argmax(1)
+    values = torch.arange(1, num_classes + 1, dtype=torch.uint8)
+    masks = class_map[:, None] == values[:, None, None]  # (N, C, S, S)
+    image, label = masks.flatten(2).any(2).nonzero(as_tuple=True)
+    box = masks_to_boxes(masks[image, label])
+    box[:, 2:] += 1  # after the last pixel
+    return Boxes(image, label, box / class_map.shape[-1])

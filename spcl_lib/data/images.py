@@ -34,10 +34,6 @@ PACKAGES = {  # endings of pictures that Pillow reads only with another package
 _NOT_READ = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 _DRAFT = 4  # a JPEG whose sides are at least twice this times `side` is decoded at a lower size
 _ROUNDING = 1e-3  # a white pixel may be 1.0000002 after a resize
-_FORMS = (
-    "a file, a PIL image, a NumPy array (H, W, 3) or (N, H, W, 3), a tensor (3, H, W) or "
-    "(N, 3, H, W), a list of these, or a DataLoader of tensors"
-)
 Stored = tuple[int, int, int]  # EXIF orientation 1..8, and height and width of the pixels in a file
 
 
@@ -53,11 +49,7 @@ def endings() -> frozenset[str]:
 
 
 def read_image(file: Path, side: int) -> np.ndarray:
-    """One image as (3, side, side) uint8; see `try_image`.
-
-    Raises:
-        UserError: the file is missing or no readable image.
-    """
+    """As `try_image`; raises a UserError if the file is missing or no readable image."""
     result = try_image(file, side)
     if isinstance(result, str):
         raise UserError(f"image '{file}' {result}; replace it by an intact image file")
@@ -106,9 +98,7 @@ def _orientation(image: Image.Image) -> int:
 def make_square(image: Image.Image, side: int) -> np.ndarray:
     """One picture as (3, side, side) uint8, as `try_image` says; it may be turned in place.
 
-    Raises:
-        ValueError: its pixels have 32 bits.
-        OSError: its file is damaged.
+    Raises ValueError if its pixels have 32 bits, and OSError if its file is damaged.
     """
     image.load()
     with contextlib.suppress(Exception):
@@ -120,8 +110,7 @@ def make_square(image: Image.Image, side: int) -> np.ndarray:
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB: transparent parts become white, 16-bit values keep their upper 8 bits.
 
-    Raises:
-        ValueError: its pixels have 32 bits.
+    Raises ValueError if its pixels have 32 bits.
     """
     if image.mode.startswith("I;16"):  # Pillow's own conversion turns all values above 255 white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -204,7 +193,7 @@ class LazyImages:
                 image.copy_(torch.from_numpy(square))
         return images if rows.ndim else images[0]
 
-    def select(self, indices: Tensor) -> LazyImages:
+    def subset(self, indices: Tensor) -> LazyImages:
         """The images at `indices` (M,) int64, not read yet."""
         return LazyImages([self.files[i] for i in indices.tolist()], self.side)
 
@@ -218,9 +207,8 @@ Images = Tensor | LazyImages  # the images of a data set: indexing gives tensors
 def squares(images: Any, side: int, size: int = 64) -> Iterator[Tensor]:
     """Gives images in batches (B, 3, side, side) uint8; the last batch may be smaller.
 
-    All forms go through the same code as files do, see `try_image`. So the same pixels give the
-    same square. Only a JPEG file of more than 8 times `side` may differ in the last bits, because
-    it is decoded at a lower size.
+    The same pixels give the same square as a file does, see `try_image`. Only a JPEG file of more
+    than 8 times `side`, which is decoded at a lower size, may differ in the last bits.
 
     Args:
         images: one image or many. An image is a file (str or Path), a PIL image, a NumPy array
@@ -246,23 +234,21 @@ def squares(images: Any, side: int, size: int = 64) -> Iterator[Tensor]:
         raise ValueError("there is no image")
 
 
-def _each(images: Any) -> Iterable[Any]:
+def _each(images: Any) -> Iterator[Any]:
     """The images one by one."""
-    if isinstance(images, DataLoader):
-        return (image for batch in images for image in _of_batch(batch))
-    if isinstance(images, Tensor | np.ndarray):
-        return images if images.ndim == 4 else [images]
-    return images if isinstance(images, list | tuple) else [images]
-
-
-def _of_batch(batch: Any) -> Tensor:
-    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        raise TypeError(
-            "a DataLoader's batches must be tensors (B, 3, H, W), or tuples that begin with one; "
-            f"got {_describe(images)}"
-        )
-    return images
+    if not isinstance(images, DataLoader):
+        several = isinstance(images, list | tuple)
+        several = several or isinstance(images, Tensor | np.ndarray) and images.ndim == 4
+        yield from images if several else [images]
+        return
+    for batch in images:
+        first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if not isinstance(first, Tensor) or first.ndim != 4:
+            raise TypeError(
+                "a DataLoader's batches must be tensors (B, 3, H, W), or tuples that begin with "
+                f"one; got {_describe(first)}"
+            )
+        yield from first
 
 
 def _square(image: Any, side: int) -> np.ndarray:
@@ -283,7 +269,11 @@ def _square(image: Any, side: int) -> np.ndarray:
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise ValueError(f"an array must be (H, W, 3); got {_describe(image)}")
         return make_square(_picture(image), side)
-    raise TypeError(f"images must be {_FORMS}; got {_describe(image)}")
+    raise TypeError(
+        "images must be a file, a PIL image, a NumPy array (H, W, 3) or (N, H, W, 3), a tensor "
+        "(3, H, W) or (N, 3, H, W), a list of these, or a DataLoader of tensors; "
+        f"got {_describe(image)}"
+    )
 
 
 def _picture(pixels: np.ndarray) -> Image.Image:

@@ -208,7 +208,7 @@ def test_lazy_images_are_indexed_like_a_tensor(files, which):
     assert torch.equal(lazy[which], eager[which]) and lazy[which].dtype == lazy.dtype
     assert len(lazy) == 7 and lazy.shape == eager.shape
     order = torch.tensor([6, 0, 3])
-    assert torch.equal(lazy.select(order)[:], eager[order])
+    assert torch.equal(lazy.subset(order)[:], eager[order])
 
 
 def test_processes_of_a_loader_can_read_lazy_images(files):
