@@ -1,0 +1,129 @@
+"""What the README says of results is what is kept; its commands and its loop work."""
+
+import csv
+import math
+import re
+import shlex
+
+import pandas as pd
+import pytest
+import torch
+from small_folder import QUICK, make_folder
+from torch import nn
+
+from spcl_lib.__main__ import main
+from spcl_lib.analysis.intervals import gain, summary
+from spcl_lib.analysis.league import best_on_held_out, league_table
+from spcl_lib.analysis.runs import load_runs, read_kept, table_of, whole_table
+from spcl_lib.system import paths
+
+README = (paths.project() / "README.md").read_text()
+PROSE = " ".join(README.split())
+PHOTOS = ("voc2007", "coco18")
+
+
+def section(title):
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def blocks(title, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", section(title), re.M | re.S)
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+def test_it_is_read_in_four_minutes():
+    words = re.sub(r"[|±#`*-]", " ", README).split()
+    assert len(words) <= 950, "900 and the marks of Markdown"
+
+
+def test_the_table_is_that_of_the_kept_runs():
+    tables = [summary(table_of(load_runs("reference", d, "cpu"))) for d in ("scenes", "voc2007")]
+    titles = table_of(load_runs("reference", "scenes", "cpu"))["title"].unique()
+    both = zip(titles, *(table.itertuples() for table in tables), strict=True)
+    for title, *rows in both:
+        cells = [f"{x.mAP:.1f} | {x.gain:+.1f} ± {x.gain_high - x.gain:.1f}" for x in rows]
+        if title == "AN":
+            cells = [f"{x.mAP:.1f} |" for x in rows]
+        expected = " | ".join(cells)
+        assert f"| {title} | {expected} |" in README
+
+
+def test_its_findings_are_settled_by_the_kept_results():
+    drawn, photos = (table_of(load_runs("reference", d, "cpu")) for d in ("scenes", "voc2007"))
+    assert all(0.45 < share / 100 < 0.55 for table in (drawn, photos)
+               for share in summary(table).set_index("method").loc[["en_scl"], "share"])  # "half"
+    for method, other in (("scl", "cl"), ("en_scl", "en")):  # "is settled on scenes only"
+        assert gain(drawn, method, other).low > 0
+        assert gain(photos, method, other).verdict == "not settled"
+    for name in ("scenes", *PHOTOS):
+        content = read_kept(f"league-{name}")
+        table = league_table(content)
+        assert table["method"].nunique() == 42 and "42 equally searched methods" in PROSE
+        for pooling, part in table.groupby("pooling"):
+            rival = best_on_held_out(content, pooling, "another paper")
+            assert name == "scenes" or gain(part, "scl").high < 0  # "SCL lowers AN"
+            assert name == "scenes" or gain(part, "en_scl", rival).verdict != "ahead"
+            ours = best_on_held_out(content, pooling, "ours")
+            if pooling == "own":
+                assert ours == ("ren" if name == "scenes" else "ren_scl")
+                assert gain(part, ours, rival).verdict == "ahead"
+    whole = whole_table(read_kept("full-training-voc2007"))
+    assert gain(whole, "en_scl", "gpr").verdict == "not settled"
+
+
+def test_what_it_says_of_crops_is_measured():
+    files = paths.reference().glob("crop-recovery-*-cpu.csv")
+    table = pd.concat(pd.read_csv(file, comment="#") for file in files)
+    table = table[(table["measure"] == "AUROC") & (table["method"] == "scl")]
+    table = table[table["least"] == 0.1]
+    means = table.groupby(["dataset", "group", "read"])["value"].mean().round().astype(int)
+    for dataset, group, words in (
+        ("scenes", "labelled", "{} to {} on scenes"),
+        ("voc2007", "labelled", "{} to {} on VOC 2007"),
+        ("voc2007", "unlabelled", "worse what else is there ({} to {})"),
+    ):
+        assert words.format(*means[dataset, group][["whole", "view"]]) in PROSE
+
+
+# --- what it does ---------------------------------------------------------------------------------
+
+
+def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(
+    results, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # there, `results` is where results go
+    make_folder(tmp_path / "photos")
+    make_folder(tmp_path / "new", any=3)
+    (block,) = blocks("Your own photographs", "bash")
+    train, predict, audit = (shlex.split(line)[3:] for line in block.splitlines())
+    quick = [text for k, v in QUICK.items() for text in ("--set", f"{k}={v}")]
+    assert main([*train, "--profile", "smoke", *quick]) == 0
+    assert main(predict) == 0 and main(audit) == 0, capsys.readouterr().err
+    with open("predictions.csv", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["path", "cat", "dog", "labels"]
+    assert [row[0] for row in rows] == [f"any/any {i}.png" for i in range(3)]
+    assert len(list((tmp_path / "overlays").rglob("*.png"))) == 3
+    assert (tmp_path / "audit" / "audit.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["ren_scl", "en_cl", "gpr_scl", "role", "ll_cp_scl", "asset_scl"])
+def test_its_loop_trains_with_every_kind_of_state(name):
+    torch.manual_seed(0)
+    labels, images = torch.eye(3)[[0, 1, 2, 0]], torch.rand(4, 3, 64, 64)
+    layers = nn.Conv2d(3, 8, 32, 32), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1)
+    losses = []
+    names = {
+        "torch": torch, "labels": labels, "model": nn.Sequential(*layers),
+        "loader": [(images[i], torch.tensor(i)) for i in ([0, 1], [3, 2])],
+    }  # fmt: skip
+    (text,) = blocks("Your own loop", "python")
+    assert len(text.splitlines()) <= 15
+    text = text.replace("ren_scl", name).replace("loss.backward()", "loss.backward(); note(loss)")
+    before = [p.detach().clone() for p in names["model"].parameters()]
+    exec(text, names | {"note": lambda loss: losses.append(loss.item())})
+    assert len(losses) == 20 and all(map(math.isfinite, losses))
+    after = names["model"].parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
