@@ -171,7 +171,7 @@ def _reproduce(options: Options) -> int:
         experiments = [
             experiment_of(
                 dataset, profile, options.only or (), _seeds(options), _overrides(options),
-                options.data_root, must_exist=not options.list,
+                options.data_root,
             )
         ]  # fmt: skip
         if not options.only and "full" not in methods_of(dataset):
@@ -183,7 +183,7 @@ def _reproduce(options: Options) -> int:
 
 
 def _league(options: Options) -> int:
-    from spcl_lib.reproduce.studies import reproduce_league, show_league_plan
+    from spcl_lib.reproduce.steps import reproduce_league, show_league_plan
     from spcl_lib.runs.league import LEAGUES, SEEDS, League
 
     if options.all or options.set or options.force or options.profile:

@@ -1,1 +1,1 @@
-"""The code of ./reproduce.sh: the plan of all experiments, and the pages that show them."""
+"""The code of ./reproduce.sh: the plan of all experiments, its steps, and the pages they end in."""

@@ -2,177 +2,128 @@
 
 from __future__ import annotations
 
-import html
-import importlib.util
+import base64
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import nbformat
 import pandas as pd
+import seaborn as sns
+from latex2mathml.converter import convert
+from matplotlib.figure import Figure
+from nbconvert import HTMLExporter
+from pygments.formatters import HtmlFormatter
 
 from spcl_lib.analysis.intervals import Interval, summary
-from spcl_lib.analysis.runs import table_of
+from spcl_lib.analysis.runs import load_runs, table_of
+from spcl_lib.config import RunConfig
 from spcl_lib.methods import title_of
-from spcl_lib.reproduce.plan import explorer_file
 from spcl_lib.runs.notebooks import describe_figures
-from spcl_lib.runs.profiles import duration
-from spcl_lib.runs.store import Metrics
+from spcl_lib.runs.store import Run
 from spcl_lib.system import paths
-from spcl_lib.system.files import atomic_write, lock_file
+from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write
+
+# $$...$$ or $...$; code spans may contain a $, so they match first and stay unchanged.
+_FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
 
 
-def write_notebook_page(notebook: Path, show_code: bool = True) -> Path:
-    """Writes the HTML page of an executed notebook beside it, with figures and style inside.
-
-    Args:
-        notebook: the .ipynb file.
-        show_code: whether the page shows the code cells.
-
-    Returns:
-        The .html file.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-
+def write_notebook_page(notebook: Path) -> Path:
+    """Writes the HTML page of an executed notebook beside it; returns the .html file."""
     content = nbformat.read(notebook, as_version=4)
     describe_figures(content)
     for cell in content.cells:
         if cell.cell_type == "markdown":
             cell.source = _FORMULA.sub(_as_mathml, cell.source)
     exporter = HTMLExporter(
-        template_name="basic", exclude_input=not show_code, exclude_input_prompt=True,
-        exclude_output_prompt=True, exclude_anchor_links=True,
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True,
+        exclude_anchor_links=True,
     )  # fmt: skip
     body, _ = exporter.from_notebook_node(content)
     page = notebook.with_suffix(".html")
-    link = '<p><a href="../index.html">All results</a></p>\n'
-    with lock_file(page), atomic_write(page) as temporary:
-        temporary.write_text(_page(f"spcl: {notebook.stem}", link + body), encoding="utf-8")
+    _write(page, title=f"spcl: {notebook.stem}", body=body)
     return page
-
-
-# $$...$$ or $...$; code spans may contain a $, so they match first and stay unchanged.
-_FORMULA = re.compile(r"`[^`]*`|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
 
 
 def _as_mathml(found: re.Match[str]) -> str:
     """A formula as MathML, which browsers show without an external script."""
     formula = found["block"] or found["inline"]
-    if not formula or importlib.util.find_spec("latex2mathml") is None:
-        return found[0]
-    from latex2mathml.converter import convert
-
     display = "block" if found["block"] else "inline"
-    return convert(" ".join(formula.split()), display=display)
+    return convert(" ".join(formula.split()), display=display) if formula else found[0]
 
 
-def write_index(manifest: Mapping[str, Any], runs: Mapping[str, Sequence[Metrics]]) -> Path:
+def write_index(manifest: Mapping[str, Any]) -> Path:
     """Writes results/index.html: tables, figures, and links to all notebooks.
 
     Args:
-        manifest: content of results/manifest.json, see `plan`.
-        runs: finished runs by experiment; experiments without finished runs are left out.
+        manifest: content of results/manifest.json; experiments without finished runs are left out.
 
     Returns:
         The file.
     """
-    experiments = [name for name in manifest["experiments"] if name in runs]
-    body = ["<h1>spcl: results of this machine</h1>", _notebook_list(manifest["notebooks"])]
-    body += [_section(name, manifest["experiments"][name], runs[name]) for name in experiments]
-    path = paths.results() / "index.html"
-    with lock_file(path), atomic_write(path) as temporary:
-        temporary.write_text(_page("spcl: results", "\n".join(body)), encoding="utf-8")
-    return path
-
-
-def _notebook_list(notebooks: Mapping[str, Any]) -> str:
-    lines = []
-    for name, entry in sorted(notebooks.items()):
-        if entry.get("skipped"):
-            lines.append(f"<li>{html.escape(name)}: {html.escape(entry['skipped'])}</li>")
+    sections = []
+    for name, entry in manifest["experiments"].items():
+        where = entry["dataset"], entry["profile"], entry["overrides"], entry["data_root"]
+        try:
+            table = table_of(load_runs("results", *where))
+        except UserError as error:
+            print(f"page:  without {name}: {error}")
             continue
-        state = "" if entry["finished"] else " <strong>stopped with an error</strong>"
-        lines.append(
-            f'<li><a href="notebooks/{name}.html">{html.escape(entry["title"])}</a> '
-            f'(<a href="notebooks/{name}.ipynb">{name}.ipynb</a>, '
-            f"{duration(entry['seconds'])}){state}</li>"
-        )
-    return "<h2>Notebooks, executed on this machine</h2>\n<ul>\n" + "\n".join(lines) + "\n</ul>"
+        explorer = "explorer.html" if name == "scenes-cpu" else f"explorer-{name}.html"
+        has_explorer = (paths.results() / explorer).is_file()
+        sections.append({
+            "name": name, "smoke": entry["profile"] == "smoke", "facts": entry["facts"],
+            "explorer": explorer if has_explorer else "", "figure": _figure(table),
+            "table": _readable(table).to_html(border=0, index=False),
+        })  # fmt: skip
+    page = paths.results() / "index.html"
+    notebooks = sorted(manifest["notebooks"].items())
+    _write(page, title="spcl: results", sections=sections, notebooks=notebooks)
+    return page
 
 
-def _section(name: str, entry: Mapping[str, Any], runs: Sequence[Metrics]) -> str:
-    parts = [f"<h2>{html.escape(name)}</h2>"]
-    if entry["profile"] == "smoke":
-        parts.append("<p><strong>A smoke test: these numbers mean nothing.</strong></p>")
-    explorer = explorer_file(name)
-    if explorer.is_file():
-        parts.append(
-            f'<p><a href="{html.escape(explorer.name)}">The explorer</a>: drag a crop over a '
-            "training image, play the epochs, and see what the heatmaps ask for.</p>"
-        )
-    parts.append(f'<div class="wide">{_table(runs)}</div>')
-    first = runs[0]
-    facts = {
-        "runs": f"{first['train_images']:,} training images, {first['report_images']:,} to report "
-        f"on, {first['epochs']} epochs",
-        **entry["facts"],
-    }
-    listed = (f"<li>{html.escape(f'{key}: {value}')}</li>" for key, value in facts.items())
-    parts.append("<ul>" + "".join(listed) + "</ul>")
-    return "\n".join(parts)
+def table_text(configs: Sequence[RunConfig]) -> str:
+    """The table of the finished runs, as text."""
+    done = [metrics for config in configs if (metrics := Run.of(config).metrics) is not None]
+    text = _readable(table_of(done)).to_string(index=False) + "\n" if done else ""
+    smoke = "; a smoke test: the numbers mean nothing" if configs[0].profile == "smoke" else ""
+    return f"{text}{len(done)} of {len(configs)} runs finished{smoke}"
 
 
-def _table(runs: Sequence[Metrics]) -> str:
+def _readable(table: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds, with the 95 % interval of the gain over AN."""
-    found = summary(table_of(runs))
-    shown = pd.DataFrame({
+    found = summary(table)
+    gains = found[["gain", "gain_low", "gain_high"]].values
+    return pd.DataFrame({
         "method": found["method"].map(title_of), "seeds": found["seeds"],
         "mAP %": found["mAP"].map("{:.1f}".format),
         "gain over AN (95 %)": [
             "" if method == "an" else str(Interval(*ends))
-            for method, *ends in found[["method", "gain", "gain_low", "gain_high"]].values
+            for method, ends in zip(found["method"], gains, strict=True)
         ],
         "gap closed %": found["share"].map("{:.0f}".format),
     })  # fmt: skip
-    return shown.to_html(border=0, index=False)
 
 
-def _page(title: str, body: str) -> str:
-    from pygments.formatters import HtmlFormatter  # installed with nbconvert
+def _figure(table: pd.DataFrame) -> str:
+    """Every run's mAP by method, as a PNG in base64."""
+    figure = Figure(figsize=(7.2, 0.8 + 0.35 * table["title"].nunique()), layout="constrained")
+    axes = figure.add_subplot()
+    sns.stripplot(table, x="mAP", y="title", ax=axes, color="#0072b2", jitter=False)
+    axes.set(xlabel="mAP in %, a point for each seed", ylabel="")
+    axes.grid(axis="x", alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
 
-    style = _STYLE + HtmlFormatter().get_style_defs(".highlight")
-    return _PAGE.format(title=html.escape(title), style=style, body=body)
 
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
-_STYLE = """
-body { margin: 0; background: #fff; color: #1c1c1c; font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .6rem; }
-img { max-width: 100%; height: auto; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; color: #444; }
-.highlight pre, .input pre { background: #f6f6f6; padding: .6rem .8rem; border-radius: 4px; }
-.wide, .jp-RenderedHTMLCommon, .output { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: left; border: 0; border-bottom: 1px solid #ddd; }
-.dataframe { border: 0; }
-.dataframe td, .dataframe thead th { text-align: right; }
-.dataframe td, .dataframe tbody th { white-space: nowrap; }
-code { font-size: .9em; background: #f3f3f3; padding: .1em .3em; border-radius: 3px; }
-li { margin: .3rem 0; overflow-wrap: anywhere; }
-"""
+def _write(page: Path, **values: Any) -> None:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text())
+    code_style = HtmlFormatter().get_style_defs(".highlight")
+    with atomic_write(page) as temporary:
+        temporary.write_text(template.render(code_style=code_style, **values), encoding="utf-8")

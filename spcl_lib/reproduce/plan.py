@@ -1,39 +1,39 @@
-"""The plan: every experiment, from runs to pages.
+"""The plan: experiments -> runs -> executed notebooks -> index.html.
 
-    runs -> ablation -> all notebooks, executed -> the explorer -> index.html
-
-One `Experiment` is one data set with one profile. The plan skips finished parts, so the same
-command continues after a stop. `steps` carries out the plan. `manifest` records the runs.
+An `Experiment` is one data set with one profile. What is finished is skipped, so the same command
+goes on after a stop. `steps` carries out the plan.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.ablation import FOLLOWED, crop_scale_configs
 from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.profiles import usual_profile
-from spcl_lib.runs.run import run_folder
 from spcl_lib.runs.settings import WITHOUT_OBJECTS, changes, make_config, methods_of
 from spcl_lib.runs.splits import identify_data
+from spcl_lib.runs.store import run_folder
 from spcl_lib.system import VERSION, paths
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.fingerprints import fingerprint
 
 # Measured seconds of a notebook on one core, without the runs that it shows.
 NOTEBOOK_SECONDS = {
-    "00_tour": 30, "01_train": 10, "02_results": 10, "03_crop_recovery": 12, "04_heatmaps": 15,
+    "00_tour": 30, "01_train": 10, "02_results": 10, "03_crop_recovery": 30, "04_heatmaps": 15,
     "05_folder": 45, "06_benchmark": 10, "07_ablations": 10, "08_scaling": 30, "09_exercises": 5,
 }  # fmt: skip
-# Settings of the notebooks that train a network, in a smoke test.
+# A smoke test needs only a look at the notebooks that train.
 _SMOKE_NOTEBOOKS = {
     "00_tour": {"epochs": 4, "train_images": 200}, "05_folder": {"epochs": 4, "images": 200},
+    "03_crop_recovery": {"epochs": 2},
 }  # fmt: skip
-_EXTRA_PROFILES = {"voc2007": ("long",)}  # with --all, in addition to cpu
+_EXTRA_PROFILES = {"voc2007": ("long",)}  # with --all, in addition to the usual profile
 _FOLLOWED_METHODS = ("scl", "an")  # 04_heatmaps shows them
 _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet")
 
@@ -66,6 +66,12 @@ class Experiment:
         """All runs, each once."""
         return list(dict.fromkeys([*self.main, *self.ablation, *self.followed]))
 
+    @property
+    def explorer(self) -> Path:
+        """The page that explores the heatmaps of the followed runs."""
+        usual = self.name == "scenes-cpu"
+        return paths.results() / ("explorer.html" if usual else f"explorer-{self.name}.html")
+
 
 @dataclass(frozen=True)
 class NotebookTask:
@@ -76,14 +82,12 @@ class NotebookTask:
         name: name of the executed file; different for every experiment.
         parameters: parameters that differ from the notebook's defaults.
         runs: the runs that it shows.
-        skipped: the reason to skip it; empty if it is executed.
     """
 
     notebook: str
     name: str
     parameters: dict[str, object]
     runs: tuple[RunConfig, ...] = ()
-    skipped: str = ""
 
     @property
     def output(self) -> Path:
@@ -91,31 +95,21 @@ class NotebookTask:
         return paths.results() / "notebooks" / f"{self.name}.ipynb"
 
     def key(self) -> str:
-        """A text that changes with everything that the executed notebook depends on."""
-        metrics = [run_folder(c) / "metrics.json" for c in self.runs]
-        contents = [file.read_bytes() for file in metrics if file.is_file()]
-        source = notebook_file(self.notebook).read_bytes()
-        return fingerprint([VERSION, source, sorted(self.parameters.items()), *contents])
-
-
-def explorer_file(experiment: str) -> Path:
-    """The page that explores the heatmaps of an experiment's followed runs, by its name."""
-    usual = experiment == "scenes-cpu"
-    return paths.results() / ("explorer.html" if usual else f"explorer-{experiment}.html")
-
-
-# --- making the plan ------------------------------------------------------------------------------
+        """A text that changes with the notebook, its parameters and the runs that it shows."""
+        files = [notebook_file(self.notebook), *(run_folder(c) / "metrics.json" for c in self.runs)]
+        parts = [f.read_bytes() for f in files if f.is_file()]
+        parts += [VERSION.encode(), json.dumps(self.parameters, sort_keys=True).encode()]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def experiment_of(
     dataset: str,
-    profile: str = "cpu",
+    profile: str,
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     overrides: dict[str, object] | None = None,
     data_root: str | Path | None = None,
     ablation: bool = False,
-    must_exist: bool = True,
 ) -> Experiment:
     """The experiment on one data set.
 
@@ -127,7 +121,6 @@ def experiment_of(
         overrides: other settings, for all runs.
         data_root: see `paths.data_root`.
         ablation: whether to include the crop-scale ablation.
-        must_exist: False prints a message about missing data, so that a plan can still be shown.
 
     Raises:
         UserError: a name is unknown, a setting is wrong, or the data are missing.
@@ -141,16 +134,9 @@ def experiment_of(
         make_config(dataset, m, 0, profile, {"snapshots": FOLLOWED} | overrides)
         for m in _FOLLOWED_METHODS
     ]
-    try:
-        content = identify_data(main[0], data_root).content
-    except UserError as error:
-        if must_exist:
-            raise
-        print(f"the data are missing: {error}")
-        content = ""
-    parts = [tuple(c.replace(content=content) for c in part) for part in (main, more, followed)]
-    root = None if data_root is None else str(paths.real_path(data_root))
-    return Experiment(*parts, root)
+    content = identify_data(main[0], data_root).content
+    parts = [tuple(replace(c, content=content) for c in part) for part in (main, more, followed)]
+    return Experiment(*parts, None if data_root is None else str(paths.real_path(data_root)))
 
 
 def all_experiments(
@@ -163,12 +149,10 @@ def all_experiments(
     """
     found = []
     for name in [dataset] if dataset else _EVERYWHERE:
+        has_objects = name not in WITHOUT_OBJECTS
         try:
             found.append(
-                experiment_of(
-                    name, usual_profile(name), (), seeds, None, data_root,
-                    name not in WITHOUT_OBJECTS,
-                )
+                experiment_of(name, usual_profile(name), (), seeds, None, data_root, has_objects)
             )
         except UserError as error:
             if dataset:
@@ -184,11 +168,7 @@ def all_experiments(
 
 def notebook_tasks(experiments: Sequence[Experiment]) -> list[NotebookTask]:
     """Every notebook of the project; a notebook that shows runs once for each experiment."""
-    tasks = [
-        task
-        for number, experiment in enumerate(experiments)
-        for task in _tasks_of(experiment)
-    ]  # fmt: skip
+    tasks = [task for experiment in experiments for task in _tasks_of(experiment)]
     known = {task.notebook for task in tasks}
     sizes = _SMOKE_NOTEBOOKS if experiments[0].main[0].profile == "smoke" else {}
     tasks += [
@@ -202,18 +182,18 @@ def notebook_tasks(experiments: Sequence[Experiment]) -> list[NotebookTask]:
 def _tasks_of(experiment: Experiment) -> list[NotebookTask]:
     """The notebooks that show an experiment's runs."""
     first = experiment.main[0]
-    settings = shlex.join(f"{k}={v}" for k, v in changes(first).items())
     shown = {
-        "dataset": first.dataset, "profile": first.profile, "overrides": settings,
+        "dataset": first.dataset, "profile": first.profile,
+        "overrides": shlex.join(f"{k}={v}" for k, v in changes(first).items()),
         "data_root": experiment.data_root or "",
     }  # fmt: skip
     example = next((c for c in experiment.main if c.method == "scl"), first)
-    usual = experiment.name == "scenes-cpu"  # as in `explorer_file`
+    end = "" if experiment.name == "scenes-cpu" else f"-{experiment.name}"
     return [
-        NotebookTask(name, name if usual else f"{name}-{experiment.name}", parameters, runs, why)
-        for name, parameters, runs, why in (
-            ("01_train", {"config_file": str(run_folder(example) / "config.json")}, (example,), ""),
-            ("02_results", {"source": "results", **shown}, experiment.main, ""),
-            ("04_heatmaps", {**shown, "images": FOLLOWED}, experiment.followed, ""),
+        NotebookTask(name, name + end, parameters, runs)
+        for name, parameters, runs in (
+            ("01_train", {"config_file": str(run_folder(example) / "config.json")}, (example,)),
+            ("02_results", {"source": "results", **shown}, experiment.main),
+            ("04_heatmaps", {**shown, "images": FOLLOWED}, experiment.followed),
         )
-    ]  # fmt: skip
+    ]

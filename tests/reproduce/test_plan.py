@@ -1,20 +1,39 @@
-"""The plan of `reproduce`: all experiments and notebooks, what is finished, and the cost."""
+"""The plan of `reproduce`, what it carries out, and the pages that it ends in."""
 
 import json
+import re
+from importlib import util
 
 import nbformat
 import pytest
 from fake_runs import fake_runs, write_results
-from nbformat.v4 import new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from spcl_lib.reproduce import manifest, plan, steps
-from spcl_lib.runs.notebooks import notebook_names
+from spcl_lib.reproduce import plan, steps
+from spcl_lib.runs.notebooks import check_parameters, notebook_names
 from spcl_lib.runs.run import run
 from spcl_lib.runs.store import run_folder
 
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
-def scenes(**options):
-    return plan.experiment_of("scenes", **options)
+
+def scenes(profile="cpu", **options):
+    return plan.experiment_of("scenes", profile, **options)
+
+
+def executed_notebook(**metadata):
+    """With a formula, code, a printed line and a figure."""
+    printed = new_output("stream", name="stdout", text="37 mAP")
+    figure = new_output("display_data", {"image/png": PIXEL})
+    cells = [
+        new_markdown_cell("# A title\n\nInline $p = \\sigma(s)$, and `cost $5` in `code $x$`.\n"),
+        new_markdown_cell("## Curves\n\n$$L = \\frac{1}{B} \\sum_b d_b$$"),
+        new_code_cell("print('37 mAP')", outputs=[printed, figure], execution_count=1),
+    ]
+    return new_notebook(cells=cells, metadata=metadata)
 
 
 @pytest.fixture
@@ -26,7 +45,7 @@ def finished(results):
 
 @pytest.fixture
 def executed(monkeypatch):
-    """No kernel starts: a notebook task leaves its two files; gives the names of what was run."""
+    """No kernel starts: a notebook task leaves its file; gives the names of what was run."""
     names = []
 
     def run_tasks(tasks, jobs, title):
@@ -34,88 +53,53 @@ def executed(monkeypatch):
             names.append(task.name)
             file = task.log.with_suffix(".ipynb")
             file.parent.mkdir(parents=True, exist_ok=True)
-            made = new_notebook(metadata={"papermill": {"duration": 1.5}})
-            nbformat.write(made, file)
+            nbformat.write(executed_notebook(papermill={"duration": 1.5}), file)
             assert task.is_done()
             task.on_done()
         return []
 
     monkeypatch.setattr(steps, "run_tasks", run_tasks)
+    monkeypatch.setattr(steps, "run_all", lambda *given: [])
     return names
 
 
-def execute(experiment, force=False):
-    return steps._execute_notebooks(plan.notebook_tasks([experiment]), 1, force)
+def needs_nothing_else(page):
+    assert not re.search(r"<(script|link|iframe)\b|@import|url\(", page)
+    assert not re.search(r"\bsrc=[\"'](?!data:)", page)
 
 
-# --- what is in it --------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["smoke", "cpu"])
-def test_every_notebook_is_in_the_plan_and_has_an_expected_cost(profile, results):
-    tasks = plan.notebook_tasks([scenes(profile=profile)])
-    assert {task.notebook for task in tasks} == set(notebook_names())
-    assert set(plan.NOTEBOOK_SECONDS) == set(notebook_names())
-
-
-def test_notebooks_that_show_runs_come_once_for_every_experiment_and_never_share_a_file(results):
-    tasks = plan.notebook_tasks([scenes(), scenes(profile="smoke")])
+def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results):
+    tasks = plan.notebook_tasks([scenes(overrides={"lr": 1e-3}), scenes("smoke")])
     names = [task.name for task in tasks]
     assert len(set(names)) == len(names)
-    assert {"02_results", "02_results-scenes-smoke", "00_tour"} <= set(names)
-    assert "00_tour-scenes-smoke" not in names
-
-
-def test_the_parameters_are_those_that_the_notebooks_have(results):
-    from spcl_lib.runs.notebooks import check_parameters
-
-    experiment = scenes(overrides={"lr": 1e-3, "epochs": 5})
-    for task in plan.notebook_tasks([experiment]):
+    assert {task.notebook for task in tasks} == set(notebook_names()) == set(plan.NOTEBOOK_SECONDS)
+    assert {"02_results-scenes-smoke", "00_tour"} <= set(names) and "02_results" not in names
+    for task in [*tasks, *plan.notebook_tasks([scenes("smoke")])]:
         check_parameters(task.notebook, task.parameters)
+    assert any("lr=0.001" in str(task.parameters) for task in tasks)
 
 
 def test_the_main_job_is_the_papers_methods_with_three_seeds(results):
     experiment = scenes()
     assert len(experiment.main) == 7 * 3 and experiment.ablation == ()
     assert {c.method for c in experiment.followed} == {"scl", "an"}
-    assert all(c.snapshots > 0 for c in experiment.followed)
     # 15 have the profile's own scale; crop recovery has two more methods.
     assert len(scenes(ablation=True).runs) == 21 + 75 - 15 + 2 + 2 * 3
-
-
-def test_methods_and_seeds_that_are_named_twice_count_once(results, spcl):
     assert scenes(methods=["an", "an"], seeds=[0, 0]) == scenes(methods=["an"], seeds=[0])
-    outcome = spcl("reproduce", "--list", "--only", "an", "an", "--seeds", 0, 0)
-    assert outcome.status == 0 and outcome.out.count("scenes-cpu/an-seed0 ") == 1
 
 
-def test_other_settings_have_a_name_of_their_own(results):
-    assert scenes().name == "scenes-cpu"
-    changed = scenes(overrides={"lr": 1e-3})
-    assert changed.name.startswith("scenes-cpu-") and "lr=0.001" in str(
-        [task.parameters for task in plan.notebook_tasks([changed])]
-    )
-
-
-# --- showing it -----------------------------------------------------------------------------------
-
-
-def test_the_plan_names_every_step_its_state_and_what_all_of_it_costs(spcl, results):
+def test_the_list_names_every_step_its_state_and_what_all_of_it_costs(spcl, results):
     outcome = spcl("reproduce", "--list", "--jobs", 2)
     assert outcome.status == 0
     for words in (
         "run       scenes-cpu/en_scl-seed2", "notebook  00_tour.ipynb: to execute",
-        "to do: 23 runs and 10 notebooks, about ", "in all with 2 side by side",
+        f"to do: 23 runs and {len(notebook_names())} notebooks, about ", "with 2 side by side",
     ):  # fmt: skip
         assert words in outcome.out, words
     assert not results.exists()
-
-
-def test_what_is_finished_costs_nothing(finished, spcl, executed):
-    execute(finished)
-    out = spcl("reproduce", "--list").out
-    assert "finished, mAP 76.60 %" in out and "02_results.ipynb: finished" in out
-    assert "to do: 2 runs and 0 notebooks" in out  # those that follow images
 
 
 def test_all_lists_the_data_that_are_there_and_says_which_are_not(spcl, voc, results):
@@ -123,46 +107,60 @@ def test_all_lists_the_data_that_are_there_and_says_which_are_not(spcl, voc, res
     assert outcome.status == 0
     for words in ("scenes-cpu:", "voc2007-cpu:", "voc2007-long:", "scale_min=0.05"):
         assert words in outcome.out
-    for missing in ("voc2012", "coco2014", "coco2017", "imagenet"):
-        assert f"without {missing}: " in outcome.out
-    assert "from the reference results" not in outcome.out.partition("voc2007-long")[0]
+    assert "without voc2012: " in outcome.out and "without imagenet: " in outcome.out
 
 
-def test_all_takes_the_profile_that_is_usual_for_the_data_set(spcl, tmp_path):
-    """`--all --dataset coco18` was refused, for a profile that nobody gave."""
-    outcome = spcl("reproduce", "--all", "--list", "--dataset", "coco18", "--data-root", tmp_path)
-    assert outcome.status == 2 and "--profile" not in outcome.err
-    assert str(tmp_path / "coco18") in outcome.err
+@pytest.mark.parametrize("dataset", ["voc2007", "coco18"])
+def test_all_of_one_data_set_that_is_missing_says_so(dataset, spcl, tmp_path):
+    """`--all --dataset coco18` was refused for a profile that nobody gave."""
+    outcome = spcl("reproduce", "--all", "--dataset", dataset, "--data-root", tmp_path)
+    assert outcome.status == 2 and str(tmp_path) in outcome.err
+    assert "--profile" not in outcome.err
 
 
-def test_all_of_one_data_set_that_is_missing_is_an_error(spcl, tmp_path):
-    outcome = spcl("reproduce", "--all", "--dataset", "voc2007", "--data-root", tmp_path)
-    assert outcome.status == 2 and "Pascal VOC is not at" in outcome.err
-    outcome = spcl("reproduce", "--all", "--only", "an")
-    assert outcome.status == 2 and "--only" in outcome.err
+def test_options_that_do_not_go_together_are_refused(spcl, results):
+    for options in (["--all", "--only", "an"], ["--league", "--profile", "cpu"]):
+        outcome = spcl("reproduce", *options)
+        assert outcome.status == 2 and options[1] in outcome.err
+    outcome = spcl("reproduce", "--jobs", 0)
+    assert outcome.status == 2 and "--jobs must be at least 1" in outcome.err
 
 
 # --- carrying it out ------------------------------------------------------------------------------
 
 
-def test_a_notebook_is_executed_once_and_again_when_its_runs_change(finished, executed):
-    assert execute(finished) == [] and len(executed) == len(notebook_names())
+def test_it_ends_in_a_table_a_manifest_and_a_page_and_does_nothing_twice(
+    finished, results, executed, spcl, capsys
+):
+    assert steps.reproduce([finished], 1, False) == 0
+    assert re.search(r"EN \+ SCL +3 +82\.\d", capsys.readouterr().out)
+    written = json.loads((results / "manifest.json").read_text())
+    entry = written["experiments"]["scenes-cpu"]
+    assert {"commit", "python", "torch", "device", "data"} <= set(entry["facts"])
+    assert entry["runs"]["scenes-cpu/an-seed0"] == {"mAP": 76.6, "train_seconds": 40.0}
+    assert written["notebooks"]["02_results"]["seconds"] == 1.5
+    page = (results / "index.html").read_text()
+    needs_nothing_else(page)
+    assert 'href="notebooks/02_results.html"' in page and "<table" in page
+    assert "data:image/png" in page and "abc1234" not in page  # the commit of this machine
+
+    assert len(executed) == len(notebook_names())
+    out = spcl("reproduce", "--list").out
+    assert "finished, mAP 76.60 %" in out and "02_results.ipynb: finished" in out
+    assert "to do: 2 runs and 0 notebooks" in out  # those that follow images
     executed.clear()
-    execute(finished)
-    assert executed == []
     file = run_folder(finished.main[0]) / "metrics.json"
     file.write_text(file.read_text() + "\n")
-    execute(finished)
+    steps.reproduce([finished], 1, False)
     assert executed == ["02_results"]
     executed.clear()
-    execute(finished, force=True)
+    steps.reproduce([finished], 1, True)
     assert len(executed) == len(notebook_names())
 
 
 def test_a_failed_notebook_is_named_and_is_not_taken_for_finished(
-    finished, monkeypatch, capsys, executed
+    finished, monkeypatch, capsys, executed, results
 ):
-    monkeypatch.setattr(steps, "run_all", lambda *given: [])
     run_tasks = steps.run_tasks
 
     def fail_one(tasks, jobs, title):
@@ -172,34 +170,31 @@ def test_a_failed_notebook_is_named_and_is_not_taken_for_finished(
     monkeypatch.setattr(steps, "run_tasks", fail_one)
     assert steps.reproduce([finished], 1, False) == 1
     assert "failed: 00_tour, log: " in capsys.readouterr().out
-    assert not manifest.read_manifest()["notebooks"]["00_tour"]["finished"]
+    assert "stopped with an error" in (results / "index.html").read_text()
     executed.clear()
     monkeypatch.setattr(steps, "run_tasks", run_tasks)
-    execute(finished)
-    assert executed == ["00_tour"]
+    assert steps.reproduce([finished], 1, False) == 0 and executed == ["00_tour"]
 
 
-def test_the_manifest_says_what_was_run_with_what_and_how_long(
-    finished, results, monkeypatch, executed
-):
-    monkeypatch.setattr(steps, "run_all", lambda *given: [])
-    assert steps.reproduce([finished], 1, False) == 0
-    written = json.loads((results / "manifest.json").read_text())
-    entry = written["experiments"]["scenes-cpu"]
-    assert {"commit", "python", "torch", "machine", "data"} <= set(entry["facts"])
-    assert entry["runs"]["scenes-cpu/an-seed0"] == {"mAP": 76.6, "train_seconds": 40.0}
-    assert written["notebooks"]["02_results"]["seconds"] == 1.5
-    assert (results / "index.html").is_file()
+def test_a_notebook_becomes_a_page_with_code_formulas_and_figures(tmp_path):
+    from spcl_lib.reproduce.pages import write_notebook_page
+
+    nbformat.write(executed_notebook(), tmp_path / "shown.ipynb")
+    page = write_notebook_page(tmp_path / "shown.ipynb").read_text()
+    needs_nothing_else(page)
+    assert "<title>spcl: shown</title>" in page and "37 mAP" in page
+    assert page.count("<math") == 2 and "<mfrac>" in page
+    assert "cost $5" in page and "code $x$" in page  # code is no formula
+    assert 'alt="Figure: Curves"' in page and 'href="../index.html"' in page
 
 
 def test_the_explorer_is_written_once_for_the_runs_that_follow_images(results, tiny, capsys):
-    settings = tiny | {"snapshots": 2}
-    experiment = plan.experiment_of("scenes", "smoke", ("an",), (0,), settings)
+    experiment = scenes("smoke", methods=("an",), seeds=(0,), overrides=tiny | {"snapshots": 2})
     steps._write_explorer(experiment, False)
     assert "explorer: not written (the run '" in capsys.readouterr().out
     for config in experiment.followed:
         run(config)
-    file = plan.explorer_file(experiment.name)
+    file = experiment.explorer
     assert file.name == f"explorer-{experiment.name}.html"
     for force, is_new in ((False, True), (False, False), (True, True)):
         steps._write_explorer(experiment, force)
@@ -207,23 +202,21 @@ def test_the_explorer_is_written_once_for_the_runs_that_follow_images(results, t
     assert "SCL, seed 0; AN, seed 0" in file.read_text()
 
 
-@pytest.mark.parametrize("text", ['{"experiments": 5, "notebooks', '{"crc32": "0"}', "[" * 50_000])
-def test_a_damaged_manifest_is_kept_under_another_name(text, results, capsys):
-    results.mkdir()
+@pytest.mark.parametrize("text", ['{"experiments": 5, "notebooks', "[1]", "[" * 50_000])
+def test_a_damaged_manifest_is_written_anew(text, finished, results, capsys, executed):
     (results / "manifest.json").write_text(text)
-    task = plan.NotebookTask("02_results", "02_results", {})
-    manifest.note_notebook(task, {"finished": False})
-    assert manifest.read_manifest()["notebooks"] == {"02_results": {"finished": False}}
-    assert (results / "manifest.json.damaged").read_text() == text
-    (line,) = capsys.readouterr().out.splitlines()
-    assert f"'{results / 'manifest.json'}' is damaged" in line
-    assert "kept as 'manifest.json.damaged'" in line
+    assert steps.reproduce([finished], 1, False) == 0
+    assert f"'{results / 'manifest.json'}' is damaged" in capsys.readouterr().out
+    assert set(json.loads((results / "manifest.json").read_text())) == {"experiments", "notebooks"}
 
 
-def test_without_jupyter_the_runs_are_made_and_the_notebooks_are_not(
-    finished, results, monkeypatch, capsys
-):
-    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: None)
-    assert execute(finished) == []
-    assert "notebooks: not executed (papermill, nbconvert not installed)" in capsys.readouterr().out
-    assert not (results / "notebooks").exists()
+@pytest.mark.parametrize("package", ["papermill", "seaborn"])
+def test_without_a_package_nothing_starts_and_the_status_says_so(package, spcl, monkeypatch):
+    """Without papermill no notebook ran, and the exit status was 0."""
+    monkeypatch.setattr(steps, "run_all", lambda *given: pytest.fail("it was started"))
+    find = util.find_spec
+    monkeypatch.setattr(
+        steps.importlib.util, "find_spec", lambda n: None if n == package else find(n)
+    )
+    outcome = spcl("reproduce")
+    assert outcome.status == 2 and f"need {package}; install them with: pip" in outcome.err
