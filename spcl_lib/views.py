@@ -80,13 +80,9 @@ class Views:
             ValueError: a range is empty or has impossible values.
         """
         require_size(batch, "batch", least=0)
-        for name, pair in (("scale", scale), ("ratio", ratio)):
-            if isinstance(pair, str) or len(pair) != 2:
-                raise ValueError(f"{name} must be a pair of numbers; got {pair!r}")
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must satisfy 0 < lowest <= highest <= 1; got {scale}")
-        if not 0 < ratio[0] <= ratio[1] < math.inf:
-            raise ValueError(f"ratio must satisfy 0 < lowest <= highest; got {ratio}")
+        for name, pair, most in (("scale", scale, 1), ("ratio", ratio, 1000)):
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
+                raise ValueError(f"{name} must satisfy 0 < lowest <= highest <= {most}; got {pair}")
         if not 0 <= flip <= 1:
             raise ValueError(f"flip must be a probability; got {flip}")
         chance = torch.rand(2, batch, 10, generator=generator)
