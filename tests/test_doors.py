@@ -95,7 +95,7 @@ def test_a_wrong_tensor_is_refused_by_its_name(function, arguments, names):
         (lambda: WHOLE.crop(MAPS, -1), "size must be a whole number"),
         (lambda: WHOLE.uncrop(MAPS.long(), 3), "maps must be float"),
         (lambda: Views.sample(2.5), "batch must be a whole number"),
-        (lambda: Views.sample(2, ratio=""), "ratio must satisfy 0 < lowest <= highest <= 1000; got "),
+        (lambda: Views.sample(2, ratio=""), "ratio must satisfy 0 < lowest"),
         (lambda: Views.sample(2, ratio=(1.0, float("inf"))), "ratio must satisfy"),
         (lambda: method().loss(MAPS, LABELS, INDICES, Views.whole(2), 0), "views must be 4"),
         (lambda: evaluate.evaluate_scores(ROW, LABELS, ("a", "b")), "classes must be 3"),
