@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from tqdm import tqdm
 
 from spcl_lib.analysis import league as leagues
 from spcl_lib.analysis.measurements import measure
-from spcl_lib.analysis.runs import collect_ablations, collect_whole, keep, read_kept
+from spcl_lib.analysis.runs import keep, read_kept
 from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
@@ -36,7 +37,13 @@ from spcl_lib.data import scenes
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.runs.ablation import CROP_SCALES, ablation_configs, ablations, crop_scale_configs
-from spcl_lib.runs.league import FULL_TRAINING, League, full_training_configs, run_league
+from spcl_lib.runs.league import (
+    FULL_TRAINING,
+    League,
+    Settings,
+    full_training_configs,
+    run_league,
+)
 from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_all, load_splits
@@ -155,10 +162,25 @@ def ablate(dataset: str, profile: str) -> str:
     """Keeps all ablations of a profile."""
     train, _ = load_splits(make_config(dataset, "an", 0, profile), None)
     asked = ablations(dataset, profile, len(train))
-    groups = [ablation_configs(a, dataset, profile, SEEDS).values() for a in asked.values()]
-    _finish([config for group in groups for same in group for config in same])
-    return str(keep(f"ablations-{dataset}-{profile}",
-                    collect_ablations(asked, dataset, profile, SEEDS)))  # fmt: skip
+    groups = {name: ablation_configs(a, dataset, profile, SEEDS) for name, a in asked.items()}
+    _finish([config for group in groups.values() for same in group.values() for config in same])
+    rows = [
+        {
+            "ablation": name, "value": value, "method": method, "mAP": _scores(same),
+            "usual": same[0] == make_config(dataset, method, SEEDS[0], profile),
+        }
+        for name, group in groups.items()
+        for (value, method), same in group.items()
+    ]  # fmt: skip
+    return str(keep(f"ablations-{dataset}-{profile}", {
+        "dataset": dataset, "profile": profile, "seeds": list(SEEDS), "rows": rows,
+        "ablations": {name: {"axis": a.axis} for name, a in asked.items()},
+    }))  # fmt: skip
+
+
+def _scores(configs: Sequence[RunConfig]) -> list[float]:
+    """The mAP of finished runs."""
+    return [Run.of(config).finished()["mAP"] for config in configs]
 
 
 def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
@@ -195,10 +217,24 @@ def league(dataset: str) -> str:
 def whole(dataset: str) -> str:
     """Trains the whole network with the paper's methods and the best of the kept league."""
     _, count, combined = FULL_TRAINING[dataset]
-    best = leagues.best_of_league(read_kept(f"league-{dataset}"), count, combined)
-    configs = full_training_configs(dataset, best, SEEDS)
+    configs = full_training_configs(dataset, _best_of_league(dataset, count, combined), SEEDS)
     _finish([config for same in configs.values() for config in same], in_turn=1)
-    return str(keep(f"full-training-{dataset}", collect_whole(configs)))
+    return str(keep(f"full-training-{dataset}", {
+        "dataset": dataset, "profile": configs["an"][0].profile, "seeds": list(SEEDS),
+        "final": [{"method": m, "mAP": _scores(same)} for m, same in configs.items()],
+    }))  # fmt: skip
+
+
+def _best_of_league(dataset: str, count: int, combined: bool) -> dict[str, Settings]:
+    """The best methods besides the paper's, with the mean, and their settings.
+
+    Another paper's loss with SCL counts if `combined`.
+    """
+    origins = {"ours", "another paper", *(["another paper, with SCL"] if combined else [])}
+    means = {e["method"]: e for e in reversed(read_kept(f"league-{dataset}")["final"])}
+    found = [e for method, e in means.items() if leagues.whose(method) in origins]
+    best = sorted(found, key=lambda entry: -fmean(entry["mAP"]))[:count]
+    return {entry["method"]: entry["settings"] for entry in best}
 
 
 MAKERS = {

@@ -198,18 +198,3 @@ def added_by_scl(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(
         "gain", ascending=False, ignore_index=True
     )
-
-
-def best_of_league(content: Content, count: int, combined: bool) -> dict[str, Settings]:
-    """The best methods of a league, with the mean, and their settings; without the paper's.
-
-    Args:
-        content: of the kept league.
-        count: number of methods.
-        combined: whether another paper's loss with SCL counts.
-    """
-    origins = WHOSE[2:] if combined else WHOSE[2:4]
-    found = [(m, e) for pooling, m, e in _entries(content)
-             if pooling == "mean" and whose(m) in origins]  # fmt: skip
-    best = sorted(found, key=lambda pair: -fmean(pair[1]["mAP"]))[:count]
-    return {method: entry["settings"] for method, entry in best}

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, title_of
-from spcl_lib.runs.ablation import Ablation, ablation_configs
 from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.splits import identify_all, identify_data
+from spcl_lib.runs.splits import identify_data
 from spcl_lib.runs.store import Metrics, Run, finished_below
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import read_summed, with_sum
@@ -112,54 +110,6 @@ def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:
 
 
 # --- ablations and training of the whole network --------------------------------------------------
-
-
-def collect_whole(configs: Mapping[str, Sequence[RunConfig]]) -> dict[str, Any]:
-    """What is kept of `full_training_configs`, whose runs must have finished.
-
-    Raises:
-        UserError: a run has not finished.
-    """
-    first = next(iter(configs.values()))[0]
-    command = f"python notebooks/reference/make.py whole {first.dataset}"
-    runs = {m: [Run.of(c).finished(command) for c in group] for m, group in configs.items()}
-    facts = runs["an"][0]
-    return {
-        "dataset": first.dataset, "profile": first.profile, "machine": facts["machine"],
-        "seeds": [c.seed for c in configs["an"]],
-        "train_images": facts["train_images"], "report_images": facts["report_images"],
-        "final": [{"method": m, "mAP": [run["mAP"] for run in runs[m]]} for m in runs],
-    }  # fmt: skip
-
-
-def collect_ablations(
-    asked: Mapping[str, Ablation], dataset: str, profile: str, seeds: Sequence[int],
-    data_root: str | Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """What is kept of ablations, whose runs must have finished.
-
-    Args:
-        asked: ablations by name.
-        dataset: a key of PROFILES.
-        profile: a key of PROFILES[dataset].
-        seeds: seeds of the runs.
-        data_root: see `paths.data_root`.
-
-    Raises:
-        UserError: a run has not finished.
-    """
-    rows, machine = [], None
-    command = f"python notebooks/reference/make.py ablations {dataset} {profile}"
-    for name, ablation in asked.items():
-        for (value, method), configs in ablation_configs(ablation, dataset, profile, seeds).items():
-            runs = [Run.of(c).finished(command) for c in identify_all(configs, data_root)]
-            usual = configs[0] == make_config(dataset, method, seeds[0], profile)
-            rows.append({"ablation": name, "value": value, "method": method, "usual": usual,
-                         "mAP": [run["mAP"] for run in runs]})  # fmt: skip
-            machine = runs[0]["machine"]
-    axes = {name: {"axis": ablation.axis} for name, ablation in asked.items()}
-    return {"dataset": dataset, "profile": profile, "seeds": list(seeds), "ablations": axes,
-            "machine": machine, "rows": rows}  # fmt: skip
 
 
 def whole_table(content: Mapping[str, Any]) -> pd.DataFrame:

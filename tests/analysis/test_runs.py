@@ -10,7 +10,6 @@ from spcl_lib.analysis.league import (
     OURS,
     WHOSE,
     added_by_scl,
-    best_of_league,
     best_on_held_out,
     held_out_scores,
     league_table,
@@ -20,8 +19,6 @@ from spcl_lib.analysis.league import (
 from spcl_lib.analysis.runs import (
     COLUMNS,
     ablation_table,
-    collect_ablations,
-    collect_whole,
     keep,
     load_runs,
     read_kept,
@@ -29,11 +26,7 @@ from spcl_lib.analysis.runs import (
     whole_table,
 )
 from spcl_lib.methods import METHODS, PAPER_METHODS
-from spcl_lib.runs.ablation import Ablation
 from spcl_lib.runs.league import LEAGUES
-from spcl_lib.runs.profiles import PROFILES
-from spcl_lib.runs.run import run
-from spcl_lib.runs.settings import make_config
 from spcl_lib.system.errors import UserError
 
 # --- where runs come from -------------------------------------------------------------------------
@@ -99,33 +92,18 @@ def test_methods_that_this_version_does_not_know_come_last():
 # --- studies --------------------------------------------------------------------------------------
 
 
-def test_ablations_are_collected_and_kept(results, reference, tiny, monkeypatch):
-    few = {"weight": Ablation("How much?", "lambda", ("scl",),
-                              {"1": {}, "0.1": {"weight": 0.1}})}  # fmt: skip
-    monkeypatch.setitem(PROFILES["scenes"], "smoke", tiny)
-    with pytest.raises(UserError, match="scl-seed0.* has not finished; make it with: python"):
-        collect_ablations(few, "scenes", "smoke", [0])
-    scores = [
-        run(make_config("scenes", "scl", 0, "smoke", settings))["mAP"]
-        for settings in few["weight"].values.values()
-    ]
-    keep("ablations-scenes-smoke", collect_ablations(few, "scenes", "smoke", [0]))
-    table = ablation_table(read_kept("ablations-scenes-smoke"))
-    assert list(table["value"]) == ["1", "0.1"] and list(table["usual"]) == [True, False]
-    assert set(table["axis"]) == {"lambda"}
-    assert list(table["mAP"]) == pytest.approx(scores, abs=1e-3)
-
-
-def test_training_of_the_whole_network_is_collected_and_kept(results, reference):
-    write_results(fake_runs(methods=("an", "full"), seeds=(1, 2)))
-    configs = {m: [make_config("scenes", m, s) for s in (1, 2)] for m in ("an", "full")}
-    keep("full-training-scenes", collect_whole(configs))
-    table = whole_table(read_kept("full-training-scenes"))
-    assert list(table["method"]) == ["an", "an", "full", "full"]
-    assert list(table["seed"]) == [1, 2, 1, 2] and set(table["study"]) == {"whole"}
-    missing = {"an": [make_config("scenes", "an", 5)]}
-    with pytest.raises(UserError, match="an-seed5.* has not finished; make it with: python note"):
-        collect_whole(missing)
+def test_rows_of_studies_have_their_seed():
+    content = {"dataset": "scenes", "profile": "cpu", "seeds": [1, 2],
+               "final": [{"method": m, "mAP": [v, v + 1]} for m, v in (("full", 90), ("an", 70))],
+               "ablations": {"weight": {"axis": "lambda"}},
+               "rows": [{"ablation": "weight", "value": v, "method": "scl", "usual": v == "1",
+                         "mAP": [80, 81]} for v in ("1", "0.1")]}  # fmt: skip
+    whole = whole_table(content)
+    assert list(whole["method"]) == ["an", "an", "full", "full"]
+    assert list(whole["seed"]) == [1, 2, 1, 2] and list(whole["mAP"]) == [70, 71, 90, 91]
+    table = ablation_table(content)
+    assert list(table["value"]) == ["1", "1", "0.1", "0.1"] and set(table["axis"]) == {"lambda"}
+    assert list(table["usual"]) == [True, True, False, False] and list(table["seed"]) == [1, 2] * 2
 
 
 # --- the kept leagues -----------------------------------------------------------------------------
@@ -162,13 +140,3 @@ def test_what_scl_adds_is_paired_with_its_own_term():
     found = added_by_scl(whole_table(content))
     assert list(found["title"]) == ["GR", "AN"] and list(found["gain"]) == [3, 0]
     assert list(found["low"] > 0) == [True, False]
-
-
-def test_the_best_besides_the_papers_train_the_whole_network_with_their_settings():
-    scores = {"an": 50, "gr": 60, "ren_scl": 65, "em": 55, "en_scl": 70, "gr_scl": 66}
-    content = {"final": [{"method": m, "mAP": [v, v], "settings": {"weight": v}}
-                         for m, v in scores.items()]}  # fmt: skip
-    assert best_of_league(content, 2, combined=True) == {
-        "gr_scl": {"weight": 66}, "ren_scl": {"weight": 65},
-    }  # fmt: skip
-    assert list(best_of_league(content, 2, combined=False)) == ["ren_scl", "gr"]
