@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
+import platform
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from spcl_lib.config import RunConfig
 from spcl_lib.losses import TERMS
 from spcl_lib.methods import METHODS, title_of
-from spcl_lib.options import Command, Options, make_parser
-from spcl_lib.pooling import parse_pooling
-from spcl_lib.runs.profiles import usual_dataset, usual_method, usual_profile
-from spcl_lib.runs.settings import (
-    make_config,
-    methods_of,
-    parse_overrides,
+from spcl_lib.pooling import KINDS, parse_pooling
+from spcl_lib.runs.profiles import (
+    METHODS_IN_SHORT,
+    PROFILES,
+    usual_dataset,
+    usual_method,
+    usual_profile,
 )
-from spcl_lib.system import paths, ranks
+from spcl_lib.runs.settings import describe_settings, make_config, methods_of, parse_overrides
+from spcl_lib.system import VERSION, paths, ranks
 from spcl_lib.system.errors import UserError, one_line, printable
 from spcl_lib.system.files import explain_refusals
 from spcl_lib.system.machine import choose_device, count_cores
@@ -32,6 +38,9 @@ if TYPE_CHECKING:
     from spcl_lib.runs.progress import Listener
     from spcl_lib.train import Progress
 
+Options = argparse.Namespace
+Command = Callable[[Options], int]  # returns the exit status
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status.
@@ -41,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     goes_on = False
     keep_freed_memory()
     try:
-        options = make_parser(_COMMANDS, __doc__).parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         if options.command is not _run and ranks.count_started() > 1:
             raise UserError("torchrun is only for `run`; give this command to python -m spcl_lib")
         goes_on = options.command in (_run, _reproduce)
@@ -56,7 +65,103 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
-# --- options that depend on others ----------------------------------------------------------------
+# --- the parser -----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """Raises a UserError: a mistake of the user gives one line and exit status 2."""
+        raise UserError(f"{message}. See: {self.prog} --help")
+
+
+class _WithSettings(argparse.HelpFormatter):
+    """Adds the settings of `--set` to the help, only when it is shown."""
+
+    def format_help(self) -> str:
+        lines = ["", "settings (--set KEY=VALUE), with their defaults; profiles have their own:"]
+        return super().format_help() + "\n".join([*lines, *describe_settings(), ""])
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `command` of its result is the function to call."""
+    parser = _Parser(prog="spcl", description=__doc__, allow_abbrev=False)
+    version = f"spcl {VERSION}, torch {torch.__version__}, python {platform.python_version()}"
+    parser.add_argument("--version", action="version", version=version)
+    names = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, (text, add_options, command) in _COMMANDS.items():
+        made = names.add_parser(name, help=text, allow_abbrev=False)
+        made.set_defaults(command=command)
+        add_options(made)
+    return parser
+
+
+# --- options of several commands ------------------------------------------------------------------
+
+
+def _add_data_options(parser: argparse.ArgumentParser, dataset: str | None = "scenes") -> None:
+    parser.add_argument("--dataset", default=dataset, help=", ".join(PROFILES))
+    parser.add_argument(
+        "--profile", help="frozen, cpu, smoke, ... (default: frozen for your own images, else cpu)"
+    )
+    parser.add_argument("--data-root", help="folder of the real data (else SPCL_DATA, else data/)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="override a setting; `run --help` lists all of them",
+    )  # fmt: skip
+
+
+def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run", required=True, metavar="DIR",
+        help="the run's folder, or a folder with only this run below it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=_size, metavar="N",
+        help="side in pixels to which images are resized (default: that of the run's evaluation). "
+        "Larger is slower, and often better: on VOC 2007, weights of profile cpu gave mAP 70.9 at "
+        "160, 74.3 at 192, 76.4 at 224 and 76.6 at 288; of profile frozen 72.7 at 192, 75.8 at "
+        "224 and 76.6 at 256",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threshold", type=_threshold, metavar="T",
+        help="score that makes a label, such as 0.5 (default: auto, the score that the expected "
+        "number of labels per image reached on training images)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--thresholds", metavar="FILE", help="thresholds that evaluate --save-thresholds chose"
+    )
+    parser.add_argument(
+        "--top", type=int, metavar="K",
+        help="the K highest scores are labels; with --threshold, those of them that reach it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pooling", metavar="KIND",
+        help=f"another pooling of the score maps than the run's ({', '.join(KINDS)}), for instance "
+        "lse or lse:3 (with its strength); predict then needs --threshold, --thresholds or --top",
+    )  # fmt: skip
+
+
+def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; with smoke: 0")
+    parser.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
+    parser.add_argument("--force", action="store_true", help="run again what is finished")
+    parser.add_argument("--list", action="store_true", help="show what would run, and stop")
+
+
+def _threshold(text: str) -> float | None:
+    if text == "auto":
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"must be auto or in 0..1, not '{text}'")
+
+
+def _size(text: str) -> int:
+    if text.isdecimal() and 16 <= int(text) <= 4096:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"must be a whole number in 16..4096, not '{text}'")
 
 
 def _overrides(options: Options) -> dict[str, object]:
@@ -83,6 +188,26 @@ def _jobs(options: Options) -> int:
 
 
 # --- commands; each has its own imports, so that the others start fast ---------------------------
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = _WithSettings
+    _add_data_options(parser, dataset=None)
+    parser.add_argument(
+        "--method",
+        help=f"{', '.join(METHODS_IN_SHORT)}, ...; `--method list` names all of them "
+        "(default: ren_scl with profile frozen, else en_scl)",
+    )
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument("--force", action="store_true", help="run again even if it is finished")
+    parser.add_argument(
+        "--config", metavar="FILE", nargs="+",
+        help="config.json of a run, which has all settings; several are run one after the other",
+    )  # fmt: skip
+    parser.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
+    parser.add_argument(
+        "--tensorboard", metavar="DIR", help="write loss and mAP of every epoch for TensorBoard"
+    )
 
 
 def _run(options: Options) -> int:
@@ -153,6 +278,18 @@ def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
         f"(trained {metrics['train_seconds']:.0f} s{smoke}); {run_folder(config) / 'metrics.json'}",
         *metrics.get("warnings", ()), sep="\n", flush=True,
     )  # fmt: skip
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    _add_data_options(parser, dataset=None)
+    parser.add_argument(
+        "--all", action="store_true", help="every experiment of every data set that is there"
+    )
+    parser.add_argument(
+        "--league", action="store_true",
+        help="every loss of every paper, with the same search for each: see 06_benchmark",
+    )  # fmt: skip
+    _add_schedule_options(parser)
 
 
 def _reproduce(options: Options) -> int:
@@ -237,6 +374,23 @@ def _predictor(options: Options, needs_rule: bool = True) -> Predictor:
     return predictor
 
 
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    _add_predictor_options(parser)
+    parser.add_argument("--images", required=True, metavar="PATH", help="a folder, or an image")
+    parser.add_argument(
+        "--out", metavar="FILE", help="the file (default: predictions.csv, or another ending)"
+    )
+    parser.add_argument(
+        "--format", choices=("csv", "json", "parquet"), help="default: as --out ends, else csv"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace --out even if it holds no predictions"
+    )
+    parser.add_argument(
+        "--heatmaps", metavar="DIR", help="write a picture of every image's heatmaps"
+    )
+
+
 def _predict(options: Options) -> int:
     from spcl_lib.runs.predict import predict_files
     from spcl_lib.viewer.overlays import OverlayFolder
@@ -259,6 +413,31 @@ def _name_skipped(skipped: Sequence[str]) -> None:
         print(f"spcl: left out {len(skipped)} that cannot be read: {names}", file=sys.stderr)
 
 
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_predictor_options(parser)
+    parser.add_argument("--data-root", help="the run's data (default: where they were)")
+    parser.add_argument(
+        "--images", metavar="DIR",
+        help="folder of the images; none of them may have been trained on (default: the images "
+        "that the run held out and was reported on, where its data were)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", metavar="FILE",
+        help="CSV file of path,labels: all labels of every image, with | between them (or of "
+        "path,label: only one of its labels)",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="write evaluation.json into this folder")
+    parser.add_argument(
+        "--save-thresholds", metavar="FILE",
+        help="choose thresholds on these images, for --thresholds FILE of predict",
+    )  # fmt: skip
+    parser.add_argument(
+        "--choose", choices=("one", "per-class"), default="one",
+        help="what --save-thresholds chooses (default: one number for all classes, with the "
+        "highest OF1)",
+    )  # fmt: skip
+
+
 def _evaluate(options: Options) -> int:
     from spcl_lib.runs.evaluation import evaluate_files, evaluate_own
     from spcl_lib.runs.store import Run
@@ -277,7 +456,7 @@ def _evaluate(options: Options) -> int:
         check_thresholds_place(file)  # before the work
     predictor = _predictor(options, needs_rule=False)
     if options.images is None:
-        found = evaluate_own(predictor, Run.find(options.run).data_root)
+        found = evaluate_own(predictor, Run.find(options.run, options.data_root).data_root)
     else:
         images, labels = paths.expand_home(options.images), paths.expand_home(options.labels)
         found = evaluate_files(predictor, images, labels)
@@ -295,6 +474,27 @@ def _evaluate(options: Options) -> int:
         folder = paths.expand_home(options.out)
         print(write_evaluation(found, predictor, expected, folder))
     return 0
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run", required=True, metavar="DIR",
+        help="the run's folder, or a folder with only this run below it",
+    )  # fmt: skip
+    parser.add_argument("--data-root", help="the run's data (default: where they were)")
+    parser.add_argument(
+        "--out", metavar="DIR", default="audit",
+        help="folder for audit.html and audit.csv (default: audit)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--predict", action="store_true",
+        help="let the network predict the heatmaps now; by default they are the run's running "
+        "averages, if it has some. Slower, as good on photographs, better on scenes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--most", type=int, default=1000, metavar="N",
+        help="most rows of each kind in audit.csv, the surest first (default: 1000)",
+    )  # fmt: skip
 
 
 def _audit(options: Options) -> int:
@@ -325,6 +525,18 @@ def _audit(options: Options) -> int:
     return 0
 
 
+def _add_explore(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run", required=True, nargs="+", metavar="DIR",
+        help="as in audit; several runs must have followed the same images. A run with "
+        "--set snapshots=64 shows 64 images after every epoch, others after the last one",
+    )  # fmt: skip
+    parser.add_argument("--data-root", help="the run's data (default: where they were)")
+    parser.add_argument(
+        "--out", metavar="FILE", default="explorer.html", help="default: explorer.html"
+    )
+
+
 def _explore(options: Options) -> int:
     from spcl_lib.runs.snapshots import trace_of
     from spcl_lib.runs.store import Run
@@ -340,6 +552,16 @@ def _explore(options: Options) -> int:
         raise UserError(f"{error}; give runs that followed the same images") from error
     print(file)
     return 0
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders; the "
+        "first run is the one that the others are compared with",
+    )  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
+    form.add_argument("--latex", dest="form", action="store_const", const="latex")
 
 
 def _compare(options: Options) -> int:
@@ -358,6 +580,13 @@ def _compare(options: Options) -> int:
     return 0
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", required=True, metavar="DIR", help="as in predict")
+    parser.add_argument("--format", required=True, help="onnx, torchscript or pt2")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file")
+    parser.add_argument("--force", action="store_true", help="replace --out if it is there")
+
+
 def _export(options: Options) -> int:
     from spcl_lib.runs.export import export
 
@@ -365,6 +594,11 @@ def _export(options: Options) -> int:
     difference = export(options.run, options.format, out, options.force)
     print(f"{out}: probabilities as PyTorch's, to {difference:.1g}")
     return 0
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="voc2007 or voc2012")
+    parser.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
 
 
 def _download(options: Options) -> int:
@@ -375,16 +609,32 @@ def _download(options: Options) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Command] = {
-    "run": _run,
-    "reproduce": _reproduce,
-    "predict": _predict,
-    "evaluate": _evaluate,
-    "audit": _audit,
-    "explore": _explore,
-    "compare": _compare,
-    "export": _export,
-    "download": _download,
+# name -> help, function that adds the options, function that does the work (the exit status)
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Command]] = {
+    "run": ("train and evaluate one method", _add_run, _run),
+    "reproduce": (
+        "all methods and seeds, then all notebooks and the page",
+        _add_reproduce, _reproduce,
+    ),  # fmt: skip
+    "predict": ("scores and labels of images, by a finished run", _add_predict, _predict),
+    "evaluate": (
+        "mAP, AP and F1 of a finished run on your labelled images; choose thresholds",
+        _add_evaluate, _evaluate,
+    ),  # fmt: skip
+    "audit": (
+        "training images whose labels look missing or wrong, by a run's heatmaps",
+        _add_audit, _audit,
+    ),  # fmt: skip
+    "explore": (
+        "a page to drag crops over training images and see their heatmaps",
+        _add_explore, _explore,
+    ),  # fmt: skip
+    "compare": (
+        "a table of finished runs on the same images, with intervals",
+        _add_compare, _compare,
+    ),  # fmt: skip
+    "export": ("the network of a finished run, for programs without spcl", _add_export, _export),
+    "download": ("fetch Pascal VOC (its archive's SHA-256 is checked)", _add_download, _download),
 }
 
 

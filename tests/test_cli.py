@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from refusals import full_disk_for, no_file_above
 
 from spcl_lib import __main__ as command_line
@@ -254,6 +255,18 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_part):
     assert 0 < metrics["mAP"] <= 100
 
 
+def test_a_folder_that_is_named_is_what_is_trained_on(spcl, results, tmp_path):
+    """`run --data-root photos` without --dataset trained on drawn scenes."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(tmp_path / f"photos/{name}/{i}.png")
+    outcome = spcl("run", "--data-root", tmp_path / "photos", "--profile", "smoke", **UNTRAINED)
+    assert outcome.status == 0, outcome.err
+    metrics = metrics_in(results)
+    assert (metrics["dataset"], metrics["classes"]) == ("folder", ["cat", "dog"])
+
+
 # --- mistakes in the command ----------------------------------------------------------------------
 
 
@@ -373,6 +386,14 @@ def test_a_mistake_does_not_cost_the_results_that_were_there(spcl, results, voc,
     assert {name: (results / name).read_bytes() for name in files_in(results)} == before
 
 
+def test_a_run_is_evaluated_where_its_data_are_now(spcl, results, voc):
+    """`evaluate` took no --data-root, which its own message told people to give."""
+    assert spcl(*VOC, "--data-root", voc, **UNTRAINED).status == 0
+    moved = voc.rename(voc.with_name("moved"))
+    assert "--data-root" in spcl("evaluate", "--run", "results").err
+    assert spcl("evaluate", "--run", "results", "--data-root", moved).status == 0
+
+
 # --- a system that refuses ------------------------------------------------------------------------
 
 
@@ -483,7 +504,8 @@ def test_ctrl_c_promises_no_checkpoint_where_there_is_none(command, spcl, monkey
     def interrupted(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(command_line._COMMANDS, command, interrupted)
+    text, add_options, _ = command_line._COMMANDS[command]
+    monkeypatch.setitem(command_line._COMMANDS, command, (text, add_options, interrupted))
     needed = ["--run", "r", "--images", "i"] if command == "predict" else ["--dataset", "voc2007"]
     outcome = spcl(command, *needed)
     assert (outcome.status, outcome.err) == (130, "spcl: stopped\n")
@@ -530,8 +552,8 @@ def test_sigterm_during_a_run_says_how_to_go_on(results, tiny, own_kernels):
 
 
 def test_scores_that_are_no_numbers_end_the_run_with_advice(spcl, results, tiny, monkeypatch):
-    def predict_nothing(model, images, side, poolings, amp, rows):
-        return [torch.full((len(rows), 12), math.nan) for _ in poolings]
+    def predict_nothing(model, images, side, poolings, amp):
+        return [torch.full((len(images), 12), math.nan) for _ in poolings]
 
     monkeypatch.setattr(run, "predict_scores", predict_nothing)
     outcome = spcl(*RUN, "--method", "an", **tiny)

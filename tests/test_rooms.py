@@ -19,7 +19,7 @@ BELOW = {
     "data": {"system"},
     "system": set(),
 }
-FRONT = ((), ("__main__",), ("options",))
+FRONT = ((), ("__main__",))
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
