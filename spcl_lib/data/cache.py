@@ -56,9 +56,8 @@ def make_once(
     """
 
     def write(temporary: Path) -> None:
-        made = make()
-        with open(temporary, "wb") as handle:
-            torch.save(made, handle)  # with a path, torch would not report a full disk
+        with open(temporary, "wb") as handle:  # with a path, torch would not report a full disk
+            torch.save(make(), handle)
 
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
     return make_file(path, lambda file: load_saved(file, mmap=True), write)

@@ -6,6 +6,7 @@ some copies of the data, objects that the lists name have no box.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -181,12 +182,10 @@ def _inside(value: float, limit: float) -> float:
 def _numbers(
     file: Path, parent: ElementTree.Element, group: str, names: tuple[str, ...]
 ) -> list[float]:
-    try:
+    with contextlib.suppress(ValueError):
         found = [float(parent.findtext(f"{group}/{name}") or "") for name in names]
         if all(map(math.isfinite, found)):
             return found
-    except ValueError:
-        pass
     raise UserError(
         f"'{file}' has a <{parent.tag}> without numbers for <{group}>: {', '.join(names)}"
     )

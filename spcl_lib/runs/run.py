@@ -64,8 +64,9 @@ def run(
 
     The run's folder holds config.json, history.csv (one row per epoch), weights.safetensors,
     bank.safetensors (the running averages, for methods that have them), scores.safetensors (of the
-    images in the report), snapshots.safetensors (if the configuration has snapshots) and
-    metrics.json, which comes last. During the run, checkpoint.pt holds the state for a resume.
+    images in the report; report_images.txt names them for a user's own folder),
+    snapshots.safetensors (if the configuration has snapshots) and metrics.json, which comes last.
+    During the run, checkpoint.pt holds the state for a resume.
 
     A repeat trains in a folder of its own, and replaces the old run when it has finished. If it is
     stopped, the old run stays, and the next repeat goes on.
@@ -273,6 +274,10 @@ def _train_and_evaluate(
             recorder.save(folder)
         with atomic_write(folder / "scores.safetensors") as temporary:
             save_tensors({"scores": scores, **by_pooling}, temporary)
+        if config.dataset in ("folder", "table"):
+            with atomic_write(folder / "report_images.txt") as temporary:
+                names = "".join(f"{name}\n" for name in report_set.ids)
+                temporary.write_bytes(os.fsencode(names))
         write_json(folder / "metrics.json", metrics_with_sum(metrics))
         return metrics
 
