@@ -1,13 +1,13 @@
-"""reproduce.sh: what it sets up, when it does so, and which arguments it passes on.
+"""reproduce.sh: which environment it takes or makes, and which arguments it passes on.
 
 Every test works on a copy of the script in a folder of its own. The PATH holds only a shim for
-Python and the few tools that the script needs. So no test uses the network or touches a real
-environment.
+Python and the few tools that the script needs: no network, no real environment.
 """
 
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +15,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = "bash env awk cat cksum cp dirname mkdir rm sed tail tr wc".split()
-
+TOOLS = "bash env cat cksum cp dirname mkdir rm sed tail tee".split()
 # One shim for all interpreters: it writes down its arguments, and pretends to install and to make
 # environments (by copying itself into them).
-SHIM = """#!/usr/bin/env bash
-printf '%s\\n' "${0##*/} $*" >>"$SHIM_LOG"
+PYTHON = f"""#!/usr/bin/env bash
+printf '%s\\n' "python $*" >>"$SHIM_LOG"
 case "$*" in
-  "- venv ensurepip") [[ ${0##*/} != "${SHIM_TOO_OLD:-}" ]] ;;
-  "- "*) [[ -n ${SHIM_COMPLETE:-} ]] || { echo "packages that it lacks: torch" >&2; exit 1; } ;;
+  *find_spec*) shift; exec "{sys.executable}" -c "$@" ;;
+  -c*version_info*) [[ -z ${{SHIM_OLD:-}} ]] ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip install"*" -r "*)
-    if [[ -n ${SHIM_PIP_FAILS:-} ]]; then echo "no such wheel"; exit 1; fi
-    cp "${@: -1}" "$SHIM_LOG.pins" ;;
-  "-P -m spcl_lib "*) exit "${SHIM_STATUS:-0}" ;;
+    if [[ -n ${{SHIM_PIP_FAILS:-}} ]]; then echo "no such wheel"; exit 1; fi
+    while [[ $1 != -r ]]; do shift; done
+    cp "$2" "$SHIM_LOG.requirements" ;;
+  "-P -m spcl_lib "*) env >"$SHIM_LOG.env"; exit "${{SHIM_STATUS:-0}}" ;;
 esac
+"""
+# An interpreter without any package.
+BARE = f'#!/usr/bin/env bash\nexec "{sys.executable}" -S -I "$@"\n'
+UV = """#!/usr/bin/env bash
+printf '%s\\n' "uv $*" >>"$SHIM_LOG"
+if [[ $1 == venv ]]; then mkdir -p "$5/bin" && cp "${0%/*}/python3" "$5/bin/python"; fi
 """
 
 
@@ -41,34 +47,42 @@ class Box:
     path: Path
     log: Path
 
-    def run(self, *args, **env):
+    def add(self, name, text):
+        """Puts a program on the PATH, or at another place."""
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+        return file
+
+    def run(self, *args, cwd=None, **env):
         """Runs the script in another folder than the project's."""
         home = self.path.parent
         env = {"PATH": str(self.path), "HOME": str(home), "SHIM_LOG": str(self.log)} | env
         command = [str(self.project / "reproduce.sh"), *args]
         return subprocess.run(
-            command, cwd=home, env=env, capture_output=True, text=True, timeout=60
+            command, cwd=cwd or home, env=env, capture_output=True, text=True, timeout=60
         )
 
     def calls(self):
         """What the shims did since the last time, but for the questions that they were asked."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
-        return [line for line in lines if " - " not in line]
+        return [line for line in lines if re.match(r"uv |python -m |python -P ", line)]
 
 
-@pytest.fixture(params=["a project", "R&D"])
-def box(request, tmp_path):
-    project, path = tmp_path / request.param, tmp_path / "bin"
+@pytest.fixture
+def box(tmp_path):
+    project = tmp_path / "a & b"  # bash 5.2 puts what it replaced in the place of an &
+    (tmp_path / "bin").mkdir()
     project.mkdir()
-    path.mkdir()
     for name in ("reproduce.sh", "environment.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, project / name)
     for name in TOOLS:
-        (path / name).symlink_to(shutil.which(name))
-    (path / "python3").write_text(SHIM)
-    (path / "python3").chmod(0o755)
-    return Box(project, path, tmp_path / "log")
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    box = Box(project, tmp_path / "bin", tmp_path / "log")
+    box.add("python3", PYTHON)
+    return box
 
 
 def pins():
@@ -77,85 +91,102 @@ def pins():
     return re.findall(r"^ +- ([^ #\n]+)", section, flags=re.MULTILINE)
 
 
-def test_it_sets_up_once_with_the_pins_and_passes_the_arguments_on(box):
-    done = box.run("--dataset", "scenes", "--set", "note=two words")
-    assert done.returncode == 0, done.stderr
-    venv, pip, editable, run = box.calls()
-    assert venv == f"python3 -m venv {box.project}/.venv"
-    assert pip.startswith("python -m pip install") and pip.endswith("/.venv/pins.txt")
-    assert Path(f"{box.log}.pins").read_text().split("\n")[:-1] == pins()
-    assert editable.endswith(f"-e {box.project}")
-    assert run == "python -P -m spcl_lib reproduce --dataset scenes --set note=two words"
-    assert box.run("--list").returncode == 0
-    assert box.calls() == ["python -P -m spcl_lib reproduce --list"]
-    with open(box.project / "environment.yml", "a") as file:
-        file.write("      - another==1\n")
+def test_every_pin_is_exact_and_everything_that_is_needed_has_one():
+    names = [pin.split("==")[0] for pin in pins()]
+    assert all(re.fullmatch(r"[a-z0-9-]+==\d+(\.\d+)+", pin) for pin in pins())
+    assert len(names) == len(set(names)) > 10
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert {*project["dependencies"], *extras["notebooks"], *extras["test"]} <= set(names)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["--dataset", "scenes", "--help"]])
+def test_help_needs_no_set_up(box, args):
+    result = box.run(*args)
+    assert (result.returncode, result.stderr, box.calls()) == (0, "", [])
+    assert "Usage: ./reproduce.sh" in result.stdout
+    assert not (box.project / ".setup").exists()
+
+
+def test_venv_holds_exactly_the_pins_and_the_run_gets_arguments_and_status(box):
+    result = box.run("--only", "an scl", "--list", SHIM_STATUS="7", PYTHONPATH="/elsewhere")
+    env, pip = box.project / ".venv", "python -m pip install --progress-bar off"
+    assert result.returncode == 7, result.stderr
+    assert box.calls() == [
+        f"python -m venv {env}",
+        f"{pip} -r {box.project}/.setup/requirements.txt",
+        f"{pip} --no-deps --no-build-isolation -e {box.project}",
+        "python -P -m spcl_lib reproduce --only an scl --list",
+    ]
+    assert Path(f"{box.log}.requirements").read_text().split() == pins()
+    seen = Path(f"{box.log}.env").read_text().splitlines()
+    assert {"PYTHONNOUSERSITE=1", f"PYTHONPATH={box.project}"} <= set(seen)
+    assert result.stdout == "" and len(result.stderr.splitlines()) == 1
+
+
+def test_uv_is_preferred(box):
+    box.add("uv", UV)
+    assert box.run().returncode == 0
+    python, install = box.project / ".venv" / "bin" / "python", "uv pip install --python"
+    assert box.calls()[1:] == [
+        f"{install} {python} -r {box.project}/.setup/requirements.txt",
+        f"{install} {python} --no-deps --no-build-isolation -e {box.project}",
+        "python -P -m spcl_lib reproduce",
+    ]
+
+
+def test_a_finished_set_up_costs_nothing_until_the_list_or_the_place_changes(box):
     box.run()
-    assert len(box.calls()) == 3  # the packages again, into the same environment
+    box.calls()
+    assert box.run("--list").stderr == ""
+    assert box.calls() == ["python -P -m spcl_lib reproduce --list"]
+    with (box.project / "environment.yml").open("a") as file:
+        file.write("      - extra==1.0\n")
+    box.run()
+    assert Path(f"{box.log}.requirements").read_text().split() == [*pins(), "extra==1.0"]
+    box.calls()
+    box.project = box.project.rename(box.project.with_name("moved"))
+    box.run()
+    assert f"python -m venv {box.project}/.venv" in box.calls()
 
 
-def test_the_exit_status_is_that_of_the_program(box):
-    assert box.run(SHIM_STATUS="3").returncode == 3
-
-
-def test_a_failed_installation_is_shown_and_tried_again(box):
+def test_a_failed_installation_shows_the_log_and_is_repeated(box):
     failed = box.run(SHIM_PIP_FAILS="1")
     assert failed.returncode == 1 and "no such wheel" in failed.stderr
-    assert str(box.project / ".setup.log") in failed.stderr
+    assert str(box.project / ".setup" / "log.txt") in failed.stderr
     assert not any("spcl_lib" in call for call in box.calls())
-    assert box.run().returncode == 0 and any("reproduce" in call for call in box.calls())
+    assert box.run().returncode == 0
+    assert any("pip install" in call for call in box.calls())
 
 
-def test_an_environment_of_somebody_else_is_left_alone(box):
-    (box.project / ".venv").mkdir()
-    refused = box.run()
-    assert refused.returncode == 1 and "SPCL_PYTHON=" in refused.stderr
+def test_without_a_python_that_is_new_enough_it_says_what_to_install(box):
+    for env in ({"SHIM_OLD": "1"}, {}):
+        result = box.run(**env)
+        assert result.returncode == 1 and "Python 3.11 or newer" in result.stderr
+        assert not (box.project / ".venv").exists()
+        (box.path / "python3").unlink(missing_ok=True)
 
 
-def test_an_active_environment_with_all_packages_is_used_as_it_is(box):
-    (box.path / "python").symlink_to(box.path / "python3")
-    active = {"CONDA_PREFIX": "/some/where"}
-    assert box.run(**active, SHIM_COMPLETE="1").returncode == 0
-    assert box.calls() == ["python -P -m spcl_lib reproduce"]
-    assert box.run(**active).returncode == 0  # it lacks some: .venv is made
-    assert len(box.calls()) == 4
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_an_active_environment_is_taken_if_it_has_the_packages(box, variable):
+    active = box.add("active/bin/python", PYTHON).parents[1]
+    assert box.run("test", "-k", "x y", **{variable: str(active)}).returncode == 0
+    assert box.calls() == [
+        "python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env -k x y"
+    ]
+    assert not (box.project / ".venv").exists()
+    box.add("active/bin/python", BARE)
+    assert box.run(**{variable: str(active)}).returncode == 0
+    assert (box.project / ".venv").exists()
 
 
-def test_an_interpreter_can_be_named(box):
-    named = {"SPCL_PYTHON": str(box.path / "python3")}
-    assert box.run(**named, SHIM_COMPLETE="1").returncode == 0
-    assert box.calls() == ["python3 -P -m spcl_lib reproduce"]
-    refused = box.run(**named)
-    assert refused.returncode == 1 and "packages that it lacks: torch" in refused.stderr
-
-
-def test_an_old_python_is_passed_over_and_its_absence_told(box):
-    refused = box.run(SHIM_TOO_OLD="python3")
-    assert refused.returncode == 1 and "Python 3.11 or newer" in refused.stderr
-    (box.path / "python3.12").symlink_to(box.path / "python3")
-    assert box.run(SHIM_TOO_OLD="python3").returncode == 0
-
-
-def test_help_sets_up_nothing_and_names_every_option(box):
-    shown = box.run("--dataset", "scenes", "--help")
-    assert shown.returncode == 0 and not box.calls()
-    for option in ("--list", "--league", "--all", "--jobs", "--data-root", "test"):
-        assert option in shown.stdout
-
-
-def test_the_tests_run_in_the_project_with_both_kinds_of_checks(box):
-    assert box.run("test", "-k", "views").returncode == 0
-    last = box.calls()[-1]
-    assert "-m pytest --nbval" in last and last.endswith("-k views")
-
-
-def test_the_pins_are_exact_and_cover_what_the_project_needs():
-    names = {re.split(r"[=<>]", pin)[0] for pin in pins()}
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"]]
-    for extra in ("notebooks", "coco", "test"):
-        needed += project["optional-dependencies"][extra]
-    assert {re.split(r"[=<>\[]", name)[0] for name in needed} <= names
-
-
+def test_spcl_python_is_used_as_it_is_or_refused_with_what_it_lacks(box):
+    box.add("own", PYTHON)
+    result = box.run("--only", "a b", cwd=box.path, SPCL_PYTHON="./own", SHIM_STATUS="3")
+    assert result.returncode == 3, result.stderr
+    assert box.calls() == ["python -P -m spcl_lib reproduce --only a b"]
+    lacking = box.run(SPCL_PYTHON=str(box.add("bare", BARE)))
+    assert lacking.returncode == 1 and "lacks torch" in lacking.stderr
+    missing = box.run(SPCL_PYTHON="/no/such/python")
+    assert missing.returncode == 1 and "lacks a Python that starts" in missing.stderr
+    assert not (box.project / ".venv").exists()
