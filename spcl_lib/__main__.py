@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise
 if TYPE_CHECKING:
     from spcl_lib.runs.predictor import Predictor
     from spcl_lib.runs.progress import Listener
+    from spcl_lib.runs.store import Run
     from spcl_lib.train import Progress
 
 Options = argparse.Namespace
@@ -128,16 +129,20 @@ def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
         "number of labels per image reached on training images)",
     )  # fmt: skip
     parser.add_argument(
-        "--thresholds", metavar="FILE", help="thresholds that evaluate --save-thresholds chose"
-    )
+        "--pooling", metavar="KIND",
+        help=f"another pooling of the score maps than the run's ({', '.join(KINDS)}), for instance "
+        "lse or lse:3 (with its strength); predict then needs --threshold or --top",
+    )  # fmt: skip
+
+
+def _add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, metavar="K",
         help="the K highest scores are labels; with --threshold, those of them that reach it",
     )  # fmt: skip
     parser.add_argument(
-        "--pooling", metavar="KIND",
-        help=f"another pooling of the score maps than the run's ({', '.join(KINDS)}), for instance "
-        "lse or lse:3 (with its strength); predict then needs --threshold, --thresholds or --top",
+        "--fast", action="store_true",
+        help="compute in bfloat16 where the machine has it: probabilities differ by up to 0.06",
     )  # fmt: skip
 
 
@@ -269,7 +274,8 @@ def _runs_of(options: Options) -> list[tuple[RunConfig, str | Path | None]]:
 def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
     from spcl_lib.runs.store import run_folder
 
-    more = " against single labels" if metrics.get("report_labels") == "single" else ""
+    single = metrics.get("report_labels") == "single"
+    more = " against single labels (against all labels it would be higher)" if single else ""
     smoke = "; a smoke test: the number means nothing" if config.profile == "smoke" else ""
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
@@ -335,53 +341,45 @@ def _league(options: Options) -> int:
     return 0
 
 
-def _predictor(options: Options, needs_rule: bool = True) -> Predictor:
-    """The predictor of the options of `_add_predictor_options`; prints its run.
+def _predictor(options: Options) -> tuple[Predictor, Run]:
+    """The predictor of the options of `_add_predictor_options`, and its run, which it prints.
 
-    Without `needs_rule`, it has no rule if the run's own threshold does not fit another pooling.
+    It has no rule if the run's own threshold does not fit another pooling.
     """
     from spcl_lib.runs.predictor import Predictor
     from spcl_lib.runs.store import Run
-    from spcl_lib.runs.thresholds import LabelRule, read_thresholds
+    from spcl_lib.runs.thresholds import LabelRule
 
-    if options.threshold is not None and options.thresholds:
-        raise UserError("give --threshold or --thresholds, not both")
-    run = Run.find(options.run).folder
-    predictor = Predictor.load(run, options.size)
-    config, own = predictor.config, predictor.rule
+    run = Run.find(options.run)
+    amp = "auto" if getattr(options, "fast", False) else "off"
+    predictor = Predictor.load(run.folder, options.size, amp)
+    config, top = predictor.config, getattr(options, "top", None)
     what = f"{config.dataset}, {config.method}, {len(predictor.classes)} classes"
-    print(f"run: {run} ({what}), images of {predictor.size} px")
+    print(f"run: {run.folder} ({what}), images of {predictor.size} px")
     if options.pooling:
-        predictor.model.pooling = parse_pooling(options.pooling)
-    limits = options.threshold
-    if options.thresholds:
-        file = paths.expand_home(options.thresholds)
-        limits = read_thresholds(file, predictor.classes, predictor.scores_of())
-    if limits is not None or options.top is not None:
-        predictor.rule = LabelRule(limits, options.top)
-    elif options.pooling and needs_rule:
-        raise UserError("the run's threshold does not fit another pooling; give --threshold T")
-    elif options.pooling:
-        predictor.rule = None
-    elif own is None:
-        raise UserError(f"the run '{run}' has no threshold of its own; give one: --threshold 0.5")
-    elif predictor.size != config.eval_side:
+        predictor.model.pooling, predictor.rule = parse_pooling(options.pooling), None
+    if options.threshold is not None or top is not None:
+        predictor.rule = LabelRule(options.threshold, top)
+    elif predictor.rule and predictor.size != config.eval_side:
         print(
             f"spcl: the run's threshold was chosen at {config.eval_side} px; at {predictor.size} "
-            "px it gives another number of labels. Better: evaluate --save-thresholds FILE",
+            "px it gives another number of labels. Better: the one that `evaluate` names",
             file=sys.stderr,
         )
-    return predictor
+    return predictor, run
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     _add_predictor_options(parser)
-    parser.add_argument("--images", required=True, metavar="PATH", help="a folder, or an image")
+    _add_label_options(parser)
+    parser.add_argument(
+        "--images", required=True, nargs="+", metavar="PATH", help="images, and folders of images"
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="the file (default: predictions.csv, or another ending)"
     )
     parser.add_argument(
-        "--format", choices=("csv", "json", "parquet"), help="default: as --out ends, else csv"
+        "--format", choices=("csv", "json"), help="default: as --out ends, else csv"
     )
     parser.add_argument(
         "--force", action="store_true", help="replace --out even if it holds no predictions"
@@ -395,9 +393,9 @@ def _predict(options: Options) -> int:
     from spcl_lib.runs.predict import predict_files
     from spcl_lib.viewer.overlays import OverlayFolder
 
-    predictor = _predictor(options)
+    predictor, _ = _predictor(options)
     folder = options.heatmaps and OverlayFolder(paths.expand_home(options.heatmaps))
-    images = paths.expand_home(options.images)
+    images = [paths.expand_home(place) for place in options.images]
     out = paths.expand_home(options.out or f"predictions.{options.format or 'csv'}")
     done, skipped = predict_files(
         predictor, images, out, folder or None, options.force, options.format
@@ -407,14 +405,16 @@ def _predict(options: Options) -> int:
     return 0
 
 
-def _name_skipped(skipped: Sequence[str]) -> None:
+def _name_skipped(skipped: Mapping[str, str]) -> None:
     if skipped:
-        names = ", ".join(map(printable, skipped[:10])) + (", ..." if len(skipped) > 10 else "")
-        print(f"spcl: left out {len(skipped)} that cannot be read: {names}", file=sys.stderr)
+        named = [printable(f"{name} {why}") for name, why in list(skipped.items())[:10]]
+        dots = ", ..." if len(skipped) > 10 else ""
+        print(f"spcl: left out {len(skipped)}: {', '.join(named)}{dots}", file=sys.stderr)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_predictor_options(parser)
+    _add_label_options(parser)
     parser.add_argument("--data-root", help="the run's data (default: where they were)")
     parser.add_argument(
         "--images", metavar="DIR",
@@ -427,36 +427,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "path,label: only one of its labels)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="write evaluation.json into this folder")
-    parser.add_argument(
-        "--save-thresholds", metavar="FILE",
-        help="choose thresholds on these images, for --thresholds FILE of predict",
-    )  # fmt: skip
-    parser.add_argument(
-        "--choose", choices=("one", "per-class"), default="one",
-        help="what --save-thresholds chooses (default: one number for all classes, with the "
-        "highest OF1)",
-    )  # fmt: skip
 
 
 def _evaluate(options: Options) -> int:
     from spcl_lib.runs.evaluation import evaluate_files, evaluate_own
-    from spcl_lib.runs.store import Run
-    from spcl_lib.runs.thresholds import (
-        LabelRule,
-        check_thresholds_place,
-        expected_threshold,
-        write_thresholds,
-    )
+    from spcl_lib.runs.thresholds import LabelRule, expected_threshold
     from spcl_lib.viewer.evaluation import evaluation_lines, write_evaluation
 
     if (options.images is None) != (options.labels is None):
         raise UserError("give --images and --labels, or neither for the run's own held-out images")
-    file = options.save_thresholds and paths.expand_home(options.save_thresholds)
-    if file:
-        check_thresholds_place(file)  # before the work
-    predictor = _predictor(options, needs_rule=False)
+    predictor, run = _predictor(options)
     if options.images is None:
-        found = evaluate_own(predictor, Run.find(options.run, options.data_root).data_root)
+        found = evaluate_own(predictor, options.data_root or run.data_root)
     else:
         images, labels = paths.expand_home(options.images), paths.expand_home(options.labels)
         found = evaluate_files(predictor, images, labels)
@@ -466,10 +448,7 @@ def _evaluate(options: Options) -> int:
         print(f"the threshold is chosen here: so that an image has {expected:g} labels")
         predictor.rule = LabelRule(expected_threshold(found.scores, expected))
     print("\n".join(evaluation_lines(found, predictor.rule, expected)))
-    if file:
-        chosen = found.thresholds(options.choose, expected)
-        write_thresholds(file, chosen, predictor.classes, predictor.scores_of())
-        print(f"\nthresholds: {file}; use them with: predict --thresholds {file}")
+    print(f"\nchosen on all these images: --threshold {found.threshold(expected):.4f}")
     if options.out:
         folder = paths.expand_home(options.out)
         print(write_evaluation(found, predictor, expected, folder))
@@ -581,18 +560,34 @@ def _compare(options: Options) -> int:
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", required=True, metavar="DIR", help="as in predict")
-    parser.add_argument("--format", required=True, help="onnx, torchscript or pt2")
+    _add_predictor_options(parser)
+    parser.add_argument("--data-root", help="the run's data (default: where they were)")
+    parser.add_argument("--format", required=True, help="onnx or pt2")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file")
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
+
+
+def _report_photographs(run: Run, data_root: str | None) -> list[Path]:
+    """Some photographs that the run was reported on; none where its data are missing."""
+    from spcl_lib.data.images import try_image
+    from spcl_lib.runs.splits import list_report
+
+    try:
+        files = list_report(run.config, data_root or run.data_root).files or ()
+    except UserError:
+        return []
+    return [file for file in files[:16] if not isinstance(try_image(file, 8), str)]
 
 
 def _export(options: Options) -> int:
     from spcl_lib.runs.export import export
 
-    out = paths.expand_home(options.out)
-    difference = export(options.run, options.format, out, options.force)
-    print(f"{out}: probabilities as PyTorch's, to {difference:.1g}")
+    predictor, run = _predictor(options)
+    out, photographs = paths.expand_home(options.out), _report_photographs(run, options.data_root)
+    same, whole = export(predictor, options.format, out, options.force, photographs)
+    print(f"{out}: probabilities as PyTorch's, to {same:.1g}")
+    if photographs:
+        print(f"and as `predict` gives them for {len(photographs)} photographs, to {whole:.1g}")
     return 0
 
 
@@ -618,7 +613,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Comma
     ),  # fmt: skip
     "predict": ("scores and labels of images, by a finished run", _add_predict, _predict),
     "evaluate": (
-        "mAP, AP and F1 of a finished run on your labelled images; choose thresholds",
+        "mAP, AP and F1 of a finished run on your labelled images; the best threshold",
         _add_evaluate, _evaluate,
     ),  # fmt: skip
     "audit": (

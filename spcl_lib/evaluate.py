@@ -184,7 +184,7 @@ def prepare(images: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto") -> Tensor:
+def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "off") -> Tensor:
     """Score-map logits (N, C, G, G) of whole images, on the CPU.
 
     Args:
@@ -214,7 +214,7 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "auto")
 
 
 def predict_scores(
-    model: nn.Module, images: Images, side: int, poolings: Sequence[Pooling], amp: str = "auto"
+    model: nn.Module, images: Images, side: int, poolings: Sequence[Pooling], amp: str = "off"
 ) -> list[Tensor]:
     """Probabilities (N, C) of whole images, one tensor for each pooling of their maps.
 

@@ -105,7 +105,7 @@ def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(
         header, *rows = csv.reader(file)
     assert header == ["path", "cat", "dog", "labels"]
     assert [row[0] for row in rows] == [f"any/any {i}.png" for i in range(3)]
-    assert len(list((tmp_path / "overlays").rglob("*.png"))) == 3
+    assert len(list((tmp_path / "overlays").rglob("*.jpg"))) == 3
     assert (tmp_path / "audit" / "audit.html").is_file()
 
 

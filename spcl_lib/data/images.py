@@ -100,11 +100,16 @@ def make_square(image: Image.Image, side: int) -> np.ndarray:
 
     Raises ValueError if its pixels have 32 bits, and OSError if its file is damaged.
     """
-    image.load()
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
-    square = to_rgb(image).resize((side, side), Image.Resampling.BILINEAR)
+    square = upright(image).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1).copy()
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture in RGB, turned as its EXIF data say; see `to_rgb`."""
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
+        ImageOps.exif_transpose(image, in_place=True)
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Evaluation of a finished run on a user's own labelled images, and the choice of thresholds."""
+"""Evaluation of a finished run on labelled images, and the choice of a threshold."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from spcl_lib.evaluate import evaluate_scores, precision_recall
 from spcl_lib.runs.predict import read_batches
 from spcl_lib.runs.predictor import Predictor
 from spcl_lib.runs.splits import list_report, report_labels
-from spcl_lib.runs.thresholds import KINDS, LabelRule, best_thresholds, expected_threshold
+from spcl_lib.runs.thresholds import LabelRule, best_threshold, expected_threshold
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.randomness import keyed_generator
 
 Row = dict[str, Any]
-CHOSEN_NAMES = {"one": "one threshold, chosen here", "per-class": "one per class, chosen here"}
+_CHOSEN = "one threshold, chosen here"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Evaluation:
         labels: (N, C) bool.
         classes: C names.
         single: whether only one label of every image is known.
-        skipped: paths of images that could not be read; they are not among the N.
+        skipped: images that could not be read, with the reason; they are not among the N.
         ignored: (N, C) bool or None; labels that do not count.
     """
 
@@ -42,7 +42,7 @@ class Evaluation:
     labels: Tensor
     classes: tuple[str, ...]
     single: bool
-    skipped: tuple[str, ...]
+    skipped: dict[str, str]
     ignored: Tensor | None = None
 
     def metrics(self) -> dict[str, Any]:
@@ -67,47 +67,40 @@ class Evaluation:
         return rows
 
     def rule_rows(self, rule: LabelRule, expected_positives: float) -> list[Row]:
-        """What a rule gives, and what thresholds that are chosen on these images would give.
+        """What a rule gives, and what a threshold that is chosen on these images would give.
 
-        With full labels, they are chosen on one half of the images and measured on the other half,
-        and the other way round. With single labels only their number is known.
+        With full labels, it is chosen on one half of the images and measured on the other half, and
+        the other way round. With single labels only the number of labels is known.
 
         Args:
             rule: the rule of the predictor.
             expected_positives: expected labels of an image, for single labels.
         """
-        if self.single:
-            chosen = self.thresholds("one", expected_positives)
-            found = {str(rule): rule, CHOSEN_NAMES["one"]: LabelRule(chosen)}
-            return [self._row(name, r.choose(self.scores)) for name, r in found.items()]
         rows = [self._row(str(rule), rule.choose(self.scores))]
-        counted, halves = self._counted_scores(), _halves(len(self.scores))
+        if self.single:
+            chosen = self.scores >= self.threshold(expected_positives)
+            return [*rows, self._row(_CHOSEN, chosen)]
+        order = torch.randperm(len(self.scores), generator=keyed_generator("halves", 0))
+        halves = order[: len(order) // 2], order[len(order) // 2 :]
         if all(bool(self.labels[half].any()) for half in halves):
-            for kind in KINDS:
-                chosen = torch.zeros_like(self.labels)
-                for half, other in (halves, halves[::-1]):
-                    limits = best_thresholds(counted[half], self.labels[half], kind)
-                    chosen[other] = self.scores[other] >= limits
-                rows.append(self._row(CHOSEN_NAMES[kind], chosen))
+            chosen = torch.zeros_like(self.labels)
+            for half, other in (halves, halves[::-1]):
+                limit = best_threshold(self._counted_scores()[half], self.labels[half])
+                chosen[other] = self.scores[other] >= limit
+            rows.append(self._row(_CHOSEN, chosen))
         return rows
 
-    def thresholds(self, kind: str, expected_positives: float) -> Tensor:
-        """Thresholds (C,) from all these images; see `best_thresholds`.
+    def threshold(self, expected_positives: float) -> float:
+        """The threshold from all these images: see `best_threshold`.
 
         With single labels, it is the score that the expected labels of an image reach.
 
         Raises:
-            UserError: no image has a label, or single labels cannot give one per class.
+            UserError: no image has a label.
         """
-        if not self.single:
-            return best_thresholds(self._counted_scores(), self.labels, kind)
-        if kind != "one":
-            raise UserError(
-                "with one label per image there is no threshold per class; take --choose one, or "
-                "list all labels of the images (path,labels)"
-            )
-        limit = expected_threshold(self.scores, expected_positives)
-        return torch.full((len(self.classes),), limit)
+        if self.single:
+            return expected_threshold(self.scores, expected_positives)
+        return best_threshold(self._counted_scores(), self.labels)
 
     def _counted_scores(self) -> Tensor:
         """The scores (N, C); 0 where the label does not count, so that no threshold chooses it."""
@@ -116,11 +109,6 @@ class Evaluation:
     def _row(self, name: str, chosen: Tensor) -> Row:
         row: Row = {"labels": name, "per image": float(chosen.sum(1).double().mean())}
         return row if self.single else row | precision_recall(chosen, self.labels, self.ignored)
-
-
-def _halves(count: int) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(count, generator=keyed_generator("halves", 0))
-    return order[: count // 2], order[count // 2 :]
 
 
 def evaluate_files(predictor: Predictor, images: Path, labels: Path) -> Evaluation:
@@ -168,17 +156,16 @@ def _evaluate(
     predictor: Predictor, data: ImageSet, root: Path, names: Sequence[str], single: bool
 ) -> Evaluation:
     """Predicts the images `names` below `root`, which have the labels of `data`."""
-    skipped: list[str] = []
-    scores: dict[str, Tensor] = {}
+    skipped: dict[str, str] = {}
+    parts = []
     with silence_pillow():
         for batch in read_batches(root, names, predictor.square_side, skipped):
-            pooled = predictor(torch.stack(list(batch.values())))
-            scores |= zip(batch, pooled, strict=True)
-    if not scores:
-        raise UserError(f"none of the {len(names)} images can be read, such as '{names[0]}'")
-    kept = torch.tensor([name in scores for name in names])
+            parts.append(predictor(torch.stack(list(batch.values()))))
+    if not parts:
+        raise UserError(f"none of the {len(names)} images can be read: {names[0]} "
+                        f"{skipped[names[0]]}")  # fmt: skip
+    kept = torch.tensor([name not in skipped for name in names])
     ignored = None if data.ignored is None else data.ignored[kept]
     return Evaluation(
-        torch.stack([scores[name] for name in names if name in scores]), data.labels[kept],
-        predictor.classes, single, tuple(skipped), ignored,
-    )  # fmt: skip
+        torch.cat(parts), data.labels[kept], predictor.classes, single, skipped, ignored
+    )

@@ -1,8 +1,8 @@
-"""Exports the network of a finished run, with its preprocessing, for programs without spcl."""
+"""Exports a trained network, with its preprocessing, for programs without spcl."""
 
 from __future__ import annotations
 
-import glob
+import copy
 import importlib.util
 import json
 import os
@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
-from spcl_lib.evaluate import prepare
+from spcl_lib.data.images import upright
+from spcl_lib.model import MEAN, STD
 from spcl_lib.runs.predictor import Predictor
 from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.files import atomic_write, remove_stale
+from spcl_lib.system.files import atomic_write
 
 INPUT, OUTPUTS = "images", ("probabilities", "heatmaps")
 _TOLERANCE = 1e-3  # of a probability; kernels add in another order, which changes less than 1e-5
+_OF_PHOTOGRAPHS = 0.02  # Pillow rounds after each of its steps, and large JPEGs are read smaller
 _SIZES = {INPUT: dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}  # B, H and W are free
 
 Texts = Mapping[str, str]
@@ -30,54 +34,61 @@ Network = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Exportable(nn.Module):
-    """A classifier from images to probabilities, which prepares images as a Predictor does.
+    """A classifier from images to probabilities, which prepares images as its Predictor does.
 
-    Args:
-        model: SpatialClassifier.
-        square_side: side of the squares that images become first, in pixels.
-        side: side of the squares that the model takes.
+    Its constants are buffers, so the exported file names no device.
     """
 
-    def __init__(self, model: nn.Module, square_side: int, side: int) -> None:
+    def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        self.model, self.square_side, self.side = model, square_side, side
+        self.model = copy.deepcopy(predictor.model).cpu()
+        self.pooling, self.sides = predictor.pooling, (predictor.square_side, predictor.size)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Gives probabilities (B, C) and heatmaps (B, C, G, G) of images (B, 3, H, W) uint8."""
-        squares = F.interpolate(
-            images.float(),
-            (self.square_side, self.square_side),
-            mode="bilinear",
-            antialias=True,
-            align_corners=False,
-        ).round()  # as whole numbers, like the squares of a data set
-        maps = self.model(prepare(squares, self.side))
-        return self.model.pooling(maps).sigmoid(), self.model.pooling.heat(maps)
+        first, second = self.sides
+        squares = _resize(images.float(), first).round()  # whole numbers, as the data sets' squares
+        maps = self.model((_resize(squares, second) / 255 - self.mean) / self.std)
+        return self.pooling(maps).sigmoid(), self.pooling.heat(maps)
 
 
-def export(run: str | Path, form: str, out: Path, force: bool = False) -> float:
-    """Writes the network of a finished run as one file.
+def _resize(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(
+        images, (side, side), mode="bilinear", antialias=True, align_corners=False
+    )  # fmt: skip
 
-    Its input "images" are RGB images (B, 3, H, W) uint8 of any size. It prepares them as a
-    Predictor does; Pillow's rounding may differ by 1 of 255. Its outputs are "probabilities" (B, C)
-    and "heatmaps" (B, C, G, G), the probabilities of the cells. All is in float32. The file also
-    holds two texts of JSON: "classes", the C names, and "threshold", the least probability of a
-    label (null for an old run that has none). ONNX keeps them in its metadata, the others as extra
-    files.
+
+def export(
+    predictor: Predictor,
+    form: str,
+    out: Path,
+    force: bool = False,
+    photographs: Sequence[Path] = (),
+) -> tuple[float, float]:
+    """Writes a trained network as one file.
+
+    Its input "images" are RGB images (B, 3, H, W) uint8 of any size. Its outputs are
+    "probabilities" (B, C) and "heatmaps" (B, C, G, G), the probabilities of the cells. All is in
+    float32. The file also holds two texts of JSON: "classes", the C names, and "threshold", the
+    least probability of a label (null if there is none). ONNX keeps them in its metadata, pt2 as
+    extra files.
 
     Args:
-        run: folder of the run, or a folder of runs: the one of them that finished last.
+        predictor: its size, its pooling and the threshold of its rule go into the file.
         form: a key of FORMATS.
         out: the file.
         force: replace an existing file.
+        photographs: image files, on which the file must give what the predictor gives.
 
     Returns:
-        The largest difference, on random images, between the file's probabilities and PyTorch's.
+        The largest difference of a probability to PyTorch's on random images; and to the
+        predictor's on the photographs, each through its whole path.
 
     Raises:
-        UserError: the format is unknown or its packages are missing, the file exists, the run has
-            not finished, its network has no such form, or the file gives other numbers. Then no
-            file is left.
+        UserError: the format is unknown or its packages are missing, the file exists, the network
+            has no such form, or the file gives other numbers. Then no file is left.
     """
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)
@@ -88,13 +99,10 @@ def export(run: str | Path, form: str, out: Path, force: bool = False) -> float:
     missing = [name for name in FORMATS[form].packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"the format {form} needs more packages: pip install {' '.join(missing)}")
-    predictor = Predictor.load(run)
-    side = predictor.size
-    network = Exportable(predictor.model.cpu(), predictor.square_side, side).eval()
-    about = {
-        "classes": json.dumps(predictor.classes, ensure_ascii=False),
-        "threshold": json.dumps(predictor.threshold),
-    }
+    network, side = Exportable(predictor).eval(), predictor.size
+    threshold = None if predictor.rule is None else predictor.rule.threshold
+    about = {"classes": json.dumps(predictor.classes, ensure_ascii=False),
+             "threshold": json.dumps(threshold)}  # fmt: skip
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # what torch's exporters say of their own deprecated parts
         try:
@@ -102,22 +110,26 @@ def export(run: str | Path, form: str, out: Path, force: bool = False) -> float:
         except Exception as error:  # the exporters raise many kinds
             reason = str(_cause(error)).strip().partition("\n")[0]
             raise UserError(
-                f"the run's {predictor.config.backbone} has no form as {form} "
-                f"({type(error).__name__}: {reason}); try another of {', '.join(FORMATS)}"
+                f"the network has no form as {form} ({type(error).__name__}: {reason}); try "
+                f"another of {', '.join(FORMATS)}"
             ) from error
-        remove_stale(out.parent, f".{glob.escape(out.name)}")
         with atomic_write(out) as temporary:
             FORMATS[form].save(program, about, temporary)
-            difference = _compare(FORMATS[form].load(temporary), network, side)
-            if not difference <= _TOLERANCE:  # NaN, too
-                raise UserError(
-                    f"'{out}' would differ from PyTorch's probabilities by {difference:.2g}, more "
-                    f"than {_TOLERANCE:g}; try another of {', '.join(FORMATS)}"
-                )
-    return difference
+            written = FORMATS[form].load(temporary)
+            found = (
+                _difference(written, network, side),
+                _on_photographs(written, predictor, photographs),
+            )
+            for difference, most in zip(found, (_TOLERANCE, _OF_PHOTOGRAPHS), strict=True):
+                if not difference <= most:  # NaN, too
+                    raise UserError(
+                        f"'{out}' would differ from PyTorch's probabilities by {difference:.2g}, "
+                        f"more than {most:g}; try another of {', '.join(FORMATS)}"
+                    )
+    return found
 
 
-def _compare(written: Network, network: Exportable, side: int) -> float:
+def _difference(written: Network, network: Exportable, side: int) -> float:
     """The largest difference of an output; sizes and numbers of images are not those of writing."""
     differences = []
     for shape in ((1, side, side), (3, 2 * side + 1, side // 2 + 3)):
@@ -125,6 +137,16 @@ def _compare(written: Network, network: Exportable, side: int) -> float:
         for found, expected in zip(written(images), network(images), strict=True):
             differences.append((found - expected).abs().max())
     return float(torch.stack(differences).max())  # NaN if one is NaN
+
+
+def _on_photographs(written: Network, predictor: Predictor, files: Sequence[Path]) -> float:
+    """The largest difference of a probability, if another program reads the files in full."""
+    differences = [torch.zeros(())]
+    for file in files:
+        with Image.open(file) as image:
+            pixels = torch.from_numpy(np.array(upright(image))).permute(2, 0, 1)[None]
+        differences.append((written(pixels)[0] - predictor(file)).abs().max())
+    return float(torch.stack(differences).max())
 
 
 def _random_images(batch: int, height: int, width: int) -> Tensor:
@@ -140,20 +162,6 @@ def _cause(error: BaseException) -> BaseException:
 
 
 # --- formats --------------------------------------------------------------------------------------
-
-
-def _to_torchscript(network: Exportable, images: Tensor) -> torch.jit.ScriptModule:
-    return torch.jit.trace(network, images, check_trace=False)  # `_compare` checks it
-
-
-def _save_torchscript(program: torch.jit.ScriptModule, about: Texts, file: Path) -> None:
-    with open(file, "wb") as handle:  # torch takes no names whose bytes are no text
-        torch.jit.save(program, handle, dict(about))
-
-
-def _load_torchscript(file: Path) -> Network:
-    with open(file, "rb") as handle:
-        return torch.jit.load(handle)
 
 
 def _to_pt2(network: Exportable, images: Tensor) -> torch.export.ExportedProgram:
@@ -208,6 +216,5 @@ class Format:
 
 FORMATS = {
     "onnx": Format(_to_onnx, _save_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "torchscript": Format(_to_torchscript, _save_torchscript, _load_torchscript),
     "pt2": Format(_to_pt2, _save_pt2, _load_pt2),
 }

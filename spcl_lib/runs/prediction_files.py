@@ -1,13 +1,10 @@
-"""Files of predictions: CSV, JSON or Parquet, with a row per image."""
+"""Files of predictions: CSV or JSON, with a row per image."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import glob
-import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -17,50 +14,15 @@ from typing import IO
 from torch import Tensor
 
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, parse_json, remove_stale
+from spcl_lib.system.files import atomic_write
 from spcl_lib.system.paths import real_path
 
-FORMATS = ("csv", "json", "parquet")
+FORMATS = ("csv", "json")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet starts a formula
-_START = 2**22  # bytes; a file without a line end must not fill the memory
+_OPEN = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # names as they are
 
 # Writes the row of an image: its path, its scores (C,) and its labels.
 WriteRow = Callable[[str, Tensor, Sequence[str]], None]
-
-
-def format_of(out: Path, given: str | None) -> str:
-    """The format that is given, else the one that the name ends with, else "csv".
-
-    Raises:
-        UserError: it is parquet, and a package that writes it is missing.
-    """
-    ending = out.suffix.lower().removeprefix(".")
-    form = given or (ending if ending in FORMATS else "csv")
-    if form == "parquet":
-        try:
-            import pandas  # noqa: F401
-            import pyarrow  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"--format parquet needs the package '{error.name}': pip install pandas pyarrow; "
-                "or take --format csv"
-            ) from error
-    return form
-
-
-def check_place(out: Path, form: str, force: bool) -> None:
-    """Refuses a place where something else than predictions of this format would be lost."""
-    kind = {"csv": "CSV", "json": "JSON", "parquet": "Parquet"}[form]
-    if out.is_dir():
-        raise UserError(f"'{out}' is a folder; give the name of a {kind} file")
-    if not os.path.lexists(out):
-        return
-    if not out.is_file():
-        raise UserError(f"'{out}' is no regular file; give the name of a {kind} file")
-    if not (force or out.stat().st_size == 0 or _HOLDS[form](out)):
-        raise UserError(
-            f"'{out}' exists and holds no predictions; give another name, or --force to replace it"
-        )
 
 
 @contextlib.contextmanager
@@ -72,41 +34,51 @@ def open_predictions(out: Path, form: str, classes: Sequence[str]) -> Iterator[W
         form: one of FORMATS.
         classes: C names.
     """
-    out = real_path(out)  # a link stays a link
-    remove_stale(out.parent, f".{glob.escape(out.name)}")
-    with atomic_write(out) as temporary, _WRITERS[form](temporary, classes) as write:
+    writer = {"csv": _csv_writer, "json": _json_writer}[form]
+    with (
+        atomic_write(real_path(out)) as temporary,  # a link stays a link
+        open(temporary, "w", **_OPEN) as handle,
+        writer(handle, classes) as write,
+    ):
         yield write
 
 
-# --- CSV ------------------------------------------------------------------------------------------
+def check_place(out: Path, force: bool) -> None:
+    """Refuses a place where something else than predictions would be lost."""
+    if out.exists() and not out.is_file():
+        raise UserError(f"'{out}' is no regular file; give the name of a CSV or JSON file")
+    if out.is_file() and not force and not _holds_predictions(out):
+        raise UserError(
+            f"'{out}' exists and holds no predictions; give another name, or --force to replace it"
+        )
 
 
-def columns(classes: Sequence[str]) -> list[str]:
-    """Header of a CSV or Parquet file: path, the classes, labels.
-
-    If a class has the name of another column, it gets a number, such as "path (2)".
-    """
-    names = ["path"]
-    for name in map(plain, classes):
-        column, number = name, 2
-        while column in (*names, "labels"):
-            column, number = f"{name} ({number})", number + 1
-        names.append(column)
-    return [*names, "labels"]
+def _holds_predictions(file: Path) -> bool:
+    """Whether it is empty, or its first rows look like predictions."""
+    with open(file, **_OPEN) as handle, contextlib.suppress(csv.Error):
+        start = handle.read(12)
+        if not start or start == '[\n{"path": "':
+            return True
+        handle.seek(0)
+        header, row = [*islice(csv.reader(handle), 2), [], []][:2]
+        scores = all(re.fullmatch(r"[01]\.\d{4}", text) for text in row[1:-1])
+        ends = header[:1] + header[-1:] == ["path", "labels"]
+        return ends and scores and len(header) == len(row) > 2
+    return False
 
 
 @contextlib.contextmanager
-def _csv(file: Path, classes: Sequence[str]) -> Iterator[WriteRow]:
-    # File names that are not valid text are written unchanged.
-    with open(file, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(columns(classes))
+def _csv_writer(handle: IO[str], classes: Sequence[str]) -> Iterator[WriteRow]:
+    writer = csv.writer(handle, lineterminator="\n")
+    taken = ("path", "labels")
+    writer.writerow(["path", *(f"{c} (class)" if c in taken else plain(c) for c in classes),
+                     "labels"])  # fmt: skip
 
-        def write(name: str, scores: Tensor, labels: Sequence[str]) -> None:
-            values = (f"{value:.4f}" for value in scores.tolist())
-            writer.writerow([plain_path(name), *values, plain("|".join(labels))])
+    def write(name: str, scores: Tensor, labels: Sequence[str]) -> None:
+        values = (f"{value:.4f}" for value in scores.tolist())
+        writer.writerow([plain_path(name), *values, plain("|".join(labels))])
 
-        yield write
+    yield write
 
 
 def plain_path(name: str) -> str:
@@ -119,86 +91,17 @@ def plain(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _holds_csv(file: Path) -> bool:
-    """Whether the first two lines look like predictions."""
-    with _open(file) as handle:
-        start = handle.read(_START)
-    try:
-        rows = list(islice(csv.reader(io.StringIO(start, newline="")), 2))
-    except csv.Error:
-        return False
-    if len(rows) < 2:
-        return False
-    header, row = rows
-    are_scores = all(re.fullmatch(r"[01]\.\d{4}", text) for text in row[1:-1])
-    ends = header[:1] + header[-1:]
-    return len(header) == len(row) > 2 and ends == ["path", "labels"] and are_scores
-
-
-# --- JSON -----------------------------------------------------------------------------------------
-
-_KEYS = ["path", "scores", "labels"]
-
-
 @contextlib.contextmanager
-def _json(file: Path, classes: Sequence[str]) -> Iterator[WriteRow]:
+def _json_writer(handle: IO[str], classes: Sequence[str]) -> Iterator[WriteRow]:
     """A list with an object on each line, so that the rows need not fit into memory."""
-    with open(file, "w", encoding="ascii") as handle:
-
-        def write(name: str, scores: Tensor, labels: Sequence[str]) -> None:
-            values = (round(value, 4) for value in scores.tolist())
-            row = (name, dict(zip(classes, values, strict=True)), list(labels))
-            handle.write(f"{'[' if handle.tell() == 0 else ','}\n")
-            handle.write(json.dumps(dict(zip(_KEYS, row, strict=True))))
-
-        yield write
-        handle.write("\n]\n")
-
-
-def _holds_json(file: Path) -> bool:
-    """Whether the first row looks like a prediction."""
-    with _open(file) as handle:
-        if handle.readline(_START) != "[\n":
-            return False
-        line = handle.readline(_START)
-    try:
-        row = parse_json(line.rstrip("\n").removesuffix(","))
-    except ValueError:
-        return False
-    return isinstance(row, dict) and list(row) == _KEYS
-
-
-# --- Parquet --------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _parquet(file: Path, classes: Sequence[str]) -> Iterator[WriteRow]:
-    """A column of float per class, and the labels as lists of texts."""
-    import pandas as pd
-
-    rows: list[list[object]] = []
+    before = "[\n"
 
     def write(name: str, scores: Tensor, labels: Sequence[str]) -> None:
-        path = os.fsencode(name).decode("utf-8", "backslashreplace")
-        rows.append([path, *scores.tolist(), list(labels)])
+        nonlocal before
+        values = (round(value, 4) for value in scores.tolist())
+        row = {"path": name, "scores": dict(zip(classes, values, strict=True)), "labels": labels}
+        handle.write(before + json.dumps(row))
+        before = ",\n"
 
     yield write
-    pd.DataFrame(rows, columns=columns(classes)).to_parquet(file, engine="pyarrow", index=False)
-
-
-def _holds_parquet(file: Path) -> bool:
-    import pyarrow.parquet
-
-    try:
-        names = pyarrow.parquet.read_schema(file).names
-    except (OSError, ValueError):
-        return False
-    return len(names) > 2 and [names[0], names[-1]] == ["path", "labels"]
-
-
-def _open(file: Path) -> IO[str]:
-    return open(file, encoding="utf-8", errors="surrogateescape", newline="")
-
-
-_WRITERS = {"csv": _csv, "json": _json, "parquet": _parquet}
-_HOLDS = {"csv": _holds_csv, "json": _holds_json, "parquet": _holds_parquet}
+    handle.write("\n]\n")

@@ -31,12 +31,18 @@ class Predictor:
     a tensor (3, H, W) or (B, 3, H, W), a list of these, or a DataLoader. Pixels are uint8, or
     floats in 0..1 that are not normalised. The command `predict` uses this class.
 
-    Attributes:
+    Args:
+        model: gives score maps (B, C, G, G) of images (B, 3, size, size) that are normalised as
+            ImageNet's. The mean pools them, if the model has no attribute `pooling`.
         classes: C names.
-        threshold: the run's own threshold, see `choose_threshold`; None for an old run without.
-        rule: which scores are labels, see `LabelRule`; by default those from `threshold`. None if
-            the run has no threshold.
-        size: side of the squares that the network gets, in pixels.
+        size: side of the squares that the model gets, in pixels.
+        threshold: least score of a label; None for none.
+        config: configuration of the run; None for a model of your own loop.
+        amp: see `model.autocast`. "off", float32, gives the same scores on every machine. In
+            bfloat16, "auto" where the machine has it, probabilities differ by up to 0.06.
+
+    Attributes:
+        rule: which scores are labels, see `LabelRule`; by default those from `threshold`.
 
     Example:
         >>> predictor = Predictor.load("results/folder-cpu-1a2b3c4d/en_scl-seed0")
@@ -48,26 +54,26 @@ class Predictor:
     def __init__(
         self,
         model: nn.Module,
-        config: RunConfig,
         classes: Sequence[str],
+        size: int,
         threshold: float | None = None,
-        size: int | None = None,
+        config: RunConfig | None = None,
+        amp: str = "off",
     ) -> None:
-        self.model, self.config, self.classes = model, config, tuple(classes)
-        self.threshold = threshold
-        self.size = config.eval_side if size is None else size
-        require_size(self.size)
+        require_size(size)
+        self.model, self.classes, self.size = model, tuple(classes), size
+        self.threshold, self.config, self.amp = threshold, config, amp
         self.rule = None if threshold is None else LabelRule(threshold)
 
     @classmethod
-    def load(cls, run: str | Path, size: int | None = None) -> Predictor:
+    def load(cls, run: str | Path, size: int | None = None, amp: str = "off") -> Predictor:
         """The network of a finished run, on the GPU if there is one.
 
         Args:
             run: see `Run.find`; only its metrics.json and weights.safetensors are needed.
-            size: side of the squares that the network gets, in pixels; by default that of the
-                run's evaluation. Larger is slower and often better. The run's threshold was chosen
-                at the default.
+            size: see the class; by default that of the run's evaluation. Larger is slower and often
+                better. The run's threshold was chosen at the default.
+            amp: see the class.
 
         Raises:
             UserError: the run has not finished, one of its files is missing or damaged, or its
@@ -79,7 +85,8 @@ class Predictor:
         if size is not None and config.backbone.startswith(PREFIX):
             model.features[0].check(size)
         model.to(choose_device(), memory_format=torch.channels_last)
-        return cls(model, config, metrics["classes"], metrics.get("threshold"), size)
+        size = size or config.eval_side
+        return cls(model, metrics["classes"], size, metrics.get("threshold"), config, amp)
 
     @property
     def square_side(self) -> int:
@@ -87,24 +94,16 @@ class Predictor:
 
         `prepare` then resizes them to `size`. For a larger size they have this size at once.
         """
-        return self.config.image_side if self.size <= self.config.eval_side else self.size
+        smaller = self.config is not None and self.size <= self.config.eval_side
+        return self.config.image_side if smaller else self.size
 
     @property
     def pooling(self) -> Pooling:
         """The pooling of the score maps."""
         return pooling_of(self.model)
 
-    def scores_of(self) -> dict[str, Any]:
-        """What the scores depend on, for files of thresholds."""
-        run = self.config.digest()
-        return {"run": run, "size": self.size, "pooling": str(self.pooling)}
-
     def transform(self, images: Any) -> Tensor:
-        """The network's input (B, 3, size, size) for whole images; all predictions use it.
-
-        Raises:
-            TypeError, ValueError, UserError: see `data.images.squares`.
-        """
+        """The network's input (B, 3, size, size) for whole images; all predictions use it."""
         return torch.cat([prepare(batch, self.size) for batch in self._squares(images)])
 
     def score_maps(self, images: Any) -> Tensor:
@@ -118,11 +117,7 @@ class Predictor:
         return torch.cat([self._maps(batch) for batch in self._squares(images)])
 
     def __call__(self, images: Any) -> Tensor:
-        """Gives scores (B, C) in [0, 1], on the CPU, for whole images; B is 1 for one image.
-
-        Raises:
-            TypeError, ValueError, UserError: see `score_maps`.
-        """
+        """Gives scores (B, C) in [0, 1], on the CPU, for whole images; B is 1 for one image."""
         pooled = [self.pooling(self._maps(batch)) for batch in self._squares(images)]
         return torch.cat(pooled).sigmoid()
 
@@ -134,17 +129,26 @@ class Predictor:
         """Gives the labels of every image, as `rule` says; one list per image.
 
         Raises:
-            TypeError, ValueError, UserError: see `score_maps`; or there is no rule.
+            UserError: there is no rule; or see `score_maps`.
+        """
+        return self.require_rule().names(self(images), self.classes)
+
+    def require_rule(self) -> LabelRule:
+        """The rule.
+
+        Raises:
+            UserError: there is none.
         """
         if self.rule is None:
-            raise UserError("this run has no threshold of its own; set predictor.rule")
-        return self.rule.names(self(images), self.classes)
+            raise UserError("no threshold is known; give one: --threshold 0.5, or predictor.rule")
+        return self.rule
 
     def _squares(self, images: Any) -> Iterator[Tensor]:
         return squares(images, self.square_side, BATCH)
 
     def _maps(self, batch: Tensor) -> Tensor:
-        maps = predict_maps(self.model, batch, self.size, self.config.amp)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.amp != "off"):
+            maps = predict_maps(self.model, batch, self.size, self.amp)
         if not bool(maps.isfinite().all()):
             raise UserError("the network gives scores that are no numbers; train the run again")
         return maps

@@ -302,7 +302,7 @@ def _predict(
     model: SpatialClassifier, data: ImageSet, config: RunConfig, poolings: Sequence[Pooling]
 ) -> list[Tensor]:
     """The scores (M, C) of all images."""
-    found = predict_scores(model, data.images, config.eval_side, poolings, config.amp)
+    found = predict_scores(model, data.images, config.eval_side, poolings, "off")
     if not all(bool(scores.isfinite().all()) for scores in found):
         raise UserError(
             "the network's scores are no numbers any more; lower the learning rate: "

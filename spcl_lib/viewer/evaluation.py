@@ -73,7 +73,8 @@ def write_evaluation(
         raise UserError(f"'{folder}' is a file; --out needs a folder")
     rule, file = predictor.rule, folder / "evaluation.json"
     write_json(file, {
-        "scores": predictor.scores_of(), "rule": str(rule), "images": len(found.scores),
+        "size": predictor.size, "pooling": str(predictor.pooling), "rule": str(rule),
+        "threshold": found.threshold(expected_positives), "images": len(found.scores),
         "left_out": list(found.skipped), "known_labels": "single" if found.single else "full",
         **found.metrics(), "rules": found.rule_rows(rule, expected_positives),
         "classes": found.class_rows(rule),

@@ -5,7 +5,7 @@ It uses Pillow, because a matplotlib figure would take many times as long as the
 
 from __future__ import annotations
 
-import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,15 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from spcl_lib.data.images import to_rgb
+from spcl_lib.data.images import upright
 from spcl_lib.system.errors import printable
 from spcl_lib.system.files import atomic_write
 from spcl_lib.viewer.heat import draw_smooth_heat
 from spcl_lib.viewer.style import font
 
 _MOST = 5  # most labels that are shown for an image
-_SIDE = 360  # pixels, longer side of an image in the picture
+_SIDE = 280  # pixels, longer side of an image in the picture
+_LONGEST_NAME = 200  # bytes
 _COLUMNS = 3  # most images side by side
 _GAP, _LINE, _TEXT = 10, 22, 13  # pixels: space between parts, height of a line, size of letters
 
@@ -33,14 +34,14 @@ class OverlayFolder:
     folder: Path
 
     def draw(
-        self, image: Path, file: Path, classes: Sequence[str], maps: Tensor, scores: Tensor,
+        self, image: Path, name: str, classes: Sequence[str], maps: Tensor, scores: Tensor,
         chosen: Tensor, rule: str,
     ) -> None:  # fmt: skip
-        """Writes a PNG: the image, and under the map of up to five labels, or the highest score.
+        """Writes a JPEG: the image, and under the map of up to five labels, or the highest score.
 
         Args:
             image: the image file.
-            file: the PNG file.
+            name: its path in the predictions; the picture of "a/b.png" is "a/b.png.jpg".
             classes: C names.
             maps: (C, G, G) probabilities.
             scores: (C,) scores of the whole image.
@@ -53,8 +54,14 @@ class OverlayFolder:
         says = f"{image.name} ({'labels' if len(present) else 'no label'}: {rule})"
         titles = [f"{scores[c]:.2f}  {classes[c]}" for c in shown.tolist()]
         picture = overlays(shrink(image, _SIDE), maps[shown], [says, *titles])
-        with atomic_write(file) as temporary:
-            picture.save(temporary, format="png")
+        with atomic_write(self.folder / f"{_short(name)}.jpg") as temporary:
+            picture.save(temporary, format="jpeg", quality=85)
+
+
+def _short(name: str) -> str:
+    """The path with an end that leaves room for more; file names have at most 255 bytes."""
+    folder, slash, leaf = name.rpartition("/")
+    return folder + slash + os.fsdecode(os.fsencode(leaf)[:_LONGEST_NAME])
 
 
 def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.Image:
@@ -84,10 +91,7 @@ def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.I
 def shrink(file: Path, longest: int) -> Image.Image:
     """The image of a file in its own shape; its longer side gets `longest` pixels."""
     with Image.open(file) as image:
-        with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
-            ImageOps.exif_transpose(image, in_place=True)
-        image = to_rgb(image)
-    return ImageOps.contain(image, (longest, longest), Image.Resampling.LANCZOS)
+        return ImageOps.contain(upright(image), (longest, longest), Image.Resampling.LANCZOS)
 
 
 def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:

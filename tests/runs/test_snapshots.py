@@ -59,7 +59,7 @@ def test_the_last_maps_are_those_of_the_finished_network(results, tiny):
     data, _ = load_splits(config, None)
     model = build_network(config, 12)
     model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
-    maps = predict_maps(model, data.images[:FOLLOWED], config.eval_side)
+    maps = predict_maps(model, data.images[:FOLLOWED], config.eval_side, "auto")
     assert torch.equal(load_snapshots(run_folder(config)).maps[-1], as_bytes(maps.sigmoid()))
 
 
