@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from fake_runs import fake_runs
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 from spcl_lib import Views
 from spcl_lib.data import scenes
 from spcl_lib.methods import PAPER_METHODS
-from spcl_lib.viewer import figures, result_figures, style
+from spcl_lib.viewer import figures, style
 
 pyplot.switch_backend("agg")
 
@@ -21,9 +20,6 @@ def images():
 
 
 FIGURES = {
-    "learning_curves": lambda x: result_figures.learning_curves(
-        fake_runs(methods=("cl",), seeds=(0,))
-    ),
     "contact_sheet": lambda x: figures.contact_sheet(x, list("abcde"), columns=3),
     "contact_sheet plain": lambda x: figures.contact_sheet(x[:1]),
     "show_views": lambda x: figures.show_views(
@@ -53,7 +49,7 @@ def test_figures_are_labelled_and_nothing_is_cut_off(name, images):
     assert drawn.x1 <= width + 0.02 and drawn.y1 <= height + 0.02, drawn
 
 
-@pytest.mark.parametrize("name", ["learning_curves", "targets"])
+@pytest.mark.parametrize("name", ["targets"])
 def test_axes_say_what_they_show(name, images):
     axes = FIGURES[name](images).axes[0]
     assert axes.get_xlabel()
