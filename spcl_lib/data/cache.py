@@ -26,7 +26,6 @@ from spcl_lib.data.images import Images, LazyImages, map_in_threads, silence_pil
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import (
     DamagedError,
-    check_saved,
     check_sealed,
     describe,
     load_saved,
@@ -264,29 +263,6 @@ def require_space(folder: Path, needed: int, what: str, advice: str = "") -> Non
 def format_size(count: int) -> str:
     """A number of bytes as a short text: "1.2 GB"."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
-
-
-def check_cache() -> None:
-    """Compares every cached file completely with its checksums; sets the damaged files aside."""
-    files = [file for file in sorted(paths.cache().rglob("*")) if file.suffix in _CHECKS]
-    damaged = 0
-    for file in tqdm(files, desc="checking the cache", unit="file"):
-        try:
-            _CHECKS[file.suffix](file)
-        except FileNotFoundError:  # another process has just replaced it
-            continue
-        except DamagedError as error:
-            set_aside(file, error)
-            damaged += 1
-    size = format_size(sum(file.stat().st_size for file in files if file.exists()))
-    _say(f"the cache '{paths.cache()}': {len(files)} files, {size}; damaged: {damaged}")
-
-
-def _check_completely(file: Path) -> None:
-    check_sealed(file, completely=True)
-
-
-_CHECKS = {".pt": check_saved, ".images": _check_completely, ".bin": _check_completely}
 
 
 def _say(text: str) -> None:

@@ -124,23 +124,6 @@ def test_a_disk_that_damages_every_file_is_named_and_nothing_goes_on_for_ever(mo
         cache.make_file(cache.paths.cache() / "x.pt", cache.load_saved, write)
 
 
-def test_the_complete_check_sets_aside_what_is_damaged_and_keeps_the_rest(files, folder, capsys):
-    cache.decode_images(files, 8, "sound")
-    cache.decode_images(files, 8, "damaged")
-    cache.make_once("name", counted(1)[0], 1)
-    damaged = next(folder.glob("damaged-*/*.images"))
-    before = damaged.stat().st_mtime_ns
-    damaged.write_bytes(DAMAGES["flipped"](damaged.read_bytes()))
-    os.utime(damaged, ns=(before, before))
-    name = str(damaged.relative_to(folder))
-    others = set(kept(folder)) - {name}
-    cache.check_cache()
-    assert set(kept(folder)) == others | {f"{name}.damaged"}
-    out = capsys.readouterr().out
-    assert f"'{damaged}' is damaged" in out and f"'{folder}': 3 files" in out
-    assert "damaged: 1" in out
-
-
 # --- decode_images --------------------------------------------------------------------------------
 
 
