@@ -103,8 +103,6 @@ function bits(text, count) {
   return Uint8Array.from({ length: count }, (_, i) => (packed[i >> 3] >> (7 - (i & 7))) & 1);
 }
 
-// --- pictures ------------------------------------------------------------------------------------
-
 /** A heatmap (SIDE * SIDE) as a picture; what has not been seen is hatched. */
 function paintHeat({ values, mask }, palette) {
   const own = document.createElement("canvas");
@@ -138,8 +136,6 @@ function place(element, [x0, y0, x1, y1]) {
   const [left, top, width, height] = [x0, y0, x1 - x0, y1 - y0].map((v) => `${100 * v}%`);
   Object.assign(element.style, { left, top, width, height });
 }
-
-// --- the crop ------------------------------------------------------------------------------------
 
 function moved([x0, y0, x1, y1], dx, dy) {
   const w = x1 - x0, h = y1 - y0;

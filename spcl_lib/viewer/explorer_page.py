@@ -112,7 +112,7 @@ def record_of(trace: Trace, image: int) -> dict[str, Any]:
 
 def highest_cells(trace: Trace, image: int, views: Views) -> Tensor:
     """The finished network's highest probability of every class (B, C) in views, as uint8."""
-    return as_bytes(trace.predict(image, views).sigmoid().amax((2, 3)))
+    return as_bytes(trace.model.pooling.heat(trace.predict(image, views)).amax((2, 3)))
 
 
 def starting_class(trace: Trace, image: int) -> int:

@@ -58,6 +58,9 @@ def test_the_explorer_answers_with_the_network(trace):
     found = torch.from_numpy(numbers(answer["answer"]) / 255)
     assert (found - expected).abs().max() < 0.51 / 255
     assert explorer.answer(question | {"box": [0, 0, 1, 1]})["answer"]  # whole numbers
+    competing = HeatmapExplorer(fake_trace(pooling="softmax"))  # its cells share a probability of 1
+    shared = numbers(competing.answer(question)["answer"]) / 255
+    assert shared.max() < found.max()
     header = explorer.answer({"id": 1, "kind": "header"})["answer"]
     json.dumps(header, allow_nan=False)
     assert header["runs"][0]["epochs"] == [1, 2, 3]
