@@ -50,12 +50,11 @@ def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> I
             train2014's 82,783 images remain); "keep" keeps them as all-negative.
 
     Returns:
-        Labels, boxes and masks. `ids` are COCO's image ids as text, without leading zeros.
-        Classes are in ascending order of the category ids.
+        Labels, boxes and masks. `ids` are COCO's image ids as text. Classes are in ascending order
+        of the category ids; those of one name get their ids added.
 
     Raises:
-        UserError: the annotations are missing, damaged, or contradict themselves, or pycocotools
-            is missing.
+        UserError: annotations are missing or contradict themselves, or pycocotools is missing.
     """
     name = f"{split}{year}"
     file = root / "coco" / "annotations" / f"instances_{name}.json"
@@ -101,16 +100,13 @@ def _choose_images(data: ImageSet, unannotated: str, file: Path) -> ImageSet:
 
 
 def parse_instances(file: Path) -> dict[str, Tensor]:
-    """Everything that the loader needs from an `instances_*.json`.
-
-    Images and categories are in ascending order of their ids. All instances count, also those
-    with `iscrowd`. The masks of a class in an image become one mask.
+    """Everything that the loader needs from an `instances_*.json`, by ascending ids.
 
     Returns:
         For N images: ids (N,), size (N, 2) as height and width, file_names and classes (packed).
         For M objects: box_image, box_label, box (M, 4) as fractions of the image. For K pairs of
         image and class: mask_image, mask_label, mask_end (where the run lengths end in counts),
-        counts (L,) uint8.
+        counts (L,) uint8. The masks of a class in an image become one mask.
 
     Raises:
         UserError: the file is not valid JSON, lacks something, or contradicts itself, or

@@ -51,13 +51,10 @@ Rows = Mapping[str, LabelRow]  # by path of the image below the folder
 
 
 def find_images(folder: Path) -> tuple[list[str], str]:
-    """Sorted paths of all images below a folder, with "/", and a note about other files.
+    """Sorted paths of all images below a folder, with "/", and a note about other files or "".
 
     Hidden files are left out. A link may lead to a folder elsewhere. But no folder is read twice:
     its images would appear under two names, and a link to a parent would never end.
-
-    Returns:
-        The paths; and how many files are no images or need a package, "" if there are none.
 
     Raises:
         UserError: a folder cannot be read.
@@ -282,14 +279,8 @@ def _note_twins(root: Path, train: Rows, held: Rows) -> list[str]:
 def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
     """Lists the images of train.csv and val.csv in the order of the files; none is read yet.
 
-    Args:
-        root: folder with train.csv and val.csv. Each has the header `path,labels` and a line for
-            every image: its path below the folder, and its labels with "|" between them. An image
-            without any class has no label. A third column, boxes, is optional: see
-            `read_label_file`.
-
-    Returns:
-        The images of train.csv and of val.csv. The classes are the sorted labels of train.csv.
+    Each file has the header `path,labels`, or `path,labels,boxes`, see `read_label_file`. The
+    classes are the sorted labels of train.csv.
 
     Raises:
         UserError: a file is missing or malformed, an image is in both files, there are fewer than
@@ -306,13 +297,13 @@ def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
 
 
 def list_labelled(root: Path, file: Path, column: str, classes: tuple[str, ...]) -> ImageSet:
-    """Lists images with their labels among given classes, without reading the images.
+    """Lists images with their labels among the classes of a trained network; none is read yet.
 
     Args:
         root: folder of the images.
         file: CSV file as in `list_table`, with paths below `root`.
         column: "labels", or "label" for one label per image.
-        classes: C names, of a trained network.
+        classes: C names.
 
     Raises:
         UserError: the file is missing or malformed, or has a label that is not among the classes.
@@ -385,10 +376,7 @@ def read_label_file(root: Path, name: str, column: str) -> dict[str, LabelRow]:
 
 
 def column_of(file: Path) -> str:
-    """Whether a file has one label per image ("label") or all of them ("labels").
-
-    A file that cannot be read counts as "labels"; `read_label_file` says what is wrong with it.
-    """
+    """Whether a file has one label per image ("label") or all; also all if it cannot be read."""
     with contextlib.suppress(OSError):
         start = read_list(file).decode("utf-8-sig", "replace").lstrip().split("\n", 1)[0]
         if [field.strip() for field in start.split(",")] == ["path", "label"]:

@@ -150,8 +150,7 @@ def list_training(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Picture], 
 def list_validation(folder: Path, real: Path) -> tuple[list[Picture], tuple[str, ...]]:
     """The validation images with ReaL's labels, matched by the number in the file's name; notes.
 
-    The files lie in the folder itself or in folders below it. Images may be missing. A note counts
-    the images found, and those that are left out because ReaL gives them no label.
+    The files lie in the folder itself or in folders below it. Images may be missing.
 
     Raises:
         UserError: there is no image, a number occurs twice, or real.json is not valid.
