@@ -109,7 +109,7 @@ def test_choices_go_into_the_file(runs, spcl, tmp_path):
     predictor = Predictor.load(runs("head"), size=32)
     predictor.model.pooling = Pooling("lse", 2.0)
     torch.testing.assert_close(outputs_of("pt2", file, IMAGES)[0], predictor(IMAGES),
-                               atol=0.01, rtol=0)  # fmt: skip
+                               atol=2e-3, rtol=0)  # fmt: skip
     assert texts_of("pt2", file)["threshold"] == 0.125
 
 
@@ -118,8 +118,20 @@ def test_no_device_is_baked_in(runs, tmp_path):
     export(Predictor.load(runs("network")), "pt2", tmp_path / "m.pt2")
     program = torch.export.load(tmp_path / "m.pt2")
     assert {"mean", "std"} <= set(program.graph_signature.buffers)
-    made = [n for n in program.graph.nodes if n.kwargs.get("device") and "_assert" not in n.name]
-    assert not made
+    assert not [node for node in program.graph.nodes if node.kwargs.get("device")]
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (47, 64)])
+def test_the_squares_are_those_of_pillow(shape):
+    """One rounding after both axes gave other values at one pixel in eight."""
+    model = torch.nn.Conv2d(3, 1, 1, bias=False)  # the sum of an image's normalised values
+    torch.nn.init.ones_(model.weight)
+    predictor = Predictor(model, ["a"], 32)
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    images = torch.from_numpy(noise).permute(2, 0, 1)[None]
+    found = Exportable(predictor)(images)[1].logit()
+    differ = (found - predictor.heatmaps(images).logit()).abs() > 1e-3
+    assert differ.double().mean() < 0.03  # of cells, which have three values each
 
 
 def test_a_model_of_ones_own_loop_is_exported(tmp_path):
