@@ -111,7 +111,7 @@ def test_the_weights_that_are_kept_are_the_ones_that_were_measured(spcl, results
     model.load_state_dict(_read_weights(file))
     _, report = load_splits(config, None)
     model.to(memory_format=torch.channels_last)
-    (scores,) = predict_scores(model, report.images, config.eval_side, [model.pooling], config.amp)
+    (scores,) = predict_scores(model, report.images, config.eval_side, [model.pooling])
     assert mean_average_precision(scores, report.labels) == pytest.approx(metrics["mAP"])
 
 
