@@ -160,8 +160,9 @@ class Checkpoint:
         then = "goes on from the one before" if is_one_left else "starts again"
         reason = str(error).strip().partition("\n")[0]
         print(
-            f"spcl: the checkpoint '{file}' is damaged ({type(error).__name__}: {reason}); "
-            f"the run {then}. The damaged file is kept as '{aside.name}'",
+            f"spcl: the checkpoint '{file}' is damaged or of another version of spcl "
+            f"({type(error).__name__}: {reason}); the run {then}. The file is kept as "
+            f"'{aside.name}'",
             flush=True,
         )
 

@@ -7,7 +7,8 @@ import datetime
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -176,6 +177,49 @@ def _load_once(config: RunConfig, data_root: str | Path | None) -> Splits:
     return _loaded[key]
 
 
+@dataclass
+class _Parts:
+    """What a run trains and evaluates.
+
+    Attributes:
+        model: the network, on its device.
+        method: loss and running averages.
+        optimizer: of both.
+        train: the images to train on, or their features.
+        report: the images to report on, or their features.
+        observed: (N, C), the labels that the method may see.
+        recorder: the snapshots, if the run takes some.
+    """
+
+    model: SpatialClassifier
+    method: Method
+    optimizer: torch.optim.Optimizer
+    train: ImageSet
+    report: ImageSet
+    observed: Tensor
+    recorder: Recorder | None
+
+
+def _build(config: RunConfig, data_root: str | Path | None) -> _Parts:
+    train_set, report_set = _load_once(config, data_root)
+    single = draw_labels(train_set, config.draw, config.label_seed)
+    observed = visible_labels(config.method, train_set.labels, single)
+    device = choose_device()
+    model = build_network(config, len(train_set.classes), data_root)
+    model = model.to(device, memory_format=torch.channels_last)
+    # Snapshots show the images, not the features.
+    recorder = Recorder(train_set.images, config) if config.snapshots else None
+    train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
+    method = Method(
+        config.method, *observed.shape, config.settings, config.seed, observed, config.epochs,
+        model.pooling, _home_of_averages(config, observed.shape, device),
+    )  # fmt: skip
+    optimizer = make_optimizer(
+        model, config.lr, config.head_lr_factor, config.weight_decay, list(method.parameters())
+    )
+    return _Parts(model, method, optimizer, train_set, report_set, observed, recorder)
+
+
 def _train_and_evaluate(
     config: RunConfig,
     data_root: str | Path | None,
@@ -185,27 +229,34 @@ def _train_and_evaluate(
 ) -> Metrics:
     began = time.perf_counter()
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    train_set, report_set = _load_once(config, data_root)
-    single = draw_labels(train_set, config.draw, config.label_seed)
-    observed = visible_labels(config.method, train_set.labels, single)
-
-    device = choose_device()
-    model = build_network(config, len(train_set.classes), data_root)
-    model = model.to(device, memory_format=torch.channels_last)
-    pictures = train_set.images  # snapshots show the images, not the features
-    train_set, report_set = (inputs_of(model, part, config) for part in (train_set, report_set))
-    method = Method(
-        config.method, *observed.shape, config.settings, config.seed, observed, config.epochs,
-        model.pooling, _home_of_averages(config, observed.shape, device),
-    )  # fmt: skip
-    optimizer = make_optimizer(
-        model, config.lr, config.head_lr_factor, config.weight_decay, list(method.parameters())
-    )
+    parts = _build(config, data_root)
     # The run has its data, weights and memory. What is there belongs to no finished run.
     ranks.from_first(lambda: (folder / "metrics.json").unlink(missing_ok=True))
     ranks.from_first(Run.of(config, data_root).write_config)
-    recorder = Recorder(pictures, config) if config.snapshots else None
-    checkpoint = Checkpoint(folder, config, model, optimizer, method, recorder)
+    progress = _train_to_the_end(config, folder, parts, on_step, on_epoch)
+    metrics, scores = _evaluate(config, parts)
+    progress.history[-1]["mAP"] = metrics["mAP"]  # always the last epoch, never the best one
+    metrics |= {
+        "epochs": config.epochs, "history": progress.history,
+        "train_seconds": round(progress.seconds, 2),
+        "wall_seconds": round(time.perf_counter() - began, 2),
+        "machine": describe_machine(choose_device()),
+        "finished": datetime.date.today().isoformat(),
+    }  # fmt: skip
+    averages = {} if parts.method.bank is None else parts.method.bank.tensors()
+    bank = {name: part.cpu() for name, part in ranks.merge_all(averages).items()}
+    ranks.from_first(lambda: _write(folder, parts, bank, scores, metrics))
+    if ranks.rank() == 0:
+        on_epoch(progress)
+    return metrics
+
+
+def _train_to_the_end(
+    config: RunConfig, folder: Path, parts: _Parts, on_step: Listener, on_epoch: Listener
+) -> Progress:
+    """Trains from the last checkpoint on, and tells the listeners, of all epochs but the last."""
+    model, method, recorder = parts.model, parts.method, parts.recorder
+    checkpoint = Checkpoint(folder, config, model, parts.optimizer, method, recorder)
     progress = checkpoint.load()
     # This replaces the history of an earlier run.
     ranks.from_first(lambda: write_history(folder, progress.history))
@@ -215,9 +266,8 @@ def _train_and_evaluate(
             recorder.record(model, method)
         if progress.epoch % config.eval_every or progress.epoch == config.epochs:
             return {}
-        (scores,) = _predict(model, report_set, config, [model.pooling])
-        mean = mean_average_precision(scores, report_set.labels, report_set.ignored)
-        return {"mAP": mean}
+        (scores,) = _predict(model, parts.report, config, [model.pooling])
+        return {"mAP": _mean(scores, parts.report)}
 
     def after_step(progress: Progress) -> None:
         saved = checkpoint.after_step(progress)
@@ -228,63 +278,56 @@ def _train_and_evaluate(
             if progress.step == 0 and progress.epoch < config.epochs:
                 on_epoch(progress)
 
-    progress = train(
-        model, optimizer, method, train_set.images, observed, config,
+    return train(
+        model, parts.optimizer, method, parts.train.images, parts.observed, config,
         progress, after_step, after_epoch,
     )  # fmt: skip
-    scores, *others = _predict(model, report_set, config, [model.pooling, *TEST_POOLINGS])
-    metrics = evaluate_scores(scores, report_set.labels, report_set.classes, report_set.ignored)
-    by_pooling = {str(p): s for p, s in zip(TEST_POOLINGS, others, strict=True)}
-    metrics["mAP_by_pooling"] = {
-        name: mean_average_precision(s, report_set.labels, report_set.ignored)
-        for name, s in by_pooling.items()
-    }
-    threshold = choose_threshold(model, train_set.images, config)
+
+
+def _evaluate(config: RunConfig, parts: _Parts) -> tuple[Metrics, dict[str, Tensor]]:
+    """What the final network gives: its part of metrics.json, and its scores by pooling."""
+    model, report = parts.model, parts.report
+    found = _predict(model, report, config, [model.pooling, *TEST_POOLINGS])
+    scores = dict(zip(["scores", *map(str, TEST_POOLINGS)], found, strict=True))
+    own, by_pooling = scores["scores"], map(str, TEST_POOLINGS)
+    threshold = choose_threshold(model, parts.train.images, config)
+    metrics = evaluate_scores(own, report.labels, report.classes, report.ignored)
     if config.dataset == "imagenet" and config.report == "test":  # the name that ReaL uses
         metrics["real_accuracy"] = metrics["top1_accuracy"]
-    progress.history[-1]["mAP"] = metrics["mAP"]  # always the last epoch, never the best one
-
-    metrics |= {
+    return metrics | {
+        "mAP_by_pooling": {name: _mean(scores[name], report) for name in by_pooling},
         "dataset": config.dataset, "profile": config.profile, "method": config.method,
-        "seed": config.seed, "epochs": config.epochs,
-        "train_seconds": round(progress.seconds, 2),
-        "wall_seconds": round(time.perf_counter() - began, 2),
-        "train_images": len(train_set), "report_images": len(report_set),
-        "report_labels": report_labels(config),
-        "threshold": threshold,
-        "at_threshold": precision_recall(
-            scores >= threshold, report_set.labels, report_set.ignored
-        ),
-        "warnings": one_sided(scores >= threshold, train_set.classes),
-        "classes": list(train_set.classes), "history": progress.history,
-        "config": config.flat(),
-        "machine": describe_machine(device), "finished": datetime.date.today().isoformat(),
-    }  # fmt: skip
-    parts = {} if method.bank is None else method.bank.tensors()
-    bank = {name: part.cpu() for name, part in ranks.merge_all(parts).items()}
+        "seed": config.seed, "config": config.flat(), "classes": list(report.classes),
+        "train_images": len(parts.train), "report_images": len(report),
+        "report_labels": report_labels(config), "threshold": threshold,
+        "at_threshold": precision_recall(own >= threshold, report.labels, report.ignored),
+        "warnings": one_sided(own >= threshold, report.classes),
+    }, scores  # fmt: skip
 
-    def write() -> Metrics:
-        write_history(folder, progress.history)
-        with atomic_write(folder / "weights.safetensors") as temporary:
-            save_weights(model, temporary)
-        if bank:
-            with atomic_write(folder / "bank.safetensors") as temporary:
-                save_tensors(bank, temporary)
-        if recorder is not None:
-            recorder.save(folder)
-        with atomic_write(folder / "scores.safetensors") as temporary:
-            save_tensors({"scores": scores, **by_pooling}, temporary)
-        if config.dataset in ("folder", "table"):
-            with atomic_write(folder / "report_images.txt") as temporary:
-                names = "".join(f"{name}\n" for name in report_set.ids)
-                temporary.write_bytes(os.fsencode(names))
-        write_json(folder / "metrics.json", metrics_with_sum(metrics))
-        return metrics
 
-    metrics = ranks.from_first(write)
-    if ranks.rank() == 0:
-        on_epoch(progress)
-    return metrics
+def _write(
+    folder: Path,
+    parts: _Parts,
+    bank: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+    metrics: Metrics,
+) -> None:
+    """Writes the results; metrics.json comes last, so that a run with it is complete."""
+    write_history(folder, metrics["history"])
+    with atomic_write(folder / "weights.safetensors") as temporary:
+        save_weights(parts.model, temporary)
+    if bank:
+        with atomic_write(folder / "bank.safetensors") as temporary:
+            save_tensors(bank, temporary)
+    if parts.recorder is not None:
+        parts.recorder.save(folder)
+    with atomic_write(folder / "scores.safetensors") as temporary:
+        save_tensors(scores, temporary)
+    if metrics["dataset"] in ("folder", "table"):
+        with atomic_write(folder / "report_images.txt") as temporary:
+            names = "".join(f"{name}\n" for name in parts.report.ids)
+            temporary.write_bytes(os.fsencode(names))
+    write_json(folder / "metrics.json", metrics_with_sum(metrics))
 
 
 def _home_of_averages(
@@ -309,3 +352,7 @@ def _predict(
             f"--set lr={config.lr / 10:g}"
         )
     return found
+
+
+def _mean(scores: Tensor, data: ImageSet) -> float:
+    return mean_average_precision(scores, data.labels, data.ignored)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
 from spcl_lib.system.errors import UserError
 
-BANK_GB, CACHE_GB = "SPCL_BANK_GB", "SPCL_CACHE_GB"
+CACHE_GB = "SPCL_CACHE_GB"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -89,28 +88,13 @@ def cache_limit() -> float:
     Raises:
         UserError: the environment variable is not a number, or it is below 0.
     """
-    return _gigabytes(CACHE_GB, 20)
-
-
-def memory_for_averages() -> float:
-    """Bytes of memory that the running averages of a run may take; more go into a file.
-
-    It is `SPCL_BANK_GB` in units of 10^9 bytes, else all memory that is left.
-
-    Raises:
-        UserError: the environment variable is not a number, or it is below 0.
-    """
-    return _gigabytes(BANK_GB, math.inf)
-
-
-def _gigabytes(variable: str, default: float) -> float:
-    given = os.environ.get(variable) or str(default)
+    given = os.environ.get(CACHE_GB) or "20"
     try:
         limit = float(given)
     except ValueError:
         limit = -1
     if not limit >= 0:  # NaN too
-        raise UserError(f"{variable} must be a number of gigabytes, 0 or more; got '{given}'")
+        raise UserError(f"{CACHE_GB} must be a number of gigabytes, 0 or more; got '{given}'")
     return limit * 1e9
 
 
