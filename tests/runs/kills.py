@@ -28,6 +28,15 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(ended[1]), flush=True)
 """
 
+# Schedules runs: its arguments are their configurations, as JSON, and the runs side by side.
+SCHEDULER = """
+import json, sys
+from spcl_lib.config import RunConfig
+from spcl_lib.runs.schedule import run_all
+configs = [RunConfig.from_flat(values) for values in json.loads(sys.argv[1])]
+sys.exit(len(run_all(configs, None, int(sys.argv[2]))))
+"""
+
 
 def environment(results=None):
     """A checkpoint after every step, and the folders of this test."""

@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from kills import environment, processes_with, wait_until
+from kills import SCHEDULER, environment, processes_with, wait_until
 from test_resume import run_in, what_counts
 
 from spcl_lib.runs import checkpoint, store
@@ -52,7 +53,7 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
 
     killed = tmp_path / "killed"
     monkeypatch.setenv("SPCL_RESULTS", str(killed))
-    kill_scheduler(killed, config, settings, shared_cache)
+    kill_scheduler(killed, config, shared_cache)
     folder, rng = store.run_folder(config), random.Random(12)
     kills, repeat = 0, []
     for _ in range(MOST_STARTS):
@@ -74,15 +75,12 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
     assert not {name for name in left if name.endswith(".tmp") or "checkpoint" in name}
 
 
-def kill_scheduler(results, config, settings, cache):
+def kill_scheduler(results, config, cache):
     """SIGKILL of the scheduler in the first second after it has started a run: no run goes on.
 
-    `./reproduce.sh` has the same scheduler. The ablation starts this one run only, on one thread.
+    `./reproduce.sh` has the same scheduler.
     """
-    command = [sys.executable, "-m", "spcl_lib", "ablation", "crop_scale", "--profile", "smoke",
-               "--scales", str(config.scale_min), "--only", config.method, "--seeds",
-               str(config.seed), "--jobs", str(os.cpu_count())]  # fmt: skip
-    command += [text for k, v in settings.items() for text in ("--set", f"{k}={v}")]
+    command = [sys.executable, "-c", SCHEDULER, json.dumps([config.flat()]), "1"]
     surroundings = environment(results) | {"SPCL_CACHE": str(cache)}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(

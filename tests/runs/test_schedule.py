@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import fake_runs, write_results
-from kills import processes_with, wait_until
+from kills import SCHEDULER, processes_with, wait_until
 
 from spcl_lib.runs import schedule, store
 from spcl_lib.runs.run import run
@@ -181,14 +181,6 @@ def test_results_that_cannot_be_written_are_found_before_anything_is_made(
 
 
 # --- kill -9 --------------------------------------------------------------------------------------
-
-SCHEDULER = """
-import json, sys
-from spcl_lib.config import RunConfig
-from spcl_lib.runs.schedule import run_all
-configs = [RunConfig.from_flat(values) for values in json.loads(sys.argv[1])]
-sys.exit(len(run_all(configs, None, int(sys.argv[2]))))
-"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
