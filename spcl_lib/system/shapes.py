@@ -6,9 +6,6 @@ check takes about a microsecond, and does not wait for the tensor's device.
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor
 
@@ -37,17 +34,6 @@ def require_tensor(name: str, value: object, shape: Shape | None, kind: str = ""
         error, found = TypeError, f"{type(value).__name__}, which is no tensor"
     sizes = "" if shape is None else f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)}) "
     raise error(f"{name} must be {sizes}{kind or 'of real numbers'}; got {found}")
-
-
-def require_rows(logits: Tensor, **others: Tensor) -> None:
-    """Refuses logits that are not (B, C), and other tensors that do not have their shape.
-
-    Raises:
-        TypeError, ValueError: see `require_tensor`.
-    """
-    require_tensor("logits", logits, ("B", "C"), "float")
-    for name, tensor in others.items():
-        require_tensor(name, tensor, logits.shape)
 
 
 def require_seen(seen: Tensor, maps: Tensor) -> None:
@@ -84,9 +70,3 @@ def require_size(size: object, name: str = "size", least: int = 1) -> None:
     """Refuses a number of cells, images or views, or a seed, that is no whole number >= `least`."""
     if isinstance(size, bool) or not hasattr(size, "__index__") or not least <= size < 2**63:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {size!r}")
-
-
-def require_number(value: object, name: str) -> None:
-    """Refuses what is no finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a number; got {value!r}")
