@@ -26,7 +26,7 @@ from spcl_lib.system.files import atomic_write
 
 INPUT, OUTPUTS = "images", ("probabilities", "heatmaps")
 _TOLERANCE = 1e-3  # of a probability; kernels add in another order, which changes less than 1e-5
-_OF_PHOTOGRAPHS = 0.01  # one value in 200 differs from Pillow's by 1; large JPEGs are read smaller
+_OF_PHOTOGRAPHS = 0.01  # up to 4 % of values differ from Pillow's by a step; large JPEGs more
 _SIZES = {INPUT: dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}  # B, H and W are free
 
 Texts = Mapping[str, str]
