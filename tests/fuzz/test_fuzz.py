@@ -206,7 +206,7 @@ def attack_photographs(rng, place):
         (alone,) = predictor(str(place / "photos" / path)).tolist()
         if any(abs(float(a) - b) > 0.02 for a, b in zip(scores, alone, strict=False)):
             return f"'{path}' alone gives {alone}, not {scores}"
-    told = re.findall(r"(\d+) files are left out|left out (\d+) that cannot be read", said)
+    told = re.findall(r"(\d+) files are left out|left out (\d+):", said)
     if status == 0 and len(rows) + sum(int(a or b) for a, b in told) != count:
         return f"{count} files, {len(rows)} rows: {said[-400:]!r}"
     _, error, _ = call(lambda: described(*list_folder_splits(place / "photos")))
