@@ -376,11 +376,9 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--images", required=True, nargs="+", metavar="PATH", help="images, and folders of images"
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="the file (default: predictions.csv, or another ending)"
-    )
-    parser.add_argument(
-        "--format", choices=("csv", "json"), help="default: as --out ends, else csv"
-    )
+        "--out", metavar="FILE", default="predictions.csv",
+        help="the file: JSON if its name ends in .json, else CSV (default: predictions.csv)",
+    )  # fmt: skip
     parser.add_argument(
         "--force", action="store_true", help="replace --out even if it holds no predictions"
     )
@@ -396,10 +394,8 @@ def _predict(options: Options) -> int:
     predictor, _ = _predictor(options)
     folder = options.heatmaps and OverlayFolder(paths.expand_home(options.heatmaps))
     images = [paths.expand_home(place) for place in options.images]
-    out = paths.expand_home(options.out or f"predictions.{options.format or 'csv'}")
-    done, skipped = predict_files(
-        predictor, images, out, folder or None, options.force, options.format
-    )
+    out = paths.expand_home(options.out)
+    done, skipped = predict_files(predictor, images, out, folder or None, options.force)
     _name_skipped(skipped)
     print(f"{done} images, labels are {predictor.rule}: {out}")
     return 0

@@ -51,10 +51,9 @@ class Evaluation:
 
     def class_rows(self, rule: LabelRule) -> list[Row]:
         """Per class: images with it; AP, precision, recall, F1 in percent, None if undefined."""
-        chosen = rule.choose(self.scores)
+        chosen, rows = rule.choose(self.scores), []
         if self.ignored is not None:
             chosen &= ~self.ignored
-        rows = []
         for c, (name, ap) in enumerate(self.metrics()["AP"].items()):
             right = int((chosen & self.labels)[:, c].sum())
             given, true = int(chosen[:, c].sum()), int(self.labels[:, c].sum())
@@ -70,16 +69,11 @@ class Evaluation:
         """What a rule gives, and what a threshold that is chosen on these images would give.
 
         With full labels, it is chosen on one half of the images and measured on the other half, and
-        the other way round. With single labels only the number of labels is known.
-
-        Args:
-            rule: the rule of the predictor.
-            expected_positives: expected labels of an image, for single labels.
+        the other way round. With single labels, it is that of `threshold`.
         """
         rows = [self._row(str(rule), rule.choose(self.scores))]
         if self.single:
-            chosen = self.scores >= self.threshold(expected_positives)
-            return [*rows, self._row(_CHOSEN, chosen)]
+            return [*rows, self._row(_CHOSEN, self.scores >= self.threshold(expected_positives))]
         order = torch.randperm(len(self.scores), generator=keyed_generator("halves", 0))
         halves = order[: len(order) // 2], order[len(order) // 2 :]
         if all(bool(self.labels[half].any()) for half in halves):
@@ -91,12 +85,9 @@ class Evaluation:
         return rows
 
     def threshold(self, expected_positives: float) -> float:
-        """The threshold from all these images: see `best_threshold`.
+        """The best threshold for all these images.
 
-        With single labels, it is the score that the expected labels of an image reach.
-
-        Raises:
-            UserError: no image has a label.
+        With single labels, it is the score that `expected_positives` labels of an image reach.
         """
         if self.single:
             return expected_threshold(self.scores, expected_positives)
@@ -119,9 +110,6 @@ def evaluate_files(predictor: Predictor, images: Path, labels: Path) -> Evaluati
         images: folder of the images.
         labels: CSV file of `path,labels` with all labels of every image ("a|b"), or of
             `path,label` with one; paths are below `images`.
-
-    Raises:
-        UserError: a file is missing or malformed, the run lacks a class, or no image can be read.
     """
     if not images.is_dir():
         raise UserError(f"'{images}' is no folder; give the folder that the paths are below")
@@ -133,23 +121,13 @@ def evaluate_files(predictor: Predictor, images: Path, labels: Path) -> Evaluati
 
 
 def evaluate_own(predictor: Predictor, data_root: str | Path | None) -> Evaluation:
-    """Predicts the images that the run was reported on, which it has not been trained on.
-
-    Args:
-        predictor: predictor of a finished run.
-        data_root: the run's data.
-
-    Raises:
-        UserError: the data are missing or changed, or they are no image files.
-    """
-    data = list_report(predictor.config, data_root)
+    """Predicts the images that the run was reported on, which it has not been trained on."""
+    config = predictor.config
+    data = list_report(config, data_root)
     if data.files is None:
-        raise UserError(
-            f"{predictor.config.dataset} has no image files; give --images and --labels"
-        )
+        raise UserError(f"{config.dataset} has no image files; give --images and --labels")
     names = [str(file) for file in data.files]
-    single = report_labels(predictor.config) == "single"
-    return _evaluate(predictor, data, Path(), names, single)
+    return _evaluate(predictor, data, Path(), names, report_labels(config) == "single")
 
 
 def _evaluate(
@@ -157,15 +135,11 @@ def _evaluate(
 ) -> Evaluation:
     """Predicts the images `names` below `root`, which have the labels of `data`."""
     skipped: dict[str, str] = {}
-    parts = []
     with silence_pillow():
-        for batch in read_batches(root, names, predictor.square_side, skipped):
-            parts.append(predictor(torch.stack(list(batch.values()))))
-    if not parts:
-        raise UserError(f"none of the {len(names)} images can be read: {names[0]} "
-                        f"{skipped[names[0]]}")  # fmt: skip
+        batches = read_batches(root, names, predictor.square_side, skipped)
+        scores = [predictor(torch.stack(list(batch.values()))) for batch in batches]
     kept = torch.tensor([name not in skipped for name in names])
     ignored = None if data.ignored is None else data.ignored[kept]
     return Evaluation(
-        torch.cat(parts), data.labels[kept], predictor.classes, single, skipped, ignored
+        torch.cat(scores), data.labels[kept], predictor.classes, single, skipped, ignored
     )

@@ -1,11 +1,14 @@
-"""Predictions of a finished run for image files, into a file."""
+"""Predictions of a finished run for image files, into a CSV or JSON file with a row per image."""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -13,104 +16,87 @@ from tqdm import tqdm
 
 from spcl_lib.data.folders import find_images
 from spcl_lib.data.images import map_in_threads, silence_pillow, try_image
-from spcl_lib.runs.prediction_files import FORMATS, check_place, open_predictions
 from spcl_lib.runs.predictor import BATCH, Predictor
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.files import atomic_write
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet starts a formula
+_OPEN = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # names as they are
+_START = re.compile(r'\[\n\{"path": "|path,.*,labels\n.*,[01]\.\d{4},', re.DOTALL)
+_START_LENGTH = 2**20  # characters; enough for the names of all classes
 
-class Overlays(Protocol):
-    """An object that draws heatmaps over images, such as `viewer.overlays.OverlayFolder`."""
-
-    folder: Path
-
-    def draw(
-        self,
-        image: Path,
-        name: str,
-        classes: Sequence[str],
-        maps: Tensor,
-        scores: Tensor,
-        chosen: Tensor,
-        rule: str,
-    ) -> None:
-        """Writes the picture of one image, whose path in the predictions is `name`.
-
-        `maps` (C, G, G) and `scores` (C,) are in [0, 1]. `chosen` (C,) bool has the labels, which
-        `rule` explains.
-        """
+Row = tuple[str, Tensor, list[str]]  # path of an image, its scores (C,), its labels
 
 
 def predict_files(
     predictor: Predictor,
     images: Path | Sequence[Path],
     out: Path,
-    overlays: Overlays | None = None,
+    overlays: Any = None,
     force: bool = False,
-    form: str | None = None,
 ) -> tuple[int, dict[str, str]]:
     """Writes a file with a row for every image: its path, a score per class, its labels.
-
-    In a CSV file, labels have "|" between them; the field is empty if there is no label.
-    Spreadsheets must not take a name for a formula: a path such as "=1.png" becomes "./=1.png", and
-    other names get a "'" in front.
 
     Args:
         predictor: its `rule` says which scores are labels.
         images: image files and folders; in a folder, images are taken at any depth. Paths in the
             file are below the folder, or below the deepest folder that holds all that is given.
-        out: the file; earlier predictions are replaced when all rows are written.
-        overlays: draws a picture of every image's heatmaps; none by default.
+        out: the file, JSON if its name ends so, else CSV. Earlier predictions are replaced when all
+            rows are written.
+        overlays: a `viewer.overlays.OverlayFolder`, to draw every image's heatmaps.
         force: replace also a file that holds no predictions.
-        form: "csv" or "json"; by default as the name of `out` ends, else "csv".
 
     Returns:
         The number of images with a row; and the images that could not be read, with the reason.
-
-    Raises:
-        UserError: there is no image, no image can be read, a file cannot be written, `out` is
-            another file than earlier predictions, or the predictor has no rule.
     """
-    rule = predictor.require_rule()
-    ending = out.suffix.lower().removeprefix(".")
-    form = form or (ending if ending in FORMATS else "csv")
-    check_place(out, force)
+    predictor.require_rule()
+    _check_place(out, force)
     root, names = _find_images([images] if isinstance(images, Path) else images, overlays)
     skipped: dict[str, str] = {}
-    with silence_pillow(), open_predictions(out, form, predictor.classes) as write_row:
-        for batch in read_batches(root, names, predictor.square_side, skipped):
-            maps = predictor.score_maps(torch.stack(list(batch.values())))  # (B, C, G, G)
-            scores = predictor.pooling(maps).sigmoid()  # (B, C)
-            labels = rule.names(scores, predictor.classes)
-            for name, own_scores, own_labels in zip(batch, scores, labels, strict=True):
-                write_row(name, own_scores, own_labels)
-            if overlays is not None:
-                seen = zip(predictor.pooling.heat(maps), scores, rule.choose(scores), strict=True)
-                for name, what in zip(batch, seen, strict=True):
-                    overlays.draw(root / name, name, predictor.classes, *what, str(rule))
-        if len(skipped) == len(names):
-            name = names[0]
-            raise UserError(f"none of the {len(names)} images can be read: {name} {skipped[name]}")
+    rows = _predict(predictor, root, names, skipped, overlays)
+    write = _write_json if out.suffix.lower() == ".json" else _write_csv
+    place = paths.real_path(out)  # a link stays a link
+    with silence_pillow(), atomic_write(place) as temporary, open(temporary, "w", **_OPEN) as file:
+        write(file, predictor.classes, rows)
     return len(names) - len(skipped), skipped
 
 
-def _find_images(places: Sequence[Path], overlays: Overlays | None) -> tuple[Path, list[str]]:
-    """A folder, and the paths of the images below it."""
-    folders = [place if place.is_dir() else place.parent for place in places]
-    root = Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
-    names = []
-    for place in places:
-        if place.is_file():
-            names.append(_below(place, root))
-        elif place.is_dir():
-            names += _images_of(place, root, overlays)
-        else:
-            what = "is no regular file" if place.exists() else "does not exist"
-            raise UserError(f"'{place}' {what}; give images and folders of images")
-    return root, list(dict.fromkeys(names))
+def _predict(
+    predictor: Predictor,
+    root: Path,
+    names: Sequence[str],
+    skipped: dict[str, str],
+    overlays: Any,
+) -> Iterator[Row]:
+    classes, rule = predictor.classes, predictor.require_rule()
+    for batch in read_batches(root, names, predictor.square_side, skipped):
+        maps = predictor.score_maps(torch.stack(list(batch.values())))  # (B, C, G, G)
+        scores = predictor.pooling(maps).sigmoid()  # (B, C)
+        yield from zip(batch, scores, rule.names(scores, classes), strict=True)
+        if overlays is not None:
+            seen = zip(predictor.pooling.heat(maps), scores, rule.choose(scores), strict=True)
+            for name, what in zip(batch, seen, strict=True):
+                overlays.draw(root / name, name, classes, *what, str(rule))
 
 
-def _images_of(folder: Path, root: Path, overlays: Overlays | None) -> list[str]:
+# --- images ---------------------------------------------------------------------------------------
+
+
+def _find_images(places: Sequence[Path], overlays: Any) -> tuple[Path, list[str]]:
+    """A folder, and the paths of the images below it, each once."""
+    folders, files = [], []
+    for place in map(Path.absolute, places):
+        if not place.exists():
+            raise UserError(f"'{place}' does not exist; give images and folders of images")
+        folders.append(place if place.is_dir() else place.parent)
+        files += _images_of(place, overlays) if place.is_dir() else [place]
+    root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
+    names = (Path(os.path.abspath(file)).relative_to(root).as_posix() for file in files)
+    return Path(root), list(dict.fromkeys(names))
+
+
+def _images_of(folder: Path, overlays: Any) -> list[Path]:
     if overlays and paths.real_path(overlays.folder).is_relative_to(paths.real_path(folder)):
         raise UserError(
             f"the heatmaps' folder '{overlays.folder}' is inside '{folder}', where the next "
@@ -122,11 +108,7 @@ def _images_of(folder: Path, root: Path, overlays: Overlays | None) -> list[str]
         raise UserError(f"'{folder}' holds no image that can be read{left}")
     if others:
         print(f"'{folder}': {others}", flush=True)
-    return [_below(folder / name, root) for name in names]
-
-
-def _below(file: Path, root: Path) -> str:
-    return Path(os.path.abspath(file)).relative_to(root).as_posix()
+    return [folder / name for name in names]
 
 
 def read_batches(
@@ -134,7 +116,10 @@ def read_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Gives batches of files: squares (3, side, side) uint8 by their names below `root`.
 
-    Names of files that cannot be read are added to `skipped`, with the reason.
+    Files that cannot be read are added to `skipped`, with the reason.
+
+    Raises:
+        UserError: none of the files can be read.
     """
     batch: dict[str, Tensor] = {}
     images = map_in_threads(lambda name: try_image(root / name, side), names)
@@ -149,3 +134,54 @@ def read_batches(
             batch = {}
     if batch:
         yield batch
+    if len(skipped) == len(names):
+        name = names[0]
+        raise UserError(f"none of the {len(names)} images can be read: {name} {skipped[name]}")
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _check_place(out: Path, force: bool) -> None:
+    """Refuses a place where something else than predictions would be lost."""
+    if out.exists() and not out.is_file():
+        raise UserError(f"'{out}' is no regular file; give the name of a CSV or JSON file")
+    if force or not out.exists():
+        return
+    with open(out, **_OPEN) as file:
+        start = file.read(_START_LENGTH)
+    if start and not _START.match(start):
+        raise UserError(
+            f"'{out}' exists and holds no predictions; give another name, or --force to replace it"
+        )
+
+
+def _write_csv(file: IO[str], classes: Sequence[str], rows: Iterable[Row]) -> None:
+    """Labels have "|" between them."""
+    writer = csv.writer(file, lineterminator="\n")
+    names = (f"{c} (class)" if c in ("path", "labels") else plain(c) for c in classes)
+    writer.writerow(["path", *names, "labels"])
+    for name, scores, labels in rows:
+        values = (f"{value:.4f}" for value in scores.tolist())
+        writer.writerow([plain_path(name), *values, plain("|".join(labels))])
+
+
+def _write_json(file: IO[str], classes: Sequence[str], rows: Iterable[Row]) -> None:
+    """A list with an object on each line, so that the rows need not fit into memory."""
+    before = "[\n"
+    for name, scores, labels in rows:
+        values = (round(value, 4) for value in scores.tolist())
+        row = {"path": name, "scores": dict(zip(classes, values, strict=True)), "labels": labels}
+        file.write(before + json.dumps(row))
+        before = ",\n"
+    file.write("\n]\n")
+
+
+def plain_path(name: str) -> str:
+    """A path that a spreadsheet does not take for a formula; it means the same file."""
+    return f"./{name}" if name.startswith(_FORMULA) else name
+
+
+def plain(text: str) -> str:
+    """A text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text

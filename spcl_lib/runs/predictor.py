@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data.images import squares
-from spcl_lib.evaluate import predict_maps, prepare
+from spcl_lib.evaluate import predict_maps
 from spcl_lib.pooling import Pooling, pooling_of
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.store import Run
@@ -29,20 +29,17 @@ class Predictor:
 
     Images have any form that `data.images.squares` takes: a file, a PIL image, an array (H, W, 3),
     a tensor (3, H, W) or (B, 3, H, W), a list of these, or a DataLoader. Pixels are uint8, or
-    floats in 0..1 that are not normalised. The command `predict` uses this class.
+    floats in 0..1 that are not normalised. All results are on the CPU.
 
     Args:
         model: gives score maps (B, C, G, G) of images (B, 3, size, size) that are normalised as
             ImageNet's. The mean pools them, if the model has no attribute `pooling`.
         classes: C names.
         size: side of the squares that the model gets, in pixels.
-        threshold: least score of a label; None for none.
+        threshold: least score of a label. For other labels, set the attribute `rule`.
         config: configuration of the run; None for a model of your own loop.
         amp: see `model.autocast`. "off", float32, gives the same scores on every machine. In
             bfloat16, "auto" where the machine has it, probabilities differ by up to 0.06.
-
-    Attributes:
-        rule: which scores are labels, see `LabelRule`; by default those from `threshold`.
 
     Example:
         >>> predictor = Predictor.load("results/folder-cpu-1a2b3c4d/en_scl-seed0")
@@ -67,17 +64,10 @@ class Predictor:
 
     @classmethod
     def load(cls, run: str | Path, size: int | None = None, amp: str = "off") -> Predictor:
-        """The network of a finished run, on the GPU if there is one.
+        """The network of a finished run (see `Run.find`), on the GPU if there is one.
 
-        Args:
-            run: see `Run.find`; only its metrics.json and weights.safetensors are needed.
-            size: see the class; by default that of the run's evaluation. Larger is slower and often
-                better. The run's threshold was chosen at the default.
-            amp: see the class.
-
-        Raises:
-            UserError: the run has not finished, one of its files is missing or damaged, or its
-                backbone takes no images of this size.
+        Only its metrics.json and weights.safetensors are needed. A larger size than that of the
+        run's evaluation is slower and often better; the run's threshold does not fit it.
         """
         found = Run.find(run)
         config, metrics = found.config, found.finished()
@@ -92,7 +82,7 @@ class Predictor:
     def square_side(self) -> int:
         """Side of the squares that images become first, as they are stored for the evaluation.
 
-        `prepare` then resizes them to `size`. For a larger size they have this size at once.
+        They are then resized to `size`. For a larger size they have this size at once.
         """
         smaller = self.config is not None and self.size <= self.config.eval_side
         return self.config.image_side if smaller else self.size
@@ -102,43 +92,25 @@ class Predictor:
         """The pooling of the score maps."""
         return pooling_of(self.model)
 
-    def transform(self, images: Any) -> Tensor:
-        """The network's input (B, 3, size, size) for whole images; all predictions use it."""
-        return torch.cat([prepare(batch, self.size) for batch in self._squares(images)])
-
     def score_maps(self, images: Any) -> Tensor:
-        """Gives score-map logits f (B, C, G, G), on the CPU, for whole images.
-
-        Raises:
-            TypeError, ValueError: see `data.images.squares`.
-            UserError: an image file cannot be read, or the network gives values that are not
-                finite.
-        """
+        """Score-map logits f (B, C, G, G) of whole images."""
         return torch.cat([self._maps(batch) for batch in self._squares(images)])
 
+    def heatmaps(self, images: Any) -> Tensor:
+        """The probability of every class in every cell, (B, C, G, G)."""
+        return self.pooling.heat(self.score_maps(images))
+
     def __call__(self, images: Any) -> Tensor:
-        """Gives scores (B, C) in [0, 1], on the CPU, for whole images; B is 1 for one image."""
+        """Scores (B, C) in [0, 1] of whole images; B is 1 for one image."""
         pooled = [self.pooling(self._maps(batch)) for batch in self._squares(images)]
         return torch.cat(pooled).sigmoid()
 
-    def heatmaps(self, images: Any) -> Tensor:
-        """Gives the probability of every class in every cell, (B, C, G, G); see `score_maps`."""
-        return self.pooling.heat(self.score_maps(images))
-
     def labels(self, images: Any) -> list[list[str]]:
-        """Gives the labels of every image, as `rule` says; one list per image.
-
-        Raises:
-            UserError: there is no rule; or see `score_maps`.
-        """
+        """The labels of every image, as `rule` says."""
         return self.require_rule().names(self(images), self.classes)
 
     def require_rule(self) -> LabelRule:
-        """The rule.
-
-        Raises:
-            UserError: there is none.
-        """
+        """The rule; without one, a UserError that says how to give one."""
         if self.rule is None:
             raise UserError("no threshold is known; give one: --threshold 0.5, or predictor.rule")
         return self.rule

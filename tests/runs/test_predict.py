@@ -21,6 +21,8 @@ from small_folder import (
 from torch import nn
 
 from spcl_lib import Predictor, UserError, mean_average_precision
+from spcl_lib.data.images import read_image
+from spcl_lib.evaluate import prepare
 from spcl_lib.runs.predict import predict_files
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.thresholds import LabelRule, choose_threshold, one_sided
@@ -249,7 +251,7 @@ def test_predictions_are_in_float32_unless_speed_is_asked_for(predict, trained):
     predictor, quick = (Predictor.load(trained[0], amp=amp) for amp in ("off", "bfloat16"))
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
-        maps = predictor.model(predictor.transform(images))
+        maps = predictor.model(prepare(images, 16))
     torch.testing.assert_close(predictor.score_maps(images), maps, atol=1e-5, rtol=1e-5)
     assert (quick.score_maps(images) - maps).abs().max() > 1e-4
     assert predict(trained[1] / "dog", "--fast")[0].status == 0
@@ -309,7 +311,8 @@ def test_a_model_of_ones_own_loop_predicts(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 2, 1))
     predictor = Predictor(model, ["cat", "dog"], 32, threshold=0.5)
     files = [save_noise(tmp_path / "new" / f"{i}.png") for i in range(3)]
-    maps = model(predictor.transform(files))
+    batch = torch.from_numpy(np.stack([read_image(file, 32) for file in files]))
+    maps = model(prepare(batch, 32))
     torch.testing.assert_close(predictor(files), maps.mean((2, 3)).sigmoid())
     assert predictor.heatmaps(files).shape == (3, 2, 4, 4)
     done, _ = predict_files(predictor, files, tmp_path / "a.json")
@@ -329,18 +332,15 @@ def test_the_threshold_gives_the_expected_number_of_labels_on_training_images(tr
 # --- which scores are labels ----------------------------------------------------------------------
 
 
-def test_a_rule_says_what_it_does_and_refuses_what_has_no_order():
+def test_a_rule_says_what_it_does():
     assert str(LabelRule(0.25)) == "scores from 0.250"
     assert str(LabelRule(0.25, 3)) == "the 3 highest scores from 0.250"
-    for wrong in ((None,), (float("nan"),), (1.5,), (None, 0)):
+    for wrong in ((float("nan"),), (1.5,), (None, 0)):
         with pytest.raises(UserError):
             LabelRule(*wrong)
     for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         assert LabelRule(0.25).choose(torch.tensor([[0.2, 0.3]], dtype=kind)).tolist() == [[0, 1]]
         assert LabelRule(0.25).choose(torch.zeros((0, 3), dtype=kind)).shape == (0, 3)
-        for value in (torch.nan, torch.inf):
-            with pytest.raises(ValueError, match="finite"):
-                LabelRule(0.25).choose(torch.tensor([[0.2, value]], dtype=kind))
 
 
 def test_a_class_given_to_all_images_or_to_none_is_named():
