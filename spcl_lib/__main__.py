@@ -558,7 +558,7 @@ def _compare(options: Options) -> int:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     _add_predictor_options(parser)
     parser.add_argument("--data-root", help="the run's data (default: where they were)")
-    parser.add_argument("--format", required=True, help="onnx or pt2")
+    parser.add_argument("--format", required=True, choices=("onnx", "pt2"))
     parser.add_argument("--out", required=True, metavar="FILE", help="the file")
     parser.add_argument("--force", action="store_true", help="replace --out if it is there")
 
@@ -581,9 +581,10 @@ def _export(options: Options) -> int:
     predictor, run = _predictor(options)
     out, photographs = paths.expand_home(options.out), _report_photographs(run, options.data_root)
     same, whole = export(predictor, options.format, out, options.force, photographs)
-    print(f"{out}: probabilities as PyTorch's, to {same:.1g}")
+    print(f"{out}: probabilities as `predict` gives them, to {same:.1g}")
     if photographs:
-        print(f"and as `predict` gives them for {len(photographs)} photographs, to {whole:.1g}")
+        print(f"for {len(photographs)} photographs to {whole:.1g}, because Pillow rounds some "
+              "resized pixels otherwise")  # fmt: skip
     return 0
 
 
