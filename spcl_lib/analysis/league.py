@@ -6,7 +6,7 @@ the poolings that held-out data chose for it ("own"), which may be the mean as w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -17,7 +17,7 @@ from spcl_lib.analysis.runs import as_table
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.league import League, Settings
-from spcl_lib.runs.store import Metrics
+from spcl_lib.runs.settings import changes
 
 Content = Mapping[str, Any]  # of a file league-DATASET.json
 OURS = frozenset({"ren"})  # our own terms
@@ -42,53 +42,40 @@ def whose(method: str) -> str:
 def collect(league: League) -> dict[str, Any]:
     """What is kept of a league, whose runs must have finished.
 
-    Returns:
-        "dataset", "profile", "machine" and other facts. "search": every tried setting with its mAP
-        on held-out data. "final": for every method one entry with the mean, and one with the chosen
-        poolings if these differ from the mean.
-
-    Raises:
-        UserError: a run has not finished.
+    "search" has every tried setting with its mAP on held-out data. "final" has for every method one
+    entry with the mean, and one with the chosen poolings if these differ from the mean.
     """
-    first = league.finished(league.final_configs("an", {})[0])
     entries = []
     for method in league.methods:
-        best = league.chosen_pooling(method)
-        for pooling, predicts in [({}, "mean"), *([best] if best != ({}, "mean") else [])]:
-            runs = [league.finished(config) for config in league.final_configs(method, pooling)]
-            entries.append(_entry(league, method, pooling, predicts, runs))
+        mean, own = (league.chosen(method), "mean"), league.chosen_pooling(method)
+        entries.append(_entry(league, method, *mean))
+        if own != mean:
+            entries.append(_entry(league, method, *own))
+    method = league.methods[0]
+    first = league.finished(league.final_configs(method, league.chosen(method))[0])
     return {
         "dataset": league.dataset, "profile": league.profile, "machine": first["machine"],
         "seeds": list(league.seeds), "report_images": first["report_images"],
-        "train_images": first["train_images"], "search": search_rows(league),
-        "final": entries,
+        "train_images": first["train_images"], "search": search_rows(league), "final": entries,
     }  # fmt: skip
 
 
 def search_rows(league: League) -> list[dict[str, Any]]:
-    """Every tried setting of a finished search, with its mAP on held-out data."""
-    rows = []
-    for step in league.steps():
-        # The mean of a step of poolings is there already, with the settings.
-        done = [{}] if any("pooling" in s for s in step.tried) else []
-        known = [s for s in step.tried if s not in done]
-        best = [s for s in league.finalists(step) if s not in done]
-        repeated = [(s, part) for s in best for part in league.parts]
-        for settings, part in [*((s, 0) for s in known), *repeated]:
-            which = {"held_out": part} if part else {}
-            found = league.result(step, settings, part)
-            rows.append({"method": step.method, **settings, **which, "mAP_by_pooling": found})
-    return rows
+    """The settings of every run of a finished search, with its mAP on held-out data."""
+    return [
+        {"method": config.method, **changes(config),
+         "mAP_by_pooling": league.finished(config)["mAP_by_pooling"]}
+        for title, configs in league.rounds() if title != "final" for config in configs
+    ]  # fmt: skip
 
 
-def _entry(
-    league: League, method: str, pooling: Settings, predicts: str, runs: Sequence[Metrics]
-) -> dict[str, Any]:
+def _entry(league: League, method: str, settings: Settings, predicts: str) -> dict[str, Any]:
     """A method with one pooling in training and one in prediction."""
+    runs = [league.finished(config) for config in league.final_configs(method, settings)]
     by_pooling = {n: fmean(r["mAP_by_pooling"][n] for r in runs) for n in runs[0]["mAP_by_pooling"]}
     return {
-        "method": method, "pooling": _pooling_of(pooling), "predicts": predicts,
-        "settings": league.chosen_settings(method),
+        "method": method, "pooling": _pooling_of(settings), "predicts": predicts,
+        "settings": league.chosen(method),
         "mAP": [run["mAP_by_pooling"][predicts] for run in runs], "mAP_by_pooling": by_pooling,
         "OF1": fmean(run["at_threshold"]["OF1"] for run in runs),
         "OF1_at_0.5": fmean(run["at_0.5"]["OF1"] for run in runs),
@@ -96,7 +83,7 @@ def _entry(
     }  # fmt: skip
 
 
-def _pooling_of(settings: Settings) -> str:
+def _pooling_of(settings: Mapping[str, Any]) -> str:
     return str(Pooling(settings.get("pooling", "mean"), settings.get("pooling_strength", 0.0)))
 
 
@@ -105,25 +92,22 @@ def _pooling_of(settings: Settings) -> str:
 
 def league_table(content: Content) -> pd.DataFrame:
     """The table of a kept league (study "league"), with the origin of each method; see WHOSE."""
+    about = {"study": "league", "dataset": content["dataset"], "profile": content["profile"]}
     rows = [
-        {
-            "study": "league", "dataset": content["dataset"], "profile": content["profile"],
-            "method": method, "pooling": pooling, "seed": seed, "mAP": score,
-            "OF1": entry["OF1_at_0.5"], "train_seconds": entry["train_seconds"],
-        }
-        for pooling, method, entry in _entries(content)
+        about | entry | {"pooling": pooling, "seed": seed, "mAP": score, "OF1": entry["OF1_at_0.5"]}
+        for pooling, entry in _entries(content)
         for seed, score in zip(content["seeds"], entry["mAP"], strict=True)
-    ]  # fmt: skip
+    ]
     table = as_table(rows)
     return table.assign(whose=table["method"].map(whose))
 
 
-def _entries(content: Content) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(pooling, method, entry) of every method, with the mean and with its own pooling."""
+def _entries(content: Content) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(pooling, entry) of every method, with the mean and with its own pooling."""
     plain = {e["method"]: e for e in reversed(content["final"])}  # the entry with the mean is first
     own = {e["method"]: e for e in content["final"]}
-    yield from (("mean", method, plain[method]) for method in own)
-    yield from (("own", method, entry) for method, entry in own.items())
+    yield from (("mean", plain[method]) for method in own)
+    yield from (("own", entry) for entry in own.values())
 
 
 def held_out_scores(content: Content) -> pd.DataFrame:
@@ -133,11 +117,12 @@ def held_out_scores(content: Content) -> pd.DataFrame:
         Columns pooling ("mean" or "own"), method, whose, mAP; best first.
     """
     rows = []
-    for pooling, method, entry in _entries(content):
-        parts = _parts_of(content, method, entry["pooling"])
+    for pooling, entry in _entries(content):
+        parts = _parts_of(content, entry["method"], entry["pooling"])
         score = fmean(part["mAP_by_pooling"][entry["predicts"]] for part in parts)
-        rows.append({"pooling": pooling, "method": method, "whose": whose(method), "mAP": score})
-    return pd.DataFrame(rows).sort_values("mAP", ascending=False, ignore_index=True)
+        rows.append((pooling, entry["method"], whose(entry["method"]), score))
+    table = pd.DataFrame(rows, columns=["pooling", "method", "whose", "mAP"])
+    return table.sort_values("mAP", ascending=False, ignore_index=True)
 
 
 def _parts_of(content: Content, method: str, pooling: str) -> list[Mapping[str, Any]]:
@@ -147,12 +132,12 @@ def _parts_of(content: Content, method: str, pooling: str) -> list[Mapping[str, 
         settings = {k: v for k, v in row.items() if k not in ("held_out", "mAP_by_pooling")}
         if row["method"] == method and _pooling_of(settings) == pooling:
             tried.setdefault(str(sorted(settings.items())), []).append(row)
+
+    def score(rows: list[Mapping[str, Any]]) -> float:
+        return fmean(row["mAP_by_pooling"]["mean"] for row in rows)
+
     # The best were repeated with all parts, and the mean over these decided.
-    return max(tried.values(), key=lambda rows: (len(rows), _with_mean(rows)))
-
-
-def _with_mean(rows: Sequence[Mapping[str, Any]]) -> float:
-    return fmean(row["mAP_by_pooling"]["mean"] for row in rows)
+    return max(tried.values(), key=lambda rows: (len(rows), score(rows)))
 
 
 def best_on_held_out(content: Content, pooling: str, origin: str) -> str:
@@ -169,11 +154,10 @@ def poolings(content: Content) -> pd.DataFrame:
         Columns method, title, pooling, mAP.
     """
     rows = [
-        (method, title_of(method), name, score)
-        for pooling, method, entry in _entries(content)
-        if pooling == "mean"
+        (entry["method"], title_of(entry["method"]), name, score)
+        for pooling, entry in _entries(content) if pooling == "mean"
         for name, score in entry["mAP_by_pooling"].items()
-    ]
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=["method", "title", "pooling", "mAP"])
 
 
@@ -188,13 +172,9 @@ def added_by_scl(table: pd.DataFrame) -> pd.DataFrame:
     """
     present = set(table["method"])
     rows = [
-        (term, title_of(term), *added)
-        for method in METHODS
-        for term in [METHODS[method].term]
-        if METHODS[method].consistency == "scl" and {method, term} <= present
-        for added in [gain(table, method, term)]
+        (spec.term, title_of(spec.term), *gain(table, method, spec.term))
+        for method, spec in METHODS.items()
+        if spec.consistency == "scl" and {method, spec.term} <= present
     ]
-    columns = ["term", "title", "gain", "low", "high"]
-    return pd.DataFrame(rows, columns=columns).sort_values(
-        "gain", ascending=False, ignore_index=True
-    )
+    found = pd.DataFrame(rows, columns=["term", "title", "gain", "low", "high"])
+    return found.sort_values("gain", ascending=False, ignore_index=True)

@@ -88,19 +88,20 @@ def test_the_best_settings_and_poolings_are_taken(small):
 
     finish_rounds(small, score_of)
     chosen = {"lr": 4e-3, "prior_weight": 1.0, "hidden_share": 0.5, "robustness": 0.7}
-    assert small.chosen_settings("ren") == chosen
-    assert small.chosen_settings("gr") == {"lr": 8e-3}
-    assert small.chosen_settings("gr_scl") == {"lr": 8e-3, "weight": 0.1}
-    assert small.chosen_pooling("gr") == ({"pooling": "top"}, "mean")
-    finals = {(c.seed, c.pooling) for c in small.final_configs("gr_scl")}
+    assert small.chosen("ren") == chosen
+    assert small.chosen("gr") == {"lr": 8e-3}
+    assert small.chosen("gr_scl") == {"lr": 8e-3, "weight": 0.1}
+    assert small.chosen_pooling("gr") == ({"lr": 8e-3, "pooling": "top"}, "mean")
+    finals = {(c.seed, c.pooling) for _, configs in small.rounds() for c in configs
+              if (c.method, c.report) == ("gr_scl", "test")}  # fmt: skip
     assert finals == {(0, "mean"), (1, "mean"), (0, "top"), (1, "top")}
 
 
 def test_another_pooling_in_prediction_can_be_chosen(small):
     finish_rounds(small)
-    step = small.settings_step("ren")
-    finish(small.config(step, step.tried[0]), 50.0, {"lse:0.3": 58.0})
-    assert small.chosen_pooling("ren") == ({}, "lse:0.3")
+    settings = small.tried("ren")[0]
+    finish(small.config("ren", settings), 50.0, {"lse:0.3": 58.0})
+    assert small.chosen_pooling("ren") == (settings, "lse:0.3")
 
 
 def on_photographs(voc, monkeypatch, score_of):
@@ -132,7 +133,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
     assert {(c.report, c.seed, c.pooling) for c in repeated} == {("val", 0, "mean")}
     assert len({c.content for c in repeated}) == 2, "other images are other data"
     # The first part alone would take half the rate, which the others do not confirm.
-    assert photographs.chosen_settings("gr") == {"lr": usual}
+    assert photographs.chosen("gr") == {"lr": usual}
     (*parts,) = tables._parts_of({"search": tables.search_rows(photographs)}, "gr", "mean")
     assert [part["mAP_by_pooling"]["mean"] for part in parts] == [59.0, 56.0, 56.0]
 
@@ -151,7 +152,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
     parts = titles["search: pooling, other parts"]
     assert {(c.pooling, c.held_out) for c in parts} == {("top", 1), ("top", 2)}
     # The first part alone would take "top", which the others do not confirm.
-    assert photographs.chosen_pooling("gr") == ({}, "mean")
+    assert photographs.chosen_pooling("gr") == (photographs.chosen("gr"), "mean")
     assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 4 + 2
     rows = tables.search_rows(photographs)
     assert len(rows) == 4 + 4 + 4 + 2
@@ -159,7 +160,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
 
 def test_an_unfinished_search_names_the_command(small):
     with pytest.raises(UserError, match="reproduce.sh --league --dataset scenes"):
-        small.final_configs("an")
+        small.chosen("an")
 
 
 def test_the_cost_is_told_before_the_start(small, capsys):
