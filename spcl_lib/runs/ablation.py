@@ -8,7 +8,7 @@ of `ablations` varies one choice that the paper leaves open or that a user must 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.settings import make_config
@@ -16,8 +16,7 @@ from spcl_lib.runs.settings import make_config
 CROP_SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)
 CROP_METHODS = ("an", "cl", "scl", "en_scl", "full")
 RECOVERY_SCALE = 0.1  # crop recovery is measured on the runs with this scale
-LEAGUES_BEST = ("gr_scl", "ren_scl")  # ours, with SCL
-RECOVERY_METHODS = (*CROP_METHODS[:-1], *LEAGUES_BEST, "full")
+RECOVERY_METHODS = (*CROP_METHODS[:-1], "gr_scl", "ren_scl", "full")  # the league's best, too
 FOLLOWED = 64  # number of images that these runs follow over the epochs
 
 Settings = Mapping[str, object]
@@ -36,18 +35,9 @@ CHOSEN: dict[str, dict[str, Settings]] = {
 _SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """One choice and its alternatives.
+class Ablation(NamedTuple):
+    """One choice: the quantity that varies, for these methods, and settings by its values."""
 
-    Attributes:
-        question: what it asks, in words.
-        axis: name of the varied quantity, with its unit.
-        methods: keys of METHODS.
-        values: the settings of each alternative, by its name in tables and figures.
-    """
-
-    question: str
     axis: str
     methods: tuple[str, ...]
     values: Mapping[str, Settings]
@@ -67,64 +57,35 @@ def ablations(dataset: str, profile: str, train_images: int) -> dict[str, Ablati
     """
     usual = make_config(dataset, "en_scl", 0, profile)
     k, start = usual.settings.expected_positives, usual.settings.start
-    counts = {f"{v:g}": {"expected_positives": v} for v in (max(1.0, k / 2), k, 2 * k)}
-    parts = {f"{train_images // n}": {"train_images": train_images // n} for n in (8, 4, 2)}
+    counts = _vary("expected_positives", *map(float, (max(1, k / 2), k, 2 * k)))
+    parts = _vary("train_images", *(train_images // n for n in (8, 4, 2)))
+    classes = _vary("bank_classes", 1, 2, 3, 5, 10) | {"all": {"bank_classes": 0}}
     found = {
-        "momentum": Ablation(
-            "How long should the running averages remember?", "momentum", _SPATIAL,
-            _vary("momentum", 0.5, 0.8, 0.9, 0.95),
-        ),
-        "bank_size": Ablation(
-            "How fine should a heatmap be?", "W, cells along a side of a heatmap", _SPATIAL,
-            _vary("bank_size", 3, 6, 12, 16, 24),
-        ),
-        "weight": Ablation(
-            "How much should consistency count?", "lambda, weight of the consistency", _SPATIAL,
-            _vary("weight", 0.1, 0.3, 1.0, 3.0),
-        ),
-        "distance": Ablation(
-            "Which distance should it have?", "distance d", _SPATIAL,
-            _vary("distance", "bce", "l1", "l2"),
-        ),
-        "start": Ablation(
-            "When should it start?", "start, in epochs", _SPATIAL,
-            _vary("start", 1, start // 2, start, 2 * start),
-        ),
-        "expected_positives": Ablation(
-            "What if the expected number of positives is wrong by a factor of two, or estimated?",
-            "k, expected positives per image", ("en", "en_scl"),
-            counts | {"estimated": {"expected_count": "estimated"}},
-        ),
-        "bank_dtype": Ablation(
-            "Does one byte per cell suffice?", "type of the running averages", _SPATIAL,
-            _vary("bank_dtype", "uint8", "float16", "float32"),
-        ),
-        "bank_classes": Ablation(
-            "How many classes per image need a heatmap?", "K, classes per image with a heatmap",
-            _SPATIAL, _vary("bank_classes", 1, 2, 3, 5, 10) | {"all": {"bank_classes": 0}},
-        ),
-        "train_images": Ablation(
-            "How many images does it need?", "number of training images", _ALL,
-            parts | {f"{train_images}": {}},
-        ),
-        "draw": Ablation(
-            "What if annotators prefer large or central objects?", "rule that draws the label",
-            _ALL, _vary("draw", "uniform", "size", "location"),
-        ),
+        "momentum": ("momentum", _SPATIAL, _vary("momentum", 0.5, 0.8, 0.9, 0.95)),
+        "bank_size": ("W, cells along a side of a heatmap", _SPATIAL,
+                      _vary("bank_size", 3, 6, 12, 16, 24)),
+        "weight": ("lambda, weight of the consistency", _SPATIAL,
+                   _vary("weight", 0.1, 0.3, 1.0, 3.0)),
+        "distance": ("distance d", _SPATIAL, _vary("distance", "bce", "l1", "l2")),
+        "start": ("start, in epochs", _SPATIAL, _vary("start", 1, start // 2, start, 2 * start)),
+        "expected_positives": ("k, expected positives per image", ("en", "en_scl"),
+                               counts | {"estimated": {"expected_count": "estimated"}}),
+        "bank_dtype": ("type of the running averages", _SPATIAL,
+                       _vary("bank_dtype", "uint8", "float16", "float32")),
+        "bank_classes": ("K, classes per image with a heatmap", _SPATIAL, classes),
+        "train_images": ("number of training images", _ALL, parts | {f"{train_images}": {}}),
+        "draw": ("rule that draws the label", _ALL, _vary("draw", "uniform", "size", "location")),
     }  # fmt: skip
     if usual.trained == "head":
-        found["grid"] = Ablation(
-            "How fine should the score maps be?",
-            "cells along a side of an image (its pixels / pixels between cells)", _ALL,
-            {
-                f"{cells} ({side} / {32 // dilation})":
-                {"image_side": side, "eval_side": side, "crop_side": crop, "dilation": dilation}
-                for side, crop, dilation, cells in
-                ((192, 160, 1, 6), (128, 107, 2, 8), (160, 133, 2, 10), (192, 160, 2, 12),
-                 (224, 187, 2, 14))
-            },
-        )  # fmt: skip
-    return found
+        axis = "cells along a side of an image (its pixels / pixels between cells)"
+        found["grid"] = (axis, _ALL, {
+            f"{cells} ({side} / {32 // dilation})":
+            {"image_side": side, "eval_side": side, "crop_side": crop, "dilation": dilation}
+            for side, crop, dilation, cells in
+            ((192, 160, 1, 6), (128, 107, 2, 8), (160, 133, 2, 10), (192, 160, 2, 12),
+             (224, 187, 2, 14))
+        })  # fmt: skip
+    return {name: Ablation(*row) for name, row in found.items()}
 
 
 def ablation_configs(
@@ -132,9 +93,7 @@ def ablation_configs(
 ) -> dict[tuple[str, str], list[RunConfig]]:
     """The runs of an ablation by (value, method), one for each seed of the training."""
     return {
-        (value, method): [
-            make_config(dataset, method, seed, profile, settings) for seed in dict.fromkeys(seeds)
-        ]
+        (value, method): [make_config(dataset, method, seed, profile, settings) for seed in seeds]
         for value, settings in ablation.values.items()
         for method in ablation.methods
     }
@@ -145,20 +104,20 @@ def crop_scale_configs(
     profile: str = "cpu",
     seeds: Sequence[int] = (0, 1, 2),
     scales: Sequence[float] = CROP_SCALES,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
 ) -> list[RunConfig]:
-    """All runs of the ablation, each once: every method, scale and seed.
+    """All runs of the crop-scale ablation, each once: every method, scale and seed.
 
-    LEAGUES_BEST have the settings of CHOSEN. At the profile's own scale, the runs are those of the
-    profile, which may be finished already.
+    The league's best have the settings of CHOSEN. At the profile's own scale, the runs are those of
+    the profile, which may be finished already.
 
     Args:
         dataset: a key of PROFILES.
         profile: a key of PROFILES[dataset].
         seeds: seeds of the training.
         scales: least areas of the crops, as shares of the image.
-        methods: None: CROP_METHODS, and RECOVERY_METHODS at RECOVERY_SCALE.
+        methods: by default CROP_METHODS, and RECOVERY_METHODS at RECOVERY_SCALE.
         overrides: other settings.
     """
     configs, chosen = [], CHOSEN.get(dataset, {})
@@ -167,11 +126,7 @@ def crop_scale_configs(
         if scale == RECOVERY_SCALE:
             usual = RECOVERY_METHODS
             varied["snapshots"] = FOLLOWED
-        configs += [
-            make_config(
-                dataset, m, seed, profile, varied | chosen.get(m, {}) | dict(overrides or {})
-            )
-            for m in methods or usual
-            for seed in seeds
-        ]
+        for m in methods or usual:
+            settings = varied | chosen.get(m, {}) | dict(overrides or {})
+            configs += [make_config(dataset, m, seed, profile, settings) for seed in seeds]
     return list(dict.fromkeys(configs))  # a value may be given twice

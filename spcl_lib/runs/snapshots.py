@@ -28,17 +28,17 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import Method, title_of
 from spcl_lib.model import SpatialClassifier, normalise
-from spcl_lib.runs.store import FinishedRun, Run, explain_content, read_tensors
+from spcl_lib.pooling import pooling_of
+from spcl_lib.runs.store import FinishedRun, Run, read_tensors
 from spcl_lib.system import ranks
-from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
-from spcl_lib.system.shapes import require_tensor
 from spcl_lib.system.weights import save_tensors
 from spcl_lib.train import maps_of_crops, maps_of_features
 from spcl_lib.views import Views
 
 FILE = "snapshots.safetensors"
 _AT_ONCE = 8  # views that the network predicts at once
+_SHOWN = 64  # images of a run that followed none
 
 
 class Recorder:
@@ -50,35 +50,39 @@ class Recorder:
     """
 
     def __init__(self, images: Tensor, config: RunConfig) -> None:
-        self.images, self.config = images[: config.snapshots], config
+        self.images, self.side = images[: config.snapshots], config.eval_side
         self.taken: dict[str, list[Tensor]] = {}
 
     def record(self, model: nn.Module, method: Method) -> None:
         """Adds one snapshot, at the end of an epoch."""
-        found = {}
-        if method.bank is not None:
-            heatmaps, seen = map(ranks.merge, method.bank.stored(slice(len(self.images))))
-            found = {"heatmaps": heatmaps.cpu(), "seen": seen.cpu()}
-        maps = predict_maps(model, self.images, self.config.eval_side, self.config.amp)
-        found = {"maps": method.pooling.heat(maps)} | found
-        found = {k: v.clone() if v.dtype == torch.bool else as_bytes(v) for k, v in found.items()}
-        for name, tensor in found.items():
+        for name, tensor in _take(model, method.bank, self.images, self.side).items():
             self.taken.setdefault(name, []).append(tensor)
 
     def save(self, folder: Path) -> None:
         """Writes the file of a finished run."""
+        stacked = {name: torch.stack(parts) for name, parts in self.taken.items()}
         with atomic_write(folder / FILE) as temporary:
-            save_tensors(
-                {name: torch.stack(parts) for name, parts in self.taken.items()}, temporary
-            )
+            save_tensors(stacked, temporary)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """All snapshots so far."""
-        return {name: list(parts) for name, parts in self.taken.items()}
+        return self.taken
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
         """Restores what `state_dict` gave."""
-        self.taken = {name: list(parts) for name, parts in state.items()}
+        self.taken = state
+
+
+def _take(
+    model: nn.Module, bank: HeatmapBank | None, images: Tensor, side: int
+) -> dict[str, Tensor]:
+    """One snapshot of the first images (K, 3, S, S)."""
+    maps = pooling_of(model).heat(predict_maps(model, images, side))
+    found = {"maps": as_bytes(maps)}
+    if bank is not None:
+        heatmaps, seen = map(ranks.merge, bank.stored(slice(len(images))))
+        found |= {"heatmaps": as_bytes(heatmaps.cpu()), "seen": seen.cpu().clone()}
+    return found
 
 
 def as_bytes(values: Tensor) -> Tensor:
@@ -86,58 +90,6 @@ def as_bytes(values: Tensor) -> Tensor:
     if values.dtype == torch.uint8:
         return values.clone()
     return (values.float() * 255).round().to(torch.uint8).contiguous()
-
-
-@dataclass(frozen=True)
-class Snapshots:
-    """The snapshots of a finished run.
-
-    Attributes:
-        maps: (E, K, C, G, G) uint8.
-        heatmaps: (E, K, C, W, W) uint8, or None for a method without running averages.
-        seen: (E, K, W, W) bool, or None.
-    """
-
-    maps: Tensor
-    heatmaps: Tensor | None
-    seen: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    def bank(self, epoch: int) -> HeatmapBank:
-        """The running averages of the K images as they were after `epoch` epochs (1 to E).
-
-        Raises:
-            ValueError: there is no such epoch, or the method keeps no running averages.
-        """
-        if self.heatmaps is None:
-            raise ValueError("this method keeps no running averages")
-        if not 1 <= epoch <= len(self):
-            raise ValueError(f"epoch must be in 1..{len(self)}; got {epoch}")
-        return HeatmapBank.of(self.heatmaps[epoch - 1], self.seen[epoch - 1])
-
-
-def load_snapshots(folder: Path) -> Snapshots:
-    """Reads the snapshots from a finished run's folder.
-
-    Raises:
-        UserError: the run has none, or the file cannot be read.
-    """
-    file = folder / FILE
-    if not file.is_file():
-        raise UserError(
-            f"'{folder}' has no snapshots; train with --set snapshots=64 (images to follow)"
-        )
-    stored = read_tensors(file)
-    with explain_content(file):
-        maps, (heatmaps, seen) = stored.pop("maps"), (None, None)
-        require_tensor("maps", maps, ("E", "K", "C", "G", "G"), "uint8")
-        if stored:
-            heatmaps, seen = stored["heatmaps"], stored["seen"]
-            require_tensor("heatmaps", heatmaps, (*maps.shape[:3], "W", "W"), "uint8")
-            require_tensor("seen", seen, (*maps.shape[:2], *heatmaps.shape[3:]), "bool")
-        return Snapshots(maps, heatmaps, seen)
 
 
 @dataclass(frozen=True)
@@ -175,24 +127,13 @@ class Trace:
 
     @torch.no_grad()
     def predict(self, image: int, views: Views) -> Tensor:
-        """The finished network's score maps of views of one image, as the training makes them.
-
-        Args:
-            image: number of the image in the trace.
-            views: B views of it.
-
-        Returns:
-            (B, C, G, G) logits.
-        """
-        whole = self.data.images[image : image + 1]
-        if self.config.trained == "head":
-            whole = self.model.features(normalise(whole))
+        """The finished network's score maps (B, C, G, G) of B views of one image, in float32."""
+        config, whole = self.config.replace(amp="off"), self.data.images[image : image + 1]
+        predict = maps_of_crops
+        if config.trained == "head":
+            predict, whole = maps_of_features, self.model.features(normalise(whole))
         parts = [views[i : i + _AT_ONCE] for i in range(0, len(views), _AT_ONCE)]
-        predict = maps_of_features if self.config.trained == "head" else maps_of_crops
-        maps = [
-            predict(self.model, whole.expand(len(p), *whole.shape[1:]), p, self.config)
-            for p in parts
-        ]
+        maps = [predict(self.model, whole.expand(len(p), -1, -1, -1), p, config) for p in parts]
         return torch.cat(maps)
 
     def region(self, image: int) -> Tensor | None:
@@ -213,46 +154,30 @@ class Trace:
 
 
 def load_trace(config: RunConfig, data_root: str | Path | None = None) -> Trace:
+    """The trace of a finished run, from its configuration; see `trace_of`."""
+    return trace_of(Run.of(config, data_root).load(objects=True))
+
+
+def trace_of(run: FinishedRun) -> Trace:
     """The trace of a finished run.
 
     A method without heatmaps (AN, CL, EN, Full) shows the network's score maps of the whole images
     after every epoch instead. Heatmaps would be averages of such maps. A run that followed no image
     (`snapshots` = 0) has one epoch to show, the last one, of its first images.
-
-    Args:
-        config: configuration of the run.
-        data_root: see `paths.data_root`.
-
-    Raises:
-        UserError: the run is not finished, or its data are missing or damaged.
     """
-    return trace_of(Run.of(config, data_root).load(objects=True))
-
-
-def trace_of(run: FinishedRun) -> Trace:
-    """See `load_trace`; the run is loaded already, by `Run.load`."""
-    followed = load_snapshots(run.folder) if run.config.snapshots else _last_epoch(run)
-    first = torch.arange(followed.maps.shape[1])
-    averaged = followed.heatmaps is not None and followed.heatmaps.shape[-1] > 1
-    heatmaps = followed.heatmaps if averaged else followed.maps
-    seen = followed.seen if averaged else torch.ones_like(heatmaps[:, :, 0], dtype=torch.bool)
-    last = run.config.epochs
+    config = run.config
+    if config.snapshots:
+        taken = read_tensors(run.folder / FILE)
+    else:
+        last = _take(run.model, run.bank, run.train.images[:_SHOWN], config.eval_side)
+        taken = {name: tensor[None] for name, tensor in last.items()}
+    maps = taken["maps"]
+    averaged = "heatmaps" in taken and taken["heatmaps"].shape[-1] > 1
+    heatmaps = taken["heatmaps"] if averaged else maps
+    seen = taken["seen"] if averaged else torch.ones_like(maps[:, :, 0], dtype=torch.bool)
+    first, count = torch.arange(maps.shape[1]), config.epochs
     return Trace(
-        f"{title_of(run.config.method)}, seed {run.config.seed}", run.train.subset(first),
-        run.observed[first], range(last - len(followed) + 1, last + 1), heatmaps, seen, run.model,
-        run.config, averaged,
+        f"{title_of(config.method)}, seed {config.seed}", run.train.subset(first),
+        run.observed[first], range(count - len(maps) + 1, count + 1), heatmaps, seen, run.model,
+        config, averaged,
     )  # fmt: skip
-
-
-_SHOWN = 64  # images of a run that followed none
-
-
-def _last_epoch(run: FinishedRun) -> Snapshots:
-    """What the snapshots of the last epoch would be."""
-    images = run.train.images[:_SHOWN]
-    maps = predict_maps(run.model, images, run.config.eval_side, run.config.amp)
-    maps = as_bytes(run.model.pooling.heat(maps))
-    if run.bank is None:
-        return Snapshots(maps[None], None, None)
-    heatmaps, seen = run.bank.stored(slice(len(images)))
-    return Snapshots(maps[None], as_bytes(heatmaps)[None], seen.clone()[None])

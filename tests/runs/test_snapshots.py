@@ -1,7 +1,5 @@
 """Snapshots have the right content, do not change the run, and survive a stop."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,15 +7,12 @@ from small_folder import QUICK, make_folder
 
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import PAPER_METHODS
-from spcl_lib.runs import checkpoint, store
-from spcl_lib.runs.network import build_network
+from spcl_lib.runs import checkpoint
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.snapshots import FILE, as_bytes, load_snapshots, load_trace
-from spcl_lib.runs.splits import load_splits
+from spcl_lib.runs.snapshots import FILE, as_bytes, load_trace
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.weights import save_tensors
 
 FOLLOWED = 5
 
@@ -28,47 +23,23 @@ def config_of(method, tiny, **settings):
 
 @pytest.mark.parametrize("method", PAPER_METHODS)
 def test_they_follow_the_first_images_over_all_epochs(method, results, tiny):
-    config = config_of(method, tiny)
+    config = config_of(method, tiny, bank_dtype="float32" if method == "en_scl" else "uint8")
     run(config)
-    snapshots = load_snapshots(run_folder(config))
-    assert len(snapshots) == config.epochs
-    assert snapshots.maps.shape == (3, FOLLOWED, 12, 4, 4)
-    assert snapshots.maps.dtype == torch.uint8
+    taken, trace = load_file(run_folder(config) / FILE), load_trace(config)
+    assert taken["maps"].shape == (3, FOLLOWED, 12, 4, 4) and list(trace.epochs) == [1, 2, 3]
+    maps = predict_maps(trace.model, trace.data.images, config.eval_side)
+    assert torch.equal(taken["maps"][-1], as_bytes(maps.sigmoid()))
+    assert trace.averaged == method.endswith("scl")
+    size = 8 if trace.averaged else 4
+    assert trace.heatmaps.shape == (3, FOLLOWED, 12, size, size)
+    assert trace.seen.shape == (3, FOLLOWED, size, size)
     if method in ("an", "full"):
-        assert snapshots.heatmaps is None and snapshots.seen is None
-        with pytest.raises(ValueError, match="no running averages"):
-            snapshots.bank(1)
+        assert list(taken) == ["maps"]
         return
-    size = 8 if method.endswith("scl") else 1
-    assert snapshots.heatmaps.shape == (3, FOLLOWED, 12, size, size)
-    assert snapshots.heatmaps.dtype == torch.uint8 and snapshots.seen.dtype == torch.bool
     kept = load_file(run_folder(config) / "bank.safetensors")
-    last = snapshots.bank(3)
-    followed = kept["heatmaps"][:FOLLOWED]
-    assert torch.equal(last.heatmaps, as_bytes(followed) if size == 1 else followed)
-    assert torch.equal(last.seen, kept["seen"][:FOLLOWED])
-    assert not torch.equal(snapshots.heatmaps[1], snapshots.heatmaps[2])  # the epochs differ
-    for epoch in (0, 4):
-        with pytest.raises(ValueError, match=r"in 1\.\.3"):
-            snapshots.bank(epoch)
-
-
-def test_the_last_maps_are_those_of_the_finished_network(results, tiny):
-    config = config_of("scl", tiny)
-    run(config)
-    data, _ = load_splits(config, None)
-    model = build_network(config, 12)
-    model.load_state_dict(load_file(run_folder(config) / "weights.safetensors"))
-    maps = predict_maps(model, data.images[:FOLLOWED], config.eval_side, "auto")
-    assert torch.equal(load_snapshots(run_folder(config)).maps[-1], as_bytes(maps.sigmoid()))
-
-
-def test_a_wide_bank_is_recorded_in_bytes(results, tiny):
-    config = config_of("scl", tiny, bank_dtype="float32")
-    run(config)
-    kept = load_file(run_folder(config) / "bank.safetensors")["heatmaps"]
-    last = load_snapshots(run_folder(config)).heatmaps[-1]
-    assert (last.float() / 255 - kept[:FOLLOWED]).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(taken["heatmaps"][-1], as_bytes(kept["heatmaps"][:FOLLOWED]))
+    assert torch.equal(taken["seen"][-1], kept["seen"][:FOLLOWED])
+    assert not torch.equal(taken["heatmaps"][1], taken["heatmaps"][2])  # the epochs differ
 
 
 def test_bytes_are_nearest():
@@ -122,44 +93,13 @@ def test_a_run_that_is_stopped_again_and_again_gives_the_same_file(
     assert (run_folder(config) / FILE).read_bytes() == expected
 
 
-def test_more_than_there_are_means_all(results, tiny):
+def test_more_than_there_are_means_all_and_damage_is_told(results, tiny):
     config = config_of("cl", tiny, snapshots=1000)
     run(config)
-    assert load_snapshots(run_folder(config)).maps.shape[1] == 48
-
-
-def test_runs_without_them_are_still_finished(results, tiny):
-    """A run from before there were snapshots has no such setting in its metrics."""
-    config = config_of("an", tiny, snapshots=0)
-    run(config)
-    file = run_folder(config) / "metrics.json"
-    metrics = json.loads(file.read_text())
-    del metrics["config"]["snapshots"], metrics["crc32"]
-    file.write_text(json.dumps(metrics))
-    assert store.Run.of(config).metrics is not None
-    assert store.Run.of(config_of("an", tiny)).metrics is None
-
-
-def test_their_absence_and_damage_are_told(results, tiny):
-    config = config_of("an", tiny, snapshots=0)
-    run(config)
-    folder = run_folder(config)
-    with pytest.raises(UserError, match="has no snapshots.*--set snapshots=64"):
-        load_snapshots(folder)
-    (folder / FILE).write_bytes(b"torn")
+    assert load_trace(config).heatmaps.shape[1] == 48
+    (run_folder(config) / FILE).write_bytes(b"torn")
     with pytest.raises(UserError, match="snapshots.safetensors' cannot be read"):
-        load_snapshots(folder)
-    maps, heatmaps = torch.zeros(2, 3, 4, 5, 5).byte(), torch.zeros(2, 3, 4, 6, 6).byte()
-    right = {"maps": maps, "heatmaps": heatmaps, "seen": heatmaps[:, :, 0].bool()}
-    save_tensors(right, folder / FILE)
-    assert len(load_snapshots(folder)) == 2
-    for wrong in (
-        {"maps": maps, "heatmaps": heatmaps}, right | {"seen": right["seen"][:1]},
-        right | {"maps": maps.float()}, right | {"heatmaps": heatmaps[..., :-1]}, {"other": maps},
-    ):  # fmt: skip
-        save_tensors({name: tensor.contiguous() for name, tensor in wrong.items()}, folder / FILE)
-        with pytest.raises(UserError, match="snapshots.safetensors' does not hold"):
-            load_snapshots(folder)
+        load_trace(config)
 
 
 # --- traces, which the explorer shows ---
