@@ -37,7 +37,7 @@ from spcl_lib.data import scenes
 from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
-from spcl_lib.runs.ablation import CROP_SCALES, ablation_configs, ablations, crop_scale_configs
+from spcl_lib.runs.ablation import CROP_SCALES, crop_scale_configs
 from spcl_lib.runs.league import League, Settings, run_league
 from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
 from spcl_lib.runs.settings import make_config, methods_of
@@ -153,23 +153,77 @@ def runs(dataset: str, profile: str) -> str:
     return str(keep(f"{dataset}-{profile}", {"runs": found}))
 
 
+_SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
+
+
+def _vary(setting: str, *values: object) -> dict[str, Settings]:
+    return {f"{v:g}" if isinstance(v, float) else str(v): {setting: v} for v in values}
+
+
+def _ablations(
+    dataset: str, profile: str, count: int
+) -> dict[str, tuple[str, tuple[str, ...], dict[str, Settings]]]:
+    """name -> axis, methods, and settings by value: choices that the paper leaves open, or a user.
+
+    Args:
+        dataset: a key of PROFILES.
+        profile: a key of PROFILES[dataset]; the values depend on its own settings.
+        count: number of training images without this ablation.
+    """
+    usual = make_config(dataset, "en_scl", 0, profile)
+    k, start = usual.settings.expected_positives, usual.settings.start
+    counts = _vary("expected_positives", *map(float, (max(1, k / 2), k, 2 * k)))
+    parts = _vary("train_images", *(count // n for n in (8, 4, 2)))
+    classes = _vary("bank_classes", 1, 2, 3, 5, 10) | {"all": {"bank_classes": 0}}
+    found = {
+        "momentum": ("momentum", _SPATIAL, _vary("momentum", 0.5, 0.8, 0.9, 0.95)),
+        "bank_size": ("W, cells along a side of a heatmap", _SPATIAL,
+                      _vary("bank_size", 3, 6, 12, 16, 24)),
+        "weight": ("lambda, weight of the consistency", _SPATIAL,
+                   _vary("weight", 0.1, 0.3, 1.0, 3.0)),
+        "distance": ("distance d", _SPATIAL, _vary("distance", "bce", "l1", "l2")),
+        "start": ("start, in epochs", _SPATIAL, _vary("start", 1, start // 2, start, 2 * start)),
+        "expected_positives": ("k, expected positives per image", ("en", "en_scl"),
+                               counts | {"estimated": {"expected_count": "estimated"}}),
+        "bank_dtype": ("type of the running averages", _SPATIAL,
+                       _vary("bank_dtype", "uint8", "float16", "float32")),
+        "bank_classes": ("K, classes per image with a heatmap", _SPATIAL, classes),
+        "train_images": ("number of training images", _ALL, parts | {f"{count}": {}}),
+        "draw": ("rule that draws the label", _ALL, _vary("draw", "uniform", "size", "location")),
+    }  # fmt: skip
+    if usual.trained == "head":
+        axis = "cells along a side of an image (its pixels / pixels between cells)"
+        found["grid"] = (axis, _ALL, {
+            f"{cells} ({side} / {32 // dilation})":
+            {"image_side": side, "eval_side": side, "crop_side": crop, "dilation": dilation}
+            for side, crop, dilation, cells in
+            ((192, 160, 1, 6), (128, 107, 2, 8), (160, 133, 2, 10), (192, 160, 2, 12),
+             (224, 187, 2, 14))
+        })  # fmt: skip
+    return found
+
+
 def ablate(dataset: str, profile: str) -> str:
     """Keeps all ablations of a profile."""
     train, _ = load_splits(make_config(dataset, "an", 0, profile), None)
-    asked = ablations(dataset, profile, len(train))
-    groups = {name: ablation_configs(a, dataset, profile, SEEDS) for name, a in asked.items()}
-    _finish([config for group in groups.values() for same in group.values() for config in same])
+    asked = _ablations(dataset, profile, len(train))
+    cases = [
+        (name, method, value, [make_config(dataset, method, s, profile, settings) for s in SEEDS])
+        for name, (_, methods, values) in asked.items()
+        for value, settings in values.items()
+        for method in methods
+    ]
+    _finish([config for *_, same in cases for config in same])
     rows = [
         {
             "ablation": name, "value": value, "method": method, "mAP": _scores(same),
             "usual": same[0] == make_config(dataset, method, SEEDS[0], profile),
         }
-        for name, group in groups.items()
-        for (value, method), same in group.items()
+        for name, method, value, same in cases
     ]  # fmt: skip
     return str(keep(f"ablations-{dataset}-{profile}", {
         "dataset": dataset, "profile": profile, "seeds": list(SEEDS), "rows": rows,
-        "ablations": {name: {"axis": a.axis} for name, a in asked.items()},
+        "ablations": {name: {"axis": axis} for name, (axis, *_) in asked.items()},
     }))  # fmt: skip
 
 

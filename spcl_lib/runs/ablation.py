@@ -1,14 +1,12 @@
-"""Ablations: the same methods with one setting varied.
+"""The crop-scale ablation: the same methods with the least area of the random crops varied.
 
-`crop_scale_configs` varies the least area of the random crops. With small crops, the one label is
-more often wrong for the crop; the paper claims that SCL then recovers the right supervision. Each
-of `ablations` varies one choice that the paper leaves open or that a user must make.
+With small crops, the one label is more often wrong for the crop; the paper claims that SCL then
+recovers the right supervision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.settings import make_config
@@ -32,71 +30,6 @@ CHOSEN: dict[str, dict[str, Settings]] = {
         "ren_scl": {"prior_weight": 0.5, "hidden_share": 0.0, "robustness": 0.7, "weight": 0.3},
     },
 }
-_SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
-
-
-class Ablation(NamedTuple):
-    """One choice: the quantity that varies, for these methods, and settings by its values."""
-
-    axis: str
-    methods: tuple[str, ...]
-    values: Mapping[str, Settings]
-
-
-def _vary(setting: str, *values: object) -> dict[str, Settings]:
-    return {f"{v:g}" if isinstance(v, float) else str(v): {setting: v} for v in values}
-
-
-def ablations(dataset: str, profile: str, train_images: int) -> dict[str, Ablation]:
-    """The ablations of a profile by name; the values depend on its own settings.
-
-    Args:
-        dataset: a key of PROFILES.
-        profile: a key of PROFILES[dataset].
-        train_images: number of training images without this ablation.
-    """
-    usual = make_config(dataset, "en_scl", 0, profile)
-    k, start = usual.settings.expected_positives, usual.settings.start
-    counts = _vary("expected_positives", *map(float, (max(1, k / 2), k, 2 * k)))
-    parts = _vary("train_images", *(train_images // n for n in (8, 4, 2)))
-    classes = _vary("bank_classes", 1, 2, 3, 5, 10) | {"all": {"bank_classes": 0}}
-    found = {
-        "momentum": ("momentum", _SPATIAL, _vary("momentum", 0.5, 0.8, 0.9, 0.95)),
-        "bank_size": ("W, cells along a side of a heatmap", _SPATIAL,
-                      _vary("bank_size", 3, 6, 12, 16, 24)),
-        "weight": ("lambda, weight of the consistency", _SPATIAL,
-                   _vary("weight", 0.1, 0.3, 1.0, 3.0)),
-        "distance": ("distance d", _SPATIAL, _vary("distance", "bce", "l1", "l2")),
-        "start": ("start, in epochs", _SPATIAL, _vary("start", 1, start // 2, start, 2 * start)),
-        "expected_positives": ("k, expected positives per image", ("en", "en_scl"),
-                               counts | {"estimated": {"expected_count": "estimated"}}),
-        "bank_dtype": ("type of the running averages", _SPATIAL,
-                       _vary("bank_dtype", "uint8", "float16", "float32")),
-        "bank_classes": ("K, classes per image with a heatmap", _SPATIAL, classes),
-        "train_images": ("number of training images", _ALL, parts | {f"{train_images}": {}}),
-        "draw": ("rule that draws the label", _ALL, _vary("draw", "uniform", "size", "location")),
-    }  # fmt: skip
-    if usual.trained == "head":
-        axis = "cells along a side of an image (its pixels / pixels between cells)"
-        found["grid"] = (axis, _ALL, {
-            f"{cells} ({side} / {32 // dilation})":
-            {"image_side": side, "eval_side": side, "crop_side": crop, "dilation": dilation}
-            for side, crop, dilation, cells in
-            ((192, 160, 1, 6), (128, 107, 2, 8), (160, 133, 2, 10), (192, 160, 2, 12),
-             (224, 187, 2, 14))
-        })  # fmt: skip
-    return {name: Ablation(*row) for name, row in found.items()}
-
-
-def ablation_configs(
-    ablation: Ablation, dataset: str, profile: str, seeds: Sequence[int] = (0, 1, 2)
-) -> dict[tuple[str, str], list[RunConfig]]:
-    """The runs of an ablation by (value, method), one for each seed of the training."""
-    return {
-        (value, method): [make_config(dataset, method, seed, profile, settings) for seed in seeds]
-        for value, settings in ablation.values.items()
-        for method in ablation.methods
-    }
 
 
 def crop_scale_configs(
@@ -107,7 +40,7 @@ def crop_scale_configs(
     methods: Sequence[str] = (),
     overrides: Mapping[str, object] | None = None,
 ) -> list[RunConfig]:
-    """All runs of the crop-scale ablation, each once: every method, scale and seed.
+    """All runs, each once: every method, scale and seed.
 
     The league's best have the settings of CHOSEN. At the profile's own scale, the runs are those of
     the profile, which may be finished already.
