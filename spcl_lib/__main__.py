@@ -346,9 +346,8 @@ def _predictor(options: Options) -> tuple[Predictor, Run]:
 
     It has no rule if the run's own threshold does not fit another pooling.
     """
-    from spcl_lib.runs.predictor import Predictor
+    from spcl_lib.runs.predictor import LabelRule, Predictor
     from spcl_lib.runs.store import Run
-    from spcl_lib.runs.thresholds import LabelRule
 
     run = Run.find(options.run)
     amp = "auto" if getattr(options, "fast", False) else "off"
@@ -426,8 +425,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: Options) -> int:
-    from spcl_lib.runs.evaluation import evaluate_files, evaluate_own
-    from spcl_lib.runs.thresholds import LabelRule, expected_threshold
+    from spcl_lib.runs.evaluation import evaluate_files, evaluate_own, expected_threshold
+    from spcl_lib.runs.predictor import LabelRule
     from spcl_lib.viewer.evaluation import evaluation_lines, write_evaluation
 
     if (options.images is None) != (options.labels is None):
@@ -475,8 +474,8 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 def _audit(options: Options) -> int:
     from spcl_lib.analysis import audit
     from spcl_lib.methods import visible_labels
+    from spcl_lib.runs.predictor import one_sided
     from spcl_lib.runs.store import Run
-    from spcl_lib.runs.thresholds import one_sided
     from spcl_lib.viewer.audit_page import SHOWN, write_page, write_suggestions
 
     if options.most < 1:

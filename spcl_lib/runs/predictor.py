@@ -1,8 +1,9 @@
-"""Predictor: a trained classifier that takes images in any form."""
+"""Predictor: a trained classifier that takes images in any form, and the rule for its labels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from spcl_lib.evaluate import predict_maps
 from spcl_lib.pooling import Pooling, pooling_of
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.store import Run
-from spcl_lib.runs.thresholds import LabelRule
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import choose_device
 from spcl_lib.system.shapes import require_size
 from spcl_lib.system.timm_backbone import PREFIX
 
 BATCH = 64
+_NEARLY_ALL = 0.95  # share of the images
+_LEAST_IMAGES = 20  # of fewer images, a class may well be in all or in none
 
 
 class Predictor:
@@ -124,3 +126,61 @@ class Predictor:
         if not bool(maps.isfinite().all()):
             raise UserError("the network gives scores that are no numbers; train the run again")
         return maps
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Says which scores are labels.
+
+    Attributes:
+        threshold: lowest score of a label; None for no limit.
+        top: at most so many labels per image, the highest scores; None for no limit.
+
+    Example:
+        >>> LabelRule(0.25).choose(torch.tensor([[0.2, 0.3]]))
+        tensor([[False,  True]])
+    """
+
+    threshold: float | None
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UserError(f"a threshold must be in 0..1; got {self.threshold}")
+        if self.top is not None and self.top < 1:
+            raise UserError(f"the number of labels must be at least 1; got {self.top}")
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """(B, C) bool for scores (B, C): True where the class is a label of the image."""
+        chosen = scores >= (self.threshold or 0)
+        if self.top is not None and self.top < scores.shape[1]:
+            highest = torch.zeros_like(chosen)
+            chosen &= highest.scatter_(1, scores.topk(self.top, 1).indices, True)
+        return chosen
+
+    def names(self, scores: Tensor, classes: Sequence[str]) -> list[list[str]]:
+        """The labels of every image, in the order of the classes; with `top`, the highest first."""
+        ranked = scores if self.top is not None else torch.zeros_like(scores)
+        order = ranked.argsort(dim=1, descending=True, stable=True)  # (B, C)
+        chosen = self.choose(scores).gather(1, order)
+        return [
+            [classes[c] for c in numbers[own].tolist()]
+            for numbers, own in zip(order, chosen, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        scores = "scores" if self.top is None else f"the {self.top} highest scores"
+        return scores + ("" if self.threshold is None else f" from {self.threshold:.3f}")
+
+
+def one_sided(chosen: Tensor, classes: Sequence[str]) -> list[str]:
+    """Warnings: the classes that nearly all of some images get by `chosen` (N, C), or none."""
+    if len(chosen) < _LEAST_IMAGES:
+        return []
+    share = chosen.double().mean(0)
+    found = {"nearly all images": share >= _NEARLY_ALL, "no image": share == 0}
+    return [
+        f"warning: given to {where}: {', '.join(classes[c] for c in which.nonzero()[:10])}"
+        for where, which in found.items()
+        if which.any()
+    ]

@@ -27,8 +27,10 @@ from spcl_lib.methods import Method, bytes_of_averages, visible_labels
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.pooling import TEST_POOLINGS, Pooling
 from spcl_lib.runs.checkpoint import Checkpoint, remove_checkpoints
+from spcl_lib.runs.evaluation import choose_threshold
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network
+from spcl_lib.runs.predictor import one_sided
 from spcl_lib.runs.progress import Listener, write_history
 from spcl_lib.runs.snapshots import Recorder
 from spcl_lib.runs.splits import Splits, identify_data, load_splits, report_labels
@@ -40,7 +42,6 @@ from spcl_lib.runs.store import (
     metrics_with_sum,
     run_folder,
 )
-from spcl_lib.runs.thresholds import choose_threshold, one_sided
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.checksums import DamagedError
 from spcl_lib.system.errors import UserError

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spcl_lib.runs.evaluation import Evaluation, Row
-from spcl_lib.runs.predictor import Predictor
-from spcl_lib.runs.thresholds import LabelRule, one_sided
+from spcl_lib.runs.predictor import LabelRule, Predictor, one_sided
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import write_json
 

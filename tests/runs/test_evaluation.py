@@ -9,7 +9,7 @@ from small_folder import assert_mistake, make_folder, train_on, write_csv
 
 from spcl_lib import Predictor
 from spcl_lib.evaluate import precision_recall
-from spcl_lib.runs.thresholds import best_threshold, expected_threshold
+from spcl_lib.runs.evaluation import best_threshold, expected_threshold
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ from torch import nn
 from spcl_lib import Predictor, UserError, mean_average_precision
 from spcl_lib.data.images import read_image
 from spcl_lib.evaluate import prepare
+from spcl_lib.runs.evaluation import choose_threshold
 from spcl_lib.runs.predict import predict_files
+from spcl_lib.runs.predictor import LabelRule, one_sided
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.runs.thresholds import LabelRule, choose_threshold, one_sided
 from spcl_lib.viewer.overlays import overlays
 
 CLASSES = ("cat", "dog", "große Eule")
