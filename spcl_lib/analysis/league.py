@@ -18,6 +18,7 @@ from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.league import League, Settings
 from spcl_lib.runs.settings import changes
+from spcl_lib.runs.store import Run
 
 Content = Mapping[str, Any]  # of a file league-DATASET.json
 OURS = frozenset({"ren"})  # our own terms
@@ -52,7 +53,7 @@ def collect(league: League) -> dict[str, Any]:
         if own != mean:
             entries.append(_entry(league, method, *own))
     method = league.methods[0]
-    first = league.finished(league.final_configs(method, league.chosen(method))[0])
+    first = Run.of(league.final_configs(method, league.chosen(method))[0]).finished()
     return {
         "dataset": league.dataset, "profile": league.profile, "machine": first["machine"],
         "seeds": list(league.seeds), "report_images": first["report_images"],
@@ -64,14 +65,14 @@ def search_rows(league: League) -> list[dict[str, Any]]:
     """The settings of every run of a finished search, with its mAP on held-out data."""
     return [
         {"method": config.method, **changes(config),
-         "mAP_by_pooling": league.finished(config)["mAP_by_pooling"]}
+         "mAP_by_pooling": Run.of(config).finished()["mAP_by_pooling"]}
         for title, configs in league.rounds() if title != "final" for config in configs
     ]  # fmt: skip
 
 
 def _entry(league: League, method: str, settings: Settings, predicts: str) -> dict[str, Any]:
     """A method with one pooling in training and one in prediction."""
-    runs = [league.finished(config) for config in league.final_configs(method, settings)]
+    runs = [Run.of(config).finished() for config in league.final_configs(method, settings)]
     by_pooling = {n: fmean(r["mAP_by_pooling"][n] for r in runs) for n in runs[0]["mAP_by_pooling"]}
     return {
         "method": method, "pooling": _pooling_of(settings), "predicts": predicts,

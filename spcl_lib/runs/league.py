@@ -24,7 +24,7 @@ from spcl_lib.methods import METHODS
 from spcl_lib.runs.schedule import RUNS_IN_TURN, Task, run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_data
-from spcl_lib.runs.store import Metrics, Run
+from spcl_lib.runs.store import Run
 from spcl_lib.system.errors import UserError
 
 Settings = dict[str, Any]
@@ -128,7 +128,7 @@ class League:
         self.dataset, self.profile = dataset, LEAGUES[dataset]
         self.methods = league_methods(dataset, methods)
         self.seeds, self.data_root = tuple(dict.fromkeys(seeds)), data_root
-        self.parts = range(1, PARTS if dataset != "scenes" else 1)  # besides the first part
+        self.parts = range(PARTS if dataset != "scenes" else 1)  # the held-out parts
         self._contents: dict[tuple[str, int], str] = {}  # fingerprint of the data
 
     def rounds(self) -> Iterator[tuple[str, list[RunConfig]]]:
@@ -151,15 +151,15 @@ class League:
     ) -> Iterator[tuple[str, list[RunConfig]]]:
         tried = [self.config(m, s) for m in methods for s in self.tried(m, poolings)]
         yield f"search: {title}", tried
-        if self.parts:
+        if len(self.parts) > 1:
             best = [(m, s) for m in methods for s in self.best(m, poolings)]
-            repeats = [self.config(m, s, part) for m, s in best for part in self.parts]
+            repeats = [self.config(m, s, part) for m, s in best for part in self.parts[1:]]
             yield f"search: {title}, other parts", repeats
 
     def most_runs(self) -> int:
         """The number of all runs, if every method chooses another pooling than the mean."""
         searched = len({*self.methods, *(METHODS[m].term for m in self.methods)})
-        repeats, most = FINALISTS * len(self.parts), len(self.methods)
+        repeats, most = FINALISTS * (len(self.parts) - 1), len(self.methods)
         once = searched * (SEARCHED + repeats) + most * (len(POOLINGS) + repeats)
         return once + most * 2 * len(self.seeds)
 
@@ -175,21 +175,21 @@ class League:
         """The FINALISTS best of `tried` by the first held-out part, which others then repeat."""
 
         def score(settings: Settings) -> float:
-            found = self.result(method, settings)
+            found = self.scores(method, settings)
             return max(found.values()) if poolings else found["mean"]
 
         return sorted(self.tried(method, poolings), key=score, reverse=True)[:FINALISTS]
 
     def chosen(self, method: str) -> Settings:
         """The best of a method's settings, with the mean in training and prediction."""
-        return max(self.best(method), key=lambda s: self._mean_over_parts(method, s)["mean"])
+        return max(self.best(method), key=lambda s: self.scores(method, s, self.parts)["mean"])
 
     def chosen_pooling(self, method: str) -> tuple[Settings, str]:
         """The best settings with poolings in training, and the best pooling in prediction."""
         scores = [
             (score, settings, name)
             for settings in self.best(method, poolings=True)
-            for name, score in self._mean_over_parts(method, settings).items()
+            for name, score in self.scores(method, settings, self.parts).items()
         ]
         return max(scores, key=lambda row: row[0])[1:]
 
@@ -198,21 +198,15 @@ class League:
         settings = search_settings(self.dataset, method, settings)
         return self._config(method, 0, settings | {"held_out": part})
 
-    def result(self, method: str, settings: Settings, part: int = 0) -> ByPooling:
-        """The mAP of a run of the search on its held-out part, by pooling in prediction."""
-        return self.finished(self.config(method, settings, part))["mAP_by_pooling"]
+    def scores(self, method: str, settings: Settings, parts: Sequence[int] = (0,)) -> ByPooling:
+        """The mAP on held-out data by pooling in prediction, the mean over some parts."""
+        runs = [Run.of(self.config(method, settings, part)).finished() for part in parts]
+        found = [run["mAP_by_pooling"] for run in runs]
+        return {name: fmean(part[name] for part in found) for name in found[0]}
 
     def final_configs(self, method: str, settings: Settings) -> list[RunConfig]:
         """The final runs of a method with some settings."""
         return [self._config(method, seed, settings) for seed in self.seeds]
-
-    def finished(self, config: RunConfig) -> Metrics:
-        """The metrics of a run of this league; a UserError if it has not finished."""
-        return Run.of(config).finished(f"./reproduce.sh --league --dataset {self.dataset}")
-
-    def _mean_over_parts(self, method: str, settings: Settings) -> ByPooling:
-        found = [self.result(method, settings, part) for part in (0, *self.parts)]
-        return {name: fmean(part[name] for part in found) for name in found[0]}
 
     def _config(self, method: str, seed: int, settings: Settings) -> RunConfig:
         config = make_config(self.dataset, method, seed, self.profile, settings)

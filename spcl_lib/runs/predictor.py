@@ -82,9 +82,9 @@ class Predictor:
 
     @property
     def square_side(self) -> int:
-        """Side of the squares that images become first, as they are stored for the evaluation.
+        """Side of the squares that images become first, as in the run, before the resize to `size`.
 
-        They are then resized to `size`. For a larger size they have this size at once.
+        For a larger size they have this size at once.
         """
         smaller = self.config is not None and self.size <= self.config.eval_side
         return self.config.image_side if smaller else self.size
@@ -130,19 +130,14 @@ class Predictor:
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Says which scores are labels.
+    """Says which scores are labels: those from a threshold, the highest, or both.
 
-    Attributes:
-        threshold: lowest score of a label; None for no limit.
-        top: at most so many labels per image, the highest scores; None for no limit.
-
-    Example:
-        >>> LabelRule(0.25).choose(torch.tensor([[0.2, 0.3]]))
-        tensor([[False,  True]])
+    A network that was trained on one label per image gives low probabilities, so few labels reach
+    0.5.
     """
 
-    threshold: float | None
-    top: int | None = None
+    threshold: float | None  # lowest score of a label
+    top: int | None = None  # most labels of an image
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:

@@ -158,11 +158,6 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
     assert len(rows) == 4 + 4 + 4 + 2
 
 
-def test_an_unfinished_search_names_the_command(small):
-    with pytest.raises(UserError, match="reproduce.sh --league --dataset scenes"):
-        small.chosen("an")
-
-
 def test_the_cost_is_told_before_the_start(small, capsys):
     steps.show_league_plan(small, 2)
     # 4 settings for each of an, gr, ren, full and for gr_scl; 5 x 4 poolings; 5 x 2 x 2 at the end
