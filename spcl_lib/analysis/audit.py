@@ -23,8 +23,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from spcl_lib.data.image_set import ImageSet
@@ -44,21 +46,13 @@ ReadMaps = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Suggestions:
-    """M pairs of image and class whose label looks missing, or looks wrong; the surest first.
+    """M pairs of image and class whose label looks missing, or looks wrong; the surest first."""
 
-    Attributes:
-        kind: "missing" or "wrong".
-        image: (M,) int64, number of the image.
-        label: (M,) int64, number of the class.
-        score: (M,) in [0, 1], how sure.
-        box: (M, 4) x0, y0, x1, y1 as fractions of the image; the whole image for a wrong label.
-    """
-
-    kind: str
-    image: Tensor
-    label: Tensor
-    score: Tensor
-    box: Tensor
+    kind: str  # "missing" or "wrong"
+    image: Tensor  # (M,) int64, number of the image
+    label: Tensor  # (M,) int64, number of the class
+    score: Tensor  # (M,) in [0, 1], how sure
+    box: Tensor  # (M, 4) x0, y0, x1, y1 as fractions; the whole image for a wrong label
 
     def __len__(self) -> int:
         return len(self.image)
@@ -76,14 +70,10 @@ class Suggestions:
 def maps_of(run: FinishedRun, predict: bool = False) -> ReadMaps:
     """Reads a run's running averages of its training images.
 
-    The network predicts the maps if the run keeps no averages, if these have no place (CL), or if
-    they do not know every image (a short run).
-
-    Args:
-        run: the run.
-        predict: let the network predict them in any case.
+    The network predicts the maps, in float32, if `predict` asks for it, if the run keeps no
+    averages, if these have no place (CL), or if they do not know every image (a short run).
     """
-    bank, pooling, config = run.bank, run.model.pooling, run.config
+    bank, pooling = run.bank, run.model.pooling
     usable = bank is not None and bank.size > 1 and bool(bank.seen.flatten(1).any(1).all())
 
     def read_bank(indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,10 +82,10 @@ def maps_of(run: FinishedRun, predict: bool = False) -> ReadMaps:
 
     if usable and not predict:
         return read_bank
-    images = inputs_of(run.model, run.train, config).images
+    images = inputs_of(run.model, run.train, run.config).images
 
     def read_network(indices: Tensor) -> tuple[Tensor, Tensor]:
-        maps = predict_maps(run.model, images[indices], config.eval_side, config.amp)
+        maps = predict_maps(run.model, images[indices], run.config.eval_side)
         return pooling.heat(maps), pooling(maps).sigmoid()
 
     return read_network
@@ -116,9 +106,8 @@ def mean_features(run: FinishedRun) -> Tensor:
 def out_of_fold(features: Tensor, given: Tensor) -> Tensor:
     """The probabilities (N, C) of a softmax regression that has not seen the image's own label.
 
-    Args:
-        features: (N, D).
-        given: (N, C) bool, the labels; every image has one at least.
+    It learns the labels `given` (N, C) bool, of which every image has one at least, from the
+    features (N, D).
     """
     found = torch.empty(given.shape)
     fold = torch.randperm(len(given), generator=torch.Generator().manual_seed(0)) % _FOLDS
@@ -193,18 +182,12 @@ def boxes(maps: Tensor, extent: float = EXTENT) -> Tensor:
     Returns:
         (M, 4) x0, y0, x1, y1 as fractions of the image.
     """
-    grid = maps.shape[-1]
-    high = maps >= extent * maps.amax((1, 2), keepdim=True)
-    region = F.one_hot(maps.flatten(1).argmax(1), grid**2).view_as(maps).bool()
-    for _ in range(grid**2):
-        grown = F.max_pool2d(region.float()[:, None], 3, 1, 1)[:, 0].bool() & high
-        if bool((grown == region).all()):
-            break
-        region = grown
-    columns, rows = region.any(1).int(), region.any(2).int()  # (M, G)
-    first = [line.argmax(1) for line in (columns, rows)]
-    end = [grid - line.flip(1).argmax(1) for line in (columns, rows)]
-    return torch.stack((*first, *end), 1) / grid
+    found = torch.empty(len(maps), 4)
+    for box, heat in zip(found, maps.numpy(), strict=True):
+        regions, _ = ndimage.label(heat >= extent * heat.max(), np.ones((3, 3)))
+        rows, columns = ndimage.find_objects(regions)[regions.flat[heat.argmax()] - 1]
+        box[:] = torch.tensor([columns.start, rows.start, columns.stop, rows.stop])
+    return found / maps.shape[-1]
 
 
 def precision_of_missing(found: Suggestions, data: ImageSet, given: Tensor) -> str | None:

@@ -19,23 +19,17 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
     """One row, of texts, for all runs that differ by their seed alone.
 
     The difference is in mAP, to the first row, with the t interval of the seeds that both have. OF1
-    and CF1 are those at the runs' own thresholds.
-
-    Args:
-        folders: folders of runs, or folders of runs' folders; all runs below them count.
-
-    Raises:
-        UserError: a run has not finished or is damaged, or runs report on different images.
+    and CF1 are those at the runs' own thresholds. All runs in the folders count, and all below.
     """
     places = dict.fromkeys(run for folder in folders for run in _runs_below(folder))
-    found = {place: Run.find(place) for place in places}
-    runs = {place: (run.config, run.finished()) for place, run in found.items()}
+    runs = [Run.find(place) for place in places]
     _check_images(runs)
     groups: dict[RunConfig, dict[int, Metrics]] = {}
-    for config, metrics in runs.values():
-        groups.setdefault(config.replace(seed=0, snapshots=0), {})[config.seed] = metrics
-    names, first, rows = _names(list(groups)), next(iter(groups.values())), []
-    for name, group in zip(names, groups.values(), strict=True):
+    for run in runs:
+        same = run.config.replace(seed=0, snapshots=0)
+        groups.setdefault(same, {})[run.config.seed] = run.finished()
+    first, rows = next(iter(groups.values())), []
+    for name, group in zip(_names(list(groups)), groups.values(), strict=True):
         both = [] if group is first else sorted(group.keys() & first.keys())
         difference = t_interval(group[seed]["mAP"] - first[seed]["mAP"] for seed in both)
         scores = pd.Series([metrics["mAP"] for metrics in group.values()])
@@ -49,21 +43,20 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def _runs_below(place: Path) -> list[Path]:
-    place = place.parent if place.name == "metrics.json" else place
-    found = finished_below(place)
+    found = finished_below(place.parent if place.name == "metrics.json" else place)
     if not found:
         raise UserError(f"'{place}' holds no finished run; give the folders of runs")
     return found
 
 
-def _check_images(runs: dict[Path, tuple[RunConfig, Metrics]]) -> None:
-    (first, (config, _)), *others = runs.items()
-    for place, (other, _) in others:
+def _check_images(runs: Sequence[Run]) -> None:
+    first, *others = runs
+    for other in others:
         for name in _SAME:
-            mine, theirs = getattr(other, name), getattr(config, name)
+            mine, theirs = getattr(other.config, name), getattr(first.config, name)
             if mine != theirs:
                 raise UserError(
-                    f"'{place}' and '{first}' report on different images: {name} is "
+                    f"'{other.folder}' and '{first.folder}' report on different images: {name} is "
                     f"'{mine}' and '{theirs}'"
                 )
 

@@ -19,22 +19,20 @@ def check(answer: object, right: object, hints: Mapping[str, object] | None = No
     """
     if answer is None:
         return "Not answered yet: fill in the cell above and run it."
-    right = torch.as_tensor(right).detach().double()
+    right = _numbers(right)
     try:
-        given = torch.as_tensor(answer).detach().double()
+        given = _numbers(answer)
     except (TypeError, ValueError, RuntimeError):
         return f"Not right: the answer must hold numbers; got {type(answer).__name__}."
     if given.shape != right.shape:
         shapes = f"{tuple(right.shape)}; got {tuple(given.shape)}"
         return f"Not right: the answer must have the shape {shapes}."
+    for said, other in {"Right.": right, **(hints or {})}.items():
+        if torch.allclose(given, _numbers(other).expand_as(given), rtol=0, atol=_CLOSE):
+            return said if said == "Right." else f"Not right: {said}."
+    far = ~torch.isclose(given, right, rtol=0, atol=_CLOSE)
+    return f"Not right: {int(far.sum())} of {right.numel()} values differ."
 
-    def far(other: object) -> torch.Tensor:
-        other = torch.as_tensor(other).detach().double()
-        return ~torch.isclose(given, other.expand_as(given), rtol=0, atol=_CLOSE)
 
-    if not far(right).any():
-        return "Right."
-    for hint, wrong in (hints or {}).items():
-        if not far(wrong).any():
-            return f"Not right: {hint}."
-    return f"Not right: {int(far(right).sum())} of {right.numel()} values differ."
+def _numbers(values: object) -> torch.Tensor:
+    return torch.as_tensor(values).detach().double()

@@ -51,13 +51,7 @@ def t_ends(values: Iterable[float]) -> tuple[float, float]:
 def paired(table: pd.DataFrame, method: str, other: str = "an") -> pd.Series:
     """By seed: the mAP of `method` less that of `other`, for the seeds that both have.
 
-    Args:
-        table: rows of one data set, profile and pooling; see `runs`.
-        method: a key of METHODS.
-        other: another one.
-
-    Raises:
-        ValueError: a method has a seed twice, so the rows are not those of one comparison.
+    The rows of the table must be of one data set, profile and pooling: none may have a seed twice.
     """
     scores = table.pivot(index="seed", columns="method", values="mAP")
     scores = scores.reindex(columns=[method, other])
@@ -91,9 +85,8 @@ def _with_shares(part: pd.DataFrame) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row for every data set, profile, pooling and method, in the order of the table.
 
-    Returns:
-        Columns: mAP and its standard deviation over seeds, the number of seeds, and `gain` and
-        `share` (see `with_shares`), each with `_low` and `_high` of its interval.
+    It has mAP and its standard deviation over seeds, the number of seeds, and `gain` and `share`
+    (see `with_shares`), each with `_low` and `_high` of its interval.
     """
     groups = with_shares(table).groupby([*_SCALE, "pooling", "method"], sort=False)
     found = groups.agg(mAP=("mAP", "mean"), std=("mAP", "std"), seeds=("seed", "nunique"))

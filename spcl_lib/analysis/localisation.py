@@ -97,7 +97,7 @@ def _distances(grid: int, side: int) -> Tensor:
 
 
 def overlaps(maps: Tensor, objects: Tensor) -> Tensor:
-    """IoU of the object and the region where the map reaches a share (THRESHOLDS) of its maximum.
+    """IoU of the object and the region where the map reaches a share of its maximum.
 
     Args:
         maps: (M, G, G), not negative; resized to (M, S, S) by bilinear interpolation.
@@ -106,18 +106,11 @@ def overlaps(maps: Tensor, objects: Tensor) -> Tensor:
     Returns:
         (M, len(THRESHOLDS)); 0 for a map that is 0 everywhere.
     """
-    size = objects.shape[1:]
+    size, inside = objects.shape[1:], objects.flatten(1)
     large = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False).flatten(1)
     large = large / large.amax(1, keepdim=True).clamp(min=1e-9)
-    inside = objects.flatten(1)
-    passed = torch.bucketize(large, torch.tensor(THRESHOLDS), right=True)  # thresholds per pixel
-    chosen, shared = _at_least(passed), _at_least(torch.where(inside, passed, 0))
-    return shared / (chosen + inside.sum(1, keepdim=True) - shared).clamp(min=1)
-
-
-def _at_least(passed: Tensor) -> Tensor:
-    """(M, len(THRESHOLDS)) pixels that pass each threshold, from the number that each passes."""
-    count = len(THRESHOLDS) + 1
-    rows = count * torch.arange(len(passed))[:, None]
-    histogram = torch.bincount((passed + rows).flatten(), minlength=count * len(passed))
-    return histogram.view(-1, count).flip(1).cumsum(1).flip(1)[:, 1:]
+    found = []
+    for threshold in torch.tensor(THRESHOLDS):
+        region = large >= threshold
+        found.append((region & inside).sum(1) / (region | inside).sum(1).clamp(min=1))
+    return torch.stack(found, 1)

@@ -24,7 +24,6 @@ from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import FinishedRun, Run
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
 from spcl_lib.views import Views
 
 # scale: least area of a training crop. source: label, average (CL), heatmap, network. read: "view",
@@ -45,33 +44,19 @@ Rows = Iterator[dict[str, Any]]
 def kept(name: str = "crop-recovery", folder: Path | None = None) -> pd.DataFrame:
     """Kept measurements, with the columns COLUMNS, from the files NAME-*.csv of a folder.
 
-    Args:
-        name: crop-recovery, or crop-factored with the factored targets.
-        folder: the reference folder by default.
+    Besides crop-recovery there is crop-factored, with the factored targets.
     """
-    folder = folder or paths.reference()
-    files = sorted(folder.glob(f"{name}-*.csv"))
-    if not files:
-        raise UserError(f"'{folder}' has no {name}-*.csv; make.py there makes them")
+    files = sorted((folder or paths.reference()).glob(f"{name}-*.csv"))
     return pd.concat([pd.read_csv(file, comment="#") for file in files], ignore_index=True)
 
 
 def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -> pd.DataFrame:
     """Measures finished runs of one data set that differ in method, seed and crops only.
 
-    Args:
-        configs: their configurations. Those with the smallest crops are measured in full, by views
-            sampled as in their training; of the others, only the mAP is listed.
-        data_root: see `paths.data_root`.
-
-    Raises:
-        UserError: a run is not finished, or the data have neither masks nor boxes.
+    Those with the smallest crops are measured in full, by views sampled as in their training; of
+    the others, only the mAP is listed. The data must have masks or boxes.
     """
     splits = load_splits(configs[0], data_root, objects=True)
-    try:
-        splits[0].regions(torch.tensor([0]))
-    except ValueError as error:
-        raise UserError(f"crop recovery is not known on {configs[0].dataset}: {error}") from error
     smallest, rows = min(c.scale_min for c in configs), []
     for config in tqdm(configs, desc="measuring", unit="run"):
         run = Run.of(config, data_root).load(splits=splits)
@@ -82,11 +67,6 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
         if config.scale_min == smallest:
             rows += [about | row for row in (*_recovery(run), *_localisation(run))]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def groups(observed: Tensor) -> dict[str, Tensor]:
-    """The pairs of image and class (N, C) of the labelled classes, the unlabelled ones, and all."""
-    return {"labelled": observed, "unlabelled": ~observed, "all": torch.ones_like(observed)}
 
 
 def _recovery(run: FinishedRun) -> Rows:
@@ -101,7 +81,8 @@ def _recovery(run: FinishedRun) -> Rows:
     views = _views(run.config, len(data))
     fraction = visibility.visible_fractions(data, views).flatten(0, 1)  # (VIEWS * N, C)
     together = Views(torch.cat([v.boxes for v in views]), torch.cat([v.flipped for v in views]))
-    indices, asked = torch.arange(len(data)).repeat(VIEWS), groups(observed.repeat(VIEWS, 1))
+    indices, observed = torch.arange(len(data)).repeat(VIEWS), observed.repeat(VIEWS, 1)
+    asked = {"labelled": observed, "unlabelled": ~observed, "all": torch.ones_like(observed)}
     for (source, read), target in _targets(run, indices, together).items():
         about = {"split": "train", "source": source, "read": read}
         for least in visibility.LIMITS:
@@ -121,12 +102,12 @@ def _targets(run: FinishedRun, indices: Tensor, views: Views) -> dict[tuple[str,
         return {("label", "whole"): run.observed[indices].float()}
     if run.bank is None:
         return {}
-    whole = recovery.presence_in_images(run.bank, indices, run.model.pooling)
-    if run.bank.size == 1:
+    bank, pooling, images = run.bank, run.model.pooling, Views.whole(len(indices))
+    whole = recovery.presence_in_views(bank, indices, images, bank.size, pooling)
+    if bank.size == 1:
         return {("average", "whole"): whole}
-    pooling = run.model.pooling
-    through = recovery.presence_in_views(run.bank, indices, views, run.grid, pooling)
-    v = recovery.visible_heat(run.bank, indices, views)
+    through = recovery.presence_in_views(bank, indices, views, run.grid, pooling)
+    v = recovery.visible_heat(bank, indices, views)
     factored = {("heatmap", f"e={e:g}"): whole * v**e for e in EXPONENTS}
     return {("heatmap", "whole"): whole, ("heatmap", "view"): through} | factored
 
@@ -148,5 +129,4 @@ def _localisation(run: FinishedRun) -> Rows:
 
 def _maps(run: FinishedRun, split: ImageSet) -> Tensor:
     images = inputs_of(run.model, split, run.config).images[:LOCALISED]
-    maps = predict_maps(run.model, images, run.config.eval_side, run.config.amp)
-    return run.model.pooling.heat(maps)
+    return run.model.pooling.heat(predict_maps(run.model, images, run.config.eval_side))

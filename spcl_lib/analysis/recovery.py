@@ -20,18 +20,10 @@ _AT_ONCE = 1024  # views whose heatmaps are in memory at a time
 def presence_in_views(
     bank: HeatmapBank, indices: Tensor, views: Views, grid: int, pooling: Pooling = MEAN_POOLING
 ) -> Tensor:
-    """What running averages say of every class in the views.
+    """What running averages say (B, C) of every class in B views; 0 where nothing has been seen.
 
-    Args:
-        bank: heatmaps (SCL) are read through the view. The averages of CL (size 1) know nothing of
-            places and are read whole.
-        indices: (B,) int64 image numbers.
-        views: B views.
-        grid: G, the grid at which the training reads the bank.
-        pooling: pooling of the network.
-
-    Returns:
-        (B, C) in [0, 1]; 0 where nothing has been seen.
+    Heatmaps (SCL) are read through the view, at the training's grid. The averages of CL (size 1)
+    know nothing of places and are read whole.
     """
     if bank.size == 1:
         views, grid = Views.whole(len(indices)), 1
@@ -39,41 +31,31 @@ def presence_in_views(
     return torch.cat([pooling.presence(*bank.read(indices[p], views[p], grid)) for p in parts])
 
 
-def presence_in_images(
-    bank: HeatmapBank, indices: Tensor, pooling: Pooling = MEAN_POOLING
-) -> Tensor:
-    """(B, C): what running averages say of every class in the whole images."""
-    return presence_in_views(bank, indices, Views.whole(len(indices)), bank.size, pooling)
-
-
 def visible_heat(bank: HeatmapBank, indices: Tensor, views: Views) -> Tensor:
-    """v: share of each class's heat that the view shows, sum of H^2 over its cells / sum of H^2.
+    """Share v (B, C) of a class's heat that the view shows: sum of H^2 over its cells / sum of H^2.
 
-    With it, a target factors (ours): `presence_in_images(...) * visible_heat(...) ** e`. The first
-    factor asks whether the class is in the image; the second, how much of it the crop shows.
-
-    Returns:
-        (B, C) in [0, 1]; 0 for a class without heat.
+    With it, a target factors (ours): presence in the whole image * v ** e. The first factor asks
+    whether the class is in the image; the second, how much of it the crop shows.
     """
     shares = []
     for part in torch.arange(len(indices)).split(_AT_ONCE):
         whole = Views.whole(len(part))
         heat = bank.read(indices[part], whole, bank.size)[0].square()  # (b, C, W, W)
         shown = (heat * views[part].visible(bank.size)).sum((2, 3))
-        shares.append(shown / heat.sum((2, 3)).clamp(min=1e-12))
+        shares.append(shown / heat.sum((2, 3)).clamp(min=1e-12))  # 0 for a class without heat
     return torch.cat(shares)
 
 
 def score(target: Tensor, truth: Tensor, asked: Tensor) -> dict[str, float]:
-    """How well a target ranks the views that show a class before those that do not, in percent.
+    """How well a target (M, C) ranks the views that show a class before those that do not.
 
     Args:
-        target: (M, C).
+        target: of M views.
         truth: (M, C) bool, whether the view shows the class.
         asked: (M, C) bool, the pairs of view and class that count.
 
     Returns:
-        AUROC and AP, means over the classes that have both answers; NaN without such a class.
+        AUROC and AP in percent, means over the classes with both answers; NaN without such a class.
     """
     found: dict[str, list[float]] = {"AUROC": [], "AP": []}
     for says, is_true, counts in zip(target.T, truth.T, asked.T, strict=True):

@@ -1,22 +1,22 @@
 """Finished runs and kept results as one tidy table: a row is one method with one seed.
 
-COLUMNS has the columns. Results come from this machine's runs, or from the small files under
-version control (notebooks/reference/), which `notebooks/reference/make.py` makes.
+Results come from this machine's runs, or from the small files under version control
+(notebooks/reference/), which `notebooks/reference/make.py` makes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS, title_of
-from spcl_lib.runs.profiles import PROFILES
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.runs.store import Metrics, Run, finished_below
@@ -65,21 +65,17 @@ def load_runs(
         overrides: other settings of this machine's runs.
         data_root: the data of this machine's runs, see `paths.data_root`. It matters only if
             there are runs on more than one copy of the data.
-
-    Raises:
-        UserError: a name is unknown, or there is no run; the message names the command for it.
     """
     if source not in ("reference", "results"):
         raise unknown_name("source", source, ("reference", "results"))
-    if dataset not in PROFILES:
-        raise unknown_name("data set", dataset, PROFILES)
-    if profile not in PROFILES[dataset]:
-        raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
+    wanted = make_config(dataset, "an", 0, profile, overrides)
     if source == "reference":
         return list(read_kept(f"{dataset}-{profile}")["runs"])
-    runs = _own_runs(dataset, profile, overrides or {})
+    folders = sorted(paths.results().glob(f"{dataset}-{profile}*"))
+    runs = [Run.find(place) for folder in folders for place in finished_below(folder)]
+    runs = [run for run in runs if _has(run.config, profile, overrides)]
     if data_root is not None or len({run.config.content for run in runs}) > 1:
-        content = identify_data(make_config(dataset, "an", 0, profile), data_root).content
+        content = identify_data(wanted, data_root).content
         runs = [run for run in runs if run.config.content == content]
     if not runs:
         raise UserError(
@@ -89,15 +85,9 @@ def load_runs(
     return [run.finished() for run in runs]
 
 
-def _own_runs(dataset: str, profile: str, overrides: Mapping[str, object]) -> list[Run]:
-    """The finished runs of this machine with these settings, on any copy of the data."""
-    found = []
-    for folder in sorted(paths.results().glob(f"{dataset}-{profile}*")):
-        for run in map(Run.find, finished_below(folder)):
-            config = run.config
-            usual = make_config(dataset, config.method, config.seed, profile, overrides)
-            found += [run] if config == replace(usual, content=config.content) else []
-    return found
+def _has(config: RunConfig, profile: str, overrides: Mapping[str, object] | None) -> bool:
+    usual = make_config(config.dataset, config.method, config.seed, profile, overrides)
+    return config == replace(usual, content=config.content)
 
 
 def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:
@@ -118,37 +108,26 @@ def whole_table(content: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def ablation_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """The table of a kept `ablations-DATASET-PROFILE`, values in their order; axis: its name."""
-    table = as_table(_by_seed(content, content["rows"], "ablation"))
-    axes = {name: text["axis"] for name, text in content["ablations"].items()}
-    return table.assign(axis=table["setting"].map(axes))
+    """The table of a kept `ablations-DATASET-PROFILE`, values in their order."""
+    rows = ({**row, "setting": row["ablation"]} for row in content["rows"])
+    return as_table(_by_seed(content, rows, "ablation"))
 
 
 def _by_seed(
     content: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], study: str
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row for every seed of each entry."""
-    return [
-        {
-            "study": study, "dataset": content["dataset"], "profile": content["profile"],
-            "method": entry["method"], "setting": entry.get("ablation", ""),
-            "value": entry.get("value", ""), "usual": entry.get("usual", True), "seed": seed,
-            "mAP": score,
-        }
-        for entry in entries
-        for seed, score in zip(content["seeds"], entry["mAP"], strict=True)
-    ]  # fmt: skip
+    about = {"study": study, "dataset": content["dataset"], "profile": content["profile"]}
+    for entry in entries:
+        for seed, score in zip(content["seeds"], entry["mAP"], strict=True):
+            yield about | dict(entry) | {"seed": seed, "mAP": score}
 
 
 # --- kept files -----------------------------------------------------------------------------------
 
 
 def read_kept(name: str) -> dict[str, Any]:
-    """The content of notebooks/reference/NAME.json.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
+    """The content of notebooks/reference/NAME.json."""
     file = paths.reference() / f"{name}.json"
     if not file.is_file():
         known = sorted(f.stem for f in paths.reference().glob("*.json"))
@@ -162,14 +141,12 @@ def read_kept(name: str) -> dict[str, Any]:
 def keep(name: str, content: Mapping[str, Any]) -> Path:
     """Writes notebooks/reference/NAME.json with rounded numbers, and gives the file.
 
-    Every row of a list has its own line. NaN becomes null because JSON has no NaN.
+    Every row of a list has its own line.
     """
     parts = []
     for key, value in with_sum(_rounded(dict(content))).items():
-        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            rows = (json.dumps(row, separators=(",", ":"), allow_nan=False) for row in value)
-            text = "[\n" + ",\n".join(rows) + "\n]"
+        has_rows = isinstance(value, list) and isinstance(next(iter(value), None), dict)
+        text = "[\n" + ",\n".join(map(_line, value)) + "\n]" if has_rows else _line(value)
         parts.append(f'"{key}": {text}')
     file = paths.reference() / f"{name}.json"
     with atomic_write(file) as temporary:
@@ -177,10 +154,14 @@ def keep(name: str, content: Mapping[str, Any]) -> Path:
     return file
 
 
+def _line(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
 def _rounded(value: Any) -> Any:
     """Floats with 6 digits (a score in percent: 4 decimals), but not in a run's configuration."""
     if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.6g}")
+        return None if math.isnan(value) else float(f"{value:.6g}")  # JSON has no NaN
     if isinstance(value, list):
         return [_rounded(v) for v in value]
     if isinstance(value, dict):

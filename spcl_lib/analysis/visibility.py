@@ -18,14 +18,11 @@ LIMITS = (0.0, LEAST, 0.5)  # show how much the findings depend on LEAST; 0 mean
 
 
 def visible_fraction(regions: Tensor, views: Views) -> Tensor:
-    """Share of every class's pixels whose centre the view shows.
+    """Share (B, C) of every class's pixels whose centre the view shows; NaN without a pixel.
 
     Args:
         regions: (B, C, S, S) bool, True where an object of the class is.
         views: B views.
-
-    Returns:
-        (B, C) float32; NaN where the class has no pixel in the image.
 
     Example:
         >>> regions = torch.tensor([[[[True, True], [False, True]]]])  # three pixels of one class
@@ -33,23 +30,12 @@ def visible_fraction(regions: Tensor, views: Views) -> Tensor:
         >>> visible_fraction(regions, left_half)
         tensor([[0.3333]])
     """
-    if regions.ndim != 4 or len(regions) != len(views):
-        raise ValueError(f"regions must be ({len(views)}, C, S, S); got {tuple(regions.shape)}")
     shown = regions & views.visible(regions.shape[-1]).cpu()
     return shown.sum((2, 3)) / regions.sum((2, 3))  # 0 / 0 is NaN
 
 
 def visible_fractions(data: ImageSet, views: Sequence[Views], step: int = 32) -> Tensor:
-    """`visible_fraction` of many views of all images.
-
-    Args:
-        data: N images with known regions.
-        views: V times one view of each image.
-        step: images at a time, which limits the memory.
-
-    Returns:
-        (V, N, C) float32.
-    """
+    """`visible_fraction` (V, N, C) of V times one view of each of N images, some at a time."""
     parts = []
     for indices in torch.arange(len(data)).split(step):
         regions = data.regions(indices)
@@ -70,9 +56,8 @@ def viewed_crops(count: int, config: RunConfig, *key: object) -> Views:
 def wrong_labels(fraction: Tensor, observed: Tensor) -> float:
     """Share of the views, in percent, that do not show the labelled class.
 
-    Args:
-        fraction: (..., N, C) visible fractions. Labels without a known region (NaN) do not count.
-        observed: (N, C) bool, single labels.
+    It comes from visible fractions (..., N, C) and single labels (N, C). Labels without a known
+    region (NaN) do not count.
     """
     left = fraction[observed.expand_as(fraction)]
     return 100 * float((~in_view(left[~left.isnan()])).double().mean())

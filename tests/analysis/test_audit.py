@@ -11,16 +11,13 @@ from spcl_lib.analysis.audit import (
     boxes,
     maps_of,
     maps_of_pairs,
-    mean_features,
     out_of_fold,
     precision_of_missing,
     presence_of,
     suggest,
 )
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.model import normalise
 from spcl_lib.pooling import MEAN_POOLING, Pooling
-from spcl_lib.sparse_bank import SparseHeatmapBank
 
 IMAGES, CLASSES, GRID = 150, 4, 5  # more images than are read at a time
 
@@ -139,16 +136,6 @@ def test_averages_are_read_and_pooled_as_the_network_pools(pooling):
     torch.testing.assert_close(presence, expected)
 
 
-def test_classes_that_a_sparse_bank_does_not_keep_are_not_there():
-    bank = SparseHeatmapBank(
-        3, CLASSES, kept=2, annotated=torch.zeros(3).long(), size=GRID, dtype=torch.float32
-    )
-    filled(bank)
-    found, presence = maps_of(run_with(bank))(torch.arange(3))
-    assert found.shape == (3, CLASSES, GRID, GRID)
-    assert ((presence > 0).sum(1) == 2).all() and (presence[:, 0] > 0).all()
-
-
 def test_the_network_predicts_what_the_averages_do_not_know_or_if_it_is_asked():
     partly = HeatmapBank(3, CLASSES, size=GRID)
     filled(partly, images=2)
@@ -207,11 +194,3 @@ def test_a_wrong_label_is_found_by_a_softmax_that_has_not_seen_it():
     _, found = suggest(read, presence_of(read, 200), given, len(wrong), likely)
     assert len(set(found.image.tolist()) & set(wrong.tolist())) >= 8
     assert torch.equal(found.score.sort(descending=True).values, found.score)
-
-
-def test_features_are_the_means_over_the_cells():
-    run = run_with(None)
-    run.model.features = lambda images: images.unflatten(2, (2, 5)).mean(3)  # (B, 3, 2, 10)
-    run.train = data_of(torch.eye(3).bool())
-    whole = normalise(run.train.images).mean((2, 3))
-    torch.testing.assert_close(mean_features(run), whole)

@@ -36,19 +36,6 @@ def test_seeds_are_paired_by_their_number(finish):
     assert second["runs"] == "cl" and second["difference (95 %)"] == "+3.5 (-2.9 to +9.9)"
 
 
-def test_a_class_without_a_positive_is_no_obstacle(finish):
-    """It was an IndexError."""
-    runs = [finish("an", seed, 70.0 + seed) for seed in (0, 1)]
-    runs.append(finish("an", 0, 72.0, lr=1e-4))
-    for folder in runs:
-        metrics = json.loads((folder / "metrics.json").read_text())
-        metrics["AP"]["cloud"], metrics["classes_without_positive"] = None, 1
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-    table = compare(runs)
-    assert list(table["runs"]) == ["an lr=0.002", "an lr=0.0001"]
-    assert table["difference (95 %)"][1] == "+2.0"  # one seed has no interval
-
-
 def test_a_folder_of_runs_is_all_of_them_and_none_counts_twice(finish):
     run = finish("an", 0, 70.0)
     finish("an", 1, 72.0)

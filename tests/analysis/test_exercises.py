@@ -36,12 +36,6 @@ def test_the_answers_are_right():
     assert said_by_checks(answers) == dict.fromkeys(NAMES, "Right.")
 
 
-def test_an_empty_cell_is_not_right():
-    said = said_by_checks({})
-    assert list(said) == NAMES and len(NAMES) == 9
-    assert all(text.startswith("Not answered yet") for text in said.values())
-
-
 def test_usual_mistakes_are_named():
     said = said_by_checks({
         "hidden": "hidden = ~z", "box": "box = [0.0, 0.0, 1.0, 1.0]", "target": "t = H[:2, 2:]",

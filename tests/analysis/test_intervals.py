@@ -72,9 +72,3 @@ def test_the_scale_goes_from_an_with_the_mean_to_the_best_full():
                                     {"an": [70.0], "full": [69.0]}])  # fmt: skip
 def test_without_a_gap_nothing_is_closed(scores):
     assert summary(table_of(runs_of(**scores)))["share"].isna().all()
-
-
-def test_data_sets_have_scales_of_their_own():
-    table = table_of(runs_of(an=[70.0], scl=[75.0], full=[80.0]))
-    both = pd.concat([table, table.assign(dataset="voc2007", mAP=table["mAP"] * 2)])
-    assert list(summary(both)["share"]) == [0, 50, 100, 0, 50, 100]

@@ -9,18 +9,6 @@ from spcl_lib.analysis.localisation import THRESHOLDS, localise, overlaps, point
 from spcl_lib.data.image_set import ImageSet
 
 
-def test_pointing_by_hand():
-    objects = torch.zeros(3, 8, 8, dtype=torch.bool)
-    objects[:, :4, :4] = True  # the upper left quarter
-    maps = torch.zeros(3, 4, 4)
-    maps[0, 1, 1] = 0.7  # centre at 3 / 8: on the object
-    maps[1, 3, 0] = 0.7  # far below
-    maps[2] = torch.tensor([1.0, 0, 0, 1]).repeat(4, 1)  # ties: columns 0 and 3; rows 0, 1 hit
-    hit, by_chance = pointing(maps, objects)
-    assert hit.tolist() == [1, 0, 0.25]
-    assert by_chance.tolist() == [0.25] * 3  # 4 of the 16 cells
-
-
 @pytest.mark.parametrize("grid", [3, 4, 7])
 @pytest.mark.parametrize("tolerance", [0.0, 0.03, 0.15])
 def test_pointing_against_a_search_of_all_pixels(grid, tolerance):
@@ -66,16 +54,6 @@ def test_overlaps_against_sets_of_pixels():
         for t, threshold in enumerate(THRESHOLDS):
             said = {tuple(p) for p in (maps[m] / maps[m].max() >= threshold).nonzero().tolist()}
             assert found[m, t] == pytest.approx(len(said & inside) / len(said | inside))
-
-
-def test_maps_are_enlarged_between_the_centres_of_their_cells():
-    """A map of 2 x 2 with one high cell: bilinear, the value 0.5 lies at the image's middle."""
-    maps = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    objects = torch.zeros(1, 64, 64, dtype=torch.bool)
-    objects[:, :, :32] = True
-    found = overlaps(maps, objects)[0]
-    assert found[THRESHOLDS.index(0.5)] == 1
-    assert found[0] < found[THRESHOLDS.index(0.5)] > found[-1]
 
 
 @pytest.fixture

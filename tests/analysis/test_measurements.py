@@ -1,7 +1,5 @@
 """Finished runs are measured, and what has been kept is one tidy table."""
 
-from dataclasses import replace
-
 import pandas as pd
 import pytest
 import torch
@@ -11,9 +9,7 @@ from spcl_lib.analysis import measurements, recovery, visibility
 from spcl_lib.analysis.measurements import COLUMNS, kept, measure
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import Run
-from spcl_lib.system.errors import UserError
 
 
 @pytest.fixture
@@ -69,14 +65,6 @@ def test_the_numbers_are_those_of_the_parts(configs):
     assert row == pytest.approx(expected["AUROC"])
 
 
-def test_data_without_regions_are_refused(configs, monkeypatch):
-    train, report = load_splits(configs[0], None)
-    bare = replace(train, class_map=None)
-    monkeypatch.setattr(measurements, "load_splits", lambda *_, **__: (bare, report))
-    with pytest.raises(UserError, match="not known on scenes: .*neither masks nor boxes"):
-        measure(configs)
-
-
 def test_voc_is_measured_by_its_boxes(voc, results):
     """The box covers the left third: the columns of 16 whose centres are left of it, 5 of 16."""
     for split, side in (("train", 8), ("val", 24)):
@@ -92,11 +80,9 @@ def test_voc_is_measured_by_its_boxes(voc, results):
     assert set(found.query("group == 'all'").value) == {100 * 5 / 16}
 
 
-def test_what_has_been_kept_covers_the_data_sets_of_the_notebook(tmp_path):
+def test_what_has_been_kept_covers_the_data_sets_of_the_notebook():
     found = kept()
     assert set(zip(found.dataset, found.profile, strict=True)) == {
         ("scenes", "cpu"), ("voc2007", "cpu"), ("voc2007", "frozen"),
     }  # fmt: skip
     assert not found.duplicated(list(COLUMNS[:-1])).any() and found.value.between(0, 100).all()
-    with pytest.raises(UserError, match="has no crop-recovery-"):
-        kept(folder=tmp_path)
