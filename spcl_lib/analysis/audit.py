@@ -173,14 +173,10 @@ def maps_of_pairs(read: ReadMaps, image: Tensor, label: Tensor) -> Iterator[tupl
 
 
 def boxes(maps: Tensor, extent: float = EXTENT) -> Tensor:
-    """Boxes around the highest cells of maps, and the cells joined to them that are almost as high.
+    """Boxes (M, 4) around the highest cells of maps (M, G, G), and cells that join them.
 
-    Args:
-        maps: (M, G, G), not negative.
-        extent: share of the map's highest value that a cell must reach.
-
-    Returns:
-        (M, 4) x0, y0, x1, y1 as fractions of the image.
+    These must reach a share `extent` of the map's highest value. A box is x0, y0, x1, y1, as
+    fractions of the image.
     """
     found = torch.empty(len(maps), 4)
     for box, heat in zip(found, maps.numpy(), strict=True):
@@ -191,13 +187,7 @@ def boxes(maps: Tensor, extent: float = EXTENT) -> Tensor:
 
 
 def precision_of_missing(found: Suggestions, data: ImageSet, given: Tensor) -> str | None:
-    """How many missing labels are right, in words; None if only the given labels are known.
-
-    Args:
-        found: suggestions of the kind "missing".
-        data: the N images with full labels.
-        given: (N, C) bool, the labels that the run was trained on.
-    """
+    """How many missing labels are right, in words; None if only the `given` labels are known."""
     unknown = ~given if data.ignored is None else ~(given | data.ignored)
     counted = unknown[found.image, found.label]  # a label that the evaluation ignores is neither
     right = data.labels[found.image, found.label][counted].double()

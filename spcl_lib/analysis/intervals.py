@@ -1,8 +1,7 @@
 """Paired differences over seeds, and the one rule for when a difference is settled.
 
 Runs with the same seed have the same first weights and the same order of images, so differences
-are paired by the number of the seed. Their mean has a t interval at 95 %, which with three seeds is
-4.3 standard errors to each side. A difference is settled if this interval excludes zero. It says
+are paired by seed. One is settled if the t interval of its mean at 95 % excludes zero. This says
 nothing of other labels or other test images: all seeds share these.
 """
 

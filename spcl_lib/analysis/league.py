@@ -112,11 +112,7 @@ def _entries(content: Content) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def held_out_scores(content: Content) -> pd.DataFrame:
-    """What held-out data said of every method as it was chosen: mAP, the mean over the parts.
-
-    Returns:
-        Columns pooling ("mean" or "own"), method, whose, mAP; best first.
-    """
+    """What held-out data said of every method as it was chosen: mAP over the parts, best first."""
     rows = []
     for pooling, entry in _entries(content):
         parts = _parts_of(content, entry["method"], entry["pooling"])
@@ -149,11 +145,7 @@ def best_on_held_out(content: Content, pooling: str, origin: str) -> str:
 
 
 def poolings(content: Content) -> pd.DataFrame:
-    """Final mAP with each pooling in prediction: trained with the mean, the mean over seeds.
-
-    Returns:
-        Columns method, title, pooling, mAP.
-    """
+    """Final mAP with each pooling in prediction: trained with the mean, the mean over seeds."""
     rows = [
         (entry["method"], title_of(entry["method"]), name, score)
         for pooling, entry in _entries(content) if pooling == "mean"
@@ -163,13 +155,9 @@ def poolings(content: Content) -> pd.DataFrame:
 
 
 def added_by_scl(table: pd.DataFrame) -> pd.DataFrame:
-    """What SCL adds to every term that trained with it and without it.
+    """What SCL adds to every term that trained with it and without it; the largest gain first.
 
-    Args:
-        table: rows of one data set and pooling.
-
-    Returns:
-        Columns term, title, gain, low, high; the largest gain first.
+    The table has the rows of one data set and pooling.
     """
     present = set(table["method"])
     rows = [

@@ -1,11 +1,9 @@
 """Localisation: do score maps and heatmaps lie where the objects are?
 
-The pointing game asks whether the highest cell of a class's map is on an object of the class. The
-IoU (intersection over union) asks whether the map, cut at a threshold, has the object's shape.
-
-Ours: each map is divided by its own maximum. The threshold is chosen on every second image and
-used for the other images. The tolerance is that of the pointing game's authors (15 pixels of about
-500: Zhang et al., 2016), but as a share of the image's side.
+The pointing game asks whether the highest cell of a class's map is on an object of the class. Its
+tolerance is that of its authors (15 pixels of about 500: Zhang et al., 2016), as a share of the
+side. The IoU (intersection over union) asks whether the map, cut at a threshold, has the object's
+shape. Ours: each map is divided by its own maximum.
 """
 
 from __future__ import annotations
@@ -30,8 +28,7 @@ def localise(
     """Compares maps with the regions of the classes that are in the images.
 
     Args:
-        maps: (N, C, G, G) probabilities on the whole images, in any floating type or uint8 (255
-            means 1).
+        maps: (N, C, G, G) on the whole images, in any scale.
         data: the N images, with known regions.
         observed: (N, C) bool single labels, to separate labelled from unlabelled classes.
 
@@ -69,13 +66,11 @@ def pointing(maps: Tensor, objects: Tensor, tolerance: float = TOLERANCE) -> tup
 
     Args:
         maps: (M, G, G).
-        objects: (M, S, S) bool.
-        tolerance: allowed distance from a pixel of the object, as a share of the side. A pixel
-            counts as the circle through its corners.
+        objects: (M, S, S) bool; a pixel counts as the circle through its corners.
+        tolerance: allowed distance from a pixel of the object, as a share of the side.
 
     Returns:
-        (M,) 1 for a hit, 0 for a miss, or the share of hits if several cells are highest; and (M,)
-        the share of all cells that would hit (the chance level).
+        (M,) the share of the highest cells that hit; and (M,) that of all cells, the chance level.
     """
     side = objects.shape[-1]
     circle = math.sqrt(0.5) / side
@@ -97,14 +92,9 @@ def _distances(grid: int, side: int) -> Tensor:
 
 
 def overlaps(maps: Tensor, objects: Tensor) -> Tensor:
-    """IoU of the object and the region where the map reaches a share of its maximum.
+    """IoU (M, T) of objects (M, S, S) and where maps (M, G, G) reach T shares of their maximum.
 
-    Args:
-        maps: (M, G, G), not negative; resized to (M, S, S) by bilinear interpolation.
-        objects: (M, S, S) bool.
-
-    Returns:
-        (M, len(THRESHOLDS)); 0 for a map that is 0 everywhere.
+    It is 0 for a map that is 0 everywhere.
     """
     size, inside = objects.shape[1:], objects.flatten(1)
     large = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False).flatten(1)

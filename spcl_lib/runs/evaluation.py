@@ -125,7 +125,6 @@ def evaluate_own(predictor: Predictor, data_root: str | Path | None) -> Evaluati
 def _evaluate(
     predictor: Predictor, data: ImageSet, root: Path, names: Sequence[str], single: bool
 ) -> Evaluation:
-    """Predicts the images `names` below `root`, which have the labels of `data`."""
     skipped: dict[str, str] = {}
     with silence_pillow():
         batches = read_batches(root, names, predictor.square_side, skipped)

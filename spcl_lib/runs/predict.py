@@ -42,15 +42,13 @@ def predict_files(
         predictor: its `rule` says which scores are labels.
         images: image files and folders; in a folder, images are taken at any depth. Paths in the
             file are below the folder, or below the deepest folder that holds all that is given.
-        out: the file, JSON if its name ends so, else CSV. Earlier predictions are replaced when all
-            rows are written.
+        out: the file, JSON if its name ends so, else CSV. Earlier predictions are replaced.
         overlays: a `viewer.overlays.OverlayFolder`, to draw every image's heatmaps.
         force: replace also a file that holds no predictions.
 
     Returns:
         The number of images with a row; and the images that could not be read, with the reason.
     """
-    predictor.require_rule()
     _check_place(out, force)
     root, names = _find_images([images] if isinstance(images, Path) else images, overlays)
     skipped: dict[str, str] = {}
@@ -86,14 +84,13 @@ def _predict(
 def _find_images(places: Sequence[Path], overlays: Any) -> tuple[Path, list[str]]:
     """A folder, and the paths of the images below it, each once."""
     folders, files = [], []
-    for place in map(Path.absolute, places):
+    for place in (Path(os.path.abspath(place)) for place in places):
         if not place.exists():
             raise UserError(f"'{place}' does not exist; give images and folders of images")
         folders.append(place if place.is_dir() else place.parent)
         files += _images_of(place, overlays) if place.is_dir() else [place]
-    root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
-    names = (Path(os.path.abspath(file)).relative_to(root).as_posix() for file in files)
-    return Path(root), list(dict.fromkeys(names))
+    root = Path(os.path.commonpath(folders))
+    return root, list(dict.fromkeys(file.relative_to(root).as_posix() for file in files))
 
 
 def _images_of(folder: Path, overlays: Any) -> list[Path]:
@@ -116,10 +113,7 @@ def read_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Gives batches of files: squares (3, side, side) uint8 by their names below `root`.
 
-    Files that cannot be read are added to `skipped`, with the reason.
-
-    Raises:
-        UserError: none of the files can be read.
+    Files that cannot be read are added to `skipped`, with the reason; one at least must be read.
     """
     batch: dict[str, Tensor] = {}
     images = map_in_threads(lambda name: try_image(root / name, side), names)
@@ -163,7 +157,7 @@ def _write_csv(file: IO[str], classes: Sequence[str], rows: Iterable[Row]) -> No
     writer.writerow(["path", *names, "labels"])
     for name, scores, labels in rows:
         values = (f"{value:.4f}" for value in scores.tolist())
-        writer.writerow([plain_path(name), *values, plain("|".join(labels))])
+        writer.writerow([plain(name, "./"), *values, plain("|".join(labels))])
 
 
 def _write_json(file: IO[str], classes: Sequence[str], rows: Iterable[Row]) -> None:
@@ -177,11 +171,6 @@ def _write_json(file: IO[str], classes: Sequence[str], rows: Iterable[Row]) -> N
     file.write("\n]\n")
 
 
-def plain_path(name: str) -> str:
-    """A path that a spreadsheet does not take for a formula; it means the same file."""
-    return f"./{name}" if name.startswith(_FORMULA) else name
-
-
-def plain(text: str) -> str:
-    """A text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+def plain(text: str, before: str = "'") -> str:
+    """A text that a spreadsheet does not take for a formula; "./" keeps a path the same file."""
+    return before + text if text.startswith(_FORMULA) else text

@@ -27,21 +27,21 @@ _LEAST_IMAGES = 20  # of fewer images, a class may well be in all or in none
 
 
 class Predictor:
-    """A trained classifier, ready for images.
+    """A trained classifier, ready for images; all results are on the CPU.
 
     Images have any form that `data.images.squares` takes: a file, a PIL image, an array (H, W, 3),
     a tensor (3, H, W) or (B, 3, H, W), a list of these, or a DataLoader. Pixels are uint8, or
-    floats in 0..1 that are not normalised. All results are on the CPU.
+    floats in 0..1 that are not normalised.
 
     Args:
         model: gives score maps (B, C, G, G) of images (B, 3, size, size) that are normalised as
             ImageNet's. The mean pools them, if the model has no attribute `pooling`.
         classes: C names.
         size: side of the squares that the model gets, in pixels.
-        threshold: least score of a label. For other labels, set the attribute `rule`.
+        threshold: least score of a label; the attribute `rule` can say more.
         config: configuration of the run; None for a model of your own loop.
-        amp: see `model.autocast`. "off", float32, gives the same scores on every machine. In
-            bfloat16, "auto" where the machine has it, probabilities differ by up to 0.06.
+        amp: "off" is float32. In bfloat16, "auto" where the machine has it, probabilities differ by
+            up to 0.06.
 
     Example:
         >>> predictor = Predictor.load("results/folder-cpu-1a2b3c4d/en_scl-seed0")
@@ -82,10 +82,7 @@ class Predictor:
 
     @property
     def square_side(self) -> int:
-        """Side of the squares that images become first, as in the run, before the resize to `size`.
-
-        For a larger size they have this size at once.
-        """
+        """Side of the squares that images become first, as in the run, before they get `size`."""
         smaller = self.config is not None and self.size <= self.config.eval_side
         return self.config.image_side if smaller else self.size
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spcl_lib.analysis.audit import ReadMaps, Suggestions, maps_of_pairs
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.runs.predict import plain, plain_path
+from spcl_lib.runs.predict import plain
 from spcl_lib.system.errors import printable
 from spcl_lib.system.files import atomic_write
 from spcl_lib.viewer.explorer_page import template
@@ -48,7 +48,7 @@ def write_suggestions(file: Path, found: Sequence[Suggestions], data: ImageSet) 
         for part in found:
             for m, (image, label) in enumerate(part.pairs()):
                 numbers = (f"{v:.4f}" for v in (part.score[m], *part.box[m]))
-                path, name = plain_path(_path(data, image)), plain(data.classes[label])
+                path, name = plain(_path(data, image), "./"), plain(data.classes[label])
                 writer.writerow([path, name, part.kind, *numbers])
 
 

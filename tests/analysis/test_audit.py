@@ -10,7 +10,6 @@ from spcl_lib.analysis.audit import (
     Suggestions,
     boxes,
     maps_of,
-    maps_of_pairs,
     out_of_fold,
     precision_of_missing,
     presence_of,
@@ -89,16 +88,6 @@ def test_the_ranking_against_a_loop_over_all_pairs(some, most):
         for (_, i, c), box in zip(rows, found.box, strict=True):
             assert torch.equal(box * GRID, torch.tensor([0, 0, GRID, GRID]).float()) or not whole
             assert whole or torch.equal(box, boxes(maps[i, c][None])[0])
-
-
-def test_every_image_is_read_once_for_all_its_pairs(some):
-    maps, asked = some[0], []
-    image = torch.tensor([140, 3, 140, 70, 3, 3])
-    label = torch.tensor([0, 1, 2, 3, 3, 1])
-    found = torch.full((6, GRID, GRID), -1.0)
-    for which, part in maps_of_pairs(reader(maps, asked), image, label):
-        found[which] = part
-    assert torch.equal(found, maps[image, label]) and sorted(asked) == [3, 70, 140]
 
 
 # --- where the maps come from ---------------------------------------------------------------------

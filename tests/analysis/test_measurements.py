@@ -1,15 +1,30 @@
 """Finished runs are measured, and what has been kept is one tidy table."""
 
+import math
+
 import pandas as pd
 import pytest
 import torch
 from small_voc import voc_ids, write_annotations
 
-from spcl_lib.analysis import measurements, recovery, visibility
-from spcl_lib.analysis.measurements import COLUMNS, kept, measure
+from spcl_lib import HeatmapBank, Views
+from spcl_lib.analysis import measurements
+from spcl_lib.analysis.measurements import (
+    COLUMNS,
+    kept,
+    measure,
+    presence_in_views,
+    score,
+    visible_heat,
+)
+from spcl_lib.analysis.visibility import visible_fraction
+from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import Run
+from spcl_lib.system import paths
+from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.train import sample_views
 
 
 @pytest.fixture
@@ -22,7 +37,7 @@ def configs(results, tiny):
     return found
 
 
-def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path):
+def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path, monkeypatch):
     found = measure(configs)
     assert list(found.columns) == list(COLUMNS) and set(found.seed) == {0}
     assert not found.duplicated(list(COLUMNS[:-1])).any() and not found.value.isna().any()
@@ -43,21 +58,22 @@ def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path):
     with (tmp_path / "crop-recovery-scenes-smoke.csv").open("w") as file:
         file.write("# how it was made\n")
         found.to_csv(file, index=False)
-    pd.testing.assert_frame_equal(kept(folder=tmp_path), found, check_dtype=False)
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
+    pd.testing.assert_frame_equal(kept(), found, check_dtype=False)
 
 
 def test_the_numbers_are_those_of_the_parts(configs):
     """Recomputed for one source: the heatmaps read through the same views."""
     config, found = configs[2], measure(configs)
     loaded = Run.of(config).load(objects=True)
-    count, target, fraction = len(loaded.train), [], []
+    every, pooling = torch.arange(len(loaded.train)), loaded.model.pooling
+    target, fraction = [], []
     for i in range(measurements.VIEWS):
-        views = visibility.viewed_crops(count, config, 0, i)
-        every = torch.arange(count)
-        target.append(recovery.presence_in_views(loaded.bank, every, views, loaded.grid))
-        fraction.append(visibility.visible_fraction(loaded.train.regions(every), views))
+        views = sample_views(len(every), config, keyed_generator("recovery", 0, i))
+        target.append(presence_in_views(loaded.bank, every, views, loaded.grid, pooling))
+        fraction.append(visible_fraction(loaded.train.regions(every), views))
     asked = ~loaded.observed.repeat(measurements.VIEWS, 1)
-    expected = recovery.score(torch.cat(target), torch.cat(fraction) >= 0.1, asked)
+    expected = score(torch.cat(target), torch.cat(fraction) >= 0.1, asked)
     (row,) = found.query(
         "source == 'heatmap' and read == 'view' and group == 'unlabelled' and least == 0.1 "
         "and measure == 'AUROC'"
@@ -86,3 +102,72 @@ def test_what_has_been_kept_covers_the_data_sets_of_the_notebook():
         ("scenes", "cpu"), ("voc2007", "cpu"), ("voc2007", "frozen"),
     }  # fmt: skip
     assert not found.duplicated(list(COLUMNS[:-1])).any() and found.value.between(0, 100).all()
+
+
+# --- readings of made-up banks --------------------------------------------------------------------
+
+LEFT, RIGHT, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
+HIGH, LOW = 230, 13  # stored probabilities, about 0.9 and 0.05
+
+
+def views_of(*boxes):
+    return Views(torch.tensor(boxes), torch.zeros(len(boxes), dtype=torch.bool))
+
+
+def perfect_bank(regions):
+    """A bank whose heatmaps are high exactly where the regions (N, C, W, W) are."""
+    heatmaps = torch.where(regions, HIGH, LOW).to(torch.uint8)
+    return HeatmapBank.of(heatmaps, torch.ones(len(regions), *regions.shape[2:], dtype=torch.bool))
+
+
+@pytest.fixture
+def halves():
+    """Two images of 8 x 8 with class 0 in the left half and class 1 in the right; labels 0, 1."""
+    regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
+    regions[:, 0, :, :4] = True
+    regions[:, 1, :, 4:] = True
+    return regions, torch.eye(2, dtype=torch.bool)
+
+
+def test_heatmaps_are_read_through_the_view_and_averages_whole(halves):
+    regions, _ = halves
+    indices, views = torch.tensor([0, 1, 1]), views_of(LEFT, RIGHT, WHOLE)
+    bank = perfect_bank(regions)
+    expected = MEAN_POOLING.presence(*bank.read(indices, views, 4))
+    assert torch.equal(presence_in_views(bank, indices, views, 4, MEAN_POOLING), expected)
+    assert expected[0, 0] > 0.8 and expected[0, 1] < 0.1  # the left half shows class 0 only
+    flat = HeatmapBank.of(
+        torch.tensor([[10, 20], [30, 40]], dtype=torch.uint8)[..., None, None],
+        torch.ones(2, 1, 1, dtype=torch.bool),
+    )
+    found = presence_in_views(flat, indices, views, 4, MEAN_POOLING) * 255
+    torch.testing.assert_close(found, torch.tensor([[10.0, 20], [30, 40], [30, 40]]))
+
+
+def test_many_views_are_read_in_parts():
+    rng = torch.Generator().manual_seed(0)
+    bank = perfect_bank(torch.rand(50, 3, 6, 6, generator=rng) < 0.5)
+    indices = torch.randint(50, (2500,), generator=rng)
+    views = Views.sample(2500, (0.1, 1.0), generator=rng)
+    expected = MEAN_POOLING.presence(*bank.read(indices, views, 4))
+    torch.testing.assert_close(presence_in_views(bank, indices, views, 4, MEAN_POOLING), expected)
+
+
+def test_the_visible_share_of_the_heat_by_hand(halves):
+    regions, _ = halves
+    bank, indices = perfect_bank(regions), torch.tensor([0, 0, 0])
+    found = visible_heat(bank, indices, views_of(WHOLE, LEFT, RIGHT))
+    high = HIGH**2 / (HIGH**2 + LOW**2)
+    torch.testing.assert_close(found, torch.tensor([[1, 1], [high, 1 - high], [1 - high, high]]))
+    cold = HeatmapBank.of(torch.zeros(1, 2, 8, 8, dtype=torch.uint8), torch.ones(1, 8, 8).bool())
+    assert (visible_heat(cold, indices[:1], views_of(LEFT)) == 0).all()
+
+
+def test_a_score_is_a_mean_over_the_classes_that_have_both_answers():
+    target = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.5, 0.6]])
+    truth = torch.tensor([[True, True], [False, True], [True, True]])
+    every = torch.ones_like(truth)
+    assert score(target, truth, every)["AUROC"] == 100  # class 1 does not count
+    asked = every & torch.tensor([[True, True], [True, True], [False, True]])
+    assert score(-target, truth, asked)["AUROC"] == 0
+    assert math.isnan(score(target, truth, ~every)["AUROC"])

@@ -18,7 +18,6 @@ from spcl_lib.analysis.league import (
 )
 from spcl_lib.analysis.runs import (
     COLUMNS,
-    ablation_table,
     keep,
     load_runs,
     read_kept,
@@ -85,20 +84,6 @@ def test_damage_in_a_kept_file_is_named(damage, reference):
 
 
 # --- studies --------------------------------------------------------------------------------------
-
-
-def test_rows_of_studies_have_their_seed():
-    content = {"dataset": "scenes", "profile": "cpu", "seeds": [1, 2],
-               "final": [{"method": m, "mAP": [v, v + 1]} for m, v in (("full", 90), ("an", 70))],
-               "ablations": {"weight": {"axis": "lambda"}},
-               "rows": [{"ablation": "weight", "value": v, "method": "scl", "usual": v == "1",
-                         "mAP": [80, 81]} for v in ("1", "0.1")]}  # fmt: skip
-    whole = whole_table(content)
-    assert list(whole["method"]) == ["an", "an", "full", "full"]
-    assert list(whole["seed"]) == [1, 2, 1, 2] and list(whole["mAP"]) == [70, 71, 90, 91]
-    table = ablation_table(content)
-    assert list(table["value"]) == ["1", "1", "0.1", "0.1"]
-    assert list(table["usual"]) == [True, True, False, False] and list(table["seed"]) == [1, 2] * 2
 
 
 # --- the kept leagues -----------------------------------------------------------------------------

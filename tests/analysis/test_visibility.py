@@ -6,17 +6,7 @@ import pytest
 import torch
 
 from spcl_lib import Views
-from spcl_lib.analysis.visibility import (
-    in_view,
-    viewed_crops,
-    visible_fraction,
-    visible_fractions,
-    wrong_labels,
-)
-from spcl_lib.data.image_set import ImageSet
-from spcl_lib.data.objects import Boxes
-from spcl_lib.data.scenes import make_scenes
-from spcl_lib.runs.settings import make_config
+from spcl_lib.analysis.visibility import in_view, visible_fraction
 
 
 def counted(regions, views):
@@ -78,32 +68,8 @@ def test_special_boxes_against_a_count_of_pixels(box, flipped):
     assert_same(visible_fraction(regions, views), counted(regions, views))
 
 
-def test_scenes_and_boxes_in_many_views():
-    scenes = make_scenes(7, "train", 32)
-    views = [viewed_crops(7, make_config("scenes", "an"), "test", v) for v in range(3)]
-    found = visible_fractions(scenes, views, step=3)  # 7 is no multiple of the step
-    assert found.shape == (3, 7, 12)
-    for v in range(3):
-        assert_same(found[v], counted(scenes.regions(torch.arange(7)), views[v]))
-    corners = torch.tensor([[0.1, 0.2, 0.6, 0.9], [0, 0, 0.3, 0.3], [0.2, 0.2, 1, 0.5]])
-    boxes = Boxes(torch.tensor([0, 1, 1]), torch.tensor([1, 0, 0]), corners)
-    images = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
-    labels = torch.eye(2, dtype=torch.bool).flip(0)
-    data = ImageSet(images, labels, ("a", "b"), ("0", "1"), boxes=boxes)
-    views = Views.sample(2, (0.1, 0.5), generator=torch.Generator().manual_seed(0))
-    assert_same(visible_fractions(data, [views])[0], counted(data.regions(torch.arange(2)), views))
-
-
 def test_in_view_at_its_limits():
     fraction = torch.tensor([math.nan, 0.0, 1e-4, 0.0999, 0.1, 0.5, 0.5001, 1.0])
     assert in_view(fraction).tolist() == [False] * 4 + [True] * 4
     assert in_view(fraction, 0.0).tolist() == [False] * 2 + [True] * 6  # any pixel
     assert in_view(fraction, 0.5).tolist() == [False] * 5 + [True] * 3
-
-
-def test_wrong_labels_by_hand():
-    observed = torch.tensor([[True, False], [False, True]])
-    fraction = torch.tensor([[[0.0, 1.0], [1.0, 0.05]], [[0.3, 0.0], [0.0, math.nan]]])  # 2 views
-    # of the labels: 0, 0.05, 0.3 and one without a region
-    assert wrong_labels(fraction, observed) == pytest.approx(200 / 3)
-    assert wrong_labels(torch.ones(1, 2, 2), observed) == 0
