@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,18 +86,9 @@ def export(
     """
     if os.path.lexists(out) and not force:
         raise UserError(f"'{out}' exists; give another name, or --force to replace it")
-    write, load, packages = FORMATS[form]
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"the format {form} needs more packages: pip install {' '.join(missing)}")
-    threshold = None if predictor.rule is None else predictor.rule.threshold
-    about = {"classes": json.dumps(predictor.classes, ensure_ascii=False),
-             "threshold": json.dumps(threshold)}  # fmt: skip
     with warnings.catch_warnings(), torch.no_grad(), atomic_write(out) as temporary:
         warnings.simplefilter("ignore")  # what torch's exporters say of their own deprecated parts
-        with _explain(form):
-            write(Exportable(predictor).eval(), about, temporary)
-        found = _compare(load(temporary), predictor, photographs)
+        found = _compare(_write(predictor, form, temporary), predictor, photographs)
         for difference, most in zip(found, (_TOLERANCE, _OF_PHOTOGRAPHS), strict=True):
             if not difference <= most:  # NaN, too
                 raise UserError(
@@ -109,12 +98,19 @@ def export(
     return found
 
 
-@contextlib.contextmanager
-def _explain(form: str) -> Iterator[None]:
+def _write(predictor: Predictor, form: str, file: Path) -> Network:
+    """Writes the file, and reads it back."""
+    threshold = None if predictor.rule is None else predictor.rule.threshold
+    about = {"classes": json.dumps(predictor.classes, ensure_ascii=False),
+             "threshold": json.dumps(threshold)}  # fmt: skip
+    write, load = FORMATS[form]
     try:
-        yield
+        write(Exportable(predictor).eval(), about, file)
+        return load(file)
     except OSError:
         raise
+    except ModuleNotFoundError as error:
+        raise UserError(f"{form} needs {error.name}: pip install 'spcl[export]'") from error
     except Exception as error:  # the exporters raise many kinds, packed into others with advice
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -132,8 +128,9 @@ def _compare(
     noise = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     noise = (noise * 255).byte()
     expected = predictor(noise), predictor.heatmaps(noise)
+    same = zip(written(noise), expected, strict=True)
     seen = ((written(_read(file))[0], predictor(file)) for file in photographs)
-    return _largest(zip(written(noise), expected, strict=True)), _largest(seen)
+    return _largest(same), _largest(seen)
 
 
 def _read(file: Path) -> Tensor:
@@ -181,8 +178,5 @@ def _load_onnx(file: Path) -> Network:
     return lambda images: [torch.from_numpy(o) for o in session.run(None, {INPUT: images.numpy()})]
 
 
-# name -> how it is written, how it is read back, packages that it needs beside torch
-FORMATS = {
-    "onnx": (_write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "pt2": (_write_pt2, _load_pt2, ()),
-}
+# name -> how it is written, how it is read back
+FORMATS = {"onnx": (_write_onnx, _load_onnx), "pt2": (_write_pt2, _load_pt2)}

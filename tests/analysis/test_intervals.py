@@ -60,8 +60,12 @@ def test_a_summary_by_hand():
 
 def test_the_scale_goes_from_an_with_the_mean_to_the_best_full():
     scores = [("an", "mean", 50), ("an", "own", 60), ("full", "mean", 80), ("full", "own", 90)]
-    rows = [{"study": "league", "dataset": "scenes", "profile": "cpu", "method": m, "pooling": p,
-             "seed": seed, "mAP": score + seed} for m, p, score in scores for seed in (0, 1)]  # fmt: skip
+    about = {"study": "league", "dataset": "scenes", "profile": "cpu"}
+    rows = [
+        about | {"method": m, "pooling": p, "seed": seed, "mAP": score + seed}
+        for m, p, score in scores
+        for seed in (0, 1)
+    ]
     shares = with_shares(as_table(rows)).groupby(["method", "pooling"])["share"].mean()
     assert shares.to_dict() == {
         ("an", "mean"): 0, ("an", "own"): 25, ("full", "mean"): 75, ("full", "own"): 100,

@@ -1,6 +1,5 @@
 """`python -m spcl_lib export`: a file gives the numbers of the run; a wrong file is not kept."""
 
-import importlib.util
 import json
 import re
 import warnings
@@ -16,7 +15,6 @@ from spcl_lib.__main__ import main
 from spcl_lib.data.images import upright
 from spcl_lib.pooling import KINDS as POOLINGS
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs import export as module
 from spcl_lib.runs.export import FORMATS, Exportable, export
 from spcl_lib.system import paths
 
@@ -56,7 +54,7 @@ def runs(tmp_path_factory):
 
 
 def require(form):
-    for name in FORMATS[form][2]:
+    for name in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
         pytest.importorskip(name, reason=f"needs {name}")
 
 
@@ -151,16 +149,6 @@ def test_every_pooling_has_a_form_as_onnx(tmp_path):
         assert export(Predictor(model, "abcd", 16), "onnx", tmp_path / kind)[0] < 1e-4
 
 
-def test_a_model_of_timm_is_exported(spcl, results, tmp_path):
-    pytest.importorskip("timm", reason="needs timm")
-    photos = make_folder(tmp_path / "photos")
-    sides = {"image_side": 32, "crop_side": 32, "eval_side": 32, "weights": "none", "epochs": 1}
-    spcl("run", "--dataset", "folder", "--data-root", photos, "--profile", "smoke", "--method",
-         "an", backbone="timm:test_vit", trained="head", **sides)  # fmt: skip
-    done = spcl("export", "--run", results, "--format", "pt2", "--out", tmp_path / "m.pt2")
-    assert done.status == 0, done.err
-
-
 # --- the lines of the documentation ---------------------------------------------------------------
 
 
@@ -220,7 +208,7 @@ def test_a_file_that_gives_other_numbers_is_not_kept(wrong, runs, tmp_path, monk
 
         return altered
 
-    monkeypatch.setitem(FORMATS, "pt2", (FORMATS["pt2"][0], load, ()))
+    monkeypatch.setitem(FORMATS, "pt2", (FORMATS["pt2"][0], load))
     assert "would differ" in refuse(runs("network"), "pt2", tmp_path / "model.pt2")
 
 
@@ -231,7 +219,7 @@ def test_a_network_that_cannot_be_converted_is_named_with_the_reason(runs, tmp_p
         except ValueError as error:
             raise RuntimeError("step 3 of 3 failed") from error
 
-    monkeypatch.setitem(FORMATS, "pt2", (write, None, ()))
+    monkeypatch.setitem(FORMATS, "pt2", (write, None))
     said = refuse(runs("network"), "pt2", tmp_path / "model.pt2")
     assert "no form as pt2" in said and "no such operation" in said
 
@@ -240,8 +228,10 @@ def test_missing_packages_and_a_file_that_is_there_are_named(runs, tmp_path, mon
     out = tmp_path / "mine.pt2"
     out.write_text("mine")
     assert "--force" in refuse(runs("network"), "pt2", out)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(module.importlib.util, "find_spec",
-                        lambda name: None if name.startswith("onnx") else find(name))  # fmt: skip
+
+    def write(network, about, file):
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setitem(FORMATS, "onnx", (write, None))
     said = refuse(runs("network"), "onnx", tmp_path / "model.onnx")
-    assert "pip install onnx onnxscript onnxruntime" in said
+    assert said == "onnx needs onnxscript: pip install 'spcl[export]'"
