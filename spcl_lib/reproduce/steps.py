@@ -93,7 +93,7 @@ def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
         state = "finished" if _is_current(task, manifest) else "to execute"
         print(f"  notebook  {task.name}.ipynb: {state}")
     first = experiments[0].main[0]
-    print(f"one run: {cost(first.dataset, first.profile)}")
+    print(f"one run: {duration(cost(first.dataset, first.profile))}")
     print(_total(experiments, jobs))
 
 
@@ -102,7 +102,7 @@ def _total(experiments: Sequence[Experiment], jobs: int) -> str:
     runs = [c for e in experiments for c in e.runs if Run.of(c).metrics is None]
     manifest = read_manifest()
     tasks = [t for t in notebook_tasks(experiments) if not _is_current(t, manifest)]
-    seconds = sum(cost(c.dataset, c.profile).seconds for c in runs)
+    seconds = sum(cost(c.dataset, c.profile) for c in runs)
     seconds += sum(NOTEBOOK_SECONDS.get(task.notebook, 30) for task in tasks)
     return (
         f"to do: {len(runs)} runs and {len(tasks)} notebooks, about {duration(seconds / jobs)} in "
@@ -210,8 +210,8 @@ def show_league_plan(league: League, jobs: int) -> None:
     else:
         return
     one = cost(league.dataset, league.profile)
-    total = duration(one.seconds * left / jobs)
-    print(f"one run: {one}")
+    total = duration(one * left / jobs)
+    print(f"one run: {duration(one)}")
     print(f"to do: at most {left} runs, about {total} in all with {jobs} side by side", flush=True)
 
 

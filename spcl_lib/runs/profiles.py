@@ -1,12 +1,11 @@
 """The profiles: the settings for every data set, and the cost of one run.
 
 All values are ours, unless a comment says otherwise. We chose them on validation data, in runs with
-`report=val`. These runs never use the data of the final results.
+`report=val`, which never use the data of the final results.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 _MOBILENET = {
@@ -42,35 +41,33 @@ _PHOTOGRAPHS = {
     "cpu": _MOBILENET,
     # Twice the epochs, which harm AN most. On voc2007's held-out part of train (seed 0), 8 and 16
     # epochs give AN 69.7 and 66.9, EN + SCL 71.2 and 71.6, Full 73.5 and 73.0.
-    "long": {**_MOBILENET, "epochs": 16, "start": 4},
-    "smoke": {**_MOBILENET, **_SMOKE, "crop_side": 96, "eval_side": 96, "eval_every": 1},
+    "long": _MOBILENET | {"epochs": 16, "start": 4},
+    "smoke": _MOBILENET | _SMOKE | {"crop_side": 96, "eval_side": 96, "eval_every": 1},
     "paper": _RESNET,
 }
 
 
-def _photographs(expected_positives: float) -> dict[str, dict[str, object]]:
+Profiles = dict[str, dict[str, object]]  # name -> settings that differ from RunConfig's defaults
+
+
+def _photographs(expected_positives: float) -> Profiles:
     """The profiles of a data set of photographs with this many positives per image."""
-    return {
-        name: {**values, "expected_positives": expected_positives}
-        for name, values in _PHOTOGRAPHS.items()
-    }
+    more = {"expected_positives": expected_positives}
+    return {name: values | more for name, values in _PHOTOGRAPHS.items()}
 
 
-def _own_photographs() -> dict[str, dict[str, object]]:
-    """The profiles of a user's photographs; the expected positives are ours."""
-    usual = _photographs(1.5)
-    # A network that was trained on crops finds more in larger whole images: on voc2007's held-out
-    # part of train (EN + SCL, seed 0), the same weights of profile cpu give mAP 70.9 at 160 px and
-    # 75.6 at 224 px. The data sets with kept results stay at 160 px.
-    return usual | {name: {**usual[name], "eval_side": 224} for name in ("cpu", "long")}
+# A network that was trained on crops finds more in larger whole images: on voc2007's held-out part
+# of train (EN + SCL, seed 0), the same weights of profile cpu give mAP 70.9 at 160 px and 75.6 at
+# 224 px. The data sets with kept results stay at 160 px. The expected positives are ours.
+_OWN_PHOTOGRAPHS = _photographs(1.5)
+for _name in ("cpu", "long"):
+    _OWN_PHOTOGRAPHS[_name]["eval_side"] = 224
 
-
-# data set -> profile -> settings that differ from RunConfig's defaults
-PROFILES: dict[str, dict[str, dict[str, object]]] = {
+PROFILES: dict[str, Profiles] = {  # by data set
     "scenes": {
         "cpu": _SCENES,
-        # It takes half a minute. This is enough to see that Full is better than AN (mAP of one
-        # seed: AN 37, Full 50; chance gives 20), but not enough for SCL.
+        # Half a minute shows that Full is better than AN (mAP of one seed: AN 37, Full 50; chance
+        # gives 20), but is not enough for SCL.
         "smoke": {
             **_SCENES, **_SMOKE, "train_images": 500, "eval_images": 500, "epochs": 8, "start": 3,
             "ramp": 2.0, "eval_every": 2,
@@ -88,9 +85,9 @@ PROFILES: dict[str, dict[str, dict[str, object]]] = {
     "coco2014": _photographs(2.9),
     "coco2017": _photographs(2.9),
     "imagenet": _photographs(1.2),  # our prior: ReaL has 1.2 valid labels per image
-    "folder": _own_photographs(),
-    "table": _own_photographs(),
-    "coco18": _own_photographs(),  # a table with this name below the data root
+    "folder": _OWN_PHOTOGRAPHS,
+    "table": _OWN_PHOTOGRAPHS,
+    "coco18": _OWN_PHOTOGRAPHS,  # a table with this name below the data root
 }  # fmt: skip
 
 
@@ -127,17 +124,6 @@ def usual_method(profile: str) -> str:
     return "ren_scl" if profile == "frozen" else "en_scl"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Expected cost of one run: the time, and a text with the memory and the source."""
-
-    seconds: float
-    rest: str
-
-    def __str__(self) -> str:
-        return f"{duration(self.seconds)} and {self.rest}"
-
-
 def duration(seconds: float) -> str:
     """A time as a short text: "30 s", "6 min", "4 h"."""
     if seconds < 100:
@@ -145,27 +131,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
-# (data set, profile) -> cost, measured with one core for each of two runs at the same time, with
-# bfloat16. For other data sets that of VOC 2007 is said.
-COSTS: dict[tuple[str, str], Cost] = {
-    ("scenes", "cpu"): Cost(30, "0.8 GB"),
-    ("scenes", "tour"): Cost(20, "0.8 GB"),
-    ("voc2007", "cpu"): Cost(360, "2.1 GB"),
-    ("voc2007", "long"): Cost(720, "2.1 GB"),
-    ("voc2007", "frozen"): Cost(15, "2 GB, once 1 min and 1.8 GB of cache"),
-    ("coco18", "cpu"): Cost(720, "2.1 GB"),
-    ("coco18", "frozen"): Cost(35, "4 GB, once 2 min and 3.3 GB of cache"),
-}
-_SMOKE_COST, _PAPER_COST = Cost(10, "1 GB"), Cost(600, "8 GB of GPU memory (never run by us)")
+# Seconds of one run, measured with one core for each of two runs at the same time, with bfloat16.
+# Other data sets are taken to be as VOC 2007, with its 2,500 images; `paper` was never run.
+_SECONDS = {
+    "cpu": 360, "long": 720, "frozen": 15, "smoke": 10, "paper": 600, "tour": 20,
+    "scenes-cpu": 30, "coco18-cpu": 720, "coco18-frozen": 35,
+}  # fmt: skip
 
 
-def cost(dataset: str, profile: str) -> Cost:
-    """Expected time and memory of one run."""
-    if profile == "smoke":
-        return _SMOKE_COST
-    if profile == "paper":
-        return _PAPER_COST
-    if found := COSTS.get((dataset, profile)):
-        return found
-    usual = COSTS["voc2007", profile]
-    return Cost(usual.seconds, f"{usual.rest} (of VOC 2007 with 2,500 images; yours may differ)")
+def cost(dataset: str, profile: str) -> float:
+    """Expected seconds of one run."""
+    return _SECONDS.get(f"{dataset}-{profile}", _SECONDS[profile])

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
-from spcl_lib.runs.profiles import cost
+from spcl_lib.runs.profiles import cost, duration
 from spcl_lib.runs.run import prepare
 from spcl_lib.runs.store import Run, write_summary
 from spcl_lib.system import paths
@@ -83,7 +83,7 @@ def run_all(
     if waiting:
         first = waiting[0].config
         print(f"{len(waiting)} of {len(runs)} runs to do, {jobs} side by side", flush=True)
-        print(f"one run: {cost(first.dataset, first.profile)}", flush=True)
+        print(f"one run: {duration(cost(first.dataset, first.profile))}", flush=True)
         # If some runs keep heatmaps, prepare one of them: this checks whether they fit into memory.
         spatial = [r.config for r in waiting if METHODS[r.config.method].consistency == "scl"]
         prepare((spatial or [first])[0], data_root)

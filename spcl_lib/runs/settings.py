@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +19,15 @@ SINGLE_LABEL = frozenset({"imagenet", "folder"})
 TABLES = frozenset({"table", "coco18"})  # train.csv and val.csv list the images
 WITHOUT_OBJECTS = SINGLE_LABEL | TABLES  # these do not tell where objects are
 _OWN_VALIDATION = SINGLE_LABEL | {"scenes"}  # these hold out images in their own ways
+_FIELDS = {
+    field.name: field
+    for owner in (RunConfig, MethodSettings)
+    for field in dataclasses.fields(owner)
+    if field.name != "settings"  # the group of the method's settings
+}
+# --set does not take these: they have their own options, or the code sets them.
+_SETTABLE = _FIELDS.keys() - {"dataset", "method", "seed", "profile", "content"}
+
 
 def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
     """The methods that a data set allows; some need full labels of the training images."""
@@ -48,28 +56,58 @@ def make_config(
             wrong type or is outside its range.
     """
     _check_names(dataset, method, profile)
+    for key in overrides or {}:
+        if key not in _SETTABLE:
+            raise unknown_name("setting", key, [name for name in _FIELDS if name in _SETTABLE])
     values = PROFILES[dataset][profile] | chosen_settings(dataset, profile, method)
-    for key, value in (overrides or {}).items():
-        values[key] = _parse_value(key, value)
-    values.update(dataset=dataset, method=method, seed=int(seed), profile=profile)
+    values |= overrides or {}
+    values |= {"dataset": dataset, "method": method, "seed": seed, "profile": profile}
     return check_config(RunConfig.from_flat(values))
 
 
 def check_config(config: RunConfig) -> RunConfig:
-    """The same configuration, if all its values are valid.
+    """The same configuration with values of the right types, if all of them are valid.
 
     Raises:
         UserError: a value has the wrong type or is outside its range, or a name is unknown.
     """
-    values = config.flat()
-    for key, kind in _TYPES.items():
-        if type(values[key]) is not kind and (kind, type(values[key])) != (float, int):
-            raise _wrong_type(key, kind, values[key])
     _check_names(config.dataset, config.method, config.profile)
-    for key in _TYPES:
-        _check_alone(key, values[key])
-    _check_together(values)
+    values = {name: _checked(name, value) for name, value in config.flat().items()}
+    config = RunConfig.from_flat(values)
+    _check_together(config)
     return config
+
+
+def changes(config: RunConfig) -> dict[str, object]:
+    """The settings that differ from the profile, by name."""
+    profile = make_config(config.dataset, config.method, config.seed, config.profile).flat()
+    return {k: v for k, v in config.flat().items() if v != profile[k] and k != "content"}
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:
+    """The `key=value` texts of the command line as a dictionary, for `make_config`."""
+    found = {}
+    for pair in pairs:
+        key, separator, found[key] = pair.partition("=")
+        if not separator:
+            raise UserError(f"'--set {pair}' has no value; write --set key=value")
+    return found
+
+
+def describe_settings() -> list[str]:
+    """Lines about every setting of `--set`: its default, its help text and its choices."""
+    lines = []
+    for name, field in _FIELDS.items():
+        if name in _SETTABLE:
+            value, about = field.default, field.metadata
+            start = f"  {name}={value:g}" if isinstance(value, float) else f"  {name}={value}"
+            one_of = f" ({', '.join(about['choices'])})" if about["choices"] else ""
+            first, *rest = textwrap.wrap(about["help"] + one_of, 64)
+            lines += [f"{start:32}{first}", *(" " * 32 + more for more in rest)]
+    return lines
+
+
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def _check_names(dataset: str, method: str, profile: str) -> None:
@@ -86,115 +124,44 @@ def _check_names(dataset: str, method: str, profile: str) -> None:
         raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
 
 
-def changes(config: RunConfig) -> dict[str, object]:
-    """The settings that differ from the profile, by name."""
-    profile = make_config(config.dataset, config.method, config.seed, config.profile).flat()
-    return {k: v for k, v in config.flat().items() if v != profile[k] and k != "content"}
-
-
-def parse_overrides(pairs: Iterable[str]) -> dict[str, object]:
-    """Checks `key=value` texts of the command line, and returns them as a dictionary.
-
-    Raises:
-        UserError: a text has no "=", a key is unknown, or a value has the wrong type.
-    """
-    overrides = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise UserError(f"'--set {pair}' has no value; write --set key=value")
-        overrides[key] = _parse_value(key, value)
-    return overrides
-
-
-# --set does not take these: they have their own options, or the code sets them.
-_NOT_SET = ("dataset", "method", "seed", "profile", "content")
-_FIELDS = {
-    f.name: f
-    for f in (*dataclasses.fields(RunConfig), *dataclasses.fields(MethodSettings))
-    if f.name != "settings"  # the group of the method's settings
-}
-_TYPES = {
-    name: kind
-    for owner in (RunConfig, MethodSettings)
-    for name, kind in typing.get_type_hints(owner).items()
-    if name != "settings"
-}
-_SETTABLE = [name for name in _FIELDS if name not in _NOT_SET]
-
-
-def describe_settings() -> list[str]:
-    """Lines about every setting of `--set`: its default, its help text and its choices."""
-    lines = []
-    for name in _SETTABLE:
-        value, about = _FIELDS[name].default, _FIELDS[name].metadata
-        start = f"  {name}={value:g}" if isinstance(value, float) else f"  {name}={value}"
-        one_of = f" ({', '.join(about['choices'])})" if about["choices"] else ""
-        first, *rest = textwrap.wrap(about["help"] + one_of, 64)
-        lines += [f"{start:32}{first}".rstrip(), *(" " * 32 + more for more in rest)]
-    return lines
-
-
-def _parse_value(key: str, value: object) -> object:
-    if key not in _SETTABLE:
-        raise unknown_name("setting", key, _SETTABLE)
-    kind = _TYPES[key]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is kind:
-        return value
+def _checked(name: str, given: object) -> Any:
+    """A value in the type of its field, if it is within the field's limits or choices."""
+    kind, about = type(_FIELDS[name].default), _FIELDS[name].metadata
     try:
-        if isinstance(value, str):
-            return kind(value)
-    except ValueError:
-        pass
-    raise _wrong_type(key, kind, value)
+        value = kind(given)
+    except (TypeError, ValueError):
+        value = None
+    if value is None or (value != given and not isinstance(given, str)):
+        raise UserError(f"setting '{name}' must be of type {kind.__name__}; got '{given}'")
+    if kind is not str:
+        if about and not about["low"] <= value <= about["high"]:
+            raise UserError(
+                f"setting '{name}' must be in {about['low']:g}..{about['high']:g}; got {given}"
+            )
+    elif name == "backbone" and value.startswith(PREFIX):
+        require_timm_model(value)
+    elif about and about["choices"] and value not in about["choices"]:
+        raise unknown_name(f"value of '{name}'", value, about["choices"])
+    return value
 
 
-def _wrong_type(key: str, kind: type, value: object) -> UserError:
-    return UserError(f"setting '{key}' must be of type {kind.__name__}; got '{value}'")
-
-
-def _check_alone(name: str, value: Any) -> None:
-    """Checks a value against the limits or the choices of its field."""
-    about = _FIELDS[name].metadata
-    if not about:
-        return
-    if isinstance(value, str):
-        if name == "backbone" and value.startswith(PREFIX):
-            require_timm_model(value)
-        elif about["choices"] and value not in about["choices"]:
-            raise unknown_name(f"value of '{name}'", value, about["choices"])
-    elif not about["low"] <= value <= about["high"]:
-        raise UserError(
-            f"setting '{name}' must be in {about['low']:g}..{about['high']:g}; got {value}"
-        )
-
-
-def _check_together(values: Mapping[str, Any]) -> None:
+def _check_together(config: RunConfig) -> None:
     """Checks values that depend on each other."""
-    backbone, is_head = values["backbone"], values["trained"] == "head"
-    if backbone.startswith(PREFIX) and values["frozen"] and not is_head:
+    is_head, report = config.trained == "head", f"report={config.report}"
+    if config.backbone.startswith(PREFIX) and config.frozen and not is_head:
         raise UserError(
-            f"'frozen' counts blocks, and {backbone} is one block; train all of it with "
+            f"'frozen' counts blocks, and {config.backbone} is one block; train all of it with "
             "--set frozen=0, or only the last layer with --set trained=head"
         )
-    if values["scale_min"] > values["scale_max"]:
-        raise UserError(
-            "settings must satisfy scale_min <= scale_max; "
-            f"got {values['scale_min']} and {values['scale_max']}"
-        )
-    if is_head and not values["crop_side"] <= values["image_side"] == values["eval_side"]:
+    if config.scale_min > config.scale_max:
+        raise UserError(f"scale_min={config.scale_min} is above scale_max={config.scale_max}")
+    if is_head and not config.crop_side <= config.image_side == config.eval_side:
         raise UserError(
             "with trained=head the features of whole images are used for both: image_side and "
-            f"eval_side must be equal, and crop_side not larger; got {values['image_side']}, "
-            f"{values['eval_side']} and {values['crop_side']}"
+            "eval_side must be equal, and crop_side not larger"
         )
-    if values["report"] == "train" and values["dataset"] != "folder":
-        raise UserError("report=train, which trains on all images, goes with the data set folder")
-    if values["held_out"] and (values["report"] != "val" or values["dataset"] in _OWN_VALIDATION):
-        raise UserError(
-            "held_out chooses a part of the training images with report=val; it does not go with "
-            f"report={values['report']} of {values['dataset']}"
-        )
-    Pooling(values["pooling"], values["pooling_strength"])  # checks itself
+    if config.report == "train" and config.dataset != "folder":
+        raise UserError(f"{report}, which trains on all images, goes with the data set folder")
+    if config.held_out and (config.report != "val" or config.dataset in _OWN_VALIDATION):
+        raise UserError(f"held_out={config.held_out} does not go with {report} of {config.dataset}")
+    Pooling(config.pooling, config.pooling_strength)  # checks itself

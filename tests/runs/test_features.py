@@ -186,12 +186,6 @@ def test_a_backbone_without_a_dilated_form_is_refused(backbone):
         build_backbone(backbone, None, dilation=2)
 
 
-@pytest.mark.parametrize("sides", [{"crop_side": 80}, {"eval_side": 96}, {"image_side": 96}])
-def test_sides_that_do_not_go_together_are_refused(sides):
-    with pytest.raises(UserError, match="image_side and eval_side must be equal"):
-        make_config("voc2007", "an", 0, "frozen", SMALL | sides)
-
-
 def test_a_run_trains_the_head_only_and_can_predict(results, config):
     config, voc = config
     metrics = run(config, voc)

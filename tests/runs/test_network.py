@@ -1,19 +1,15 @@
 """The scenes' backbone comes with the package, with the recipe that made it."""
 
 import importlib.util
-import json
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from spcl_lib.config import RETIRED, RunConfig
 from spcl_lib.data import scenes
 from spcl_lib.model import build_backbone, normalise
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
 
 FILE = paths.notebooks() / "reference" / "small_resnet.safetensors"
 
@@ -50,12 +46,3 @@ def test_the_recipe_makes_such_a_file(tmp_path):
     made, kept = load_file(tmp_path / "a"), load_file(FILE)
     assert made.keys() == kept.keys()
     assert all((made[k].shape, made[k].dtype) == (kept[k].shape, kept[k].dtype) for k in kept)
-
-
-def test_settings_that_are_gone_are_ignored_at_their_usual_values_and_named_at_others():
-    flat = RunConfig(lr=0.5).flat()
-    for name, usual in RETIRED.items():
-        for value in usual:
-            assert RunConfig.from_flat(json.loads(json.dumps(flat | {name: value}))).lr == 0.5
-        with pytest.raises(UserError, match=f"'{name}' is gone.* changed it to 7"):
-            RunConfig.from_flat(flat | {name: 7})

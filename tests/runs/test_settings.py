@@ -7,11 +7,11 @@ import re
 import pytest
 
 from spcl_lib import UserError
-from spcl_lib.config import RunConfig
+from spcl_lib.config import RETIRED, RunConfig
 from spcl_lib.data.draws import DRAWS
 from spcl_lib.data.image_set import PARTS
 from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
-from spcl_lib.runs.profiles import COSTS, METHODS_IN_SHORT, PROFILES, chosen_settings, cost
+from spcl_lib.runs.profiles import METHODS_IN_SHORT, PROFILES, cost
 from spcl_lib.runs.settings import changes, make_config, methods_of, parse_overrides
 from spcl_lib.system import paths
 
@@ -30,23 +30,18 @@ def mistake(*arguments, **options):
 
 
 @pytest.mark.parametrize("dataset", PROFILES)
-def test_every_profile_of_every_method_is_valid_and_says_what_it_costs(dataset):
-    assert {"cpu", "smoke"} <= set(PROFILES[dataset])
+def test_every_profile_of_every_method_is_valid_and_has_a_cost(dataset):
     for profile in PROFILES[dataset]:
         for method in methods_of(dataset):
             config = make_config(dataset, method, 3, profile)
-            names = (config.dataset, config.method, config.seed, config.profile)
-            assert names == (dataset, method, 3, profile)
             assert config.report == "test" and config.label_seed == 0  # the same labels for all
-        expected = cost(dataset, profile)
-        assert expected.seconds > 0 and " and " in str(expected)
-    assert set(COSTS) <= {(d, p) for d in PROFILES for p in PROFILES[d]}
+            assert changes(config) == {}
+        assert cost(dataset, profile) > 0
 
 
 def test_full_and_iun_need_a_data_set_whose_training_images_have_full_labels():
     assert methods_of("voc2007") == list(PAPER_METHODS)
     for dataset in ("imagenet", "folder"):
-        assert methods_of(dataset) == [name for name in PAPER_METHODS if name != "full"]
         assert not {"full", "iun"} & set(methods_of(dataset, METHODS))
     said = mistake("imagenet", "full")
     assert "'full' needs all labels" in said and "Valid: an, cl, scl" in said
@@ -62,10 +57,6 @@ def test_a_profile_of_ones_own_photographs_has_what_the_league_of_coco_chose():
             settings = make_config(dataset, method, 0, "frozen").flat()
             for name in chosen[method].keys() - of_profile:
                 assert settings[name] == chosen[method][name], (method, name)
-        assert set(chosen_settings("folder", "frozen", method)) <= set(chosen[method])
-    assert changes(make_config("folder", "ren_scl", 0, "frozen")) == {}
-    own = make_config("folder", "ren_scl", 0, "frozen", {"robustness": 1.0})
-    assert changes(own) == {"robustness": 1.0}
 
 
 def test_run_needs_no_method_and_names_all_of_them(spcl, monkeypatch):
@@ -88,15 +79,10 @@ def test_run_needs_no_method_and_names_all_of_them(spcl, monkeypatch):
     assert set(METHODS_IN_SHORT) <= set(METHODS)
 
 
-@pytest.mark.parametrize("given", [("--seed", "1"), ("--set", "lr=1"), ("--profile", "smoke"),
-                                   ("--dataset", "scenes"), ("--method", "an")])  # fmt: skip
-def test_options_beside_a_configuration_are_refused(given, spcl, tmp_path):
+def test_options_beside_a_configuration_are_refused(spcl, tmp_path):
     """They were ignored without a word."""
-    file = tmp_path / "config.json"
-    values = make_config("scenes", "an", 0, "smoke").flat()
-    file.write_text(json.dumps({"config": values, "data_root": None}))
-    outcome = spcl("run", "--config", file, *given)
-    assert outcome.status == 2 and f"{given[0]} does not go with it" in outcome.err
+    outcome = spcl("run", "--config", tmp_path / "config.json", "--set", "lr=1")
+    assert outcome.status == 2 and "--set does not go with it" in outcome.err
 
 
 # --- layers and digest ----------------------------------------------------------------------------
@@ -110,7 +96,6 @@ def test_defaults_give_way_to_the_profile_and_that_to_overrides(monkeypatch):
     assert values == (RunConfig().flip, 5, 0.3, 0.5, "a=b.pth")
     assert isinstance(config.settings.momentum, float)
     assert changes(config) == {"lr": 0.3, "weights": "a=b.pth", "momentum": 0.0}
-    assert changes(make_config("scenes", "an")) == {}
 
 
 def test_a_flat_configuration_is_the_same_one_again_and_knows_no_other_name():
@@ -119,6 +104,15 @@ def test_a_flat_configuration_is_the_same_one_again_and_knows_no_other_name():
     assert config.replace(weight=1.0, epochs=24) == make_config("scenes", "scl", 1)
     with pytest.raises(TypeError, match="wieght"):
         RunConfig.from_flat({"wieght": 1})
+
+
+def test_settings_that_are_gone_are_ignored_at_their_usual_values_and_named_at_others():
+    flat = RunConfig(lr=0.5).flat()
+    for name, usual in RETIRED.items():
+        for value in usual:
+            assert RunConfig.from_flat(json.loads(json.dumps(flat | {name: value}))).lr == 0.5
+        with pytest.raises(UserError, match=f"'{name}' is gone.* changed it to 7"):
+            RunConfig.from_flat(flat | {name: 7})
 
 
 def test_the_digest_changes_with_any_value_but_not_with_a_new_setting():
@@ -142,16 +136,15 @@ def test_unknown_names_come_with_the_closest_and_all_valid_ones():
     assert "Did you mean 'smoke'?" in said and "cpu" in said
     said = mistake("scenes", "an", overrides={"momentun": 0.5})
     assert "setting 'momentun'" in said and "Did you mean 'momentum'?" in said and "lr," in said
-    for name in (*OWN_OPTIONS, "settings"):
+    for name in (*OWN_OPTIONS, "settings", ""):
         assert f"unknown setting '{name}'" in mistake("scenes", "an", overrides={name: "1"})
-    for pair in ("lr", "=3", "lr 3", ""):
-        with pytest.raises(UserError):
-            parse_overrides([pair])
+    with pytest.raises(UserError, match="'--set lr 3' has no value"):
+        parse_overrides(["lr 3"])
 
 
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
-    [("epochs", "many", "int"), ("epochs", "1.5", "int"), ("epochs", True, "int"),
+    [("epochs", "many", "int"), ("epochs", "1.5", "int"), ("epochs", 1.5, "int"),
      ("lr", "fast", "float"), ("lr", None, "float"), ("distance", 1, "str")],
 )  # fmt: skip
 def test_a_wrong_type_is_named(name, value, kind):
@@ -169,7 +162,6 @@ def test_every_setting_says_what_it_is_and_refuses_what_lies_outside(field):
             assert f"unknown value of '{field.name}' 'another'" in said
             assert ", ".join(about["choices"]) in said
         return
-    assert about["low"] <= field.default <= about["high"] < float("inf")
     kind = type(field.default)
     outside = [kind(about["low"] - 1), kind(about["high"] * 2 + 1)]
     for value in (*outside, *(["nan"] if kind is float else [])):
@@ -181,18 +173,22 @@ def test_limits_are_those_of_the_code_that_uses_them():
     fields = RunConfig.__dataclass_fields__
     assert fields["draw"].metadata["choices"] == DRAWS
     assert fields["held_out"].metadata["high"] == PARTS - 1
-    for name, value in (("lr", "0"), ("scale_min", "0"), ("momentum", "1"), ("epochs", "0")):
-        assert f"'{name}' must be in" in mistake("scenes", "an", overrides={name: value})
     assert "'seed' must be in" in mistake("scenes", "an", seed=-1)
-    together = {"scale_min": 0.5, "scale_max": 0.4}
-    assert "scale_min <= scale_max" in mistake("scenes", "an", overrides=together)
 
 
-def test_only_a_real_data_set_has_other_held_out_parts():
-    assert make_config("coco18", "an", 0, "smoke", {"report": "val", "held_out": 2}).held_out == 2
-    for dataset, report in (("scenes", "val"), ("imagenet", "val"), ("coco18", "test")):
-        said = mistake(dataset, "an", overrides={"report": report, "held_out": 1})
-        assert f"does not go with report={report} of {dataset}" in said
+@pytest.mark.parametrize(
+    ("dataset", "settings", "said"),
+    [
+        ("scenes", {"scale_min": 0.5, "scale_max": 0.4}, "scale_min=0.5 is above scale_max=0.4"),
+        ("scenes", {"report": "val", "held_out": 1}, "does not go with report=val of scenes"),
+        ("imagenet", {"report": "val", "held_out": 1}, "does not go with report=val of imagenet"),
+        ("coco18", {"report": "test", "held_out": 1}, "does not go with report=test of coco18"),
+        ("scenes", {"report": "train"}, "goes with the data set folder"),
+        ("voc2007", {"trained": "head"}, "image_side and eval_side must be equal"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(dataset, settings, said):
+    assert said in mistake(dataset, "an", overrides=settings)
 
 
 def test_the_help_has_a_line_for_every_setting(spcl, capsys):

@@ -154,11 +154,9 @@ def test_damaged_metrics_do_not_count_and_are_named_once(damage, results, capsys
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"epochs": "3"}, "'epochs' must be of type int"), ({"lr": None}, "'lr' must be of type"),
-        ({"seed": 1.5}, "'seed' must be of type int"), ({"flip": True}, "'flip' must be of type"),
-        ({"momentum": [0.5]}, "'momentum'"), ({"epochs": -1}, "'epochs' must be in 1.."),
-        ({"method": "none"}, "unknown method"), ({"profile": "none"}, "unknown profile"),
-        ({"dataset": "none"}, "unknown data set"), ({"novelty": 1}, "novelty"),
+        ({"seed": 1.5}, "'seed' must be of type int"), ({"epochs": -1}, "'epochs' must be in 1.."),
+        ({"momentum": [0.5]}, "'momentum'"), ({"method": "none"}, "unknown method"),
+        ({"novelty": 1}, "novelty"),
     ],
 )  # fmt: skip
 def test_a_configuration_with_a_wrong_value_is_named(change, said, tmp_path):
