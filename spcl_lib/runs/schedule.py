@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -59,8 +58,6 @@ def run_all(
 ) -> list[Task]:
     """Makes the unfinished runs, at most `jobs` processes at a time, and rewrites the summary.
 
-    A run that another process is at waits for it, and is then finished.
-
     Args:
         configs: configurations on one data set.
         data_root: see `paths.data_root`.
@@ -77,13 +74,16 @@ def run_all(
         UserError: the data are missing or damaged, or results cannot be written. The check comes
             before the first run.
     """
-    _check_results_folder()
+    with explain_refusals(paths.results()):
+        paths.results().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=paths.results()).close()
     runs = [Run.of(config, data_root) for config in dict.fromkeys(configs)]
     waiting = [run for run in runs if force or run.metrics is None]
     if waiting:
         first = waiting[0].config
-        print(f"{len(waiting)} of {len(runs)} runs to do, {jobs} side by side", flush=True)
-        print(f"one run: {duration(cost(first.dataset, first.profile))}", flush=True)
+        seconds = cost(first.dataset, first.profile)
+        print(f"{len(waiting)} of {len(runs)} runs to do, {jobs} side by side; one run: "
+              f"{duration(seconds)}", flush=True)  # fmt: skip
         # If some runs keep heatmaps, prepare one of them: this checks whether they fit into memory.
         spatial = [r.config for r in waiting if METHODS[r.config.method].consistency == "scl"]
         prepare((spatial or [first])[0], data_root)
@@ -102,44 +102,7 @@ def _task_of(runs: Sequence[Run], force: bool) -> Task:
     )  # fmt: skip
 
 
-def _check_results_folder() -> None:
-    """Checks before the first run whether results can be written."""
-    folder = paths.results()
-    with explain_refusals(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-
-
 # --- processes ------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Processes:
-    """The processes that run now, by task; none is left after `stop`."""
-
-    running: dict[str, subprocess.Popen] = field(default_factory=dict)
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-    def carry_out(self, task: Task) -> str | None:
-        """Waits for the process of a task; returns why it failed, None if it did not."""
-        task.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(task.log, "ab") as log:
-            began = log.tell()
-            process = _start(task, log.fileno())
-            self.running[task.name] = process
-            if self.stopped.is_set():
-                process.terminate()
-            status = process.wait()
-            del self.running[task.name]
-        if status == 0 and task.is_done():
-            task.on_done()
-            return None
-        return _cause(status, task.log.read_bytes()[began:].decode(errors="replace"))
-
-    def stop(self) -> None:
-        self.stopped.set()
-        for process in list(self.running.values()):
-            process.terminate()
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
@@ -148,38 +111,46 @@ def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
     Returns:
         The failed tasks.
     """
-    failed: list[Task] = []
-    processes = _Processes()
+    waiting, failed = list(tasks), []
+    running: dict[str, tuple[Task, subprocess.Popen]] = {}
     bar = tqdm(total=len(tasks), desc=title, unit="run", smoothing=0, disable=not tasks)
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            futures = {pool.submit(processes.carry_out, task): task for task in tasks}
-            bar.set_postfix_str(", ".join(task.name for task in tasks[:jobs]))
-            for future in as_completed(futures):
-                task, cause = futures[future], future.result()
-                if cause is not None:
-                    failed.append(task)
-                    bar.write(f"FAILED {task.name}: {cause} (log: {task.log})")
-                bar.set_postfix_str(", ".join(list(processes.running)), refresh=False)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task = waiting.pop(0)
+                running[task.name] = task, _start(task)
+                bar.set_postfix_str(", ".join(running))
+            time.sleep(0.02)
+            for task, process in [pair for pair in running.values() if pair[1].poll() is not None]:
+                del running[task.name]
                 bar.update()
-        finally:  # also on Ctrl-C: no process continues in the background
-            pool.shutdown(wait=False, cancel_futures=True)
-            processes.stop()
-            bar.close()
+                if process.returncode == 0 and task.is_done():
+                    task.on_done()
+                else:
+                    failed.append(task)
+                    cause = _cause(process.returncode, task.log)
+                    bar.write(f"FAILED {task.name}: {cause} (log: {task.log})")
+    finally:  # also on Ctrl-C: no process continues in the background
+        for _, process in running.values():
+            process.terminate()
+            process.wait()
+        bar.close()
     return failed
 
 
-def _start(task: Task, log: int) -> subprocess.Popen:
+def _start(task: Task) -> subprocess.Popen:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": threads_of_a_run(),
         "TQDM_DISABLE": "1",  # no bars in a log
         PARENT: str(os.getpid()),  # the task ends if this process is killed
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", task.module, *task.arguments],
-        stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(task.log, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", task.module, *task.arguments],
+            stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
 
 
 def threads_of_a_run() -> str:
@@ -192,13 +163,10 @@ def threads_of_a_run() -> str:
     return os.environ.get("OMP_NUM_THREADS") or str(usual)
 
 
-def _cause(status: int, said: str) -> str:
-    """Why a task failed: the signal that killed it, else the error that its output names."""
+def _cause(status: int, log: Path) -> str:
+    """Why a task failed: the signal that killed it, or the end of its log."""
     if status < 0:
         more = "; perhaps the memory was full" if -status == signal.SIGKILL else ""
         return f"killed by signal {-status} ({signal.strsignal(-status)}){more}"
-    if status == 0:
-        return "it ended without a result"
-    lines = said.replace("\r", "\n").strip().split("\n")
-    errors = [line for line in lines if line.startswith("spcl: error: ")]
-    return (errors or lines)[-1] or "it said nothing"
+    lines = log.read_text(errors="replace").replace("\r", "\n").strip().split("\n")
+    return "it ended without a result" if status == 0 else lines[-1]

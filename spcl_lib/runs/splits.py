@@ -28,7 +28,7 @@ from spcl_lib.system.memory import require_memory
 
 # Names of both parts in the cache, by the setting `report`.
 _PARTS = {"test": ("train", "val"), "val": ("remaining", "held-out"), "train": ("all", "all")}
-SCENES_SPLITS = {"train": 1000, "val": 1000, "test": 2000}
+_SCENES = {"train": 1000, "val": 1000, "test": 2000}  # images of each split
 
 Splits = tuple[ImageSet, ImageSet]  # to train on, to report on
 
@@ -36,9 +36,8 @@ Splits = tuple[ImageSet, ImageSet]  # to train on, to report on
 def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool = False) -> Splits:
     """The images to train on, and the images to report on, with full labels.
 
-    With `report="val"`, no image of the final report is used. Scenes are then evaluated on `val`.
-    The `train` of a real data set is split into 60 % for training and 40 % for evaluation. For a
-    folder, see `folder.list_folder_splits`.
+    With `report="val"`, no image of the final report is used. Scenes are then evaluated on `val`;
+    the `train` of a real data set is split into 60 % for training and 40 % for evaluation.
 
     Args:
         config: the run's configuration.
@@ -47,7 +46,7 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
 
     Raises:
         UserError: the data are missing or damaged, or the method's running averages do not fit.
-            This is checked before the images are decoded, which can take hours.
+            This is found before the images are decoded, which can take hours.
     """
     train, evaluation = _list_splits(config, data_root, objects)
     for note in (*train.notes, *evaluation.notes):
@@ -59,16 +58,14 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     size = len(train), len(train.classes)
     needed = bytes_of_averages(config.method, *size, config.settings)
     require_memory("running averages of {:,} images x {:,} classes".format(*size), needed)
-    names = _PARTS[config.report]
-    part = f"-{config.held_out}" if config.held_out else ""
-    return _decode(train, names[0] + part, config), _decode(evaluation, names[1] + part, config)
+    first, second = _PARTS[config.report]
+    return _decode(train, first, config), _decode(evaluation, second, config)
 
 
 def identify_data(config: RunConfig, data_root: str | Path | None) -> RunConfig:
     """The configuration with `content`, the fingerprint of the run's data.
 
-    Without it, a run on another copy or on more images would count as finished. Scenes need none,
-    because code draws them.
+    Without it, a run on more images would count as finished. Scenes need none: code draws them.
 
     Raises:
         UserError: the data are missing, or the configuration belongs to other data.
@@ -91,39 +88,39 @@ def identify_all(configs: Sequence[RunConfig], data_root: str | Path | None) -> 
 
 
 def list_report(config: RunConfig, data_root: str | Path | None) -> ImageSet:
-    """The images that a run reports on, with their labels, before they are decoded.
-
-    Raises:
-        UserError: see `identify_data`.
-    """
+    """The images that a run reports on, with their labels, before they are decoded."""
     _, evaluation = _list_splits(identify_data(config, data_root), data_root)
     return evaluation.first(config.eval_images or len(evaluation))
 
 
 def report_labels(config: RunConfig) -> str:
     """The labels for the evaluation of a run: "full", or "single" if no others are known."""
-    if config.dataset == "folder" and not config.full_labels:
-        return "single"
-    return "single" if config.dataset in SINGLE_LABEL and config.report != "test" else "full"
+    if config.dataset not in SINGLE_LABEL:
+        return "full"
+    are_known = config.dataset == "imagenet" or config.full_labels
+    return "full" if are_known and config.report == "test" else "single"
 
 
 def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool = False) -> Splits:
     """Both splits, before photographs are decoded."""
-    if config.dataset == "scenes":
+    name, year = config.dataset, config.dataset[-4:]
+    if name == "scenes":
         return _scenes("train", config), _scenes(config.report, config)
     root = _root(config, data_root)
-    if config.dataset == "folder":
+    if name == "folder":
         return list_folder_splits(root, config.labels, config.full_labels, config.report)
-    if config.dataset == "imagenet":
+    if name == "imagenet":
         return list_imagenet(root, config.report, config.train_images, config.eval_images)
-    if config.dataset in TABLES:
-        splits = list_table(root if config.dataset == "table" else root / config.dataset)
+    if name in TABLES:
+        splits = list_table(root if name == "table" else root / name)
         return splits if config.report == "test" else _hold_out(splits[0], config)
-    objects = objects or config.draw in NEED_BOXES
-    load = partial(_LISTS[config.dataset], config, root, objects=objects)
-    if config.report == "test":
-        return load("train"), load("val")
-    return _hold_out(load("train"), config)
+    if name.startswith("voc"):
+        boxes = objects or config.draw in NEED_BOXES
+        read = partial(list_voc, root, year=int(year), difficult=config.difficult, boxes=boxes)
+    else:
+        read = partial(list_coco, root, year=int(year), unannotated=config.unannotated)
+    train = read("train")
+    return (train, read("val")) if config.report == "test" else _hold_out(train, config)
 
 
 def _hold_out(train: ImageSet, config: RunConfig) -> Splits:
@@ -131,21 +128,8 @@ def _hold_out(train: ImageSet, config: RunConfig) -> Splits:
     return train.subset(stay), replace(train.subset(held), notes=())
 
 
-def _voc(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
-    return list_voc(root, split, int(config.dataset[-4:]), config.difficult, objects)
-
-
-def _coco(config: RunConfig, root: Path, split: str, objects: bool) -> ImageSet:
-    return list_coco(root, split, int(config.dataset[-4:]), config.unannotated)
-
-
-_OWN_FOLDER = ("folder", "table")
-# Each function lists a split, "train" or "val".
-_LISTS = {"voc2007": _voc, "voc2012": _voc, "coco2014": _coco, "coco2017": _coco}
-
-
 def _root(config: RunConfig, data_root: str | Path | None) -> Path:
-    if config.dataset in _OWN_FOLDER and not data_root:  # the default root holds other data sets
+    if config.dataset in ("folder", "table") and not data_root:  # the default root holds others
         raise UserError(
             f"the data set '{config.dataset}' needs --data-root DIR: the folder of your images"
         )
@@ -153,7 +137,7 @@ def _root(config: RunConfig, data_root: str | Path | None) -> Path:
 
 
 def _scenes(split: str, config: RunConfig) -> ImageSet:
-    count, side = SCENES_SPLITS[split], config.image_side
+    count, side = _SCENES[split], config.image_side
 
     def make() -> dict[str, torch.Tensor]:
         made = scenes.make_scenes(count, split, side)
@@ -167,16 +151,17 @@ def _scenes(split: str, config: RunConfig) -> ImageSet:
 def _keep_labelled(train: ImageSet, dataset: str) -> ImageSet:
     """Leaves out images without a label to train on (VOC: all difficult), and prints how many."""
     labelled = train.labels.any(1)
-    count = len(train) - int(labelled.sum())
-    if not count:
+    if labelled.all():
         return train
-    print(f"{dataset}: training images without a positive label: {count:,} of {len(train):,}, "
-          "left out", flush=True)  # fmt: skip
+    print(f"{dataset}: training images without a positive label: {int((~labelled).sum()):,} of "
+          f"{len(train):,}, left out", flush=True)  # fmt: skip
     return train.subset(labelled.nonzero().flatten())
 
 
 def _decode(data: ImageSet, part: str, config: RunConfig) -> ImageSet:
     if data.files is None:
         return data
-    name = f"{config.dataset}-{part}-{len(data)}"  # every selection has its own cache
+    # Every selection has its own cache.
+    part += f"-{config.held_out}" if config.held_out else ""
+    name = f"{config.dataset}-{part}-{len(data)}"
     return decode_image_set(data, config.image_side, name, config.damaged)
