@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.cache import format_size, require_space, set_aside
+from spcl_lib.data.cache import format_size, make_file, require_space
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
 from spcl_lib.system import paths
-from spcl_lib.system.checksums import DamagedError, check_sealed, seal
+from spcl_lib.system.checksums import check_sealed, seal
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import explain_refusals, lock_file
 from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.machine import choose_device
 
@@ -55,44 +53,35 @@ class FeatureMaps:
 
 
 def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> ImageSet:
-    """The input of a run: features if only the head is trained, else the split itself."""
-    return with_features(model, data, config) if config.trained == "head" else data
+    """The input of a run: the split itself, or with features if only the head is trained.
 
-
-def with_features(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> ImageSet:
-    """The same split with features (N, D, G, G) in place of images.
-
-    The features are memory-mapped from one file in the cache folder. A stopped computation
-    continues. If the file is damaged, it is named, set aside and computed again.
-
-    Args:
-        model: the model whose backbone computes the features.
-        data: a decoded split.
-        config: configuration of the run; the file name depends on its `content`.
+    The features (N, D, G, G) take the place of the images, memory-mapped from the cache.
 
     Raises:
         UserError: the features would be larger than `paths.cache_limit`, or the disk is full.
     """
-    shape = _feature_shape(model, config.image_side)  # (G, G, D)
-    needed = len(data) * math.prod(shape) * _DTYPE.itemsize
+    if config.trained != "head":
+        return data
+    shape = (len(data), *_feature_shape(model, config.image_side))  # (N, G, G, D)
+    count = math.prod(shape)
+    needed = count * _DTYPE.itemsize
     if needed > paths.cache_limit():
         raise UserError(
             f"the features of {len(data):,} images would take {format_size(needed)}, more than "
-            f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}. Set {paths.CACHE_GB} higher, take "
-            "fewer images with --set train_images=N, or train the whole network with --profile cpu"
+            f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}. Set it higher, take fewer images "
+            "(--set train_images=N), or train the whole network (--profile cpu)"
         )
-    file = _feature_file(model, data, config)
-    with lock_file(file), explain_refusals(file):
-        try:
-            check_sealed(file, needed)
-        except (FileNotFoundError, DamagedError) as error:
-            if isinstance(error, DamagedError):
-                set_aside(file, error)
-            require_space(file.parent, needed, f"the features of {len(data):,} images")
-            _compute(model, data, config, file)
-    count = len(data) * math.prod(shape)
-    stored = torch.from_file(str(file), shared=False, size=count, dtype=_DTYPE)
-    return replace(data, images=FeatureMaps(stored.view(len(data), *shape)))
+
+    def read(file: Path) -> Tensor:
+        check_sealed(file, needed)
+        return torch.from_file(str(file), shared=False, size=count, dtype=_DTYPE).view(shape)
+
+    def write(temporary: Path) -> None:
+        require_space(temporary.parent, needed, f"the features of {len(data):,} images")
+        _compute(model, data, config, temporary)
+
+    cells = make_file(_feature_file(model, data, config), read, write)
+    return replace(data, images=FeatureMaps(cells))
 
 
 def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
@@ -103,9 +92,12 @@ def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
 
 
 def _feature_file(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Path:
+    weights = hashlib.sha256()
+    for tensor in model.features.state_dict().values():
+        weights.update(tensor.cpu().contiguous().numpy())
     low = isinstance(autocast(choose_device(), config.amp), torch.autocast)
     key = fingerprint(
-        [VERSION, _digest(model.features), config.dilation, low, config.content, data.ids,
+        [VERSION, weights.hexdigest(), config.dilation, low, config.content, data.ids,
          config.image_side]
     )  # fmt: skip
     backbone = re.sub(r"[^\w.-]", "-", config.backbone)  # timm:NAME is no name of a file everywhere
@@ -113,37 +105,16 @@ def _feature_file(model: SpatialClassifier, data: ImageSet, config: RunConfig) -
     return paths.cache() / ("-".join(parts) + ".bin")
 
 
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
 @torch.no_grad()
 def _compute(model: SpatialClassifier, data: ImageSet, config: RunConfig, file: Path) -> None:
-    """Writes the features of the images, batch by batch; the file gets its name at the end.
-
-    Every batch is on the disk before the next one is written. So a stop, or even a power cut, can
-    tear the last batch only, and this one is computed again.
-    """
-    part, device = file.with_suffix(".part"), next(model.parameters()).device
+    """Writes the features of the images, batch by batch."""
+    device = next(model.parameters()).device
     backbone = merge_normalisation(model.features).to(memory_format=torch.channels_last)
-    size = math.prod(_feature_shape(model, config.image_side)) * _DTYPE.itemsize
-    with open(part, "ab") as handle:
-        done = max(0, handle.tell() // (size * _BATCH) - 1) * _BATCH
-        handle.truncate(done * size)
-        bar = tqdm(
-            total=len(data), initial=done, desc="computing features", unit="image", mininterval=1
-        )
-        for chunk in torch.arange(done, len(data)).split(_BATCH):
+    batches = torch.arange(len(data)).split(_BATCH)
+    with open(file, "wb") as handle:
+        for batch in tqdm(batches, desc="computing features", mininterval=1):
             with autocast(device, config.amp):
-                features = backbone(normalise(data.images[chunk].to(device)))
+                features = backbone(normalise(data.images[batch].to(device)))
             cells = features.permute(0, 2, 3, 1).to("cpu", _DTYPE).contiguous()  # (B, G, G, D)
             handle.write(cells.view(torch.uint8).numpy().tobytes())
-            handle.flush()
-            os.fsync(handle.fileno())
-            bar.update(len(chunk))
-        bar.close()
-    seal(part)
-    part.replace(file)
+    seal(file)

@@ -1,7 +1,5 @@
 """Features of whole images, computed once, and training of the head alone."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,7 +9,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier, build_backbone, normalise
 from spcl_lib.runs import features
-from spcl_lib.runs.features import FeatureMaps, with_features
+from spcl_lib.runs.features import FeatureMaps, inputs_of
 from spcl_lib.runs.network import build_network, load_network
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
@@ -29,121 +27,55 @@ SMALL = {
 
 
 @pytest.fixture
-def config(voc):
-    """A small head-only run, and the folder of its data."""
-    made = make_config("voc2007", "en_scl", 0, "frozen", SMALL)
-    return identify_data(made, voc), voc
-
-
-@pytest.fixture(autouse=True)
-def own_cache(results, tmp_path, monkeypatch):
+def config(results, voc, tmp_path, monkeypatch):
+    """A small run that trains only the head; the features are in a cache of its own."""
     monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
+    return identify_data(make_config("voc2007", "en_scl", 0, "frozen", SMALL), voc)
 
 
-def prepared(config, voc):
-    model = build_network(config, 20, voc)
-    data, _ = load_splits(config, voc)
-    return model, data
+@pytest.fixture
+def given(config, voc):
+    """What the features are computed from."""
+    return build_network(config, 20, voc), load_splits(config, voc)[0], config
 
 
-def test_features_are_those_of_the_network(results, config):
-    config, voc = config
-    model, data = prepared(config, voc)
+def test_features_are_those_of_the_network_and_computed_once(given, monkeypatch):
+    model, data, _ = given
     maps = predict_maps(model, data.images, 64, "off")
-    known = with_features(model, data, config).images
+    known = inputs_of(*given).images
     assert known.dtype == torch.bfloat16 and known.shape == (6, 1280, 4, 4)
     assert torch.allclose(predict_maps(model, known, 64, "off"), maps, atol=0.05, rtol=0.02)
-    assert not model.features.training and not any(
-        p.requires_grad for p in model.features.parameters()
-    )
+    assert not any(p.requires_grad for p in model.features.parameters())
+    monkeypatch.setattr(features, "_compute", lambda *given: pytest.fail("computed again"))
+    assert torch.equal(inputs_of(*given).images[:], known[:])
 
 
-def test_they_are_computed_once_and_go_on_where_they_were_stopped(results, config, monkeypatch):
-    config, voc = config
-    model, data = prepared(config, voc)
-    whole = with_features(model, data, config).images[:].clone()
-    (file,) = paths.cache().glob("features-voc2007-*.bin")
-    monkeypatch.setattr(features, "_BATCH", 2)
-    seen = watch_backbone(monkeypatch)
-    assert torch.equal(with_features(model, data, config).images[:], whole)
-    assert seen == []
-    file.unlink()
-    stop_after(4, monkeypatch, lambda: with_features(model, data, config))
-    part = file.with_suffix(".part")
-    content = part.read_bytes()
-    # A power cut may have torn the second batch, which had not reached the disk.
-    part.write_bytes(content[: len(content) // 2] + bytes(len(content) // 2) + b"and a third")
-    seen.clear()
-    again = with_features(model, data, config).images[:]
-    assert seen == [2, 2] and torch.equal(again[:2], whole[:2])
-    assert torch.allclose(again.float(), whole.float(), atol=0.05, rtol=0.02)
-    assert not list(paths.cache().glob("*.part*"))
-
-
-def watch_backbone(monkeypatch, before=lambda done: None):
-    """The sizes of the batches whose features are computed; calls `before` with those so far."""
-    merge, done = features.merge_normalisation, []
-
-    def merged(blocks):
-        backbone = merge(blocks)
-        backbone.register_forward_pre_hook(lambda m, inputs: before(done))
-        backbone.register_forward_hook(lambda m, inputs, out: done.append(len(out)))
-        return backbone
-
-    monkeypatch.setattr(features, "merge_normalisation", merged)
-    return done
-
-
-def stop_after(count, monkeypatch, compute):
-    """Stops a computation of features after so many images."""
-
-    class Stopped(BaseException):
-        pass
-
-    def stop(done):
-        if sum(done) >= count:
-            raise Stopped
-
-    with monkeypatch.context() as patch:
-        watch_backbone(patch, stop)
-        with pytest.raises(Stopped):
-            compute()
-
-
-@pytest.mark.parametrize("how", ["empty", "cut", "flipped", "longer"])
-def test_damaged_features_are_computed_again_with_a_word(how, results, config, capsys):
-    config, voc = config
-    model, data = prepared(config, voc)
-    whole = with_features(model, data, config).images[:].clone()
+def test_damaged_features_are_computed_again_with_a_word(given, capsys):
+    whole = inputs_of(*given).images[:].clone()
     (file,) = paths.cache().glob("features-voc2007-*.bin")
     content = bytearray(file.read_bytes())
     content[9999] ^= 64
-    file.write_bytes({
-        "empty": b"", "cut": content[: 6 * 40_960 - 2], "flipped": content, "longer": content * 2
-    }[how])  # fmt: skip
+    file.write_bytes(content)
     for _ in range(2):
-        assert torch.equal(with_features(model, data, config).images[:], whole)
+        assert torch.equal(inputs_of(*given).images[:], whole)
     said = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
     assert len(said) == 1 and f"'{file}'" in said[0]
 
 
-def test_other_weights_or_other_images_have_other_features(results, config):
-    config, voc = config
-    model, data = prepared(config, voc)
-    with_features(model, data, config)
+def test_other_weights_or_other_images_have_other_features(given):
+    model, data, config = given
+    inputs_of(*given)
     with torch.no_grad():
         next(model.features.parameters()).add_(1)
-    with_features(model, data, config)
-    with_features(model, data.subset(torch.tensor([1, 0])), config)
-    assert len(list(paths.cache().glob("features-voc2007-*.bin"))) >= 3
+    inputs_of(*given)
+    inputs_of(model, data.subset(torch.tensor([1, 0])), config)
+    assert len(list(paths.cache().glob("features-voc2007-*.bin"))) == 3
 
 
-def test_too_many_features_are_refused(results, config, monkeypatch):
-    config, voc = config
-    model, data = prepared(config, voc)
+def test_too_many_features_are_refused(given, monkeypatch):
     monkeypatch.setenv("SPCL_CACHE_GB", "0.0001")
     with pytest.raises(UserError, match="SPCL_CACHE_GB=0.0001.*--profile cpu"):
-        with_features(model, data, config)
+        inputs_of(*given)
 
 
 def test_maps_index_like_a_tensor():
@@ -186,8 +118,7 @@ def test_a_backbone_without_a_dilated_form_is_refused(backbone):
         build_backbone(backbone, None, dilation=2)
 
 
-def test_a_run_trains_the_head_only_and_can_predict(results, config):
-    config, voc = config
+def test_a_run_trains_the_head_only_and_can_predict(config, voc):
     metrics = run(config, voc)
     start = build_network(config, 20, voc)
     trained = load_network(run_folder(config), config, 20)
@@ -199,5 +130,4 @@ def test_a_run_trains_the_head_only_and_can_predict(results, config):
     assert {"scores", "mean", "lse:0.3", "probability"} <= scores.keys()
     assert torch.equal(scores["scores"], scores["mean"])
     assert metrics["mAP_by_pooling"]["mean"] == metrics["mAP"]
-    assert json.loads((run_folder(config) / "metrics.json").read_text())["at_threshold"]["OF1"] >= 0
-    assert len(voc_ids()["val"]) == metrics["report_images"]
+    assert metrics["report_images"] == len(voc_ids()["val"])
