@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,7 @@ from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise
 
 if TYPE_CHECKING:
     from spcl_lib.runs.predictor import Predictor
-    from spcl_lib.runs.progress import Listener
     from spcl_lib.runs.store import Run
-    from spcl_lib.train import Progress
 
 Options = argparse.Namespace
 Command = Callable[[Options], int]  # returns the exit status
@@ -210,17 +209,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="config.json of a run, which has all settings; several are run one after the other",
     )  # fmt: skip
     parser.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
-    parser.add_argument(
-        "--tensorboard", metavar="DIR", help="write loss and mAP of every epoch for TensorBoard"
-    )
 
 
 def _run(options: Options) -> int:
     from spcl_lib.runs.notebooks import check_output, execute
-    from spcl_lib.runs.progress import line_printer, tensorboard_writer
-    from spcl_lib.runs.run import run
+    from spcl_lib.runs.run import print_epoch, run
     from spcl_lib.runs.splits import identify_data
-    from spcl_lib.runs.store import Run, run_folder
+    from spcl_lib.runs.store import Run, write_summary
 
     if ranks.count_started() > 1:
         os.environ[PARENT] = str(os.getppid())  # torchrun, which may be killed
@@ -236,18 +231,10 @@ def _run(options: Options) -> int:
         is_first = ranks.rank() == 0
         for config, root in waiting:
             config = identify_data(config, root)
-            listeners = [line_printer(config)]
-            if options.tensorboard and is_first:
-                folder = run_folder(config)
-                events = Path(options.tensorboard, folder.parent.name, folder.name)
-                listeners.append(tensorboard_writer(events))
-
-            def on_epoch(progress: Progress, listeners: list[Listener] = listeners) -> None:
-                for listener in listeners:
-                    listener(progress)
-
-            metrics = run(config, root, options.force, on_epoch=on_epoch)
+            metrics = run(config, root, options.force, partial(print_epoch, config))
             _say_what_came_out(config, metrics)
+    if is_first and not options.config:  # the scheduler writes it once, at its end
+        write_summary()
     if options.notebook and is_first:
         file = str(Run.of(config, root).write_config())
         execute("01_train", {"config_file": file}, Path(options.notebook))

@@ -69,7 +69,6 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     expected = {
         ".lock",
         "config.json",
-        "history.csv",
         "metrics.json",
         "weights.safetensors",
         "scores.safetensors",
@@ -92,9 +91,6 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     assert all(math.isfinite(row["loss"]) for row in metrics["history"])
     assert metrics["history"][-1]["mAP"] == metrics["mAP"]
 
-    with open(folder / "history.csv", newline="") as file:
-        history = list(csv.DictReader(file))
-    assert [float(row["loss"]) for row in history] == [r["loss"] for r in metrics["history"]]
     with open(results / "summary.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     columns = "dataset,profile,method,seed,mAP,epochs,train_seconds".split(",")
@@ -412,7 +408,7 @@ def test_a_full_disk_in_the_middle_is_one_message_and_costs_no_more_than_a_check
     (folder,) = results.glob("scenes-smoke/*")
     assert last.startswith(f"spcl: error: '{folder / 'checkpoint.pt'}': File too large. ")
     assert f"SPCL_RESULTS=DIR ('{results}')" in last
-    assert names_in(results) == {".lock", "config.json", "history.csv"}
+    assert names_in(results) == {".lock", "config.json"}
     assert spcl(*RUN, "--method", "an", **tiny).status == 0
 
 
@@ -467,15 +463,6 @@ def test_a_file_where_a_folder_is_needed_is_named_with_its_variable(
     assert line.startswith("spcl: error: '") and f"{variable}=DIR" in line
     assert "file where a folder is needed" in line
     assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
-def test_the_time_between_checkpoints_must_be_a_number(value, spcl, results, monkeypatch):
-    for module in ("spcl_lib.runs.checkpoint", "spcl_lib.runs.run"):
-        monkeypatch.delitem(sys.modules, module)  # it is read when the program starts
-    monkeypatch.setenv("SPCL_CHECKPOINT_SECONDS", value)
-    outcome = spcl(*RUN, "--method", "an")
-    assert_mistake(outcome, results, "SPCL_CHECKPOINT_SECONDS", f"got '{value}'")
 
 
 # --- other ends -----------------------------------------------------------------------------------
@@ -542,20 +529,10 @@ def test_sigterm_during_a_run_says_how_to_go_on(results, tiny, own_kernels):
     settings = [part for k, v in tiny.items() for part in ("--set", f"{k}={v}")]
     settings += ["--set", "epochs=2000"]
     with start(results, *RUN, "--method", "an", *settings) as process:
-        while not list(results.rglob("history.csv")):
+        while not list(results.rglob("config.json")):
             assert process.poll() is None
             time.sleep(0.01)
         process.terminate()
         last = process.stderr.read().replace("\r", "\n").splitlines()[-1]
     assert process.returncode == 128 + signal.SIGTERM
     assert last.startswith("spcl: stopped; the same command goes on from the last checkpoint")
-
-
-def test_scores_that_are_no_numbers_end_the_run_with_advice(spcl, results, tiny, monkeypatch):
-    def predict_nothing(model, images, side, poolings, amp):
-        return [torch.full((len(images), 12), math.nan) for _ in poolings]
-
-    monkeypatch.setattr(run, "predict_scores", predict_nothing)
-    outcome = spcl(*RUN, "--method", "an", **tiny)
-    assert outcome.status == 2 and "scores are no numbers any more" in outcome.err
-    assert "--set lr=" in outcome.err and not list(results.rglob("metrics.json"))

@@ -30,11 +30,7 @@ _DTYPE = torch.bfloat16
 
 
 class FeatureMaps:
-    """Features of N images (N, D, G, G), used like a tensor of images.
-
-    Args:
-        cells: (N, G, G, D), contiguous, in memory or memory-mapped.
-    """
+    """Features of N images (N, D, G, G), used like a tensor of images; `cells` are (N, G, G, D)."""
 
     def __init__(self, cells: Tensor) -> None:
         self.cells, self.dtype = cells, cells.dtype

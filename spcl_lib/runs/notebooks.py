@@ -68,12 +68,7 @@ def check_output(file: Path) -> None:
 
 
 def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
-    """Runs a notebook in a kernel of its own, in the folder of the notebooks.
-
-    Args:
-        name: name of the notebook, such as "01_train".
-        parameters: values that differ from the defaults of its parameters cell.
-        output: file for the executed notebook; it is also written if the notebook fails.
+    """Runs a notebook in a kernel of its own; `output` is also written if it fails.
 
     Raises:
         UserError: the notebook or a parameter is unknown, or the notebook raised a UserError.

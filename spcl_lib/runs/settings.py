@@ -44,13 +44,6 @@ def make_config(
 ) -> RunConfig:
     """A checked configuration: defaults, then profile, then the method's choices, then overrides.
 
-    Args:
-        dataset: a key of PROFILES.
-        method: a key of METHODS.
-        seed: seed of the training.
-        profile: a key of PROFILES[dataset].
-        overrides: names and values; a text is converted to the type of the default.
-
     Raises:
         UserError: a name is unknown, the data set does not allow the method, or a value has the
             wrong type or is outside its range.
@@ -66,11 +59,7 @@ def make_config(
 
 
 def check_config(config: RunConfig) -> RunConfig:
-    """The same configuration with values of the right types, if all of them are valid.
-
-    Raises:
-        UserError: a value has the wrong type or is outside its range, or a name is unknown.
-    """
+    """The same configuration with values of the right types; a UserError names a wrong value."""
     _check_names(config.dataset, config.method, config.profile)
     values = {name: _checked(name, value) for name, value in config.flat().items()}
     config = RunConfig.from_flat(values)

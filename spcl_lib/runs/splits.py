@@ -39,10 +39,7 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     With `report="val"`, no image of the final report is used. Scenes are then evaluated on `val`;
     the `train` of a real data set is split into 60 % for training and 40 % for evaluation.
 
-    Args:
-        config: the run's configuration.
-        data_root: see `paths.data_root`.
-        objects: whether to read the objects too, for data sets where this takes time (VOC).
+    With `objects`, the objects are read too for data sets where this takes time (VOC).
 
     Raises:
         UserError: the data are missing or damaged, or the method's running averages do not fit.

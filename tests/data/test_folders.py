@@ -219,12 +219,6 @@ def test_all_images_can_be_trained_on(root, spcl):
     assert "reported on" in outcome.out and "trained on" in outcome.out
 
 
-def test_a_run_lists_the_images_that_are_held_out_from_training(root, spcl, results):
-    assert spcl(*FOLDER, "--data-root", make_folder(root), **QUICK).status == 0
-    (file,) = results.rglob("report_images.txt")
-    assert tuple(file.read_text().splitlines()) == load(root)[1].ids
-
-
 def test_images_with_full_labels_are_reported_on_and_never_trained_on(root):
     make_folder(root)
     for i in range(3):

@@ -2,7 +2,6 @@
 
 import builtins
 import io
-import json
 import os
 import random
 import shutil
@@ -10,19 +9,57 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from kills import SCHEDULER, environment, processes_with, wait_until
 from test_resume import run_in, what_counts
 
 from spcl_lib.runs import checkpoint, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
 
-KILLS = 9  # of the run; the tenth kills the scheduler
+KILLS = 10
 MOST_STARTS = 60
 CUTS = 12
+
+
+# Importing torch takes seconds, so one process does it once and forks a process for every command.
+# It kills the command after some seconds; only the parent of a process knows that an id is its own.
+FORKS = """
+import os, signal, sys, time
+import torch
+import spcl_lib.runs.run
+from spcl_lib.__main__ import main
+torch.set_num_threads(1)
+for line in sys.stdin:
+    seconds, results, *arguments = line.split()
+    os.environ["SPCL_RESULTS"] = results
+    end = time.monotonic() + float(seconds)
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(main(arguments))
+    print(child, flush=True)
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    print(os.waitstatus_to_exitcode(ended[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def forks(shared_cache):
+    """Starts commands: it reads seconds, folder of results and arguments.
+
+    It writes the process's id, and at its end the exit status.
+    """
+    changes = {"SPCL_CHECKPOINT_SECONDS": "0", "SPCL_CACHE": str(shared_cache)}
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], env=os.environ | changes, cwd=paths.project(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        yield process
+        process.stdin.close()
 
 
 def command_of(config, settings):
@@ -30,9 +67,8 @@ def command_of(config, settings):
     return words + [text for k, v in settings.items() for text in ("--set", f"{k}={v}")]
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
 def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
-    forks, results, tmp_path, tiny, monkeypatch, shared_cache
+    forks, results, tmp_path, tiny, monkeypatch
 ):
     settings = tiny | {"eval_every": 2}  # 18 steps, with a checkpoint after each
     config = make_config("scenes", "en_scl", 1, "smoke", settings)
@@ -53,7 +89,6 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
 
     killed = tmp_path / "killed"
     monkeypatch.setenv("SPCL_RESULTS", str(killed))
-    kill_scheduler(killed, config, shared_cache)
     folder, rng = store.run_folder(config), random.Random(12)
     kills, repeat = 0, []
     for _ in range(MOST_STARTS):
@@ -73,29 +108,6 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
     assert what_counts(folder) == expected
     left = {file.name for file in killed.rglob("*") if file.is_file()}
     assert not {name for name in left if name.endswith(".tmp") or "checkpoint" in name}
-
-
-def kill_scheduler(results, config, cache):
-    """SIGKILL of the scheduler in the first second after it has started a run: no run goes on.
-
-    `./reproduce.sh` has the same scheduler.
-    """
-    command = [sys.executable, "-c", SCHEDULER, json.dumps([config.flat()]), "1"]
-    surroundings = environment(results) | {"SPCL_CACHE": str(cache)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(
-        command, cwd=paths.project(), env=surroundings, start_new_session=True, **quiet
-    ) as scheduler:
-        try:
-            wait_until(lambda: len(processes_with(results)) > 1, 120, scheduler)
-            time.sleep(random.Random(5).uniform(0, 1))
-            scheduler.kill()
-            wait_until(lambda: not processes_with(results), 60)
-        finally:
-            scheduler.kill()
-            for process in processes_with(results):
-                os.kill(process, signal.SIGKILL)
-    assert not (store.run_folder(config) / "metrics.json").exists()
 
 
 # --- power cuts -----------------------------------------------------------------------------------

@@ -1,23 +1,18 @@
 """A run that was stopped at any moment continues to the metrics of an uninterrupted run."""
 
 import json
-import os
-import random
+import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
-from kills import environment
 
+from spcl_lib import train
 from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.runs import checkpoint, run, store
 from spcl_lib.runs.settings import make_config
-from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import lock_folder
 from spcl_lib.train import Progress
@@ -65,23 +60,10 @@ class Stopped(BaseException):
     """As sudden as a signal: nothing in the library catches it."""
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "cl",
-        "scl",
-        "en",
-        "en_scl",
-        "role",
-        "apl",
-        "ll_cp",
-        "crisp_scl",
-        "asset",
-        "gpr",
-        "gpr_scl",
-        "ren_scl",
-    ],
-)
+METHODS = "cl scl en en_scl role apl ll_cp crisp_scl asset gpr gpr_scl ren_scl".split()
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     method, results, tmp_path, tiny, monkeypatch
 ):
@@ -112,28 +94,76 @@ def test_stopped_after_any_step_it_goes_on_to_the_same_bits(
     assert got == expected
 
 
+def test_every_epoch_is_told_once_and_nothing_is_printed(results, tiny, monkeypatch, capsys):
+    config = make_config("scenes", "an", 0, "smoke", tiny | {"eval_every": 2})
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
+    told = []
+
+    def on_epoch(progress):
+        told.append(progress.history[-1])
+        if len(told) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run.run(config, on_epoch=on_epoch)
+    metrics = run.run(config, on_epoch=on_epoch)  # it goes on
+    assert told == metrics["history"] and [row["epoch"] for row in told] == [1, 2, 3]
+    assert ["mAP" in row for row in told] == [False, True, True]
+    assert capsys.readouterr().out == ""  # in a notebook it would stay in the page
+
+
+def test_the_command_tells_its_epochs_on_stderr(spcl, tiny):
+    arguments = ("run", "--profile", "smoke", "--method", "an", "--seed", 2)
+    outcome = spcl(*arguments, **tiny)
+    said = outcome.err.replace("\r", "\n")  # among progress bars
+    line = r"^\d\d:\d\d:\d\d an seed 2: epoch (\d) of 3, loss \d\.\d{4}"
+    assert re.findall(line, said, re.MULTILINE) == ["1", "2", "3"]
+    assert "epoch" not in outcome.out
+    assert spcl(*arguments, **tiny).err == ""  # nothing was done
+
+
+def test_every_run_on_a_cpu_has_one_thread_unless_the_user_says_otherwise(
+    results, tiny, monkeypatch
+):
+    """With other threads, a run that was stopped went on to other bits."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    try:
+        metrics = run.run(make_config("scenes", "an", 0, "smoke", tiny))
+        assert metrics["machine"]["threads"] == 1 and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert run.threads_of_a_run() == 3
+
+
 def test_a_slow_disk_gets_fewer_checkpoints(tmp_path, monkeypatch):
     """At COCO's size a checkpoint has 5 GB."""
     now = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 30.0)
-    kept = checkpoint.Checkpoint(tmp_path, make_config("scenes", "an"), None, None, None)
+    kept, saves = checkpoint.Checkpoint(tmp_path, make_config("scenes", "an")), []
 
     def save(progress):
         now[0] += 20.0
         kept.saved, kept.cost = now[0], 20.0
+        saves.append(now[0])
 
     monkeypatch.setattr(kept, "save", save)
-    saves = []
     for _ in range(100):
         now[0] += 10.0
-        if kept.after_step(Progress(epoch=1, step=1)):
-            saves.append(now[0])
+        kept.after_step(Progress(epoch=1, step=1))
     assert saves[0] == 50.0 and saves[1] - saves[0] == 220.0
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(
-    results, tmp_path, tiny, monkeypatch
+@pytest.mark.parametrize(
+    ("place", "name", "is_trained"),
+    [(checkpoint.Checkpoint, "save", False), (run, "save_tensors", True),
+     (run, "write_metrics", True)],
+)  # fmt: skip
+def test_killed_before_its_first_checkpoint_or_while_it_writes_its_results_it_goes_on(
+    place, name, is_trained, results, tmp_path, tiny, monkeypatch
 ):
     config = make_config("scenes", "scl", 0, "smoke", tiny)
     expected = run_in(tmp_path / "whole", config, monkeypatch)
@@ -142,36 +172,14 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
         def die(*arguments):
             raise Stopped
 
-        patch.setattr(checkpoint.Checkpoint, "save", die)
-        with pytest.raises(Stopped):
-            run_in(tmp_path / "stopped", config, monkeypatch)
-    assert run_in(tmp_path / "stopped", config, monkeypatch) == expected
-
-
-@pytest.mark.parametrize("last", ["write_json", "save_weights"])
-def test_a_run_killed_while_it_writes_its_results_has_none_and_writes_them_again(
-    last, results, tmp_path, tiny, monkeypatch
-):
-    config = make_config("scenes", "scl", 0, "smoke", tiny)
-    expected = run_in(tmp_path / "whole", config, monkeypatch)
-    with monkeypatch.context() as patch:
-        write = getattr(run, last)
-
-        def half(*arguments):
-            if "config.json" in str(arguments):  # written at the start, by the same function
-                return write(*arguments)
-            raise Stopped
-
-        patch.setattr(run, last, half)
+        patch.setattr(place, name, die)
         with pytest.raises(Stopped):
             run_in(tmp_path / "stopped", config, monkeypatch)
     assert store.Run.of(config).metrics is None
-    trained = []
-    monkeypatch.setattr(
-        checkpoint.Checkpoint, "after_step", lambda self, progress: trained.append(progress)
-    )
+    steps, train_step = [], train.train_step
+    monkeypatch.setattr(train, "train_step", lambda *given: steps.append(1) or train_step(*given))
     assert run_in(tmp_path / "stopped", config, monkeypatch) == expected
-    assert trained == []  # the training itself was not lost
+    assert len(steps) == (0 if is_trained else 18)  # the training itself was not lost
 
 
 def test_a_run_that_another_process_is_at_is_waited_for_and_then_finished(
@@ -203,85 +211,10 @@ def test_a_run_that_fails_before_it_trains_leaves_no_folder(results, tiny, monke
 def test_a_checkpoint_of_other_settings_is_not_continued(results, tmp_path, tiny, monkeypatch):
     config = make_config("scenes", "an", 0, "smoke", tiny)
     expected = run_in(tmp_path / "whole", config, monkeypatch)
-    other = run_in(tmp_path / "x", make_config("scenes", "an", 0, "smoke", tiny | {"lr": 1e-4}),
-                   monkeypatch)  # fmt: skip
-    assert other[1]["weights.safetensors"] != expected[1]["weights.safetensors"]
     monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "mixed"))
     folder = store.run_folder(config)
     folder.mkdir(parents=True)
     state = {"config": {"lr": 1e-4}, "progress": {"epoch": 2}}
     torch.save(state, folder / "checkpoint.pt")
-    assert run_in(tmp_path / "mixed", config, monkeypatch) == expected
-
-
-def test_what_a_killed_process_left_half_written_is_cleared_away(
-    results, tmp_path, tiny, monkeypatch
-):
-    config = make_config("scenes", "an", 0, "smoke", tiny)
-    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "r"))
-    folder = store.run_folder(config)
-    folder.mkdir(parents=True)
-    (folder / ".checkpoint.pt.99999.tmp").write_bytes(b"half")
-    run.run(config)
-    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
-
-
-# --- kill -9 --------------------------------------------------------------------------------------
-
-
-def kill_after(forks, results, arguments, checkpoint, changes, extra):
-    """SIGKILL once the checkpoint has changed so many times, and `extra` seconds later."""
-    seen, last, deadline = 0, stamp(checkpoint), time.monotonic() + 60
-    print(1e9, results, *arguments, file=forks.stdin, flush=True)
-    child = int(forks.stdout.readline())
-    while seen < changes and time.monotonic() < deadline:
-        now = stamp(checkpoint)
-        seen, last = seen + (now != last), now
-        time.sleep(0.002)
-    time.sleep(extra)
-    os.kill(child, signal.SIGKILL)
-    assert int(forks.stdout.readline()) == -signal.SIGKILL
-    assert seen == changes
-
-
-def stamp(path):
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-@pytest.mark.parametrize("method", ["scl", "en_scl"])
-def test_killed_three_times_it_goes_on_to_the_same_bits(
-    method, forks, results, tmp_path, tiny, monkeypatch
-):
-    settings = tiny | {"train_images": 96, "epochs": 5, "eval_every": 2}  # 60 steps
-    config = make_config("scenes", method, 1, "smoke", settings)
-    expected = run_in(tmp_path / "whole", config, monkeypatch)
-
-    killed = tmp_path / "killed"
-    monkeypatch.setenv("SPCL_RESULTS", str(killed))
-    folder = store.run_folder(config)
-    arguments = ["run", "--dataset", "scenes", "--method", method, "--seed", "1",
-                 "--profile", "smoke"]  # fmt: skip
-    for name, value in settings.items():
-        arguments += ["--set", f"{name}={value}"]
-    rng, done = random.Random(method), [0]
-    for _ in range(3):
-        moment = rng.randint(2, 9), rng.uniform(0, 0.03)
-        kill_after(forks, killed, arguments, folder / "checkpoint.pt", *moment)
-        # A process that is killed between the two renamings of a save leaves the previous one.
-        names = "checkpoint.pt", "checkpoint.previous.pt"
-        newest = next(file for name in names if (file := folder / name).exists())
-        progress = torch.load(newest, weights_only=True)["progress"]
-        done.append(progress["epoch"] * 12 + progress["step"])
-        assert done[-2] < done[-1] < 60  # it went on, and had more to do
-        assert not (folder / "metrics.json").exists()
-    command = [sys.executable, "-m", "spcl_lib", *arguments]
-    last = subprocess.run(command, env=environment(killed), cwd=paths.project(), timeout=300,
-                          capture_output=True, text=True)  # fmt: skip
-    assert last.returncode == 0, last.stderr
-    assert what_counts(folder) == expected
-    assert [row["epoch"] for row in expected[0]["history"]] == [1, 2, 3, 4, 5]
-    assert not (folder / "checkpoint.pt").exists()
+    metrics, files = run_in(tmp_path / "mixed", config, monkeypatch)
+    assert files.pop("checkpoint.pt.damaged") and (metrics, files) == expected

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from fake_runs import fake_runs, write_results
-from kills import SCHEDULER, processes_with, wait_until
 
 from spcl_lib.runs import schedule, store
 from spcl_lib.runs.run import run
@@ -144,6 +143,36 @@ def test_results_that_cannot_be_written_are_found_before_anything_is_made(
 
 
 # --- kill -9 --------------------------------------------------------------------------------------
+
+
+# Schedules runs: its arguments are their configurations, as JSON, and the runs side by side.
+SCHEDULER = """
+import json, sys
+from spcl_lib.config import RunConfig
+from spcl_lib.runs.schedule import run_all
+configs = [RunConfig.from_flat(values) for values in json.loads(sys.argv[1])]
+sys.exit(len(run_all(configs, None, int(sys.argv[2]))))
+"""
+
+
+def processes_with(results):
+    """Ids of all processes that were started for a folder of results, by their environment."""
+    mark, found = f"SPCL_RESULTS={results}".encode(), set()
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in file.read_bytes().split(b"\0"):
+                found.add(int(file.parent.name))
+        except OSError:  # ended meanwhile
+            continue
+    return found - {os.getpid()}
+
+
+def wait_until(condition, seconds, process=None):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        assert process is None or process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")

@@ -7,23 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from fake_runs import fake_run, write_results
 
-from spcl_lib.runs import store
-from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.store import (
-    REPEAT,
-    Run,
-    add_to_summary,
-    metrics_with_sum,
-    run_folder,
-    write_summary,
-)
+from spcl_lib.runs.store import REPEAT, Run, run_folder, write_metrics, write_summary
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import write_json
-from spcl_lib.system.weights import load_tensors, save_tensors
 
 
 def write_run(score, **settings):
@@ -60,24 +48,6 @@ def test_a_copy_of_a_run_is_no_further_seed(results):
     assert row["folder"] == folder.name
 
 
-def test_a_run_that_ends_reads_no_other_run(results, monkeypatch):
-    write_results([fake_run("an", seed, 70 + seed) for seed in range(3)])
-    runs = [Run.of(make_config("scenes", "an", seed)) for seed in range(3)]
-    write_summary()
-    expected = (results / "summary.csv").read_text()
-    read, opened = store._read, []
-    monkeypatch.setattr(store, "_read", lambda file: opened.append(file.parent) or read(file))
-    for run_ in (runs[1], runs[0]):
-        add_to_summary(run_)
-        assert opened.pop() == run_.folder and not opened
-        assert (results / "summary.csv").read_text() == expected
-    for damaged in ("", "dataset,profile\nscenes,cpu\n", None):
-        (results / "summary.csv").unlink() if damaged is None else (
-            results / "summary.csv").write_text(damaged)  # fmt: skip
-        add_to_summary(runs[2])
-        assert (results / "summary.csv").read_text() == expected
-
-
 # --- which run ------------------------------------------------------------------------------------
 
 
@@ -103,10 +73,10 @@ def test_several_runs_are_listed_and_none_is_taken(results):
     os.utime(place / "an-seed0" / "metrics.json", (1, 1))
     (place / "scl-seed0").mkdir()
     (place / "scl-seed0" / "config.json").write_text("{}")  # it has not finished
-    with pytest.raises(UserError, match="holds 2 runs; give the folder of one") as error:
+    with pytest.raises(UserError, match="holds 2 finished runs; give the folder of one") as error:
         Run.find(results)
     last, first = place / "en_scl-seed0", place / "an-seed0"
-    assert f"'{last}' (mAP 82.5 %), '{first}' (mAP 76.6 %)" in str(error.value)
+    assert str(error.value).endswith(f"{last}, {first}")
 
 
 def test_results_means_the_place_where_runs_go_in_any_folder(results, tmp_path, monkeypatch):
@@ -116,7 +86,7 @@ def test_results_means_the_place_where_runs_go_in_any_folder(results, tmp_path, 
     monkeypatch.chdir(elsewhere)
     assert Run.find("results").folder == Run.find("results/scenes-cpu").folder == folder
     (elsewhere / "results").mkdir()
-    with pytest.raises(UserError, match=f"no run: .* runs go to '{results}'"):
+    with pytest.raises(UserError, match=f"holds 0 finished runs.* Runs go to '{results}'"):
         Run.find("results")
 
 
@@ -137,18 +107,17 @@ def test_an_unfinished_run_is_found_but_not_loaded(results):
 @pytest.mark.parametrize("damage", [lambda text: text[:-5], lambda text: text.replace("50", "51"),
                                     lambda text: "[" * 50_000,
                                     lambda text: f'{{"config": {text}}}'])  # fmt: skip
-def test_damaged_metrics_do_not_count_and_are_named_once(damage, results, capsys):
+def test_damaged_metrics_are_named_and_set_aside(damage, results, capsys):
     folder = write_run(50)
-    file, config = folder / "metrics.json", Run.find(folder).config
-    write_json(file, metrics_with_sum(Run.find(folder).metrics))
-    assert Run.of(config).metrics["mAP"] == 50
+    file, run = folder / "metrics.json", Run.find(folder)
+    write_metrics(folder, run.metrics)
+    assert run.metrics["mAP"] == 50
     file.write_text(damage(file.read_text()))
-    assert Run.of(config).metrics is Run.of(config).metrics is None
+    damaged = file.read_bytes()
+    assert summary() == [] and run.metrics is None
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"spcl: '{file}' is damaged (") and line.endswith("run it again")
-    with pytest.raises(UserError, match="metrics.json' is damaged"):
-        Run.find(folder)
-    assert summary() == [] and f"'{file}' is damaged" in capsys.readouterr().err
+    assert line.startswith(f"spcl: '{file}' is damaged ") and line.endswith("json.damaged'")
+    assert file.with_name("metrics.json.damaged").read_bytes() == damaged
 
 
 @pytest.mark.parametrize(
@@ -168,26 +137,8 @@ def test_a_configuration_with_a_wrong_value_is_named(change, said, tmp_path):
     assert f"'{file}'" in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["null", '{"config": null, "data_root": null}', "[" * 50_000,
-                                     '{"config": {}, "data_root": 5}'])  # fmt: skip
+@pytest.mark.parametrize("content", ["null", '{"config": null}', "[" * 50_000])
 def test_what_is_no_configuration_is_named(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json' is no configuration of a run"):
         Run.find(tmp_path)
-
-
-def test_a_bank_of_another_shape_is_named(results, tiny):
-    config = make_config("scenes", "scl", 0, "smoke", tiny)
-    run(config)
-    file = run_folder(config) / "bank.safetensors"
-    sound = load_tensors(file)
-    for change in (
-        {name: sound[name][:-1] for name in ("heatmaps", "seen")}, {"seen": sound["seen"][1:]},
-        {"heatmaps": sound["heatmaps"].flatten(1)}, {"other": torch.ones(1)},
-    ):  # fmt: skip
-        save_tensors(sound | change, file)
-        with pytest.raises(UserError, match="bank.safetensors' does not hold"):
-            Run.of(config).load()
-    save_tensors({"heatmaps": sound["heatmaps"]}, file)
-    with pytest.raises(UserError, match="bank.safetensors' does not hold"):
-        Run.of(config).load()
