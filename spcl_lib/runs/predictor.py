@@ -93,7 +93,7 @@ class Predictor:
 
     def score_maps(self, images: Any) -> Tensor:
         """Score-map logits f (B, C, G, G) of whole images."""
-        return torch.cat([self._maps(batch) for batch in self._squares(images)])
+        return torch.cat(list(self._maps(images)))
 
     def heatmaps(self, images: Any) -> Tensor:
         """The probability of every class in every cell, (B, C, G, G)."""
@@ -101,8 +101,7 @@ class Predictor:
 
     def __call__(self, images: Any) -> Tensor:
         """Scores (B, C) in [0, 1] of whole images; B is 1 for one image."""
-        pooled = [self.pooling(self._maps(batch)) for batch in self._squares(images)]
-        return torch.cat(pooled).sigmoid()
+        return torch.cat([self.pooling(maps) for maps in self._maps(images)]).sigmoid()
 
     def labels(self, images: Any) -> list[list[str]]:
         """The labels of every image, as `rule` says."""
@@ -114,15 +113,13 @@ class Predictor:
             raise UserError("no threshold is known; give one: --threshold 0.5, or predictor.rule")
         return self.rule
 
-    def _squares(self, images: Any) -> Iterator[Tensor]:
-        return squares(images, self.square_side, BATCH)
-
-    def _maps(self, batch: Tensor) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.amp != "off"):
-            maps = predict_maps(self.model, batch, self.size, self.amp)
-        if not bool(maps.isfinite().all()):
-            raise UserError("the network gives scores that are no numbers; train the run again")
-        return maps
+    def _maps(self, images: Any) -> Iterator[Tensor]:
+        for batch in squares(images, self.square_side, BATCH):
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.amp != "off"):
+                maps = predict_maps(self.model, batch, self.size, self.amp)
+            if not bool(maps.isfinite().all()):
+                raise UserError("the network gives scores that are no numbers; train the run again")
+            yield maps
 
 
 @dataclass(frozen=True)
@@ -152,13 +149,10 @@ class LabelRule:
 
     def names(self, scores: Tensor, classes: Sequence[str]) -> list[list[str]]:
         """The labels of every image, in the order of the classes; with `top`, the highest first."""
-        ranked = scores if self.top is not None else torch.zeros_like(scores)
-        order = ranked.argsort(dim=1, descending=True, stable=True)  # (B, C)
-        chosen = self.choose(scores).gather(1, order)
-        return [
-            [classes[c] for c in numbers[own].tolist()]
-            for numbers, own in zip(order, chosen, strict=True)
-        ]
+        ranks = self.choose(scores) * (1.0 if self.top is None else 1 + scores)  # 0: no label
+        order = ranks.argsort(dim=1, descending=True, stable=True)  # (B, C)
+        pairs = zip(order.tolist(), ranks.count_nonzero(1), strict=True)
+        return [[classes[c] for c in numbers[:count]] for numbers, count in pairs]
 
     def __str__(self) -> str:
         scores = "scores" if self.top is None else f"the {self.top} highest scores"

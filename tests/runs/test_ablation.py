@@ -9,7 +9,6 @@ from spcl_lib.runs import ablation
 from spcl_lib.runs.ablation import CROP_SCALES, crop_scale_configs
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import run_folder
-from spcl_lib.system.errors import UserError
 
 
 def test_every_method_scale_and_seed_once():
@@ -40,10 +39,3 @@ def test_the_profiles_own_scale_gives_the_profiles_own_runs():
     own = crop_scale_configs("scenes", seeds=[2], scales=[0.25])
     assert make_config("scenes", "scl", 2) in own
     assert {run_folder(c).name for c in own} >= {"scl-seed2", "an-seed2"}
-
-
-def test_other_settings_apply_to_all_and_are_checked():
-    configs = crop_scale_configs("scenes", overrides={"epochs": 3, "snapshots": 5})
-    assert {(c.epochs, c.snapshots) for c in configs} == {(3, 5)}
-    with pytest.raises(UserError, match="'scale_min' must be in .*; got 2.0"):
-        crop_scale_configs("scenes", scales=[2.0])

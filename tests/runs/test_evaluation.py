@@ -9,7 +9,7 @@ from small_folder import assert_mistake, make_folder, train_on, write_csv
 
 from spcl_lib import Predictor
 from spcl_lib.evaluate import precision_recall
-from spcl_lib.runs.evaluation import best_threshold, expected_threshold
+from spcl_lib.runs.evaluation import best_threshold
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,6 @@ def test_a_wrong_line_is_named(evaluate, tmp_path, line, said):
     assert_mistake(evaluate(labels=tmp_path / "wrong.csv"), tmp_path / "wrong.csv", *said)
 
 
-def test_what_cannot_be_read_is_left_out_and_named(evaluate, trained, tmp_path):
-    (trained[1] / "torn.png").write_text("404")
-    write_csv(tmp_path / "some.csv", "path,labels", "torn.png,cat", "any/any 1.png,dog")
-    outcome = evaluate(labels=tmp_path / "some.csv")
-    assert outcome.status == 0 and "1 images" in outcome.out
-    assert "left out 1: torn.png cannot be read: it is no image" in outcome.err
-
-
 def test_without_images_the_runs_own_held_out_ones_are_measured_wherever_they_are(
     spcl, trained, tmp_path
 ):
@@ -141,17 +133,3 @@ def test_the_best_threshold_has_the_highest_f1_of_all_that_can_be_tried(seed):
     tried = [(a + b) / 2 for a, b in zip(tried, tried[1:], strict=False)] + [tried[0] - 0.1]
     best = max(f1(scores, labels, t) for t in tried)
     assert f1(scores, labels, best_threshold(scores, labels)) == pytest.approx(best)
-
-
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_thresholds_are_chosen_alike_for_all_float_types(kind):
-    scores = torch.tensor([[0.75, 0.25], [0.5, 0.125]], dtype=kind)
-    labels = torch.tensor([[True, False], [True, False]])
-    assert best_threshold(scores, labels) == 0.375
-    assert expected_threshold(scores, 1.0) == 0.5 and expected_threshold(scores, 1e-3) == 0.75
-
-
-def test_a_run_names_the_classes_that_nearly_all_images_or_none_get(spcl, results, tiny):
-    outcome = spcl("run", "--method", "an", **(tiny | {"eval_images": 40}))
-    (file,) = results.rglob("metrics.json")
-    assert all(line in outcome.out for line in json.loads(file.read_text())["warnings"])

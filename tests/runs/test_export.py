@@ -15,7 +15,7 @@ from spcl_lib.__main__ import main
 from spcl_lib.data.images import upright
 from spcl_lib.pooling import KINDS as POOLINGS
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.export import FORMATS, Exportable, export
+from spcl_lib.runs.export import FORMATS, export
 from spcl_lib.system import paths
 
 IMAGES = torch.randint(0, 256, (3, 3, 50, 70), generator=torch.Generator().manual_seed(0)).byte()
@@ -116,29 +116,6 @@ def test_no_device_is_baked_in(runs, tmp_path):
     program = torch.export.load(tmp_path / "m.pt2")
     assert {"mean", "std"} <= set(program.graph_signature.buffers)
     assert not [node for node in program.graph.nodes if node.kwargs.get("device")]
-
-
-@pytest.mark.parametrize("shape", [(375, 500), (47, 64)])
-def test_the_squares_are_those_of_pillow(shape):
-    """One rounding after both axes gave other values at one pixel in eight."""
-    model = torch.nn.Conv2d(3, 1, 1, bias=False)  # the sum of an image's normalised values
-    torch.nn.init.ones_(model.weight)
-    predictor = Predictor(model, ["a"], 32)
-    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    images = torch.from_numpy(noise).permute(2, 0, 1)[None]
-    found = Exportable(predictor)(images)[1].logit()
-    differ = (found - predictor.heatmaps(images).logit()).abs() > 1e-3
-    assert differ.double().mean() < 0.03  # of cells, which have three values each
-
-
-def test_a_model_of_ones_own_loop_is_exported(tmp_path):
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 8, 8), torch.nn.Conv2d(8, 2, 1))
-    predictor = Predictor(model, ["cat", "dog"], 32, threshold=0.5)
-    names = odd_photographs(tmp_path / "odd")
-    files = [tmp_path / "odd" / name for name in names]
-    same, whole = export(predictor, "pt2", tmp_path / "m.pt2", photographs=files)
-    assert same < 1e-5 and 0 < whole < 0.01
 
 
 def test_every_pooling_has_a_form_as_onnx(tmp_path):

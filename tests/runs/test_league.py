@@ -7,14 +7,12 @@ import pytest
 from spcl_lib.analysis import league as tables
 from spcl_lib.analysis.intervals import summary
 from spcl_lib.analysis.runs import keep, read_kept
-from spcl_lib.methods import METHODS
 from spcl_lib.reproduce import steps
 from spcl_lib.runs import league
 from spcl_lib.runs.league import League, grid, league_methods
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
 
 SEEDS = (0, 1)
 
@@ -52,12 +50,6 @@ def test_every_method_gets_the_same_number_of_settings():
         for method in league_methods(dataset):
             assert len(grid(method, dataset)) == league.SEARCHED, method
             assert len({json.dumps(s, sort_keys=True) for s in grid(method, dataset)}) == 4
-
-
-def test_all_losses_are_in_it_alone_and_with_scl():
-    names = league_methods("voc2007")
-    assert {spec.term for spec in METHODS.values()} == {METHODS[n].term for n in names}
-    assert {"cl", "en_cl", "gr_scl", "ren_scl"} <= set(names) and "gr_cl" not in names
 
 
 def test_choices_are_made_on_validation_data_with_one_seed(small):
@@ -166,15 +158,6 @@ def test_the_cost_is_told_before_the_start(small, capsys):
     assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 60
     steps.show_league_plan(small, 2)
     assert "to do" not in capsys.readouterr().out
-
-
-def test_a_data_set_without_a_league_is_refused(results):
-    with pytest.raises(UserError, match="no league of 'imagenet'; there is of scenes"):
-        League("imagenet")
-
-
-def test_a_seed_that_is_named_twice_counts_once(results):
-    assert League("scenes", ["an"], [3, 3, 4]).seeds == (3, 4)
 
 
 def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):

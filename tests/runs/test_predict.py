@@ -25,7 +25,7 @@ from spcl_lib.data.images import read_image
 from spcl_lib.evaluate import prepare
 from spcl_lib.runs.evaluation import choose_threshold
 from spcl_lib.runs.predict import predict_files
-from spcl_lib.runs.predictor import LabelRule, one_sided
+from spcl_lib.runs.predictor import LabelRule
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.viewer.overlays import overlays
 
@@ -194,23 +194,6 @@ def test_mistakes_about_places_are_one_line(predict, trained, tmp_path):
     assert_mistake(predict(new, run=tmp_path)[0], tmp_path, "is no run")
 
 
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda run: (run / "weights.safetensors").unlink(), "weights.safetensors' does not exist"),
-        (lambda run: torch.save(nn.Linear(2, 2), run / "weights.safetensors"), "cannot be read"),
-        (lambda run: change_metrics(run, classes=["cat", "dog"]), "do not fit"),
-        (lambda run: (run / "metrics.json").write_text("{}"), "has not finished"),
-    ],
-)
-def test_a_damaged_run_is_named(predict, trained, tmp_path, damage, said):
-    run = shutil.copytree(trained[0], tmp_path / "run")
-    damage(run)
-    outcome, rows = predict(trained[1] / "dog", run=run)
-    assert_mistake(outcome, said, run)
-    assert rows is None
-
-
 def test_a_run_without_a_threshold_needs_one(predict, trained, tmp_path):
     run = shutil.copytree(trained[0], tmp_path / "run")
     change_metrics(run, threshold=None)
@@ -258,18 +241,6 @@ def test_predictions_are_in_float32_unless_speed_is_asked_for(predict, trained):
 
 
 # --- heatmaps -------------------------------------------------------------------------------------
-
-
-def test_every_image_gets_a_small_picture_of_its_heatmaps(predict, tmp_path):
-    """PNG pictures of 1,500 photographs had 402 MB."""
-    new = make_folder(tmp_path / "new", x=1)
-    shutil.copy(new / "x" / "x 0.png", new / "x" / "x 0.bmp.png")
-    assert predict(new, "--heatmaps", tmp_path / "heat", "--threshold", 0)[0].status == 0
-    files = sorted((tmp_path / "heat").rglob("*.*"))
-    assert [file.name for file in files] == ["x 0.bmp.png.jpg", "x 0.png.jpg"]
-    with Image.open(files[1]) as picture:
-        assert picture.format == "JPEG" and picture.width > 3 * 280
-    assert files[1].stat().st_size < 100_000
 
 
 def test_an_overlay_is_coloured_where_the_map_is_high_and_keeps_the_photograph_elsewhere():
@@ -341,12 +312,3 @@ def test_a_rule_says_what_it_does():
     for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         assert LabelRule(0.25).choose(torch.tensor([[0.2, 0.3]], dtype=kind)).tolist() == [[0, 1]]
         assert LabelRule(0.25).choose(torch.zeros((0, 3), dtype=kind)).shape == (0, 3)
-
-
-def test_a_class_given_to_all_images_or_to_none_is_named():
-    chosen = torch.zeros(40, 3, dtype=torch.bool)
-    chosen[:, 0], chosen[:9, 1] = True, True
-    said = one_sided(chosen, CLASSES)
-    assert said == ["warning: given to nearly all images: cat",
-                    "warning: given to no image: große Eule"]  # fmt: skip
-    assert one_sided(chosen[:5], CLASSES) == []
