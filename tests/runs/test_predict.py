@@ -194,6 +194,21 @@ def test_mistakes_about_places_are_one_line(predict, trained, tmp_path):
     assert_mistake(predict(new, run=tmp_path)[0], tmp_path, "is no run")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("weights.safetensors", b"torn", "cannot be read"),
+        ("metrics.json", b"{}", "has not finished"),
+    ],
+)
+def test_a_damaged_run_is_named(predict, trained, tmp_path, file, content, said):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    (run / file).write_bytes(content)
+    outcome, rows = predict(trained[1] / "dog", run=run)
+    assert_mistake(outcome, said, run)
+    assert rows is None
+
+
 def test_a_run_without_a_threshold_needs_one(predict, trained, tmp_path):
     run = shutil.copytree(trained[0], tmp_path / "run")
     change_metrics(run, threshold=None)
