@@ -8,6 +8,7 @@ bank holds the image-level running average P of the consistency loss (CL).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,6 @@ from spcl_lib.system.shapes import require_size, require_tensor
 from spcl_lib.views import Views, resample
 
 SCALES = {torch.uint8: 255.0, torch.float16: 1.0, torch.float32: 1.0}  # stored value of 1
-_TYPES = ", ".join(str(dtype) for dtype in SCALES)
 
 
 class HeatmapBank(nn.Module):
@@ -30,30 +30,23 @@ class HeatmapBank(nn.Module):
     takes the new value unchanged. So the start value 0 has no effect.
 
     A bank is a module: as a part of a model, it is saved and restored with the model's state dict.
-    `model.to(device)` and `model.half()` leave it where and as it is, see `device`.
+    `model.to(device)` and `model.half()` leave it where and as it is.
 
     Args:
         num_images: N, images of the training set.
         num_classes: C, the classes.
-        size: W, cells along each side of a heatmap; 1 keeps one value per class.
+        size: W, cells along each side of a heatmap.
         momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
-        dtype: torch.uint8, torch.float16 or torch.float32; see below.
-        device: where the heatmaps are. A step of a network on a GPU is fastest with "cuda"; then
-            the GPU must hold the heatmaps. The results are on the device of the views.
+        dtype: torch.uint8, torch.float16 or torch.float32.
+        device: where the heatmaps are. Results are on the device of the views.
         seed: seed of the rounding.
 
     Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
 
-    Storage: uint8 rounds up or down by chance. So it keeps changes below 1/255 on average, but
-    adds noise: 0.33 / sqrt(1 - mu^2) steps of 1/255. We measured the noise against float32, on
-    averages that drift: 0.55 steps at 0.8, 0.75 steps at 0.9, 1.0 steps at 0.95 and 2.2 steps at
-    0.99. For a momentum of 0.95 or more, use float16 (0.06 steps at 0.95, 0.15 at 0.99) or float32.
-    float16 rounds to the nearest value. If the predictions stay constant, its average stops up to
-    2^-12 / (1 - mu) before it reaches them: 1.2 steps at 0.95 and 6 at 0.99. float32 reaches them.
-
-    Raises:
-        ValueError: an argument is outside its range.
-        UserError: the memory has too little free space.
+    Storage: uint8 rounds up or down by chance. So it keeps changes below 1/255 on average, but adds
+    noise, in steps of 1/255: 0.55 steps at 0.8, 0.75 steps at 0.9, 1.0 steps at 0.95 and 2.2 steps
+    at 0.99 (measured against float32, on averages that drift). For a momentum of 0.95 or more, use
+    float16 (0.06 steps at 0.95, 0.15 at 0.99) or float32.
 
     Example:
         >>> bank = HeatmapBank(num_images=10, num_classes=3, size=8)
@@ -74,34 +67,27 @@ class HeatmapBank(nn.Module):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        for name, value in (("num_images", num_images), ("num_classes", num_classes)):
-            require_size(value, name)
-        require_size(size)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1); got {momentum}")
         if dtype not in SCALES:
-            raise ValueError(f"dtype must be one of {_TYPES}; got {dtype}")
+            raise ValueError(f"dtype must be one of {', '.join(map(str, SCALES))}; got {dtype}")
         super().__init__()
         self.num_images, self.num_classes, self.size = num_images, num_classes, size
         self.momentum, self.seed = momentum, seed
-        if torch.device(device).type == "cpu":
-            require_memory(self._describe(), num_images * self._bytes_per_image(dtype))
-        self._allocate(dtype, torch.device(device))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # batches so far
+        tables = self._tables(dtype)
+        if torch.device(device).type == "cpu":
+            needed = sum(math.prod(shape) * kind.itemsize for shape, kind in tables.values())
+            require_memory(
+                f"running averages of {num_images:,} images x {num_classes:,} classes x "
+                f"{size} x {size} cells", needed,
+            )  # fmt: skip
+        for name, (shape, kind) in tables.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
 
     @classmethod
     def of(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
-        """A bank to read the contents of a run or of a snapshot; it makes no copies.
-
-        Args:
-            heatmaps: (N, C, W, W) in a type that a bank stores.
-            seen: (N, W, W) bool.
-
-        Raises:
-            ValueError: a shape or type is another one.
-        """
-        require_tensor("heatmaps", heatmaps, ("N", "C", "W", "W"))
-        require_tensor("seen", seen, (len(heatmaps), *heatmaps.shape[2:]), "bool")
+        """A bank of heatmaps (N, C, W, W) and seen cells (N, W, W) bool, to read; not copied."""
         bank = cls(1, *heatmaps.shape[1:3], dtype=heatmaps.dtype)
         bank.num_images, bank.heatmaps, bank.seen = len(heatmaps), heatmaps, seen
         return bank
@@ -121,9 +107,14 @@ class HeatmapBank(nn.Module):
         """
         require_size(grid, "grid")
         here = self._at(indices, views)
-        heatmaps, seen = self.stored(here)
-        target, mask = read_cells(heatmaps, seen.unsqueeze(1), views.to(here.device), grid)
-        return target.to(views.boxes.device), mask.to(views.boxes.device)
+        heatmaps, seen = self._planes(here)
+        axes = views.to(here.device).axes(grid, self.size)
+        share = resample(seen, *axes)  # of the read area that has been seen
+        mask = (share >= 0.5 - 1e-6).float()
+        scale = mask / (SCALES[heatmaps.dtype] * share.clamp(min=1e-6))
+        target = (resample(heatmaps, *axes) * scale).clamp(max=1)
+        device = views.boxes.device
+        return self._of_all(here, target).to(device), self._of_all(here, mask).to(device)
 
     @torch.no_grad()
     def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
@@ -133,15 +124,24 @@ class HeatmapBank(nn.Module):
             indices: (B,) int64 image numbers, each at most once.
             views: B views that the maps were predicted on.
             maps: (B, C, G, G) probabilities.
-
-        Raises:
-            ValueError: a shape is wrong, an index is outside 0..N-1 or occurs twice, or a value
-                is not a probability (outside [0, 1] or not finite).
         """
-        here, views, maps = self._check_update(indices, views, maps)
-        heatmaps, seen = self.stored(here)
-        self.heatmaps[here], seen = self._averaged(heatmaps, seen.unsqueeze(1), views, maps)
-        self.seen[here] = seen.squeeze(1)
+        here = self._at(indices, views)
+        require_tensor("maps", maps, (len(indices), self.num_classes, "G", "G"))
+        if len(here.unique()) != len(here):
+            raise ValueError("an image may appear only once in an update")
+        maps = maps.detach().to(here.device, torch.float32)
+        lowest, highest = maps.aminmax() if maps.numel() else (0, 1)  # NaN, if there is one
+        if not (lowest >= -1e-5 and highest <= 1 + 1e-5):  # a resize may round beyond 1
+            raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
+        maps = self._of_kept(here, maps.clamp(0, 1))
+        heatmaps, seen = self._planes(here)
+        new, visible = views.to(here.device).uncrop(SCALES[heatmaps.dtype] * maps, self.size)
+        share = torch.where(seen, 1 - self.momentum, 1.0) * visible  # 0: the cell stays as it is
+        old = heatmaps.float()
+        average = new.sub_(old).mul_(share).add_(old)  # torch.lerp is slow with such a share
+        self.heatmaps[here] = self._rounded(average).to(heatmaps.dtype)
+        self.seen[here] = (seen | visible).view(len(here), *self.seen.shape[1:])
+        self.updates += 1
 
     def stored(self, which: slice | Tensor) -> tuple[Tensor, Tensor]:
         """The heatmaps (n, C, W, W) as they are stored, and the seen cells (n, W, W), of images."""
@@ -154,41 +154,13 @@ class HeatmapBank(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeatmapBank:
         return self  # it stays on its device and in its type
 
-    def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
-        cells = (self.size, self.size)
-        heatmaps = torch.zeros((self.num_images, self.num_classes, *cells), dtype=dtype)
-        self.register_buffer("heatmaps", heatmaps.to(device))
-        seen = torch.zeros((self.num_images, *cells), dtype=torch.bool)
-        self.register_buffer("seen", seen.to(device))
-
-    def _bytes_per_image(self, dtype: torch.dtype) -> int:
-        return (self.num_classes * dtype.itemsize + 1) * self.size**2
-
-    def _describe(self) -> str:
-        return (
-            f"running averages of {self.num_images:,} images x {self.num_classes:,} classes x "
-            f"{self.size} x {self.size} cells"
-        )
-
-    def _averaged(
-        self, heatmaps: Tensor, seen: Tensor, views: Views, maps: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The heatmaps (B, K, W, W) and seen cells (B, 1 or K, W, W) of images after an update.
-
-        uint8 rounds x to floor(x + noise) with noise uniform in [0, 1), so the rounding is right on
-        average. The classes of an image share the noise of a cell.
-        """
-        new, visible = views.uncrop(SCALES[heatmaps.dtype] * maps, self.size)
-        share = torch.where(seen, 1 - self.momentum, 1.0) * visible  # 0: the cell stays as it is
-        old = heatmaps.float()
-        average = new.sub_(old).mul_(share).add_(old)  # torch.lerp is slow with such a share
-        if heatmaps.dtype == torch.uint8:
-            generator = keyed_generator("rounding", self.seed, int(self.updates))
-            shape = (len(maps), 1, self.size, self.size)
-            noise = torch.randint(2**16, shape, generator=generator) / 2**16
-            average += noise.to(average.device)  # below 256, so that no byte overflows
-        self.updates += 1
-        return average.to(heatmaps.dtype), seen | visible
+    def _tables(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of every table."""
+        images, cells = self.num_images, (self.size, self.size)
+        return {
+            "heatmaps": ((images, self.num_classes, *cells), dtype),
+            "seen": ((images, *cells), torch.bool),
+        }
 
     def _at(self, indices: Tensor, views: Views) -> Tensor:
         """Checked image numbers, on the device of the heatmaps."""
@@ -197,35 +169,26 @@ class HeatmapBank(nn.Module):
             raise ValueError(f"indices must be in 0..{self.num_images - 1}")
         return indices.to(self.heatmaps.device)
 
-    def _check_update(
-        self, indices: Tensor, views: Views, maps: Tensor
-    ) -> tuple[Tensor, Views, Tensor]:
-        """All three where the heatmaps are, the maps as float32; see `update` for the errors."""
-        here = self._at(indices, views)
-        require_tensor("maps", maps, (len(indices), self.num_classes, "G", "G"))
-        if len(here.unique()) != len(here):
-            raise ValueError("an image may appear only once in an update")
-        maps = maps.detach().to(here.device, torch.float32)
-        lowest, highest = maps.aminmax() if maps.numel() else (0, 1)  # NaN, if there is one
-        if not (lowest >= -1e-5 and highest <= 1 + 1e-5):  # a resize may round beyond 1
-            raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
-        return here, views.to(here.device), maps.clamp(0, 1)
+    def _planes(self, here: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept heatmaps (B, K, W, W) of images, and their seen cells (B, 1 or K, W, W)."""
+        return self.heatmaps[here], self.seen[here].unsqueeze(1)
 
+    def _of_kept(self, here: Tensor, maps: Tensor) -> Tensor:
+        """The maps (B, K, G, G) of the classes that are kept, of maps (B, C, G, G)."""
+        return maps
 
-def read_cells(heatmaps: Tensor, seen: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
-    """Heatmaps through views, as averages over the cells that have been seen.
+    def _of_all(self, here: Tensor, planes: Tensor) -> Tensor:
+        """Planes (B, C, S, S) of all classes, of planes (B, K, S, S) of the kept ones."""
+        return planes
 
-    Args:
-        heatmaps: (B, K, W, W) in a type of SCALES; cells that have not been seen hold 0.
-        seen: (B, 1, W, W) or (B, K, W, W) bool.
-        views: B views.
-        grid: G, cells along each side of the result.
+    def _rounded(self, average: Tensor) -> Tensor:
+        """Adds noise to bytes, uniform in [0, 1), so that cutting off is right on average.
 
-    Returns:
-        (B, K, G, G) float32 in [0, 1], and float32 in {0, 1} with the channels of `seen`.
-    """
-    axes = views.axes(grid, heatmaps.shape[-1])
-    share = resample(seen, *axes)  # of the read area that has been seen
-    mask = (share >= 0.5 - 1e-6).float()
-    scale = mask / (SCALES[heatmaps.dtype] * share.clamp(min=1e-6))
-    return (resample(heatmaps, *axes) * scale).clamp(max=1), mask
+        The classes of an image share the noise of a cell.
+        """
+        if self.heatmaps.dtype != torch.uint8:
+            return average
+        generator = keyed_generator("rounding", self.seed, int(self.updates))
+        shape = (len(average), 1, self.size, self.size)
+        noise = torch.randint(2**16, shape, generator=generator) / 2**16
+        return average.add_(noise.to(average.device))  # below 256, so that no byte overflows

@@ -21,7 +21,6 @@ from spcl_lib.system.errors import UserError
 # Settings of earlier versions, with the values of their defaults and profiles.
 RETIRED = {"pretrain_images": (10000, 4000), "pretrain_epochs": (12, 4)}
 
-
 _MOST_IMAGES, _MOST_PIXELS, _MOST_SEEDS = 10**9, 2**14, 2**31
 _ABOVE_0 = 1e-12
 
@@ -40,9 +39,7 @@ class RunConfig:
         "uniform", "rule that selects the kept label of an image",
         choices=("uniform", "cole", "size", "location"),
     )  # fmt: skip
-    label_seed: int = setting(
-        0, "all methods and seeds see the same labels; cole adds 1200", 0, _MOST_SEEDS
-    )
+    label_seed: int = setting(0, "all methods and seeds see the same labels", 0, _MOST_SEEDS)
     report: str = setting(
         "test", "test: final; val: for choices, never touches the final data; train: all images "
         "of a folder are trained on, and reported on again", choices=("test", "val", "train"),
@@ -54,30 +51,16 @@ class RunConfig:
     difficult: str = setting(
         "negative", "how VOC's difficult objects count", choices=("negative", "positive", "ignored")
     )
-    unannotated: str = setting(
-        "drop", "COCO's images without any object", choices=("drop", "keep")
-    )
-    damaged: str = setting(
-        "stop", "images that cannot be read: stop, or skip and count them", choices=("stop", "skip")
-    )
-    labels: str = setting(
-        "", "folder: CSV of path,label below the data root; without it, class/image.jpg"
-    )
+    unannotated: str = setting("drop", "COCO's images without any object", choices=("drop", "keep"))
+    damaged: str = setting("stop", "images that cannot be read", choices=("stop", "skip"))
+    labels: str = setting("", "folder: CSV of path,label; without it, class/image.jpg")
     full_labels: str = setting("", "folder: CSV of path,labels (a|b) for the evaluation")
     image_side: int = setting(64, "side of the squares that store whole images", 1, _MOST_PIXELS)
-    crop_side: int = setting(
-        64, "side of the crops that the network trains on", 1, _MOST_PIXELS
-    )
-    eval_side: int = setting(
-        64, "side of the whole images in the evaluation", 1, _MOST_PIXELS
-    )
-    scale_min: float = setting(
-        0.25, "smallest area of a crop, as a share of the image", _ABOVE_0, 1
-    )
+    crop_side: int = setting(64, "side of the crops that the network trains on", 1, _MOST_PIXELS)
+    eval_side: int = setting(64, "side of the whole images in the evaluation", 1, _MOST_PIXELS)
+    scale_min: float = setting(0.25, "smallest area of a crop, share of the image", _ABOVE_0, 1)
     scale_max: float = setting(1.0, "largest area of a crop", _ABOVE_0, 1)
-    ratio_max: float = setting(
-        4 / 3, "widest crop, width / height; the narrowest is its inverse", 1, 10
-    )
+    ratio_max: float = setting(4 / 3, "widest crop; the narrowest is its inverse", 1, 10)
     flip: float = setting(0.5, "share of the crops that are mirrored", 0, 1)
     # network
     backbone: str = setting(
@@ -91,16 +74,12 @@ class RunConfig:
         "network", "head: only the 1x1 convolution, on features computed once",
         choices=("network", "head"),
     )  # fmt: skip
-    dilation: int = setting(
-        1, "of the backbone's last stage; 2 makes the score maps twice as fine", 1, 2
-    )
+    dilation: int = setting(1, "of the last stage; 2 makes score maps twice as fine", 1, 2)
     # optimisation: AdamW, one-cycle
     epochs: int = setting(16, "passes over the training images", 1, 10**6)
     batch: int = setting(32, "images of one step", 1, 10**6)
     lr: float = setting(2e-3, "highest learning rate", _ABOVE_0, 1e38)
-    head_lr_factor: float = setting(
-        1.0, "above 1, the new layer learns faster than the backbone", 1e-6
-    )
+    head_lr_factor: float = setting(1.0, "above 1, the new layer learns faster", 1e-6)
     weight_decay: float = setting(1e-2, "of AdamW")
     warmup: float = setting(0.2, "share of the steps over which the learning rate rises", 0, 1)
     amp: str = setting("auto", "mixed precision", choices=AMP)
@@ -108,9 +87,7 @@ class RunConfig:
     # method
     settings: MethodSettings = MethodSettings()
     # records
-    snapshots: int = setting(
-        0, "training images followed over the epochs, for explore; 0 = none", 0, _MOST_IMAGES
-    )
+    snapshots: int = setting(0, "training images followed, for explore; 0 = none", 0, _MOST_IMAGES)
 
     def flat(self) -> dict[str, Any]:
         """All values by name, with the method's settings at the same level; for files."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spcl_lib.model import Images, autocast, normalise
 from spcl_lib.pooling import Pooling
-from spcl_lib.system.shapes import require_size, require_tensor
+from spcl_lib.system.shapes import require_tensor
 
 
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -30,39 +30,22 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
     the images does not matter.
     """
     labels = _checked(scores, labels, ignored)
-    columns, positive = _columns(scores.detach()), _columns(labels)  # (C, N)
-    counted = None if ignored is None else _columns(~ignored)
-
-    def of_class(c: int) -> float:
-        keys = _ranks(columns[c]) << 1 | positive[c]
-        return _average_precision(keys if counted is None else keys[counted[c]])
-
+    counted = torch.ones_like(labels) if ignored is None else ~ignored
+    parts = (scores.detach().double(), labels, counted)  # numpy has no bfloat16
+    columns = [part.cpu().T.contiguous().numpy() for part in parts]  # (C, N) each
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts without the GIL
-        found = list(pool.map(of_class, range(scores.shape[1])))
+        found = list(pool.map(_average_precision, *columns))
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _columns(values: Tensor) -> np.ndarray:
-    """(C, N), contiguous; numpy has no bfloat16."""
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    return values.cpu().T.contiguous().numpy()
-
-
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """(N,) int64 that are ordered as the scores (N,), with room for one bit more."""
-    if scores.dtype == np.float64:
-        return np.unique(scores, return_inverse=True)[1]
-    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
-    return np.where(bits < 0, np.int32(-(2**31)) - bits, bits).astype(np.int64)
-
-
-def _average_precision(keys: np.ndarray) -> float:
-    """AP in percent of (rank << 1 | label) in any order; NaN without a positive."""
-    keys = np.sort(keys)[::-1]  # the highest score first
-    hits = np.cumsum(keys & 1)
-    if not len(keys) or not hits[-1]:
+def _average_precision(scores: np.ndarray, positive: np.ndarray, counted: np.ndarray) -> float:
+    """AP in percent of one class; NaN without a positive."""
+    scores, positive = scores[counted], positive[counted]
+    order = np.argsort(-scores)  # the highest score first
+    scores, hits = scores[order], np.cumsum(positive[order])
+    if not len(hits) or not hits[-1]:
         return math.nan
-    last = np.flatnonzero(np.append(keys[1:] >> 1 != keys[:-1] >> 1, True))  # of equal scores
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # of equal scores
     gained = np.diff(hits[last], prepend=0)
     return 100 * float((gained * (hits[last] / (last + 1))).sum() / hits[-1])
 
@@ -104,8 +87,7 @@ def precision_recall(
     CF1 is the F1 of the means CP and CR. A class that is never chosen has precision 0. CP and CR
     leave out classes without a positive. `chosen` is 1 or True where the class is predicted.
     """
-    labels = _checked(chosen, labels, ignored)
-    chosen = _as_bool("chosen", chosen)
+    labels, chosen = _checked(chosen, labels, ignored), _as_bool("chosen", chosen)
     if ignored is not None:
         chosen, labels = chosen & ~ignored, labels & ~ignored
     right = (chosen & labels).sum(0).double()  # (C,)
@@ -136,7 +118,7 @@ def _checked(scores: Tensor, labels: Tensor, ignored: Tensor | None) -> Tensor:
 
 def _as_bool(name: str, values: Tensor) -> Tensor:
     """Labels or predictions as bool; -1 would count as present."""
-    if values.dtype != torch.bool and not bool(((values == 0) | (values == 1)).all()):
+    if not bool(((values == 0) | (values == 1)).all()):
         raise ValueError(f"{name} must be 0 or 1; got others among them")
     return values.bool()
 
@@ -151,9 +133,6 @@ def evaluate_scores(
         the accuracy of the highest-ranked class. Precision, recall and F1 at probability 0.5, and
         for the 3 highest-ranked classes of every image.
     """
-    require_tensor("scores", scores, ("N", "C"), "float")
-    if len(set(classes)) != scores.shape[1]:
-        raise ValueError(f"classes must be {scores.shape[1]} different names; got {classes}")
     ap = average_precisions(scores, labels, ignored)
     highest = torch.zeros_like(scores, dtype=torch.bool)
     highest.scatter_(1, scores.topk(min(3, scores.shape[1]), 1).indices, True)
@@ -192,21 +171,15 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "off") 
         images: (N, 3, H, W) uint8, or their features (N, D, G, G).
         side: side of the resized images, in pixels; features stay unchanged.
         amp: see `model.autocast`.
-
-    Raises:
-        ValueError: there is no image, or the shape or type is another one.
     """
-    require_size(len(images), "the number of images")
-    require_size(side, "side")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     out = []
     for part in _batches(len(images)):
-        batch = images[part]
-        require_tensor("images", batch, ("N", "K", "H", "W"))
+        batch = images[part].to(device)
         is_features = batch.is_floating_point()
-        batch = batch.to(device) if is_features else prepare(batch.to(device), side)
+        batch = batch if is_features else prepare(batch, side)
         with autocast(device, amp):
             out.append((model.classify if is_features else model)(batch).float().cpu())
     model.train(was_training)
@@ -216,10 +189,7 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "off") 
 def predict_scores(
     model: nn.Module, images: Images, side: int, poolings: Sequence[Pooling], amp: str = "off"
 ) -> list[Tensor]:
-    """Probabilities (N, C) of whole images, one tensor for each pooling of their maps.
-
-    The other arguments are those of `predict_maps`.
-    """
+    """Probabilities (N, C) of whole images, one tensor for each pooling of their maps."""
     parts = []
     for part in _batches(len(images)):
         maps = predict_maps(model, images[part], side, amp)

@@ -11,7 +11,6 @@ labels give one. `losses` has the notation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,6 @@ from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.views import Views
 
-__all__ = ["METHODS", "PAPER_METHODS", "Method", "MethodSettings", "MethodSpec", "title_of"]
-
 
 @dataclass(frozen=True)
 class MethodSpec:
@@ -46,19 +43,40 @@ class MethodSpec:
     consistency: str  # "", "cl" or "scl"
 
     @property
-    def keeps_averages(self) -> bool:
-        """Whether it needs running averages of every training image."""
-        return bool(self.consistency) or TERMS[self.term].reads_averages
+    def row(self) -> Term:
+        """Its supervised term."""
+        return TERMS[self.term]
 
     @property
     def sees_all_labels(self) -> bool:
         """Whether it sees all labels of the training images, for comparison only."""
-        return TERMS[self.term].sees is not None
+        return self.row.sees is not None
 
     def pooling(self, chosen: Pooling) -> Pooling:
         """The pooling of its network: the chosen one, unless its term needs another than "mean"."""
-        own = TERMS[self.term].pooling
+        own = self.row.pooling
         return Pooling(own) if own and chosen.kind == "mean" else chosen
+
+    def bank(
+        self,
+        num_images: int,
+        num_classes: int,
+        settings: MethodSettings,
+        annotated: Tensor | None,
+        **options: object,
+    ) -> HeatmapBank | None:
+        """Its running averages; None if it needs none. `annotated` as in SparseHeatmapBank."""
+        own, shape = settings, (num_images, num_classes)
+        if self.consistency != "scl":  # one value per class: uint8 would be too coarse
+            needed = self.consistency or self.row.reads_averages
+            return (
+                HeatmapBank(*shape, 1, own.momentum, torch.float32, **options) if needed else None
+            )
+        options |= {"momentum": own.momentum, "dtype": getattr(torch, own.bank_dtype)}
+        if not own.bank_classes:
+            return HeatmapBank(*shape, own.bank_size, **options)
+        kept = min(own.bank_classes, num_classes)
+        return SparseHeatmapBank(*shape, kept, annotated, size=own.bank_size, **options)
 
 
 # The methods of the paper and its upper bound; the reproduction has a row for each.
@@ -80,45 +98,27 @@ METHODS: dict[str, MethodSpec] = _all_methods()
 
 def title_of(method: str) -> str:
     """The name of a method as people read it: EN + SCL for "en_scl"."""
-    if method not in METHODS:
+    if method in ("cl", "scl") or method not in METHODS:
         return method.upper().replace("_", " + ")
     spec = METHODS[method]
-    parts = [] if method in ("cl", "scl") else [TERMS[spec.term].title]
-    return " + ".join([*parts, *([spec.consistency.upper()] if spec.consistency else [])])
+    return spec.row.title + (f" + {spec.consistency.upper()}" if spec.consistency else "")
 
 
 def visible_labels(method: str, full: Tensor, single: Tensor) -> Tensor:
-    """The labels (N, C) that a method gets: the single ones, or what its term sees.
-
-    Args:
-        method: a key of METHODS.
-        full: y (N, C) bool, all labels.
-        single: z (N, C) bool.
-    """
-    sees = TERMS[METHODS[method].term].sees
+    """The labels that a method gets of all labels y and single labels z, each (N, C) bool."""
+    sees = METHODS[method].row.sees
     return single if sees is None else sees(full, single)
 
 
 def bytes_of_averages(
     name: str, num_images: int, num_classes: int, settings: MethodSettings
 ) -> int:
-    """Bytes of memory that the running averages of a method take; arguments as in `Method`.
-
-    Raises:
-        UserError: the name is unknown.
-    """
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    spec, per_image = METHODS[name], 0
-    if spec.consistency == "scl":
-        kept = min(settings.bank_classes or num_classes, num_classes)
-        value = getattr(torch, settings.bank_dtype).itemsize
-        per_image = kept * value * settings.bank_size**2
-    elif spec.keeps_averages:
-        per_image = 4 * num_classes
-    if TERMS[spec.term].reads_averages:
-        per_image += 24 * num_classes  # the measured peak of `expected_negative_threshold`
-    return num_images * per_image
+    """Bytes of memory that the running averages of a method take; arguments as in `Method`."""
+    spec, nobody = METHODS[name], torch.zeros(num_images, device="meta")
+    bank = spec.bank(num_images, num_classes, settings, nobody, device="meta")
+    size = sum(table.nbytes for table in bank.buffers()) if bank else 0
+    # The measured peak of `expected_negative_threshold`.
+    return size + (24 * num_images * num_classes if spec.row.reads_averages else 0)
 
 
 class Method(nn.Module):
@@ -137,10 +137,6 @@ class Method(nn.Module):
         epochs: length of the whole training; some terms depend on it.
         pooling: pooling of the network; by default the term's, which is the mean for most.
         device: where the running averages are; see HeatmapBank.
-
-    Raises:
-        UserError: the name is unknown, or the running averages do not fit.
-        ValueError: the term needs the labels, or their shape is not (N, C).
 
     Several processes: each image belongs to one rank for good (see `ranks.RankSampler`), each
     rank's loss is that of its own batch, and all call `end_epoch` together.
@@ -168,51 +164,25 @@ class Method(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        self.name, self.epochs, self.settings = name, epochs, settings or MethodSettings()
         if name not in METHODS:
             raise unknown_name("method", name, METHODS)
-        self.spec, self.num_classes = METHODS[name], num_classes
+        self.spec, self.num_classes, self.epochs = METHODS[name], num_classes, epochs
+        self.settings, self.term = settings or MethodSettings(), self.spec.row.loss
         self.pooling = pooling or self.spec.pooling(Pooling())
-        self.ended = self.steps = 0  # epochs that `end_epoch` has ended, calls of `update`
-        self.grid = 1  # cells along a side of the last maps
+        self.spatial = self.spec.consistency == "scl"  # heatmaps, not one value per class
+        has_state, shape = self.spec.row.has_state, (num_images, num_classes)
         if labels is not None:
-            require_tensor("labels", labels, (num_images, num_classes))
-        elif self._row.has_state or (self.spatial and self.settings.bank_classes):
+            require_tensor("labels", labels, shape)
+        elif has_state or (self.spatial and self.settings.bank_classes):
             raise ValueError(f"method '{name}' needs to know the labels: give labels, z (N, C)")
-        self.term = self._row.loss
-        if self._row.has_state:
-            self.term = self._row.loss(labels, self.settings, epochs, seed)
-        self.bank = self._make_bank(num_images, labels, device, seed)
-        if self._row.reads_averages and self.spatial:  # the view in which an image was seen last
-            whole = Views.whole(num_images)
-            self.register_buffer("boxes", whole.boxes)
-            self.register_buffer("flipped", whole.flipped)
-
-    @property
-    def _row(self) -> Term:
-        return TERMS[self.spec.term]
-
-    @property
-    def spatial(self) -> bool:
-        """Whether the running averages are heatmaps (SCL) or one value per class (CL, EN, GPR)."""
-        return self.spec.consistency == "scl"
-
-    def _make_bank(
-        self, num_images: int, labels: Tensor | None, device: torch.device | str, seed: int
-    ) -> HeatmapBank | None:
-        shape, momentum = (num_images, self.num_classes), self.settings.momentum
-        if not self.spec.keeps_averages:
-            return None
-        if not self.spatial:  # one value per class: uint8 would be too coarse for many classes
-            return HeatmapBank(*shape, 1, momentum, torch.float32, device, seed)
-        size, dtype = self.settings.bank_size, getattr(torch, self.settings.bank_dtype)
-        if not self.settings.bank_classes:
-            return HeatmapBank(*shape, size, momentum, dtype, device, seed)
-        kept = min(self.settings.bank_classes, self.num_classes)
-        return SparseHeatmapBank(
-            *shape, kept, labels.to(torch.uint8).argmax(1),
-            size=size, momentum=momentum, dtype=dtype, device=device, seed=seed,
-        )  # fmt: skip
+        if has_state:
+            self.term = self.term(labels, self.settings, epochs, seed)
+        annotated = None if labels is None else labels.to(torch.uint8).argmax(1)
+        self.bank = self.spec.bank(*shape, self.settings, annotated, device=device, seed=seed)
+        if self.spec.row.reads_averages:  # in the last view of an image; -1: there was none
+            self.register_buffer("presence", torch.full(shape, -1.0, device=device))
+        for counter in ("steps", "ended"):  # calls of `update`; epochs that `end_epoch` has ended
+            self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
 
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
@@ -227,19 +197,19 @@ class Method(nn.Module):
             epoch: epochs done, from 0; the fraction of the current one may be added.
 
         Raises:
-            ValueError: a shape or type is another one.
             RuntimeError: `update` or `end_epoch` was not called.
         """
         maps = self._check(maps, indices, views)
         require_tensor("labels", labels, maps.shape[:2])
-        self._require_calls(epoch)
-        logits = self.pooling(maps)
+        self._require_calls(int(epoch))
+        logits, presence = self.pooling(maps), None
         active = self.bank is not None and epoch >= self.settings.start
-        target, seen = self._read(indices, views, maps.shape[-1]) if active else (None, None)
-        presence = None
-        if active and self._row.reads_averages and self.ended:
-            presence = self.pooling.presence(target, seen)
-        total = self.term(logits, labels, self._context(indices, epoch, presence))
+        if active:
+            target, seen = self._read(indices, views, maps.shape[-1])
+            if self.spec.row.reads_averages and self.ended:
+                presence = self.pooling.presence(target, seen)
+        context = Context(indices, epoch, self.epochs, self.settings, presence)
+        total = self.term(logits, labels, context)
         if not (active and self.spec.consistency):
             return total
         return total + self._weight(epoch) * self._agreement(maps, logits, target, seen)
@@ -270,58 +240,30 @@ class Method(nn.Module):
         logits = self.pooling(maps)
         self.steps += 1
         if isinstance(self.term, State):
-            self.term.observe(logits, self._context(indices, epoch))
+            self.term.observe(logits, Context(indices, epoch, self.epochs, self.settings))
         if self.bank is None or epoch < self.settings.start - 1:
             return
-        if not self.spatial:
+        if self.spatial:
+            self.bank.update(indices, views, self.pooling.heat(maps))
+        else:
             whole = Views.whole(len(indices), maps.device)
             self.bank.update(indices, whole, logits.sigmoid()[:, :, None, None])
-            return
-        self.bank.update(indices, views, self.pooling.heat(maps))
-        if self._row.reads_averages:
-            here = indices.to(self.boxes.device)
-            self.boxes[here] = views.boxes.to(self.boxes)
-            self.flipped[here] = views.flipped.to(here.device)
-            self.grid = maps.shape[-1]
+        if self.spec.row.reads_averages:
+            presence = self.pooling.presence(*self._read(indices, views, maps.shape[-1]))
+            self.presence[indices.to(self.presence.device)] = presence.to(self.presence)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> None:
-        """Ends an epoch: chooses the threshold of EN, class priors, pseudo-labels.
-
-        Args:
-            epoch: number of the epoch that ended, from 0.
-        """
-        self.ended = epoch + 1
+        """Ends the epoch of this number, from 0: chooses EN's threshold, priors, pseudo-labels."""
+        self.ended.fill_(epoch + 1)
         if not isinstance(self.term, State):
             return
         presence, labels = None, self.term.labels
-        if self._row.reads_averages and self.ended >= self.settings.start:
-            presence, known = (ranks.merge(part) for part in self._presence())
+        if self.spec.row.reads_averages:  # in views, because the loss compares that in views
+            presence = ranks.merge(self.presence)
+            known = presence[:, 0] >= 0
             presence, labels = presence[known], labels.to(known.device)[known]
-        self.term.end_epoch(self.ended, presence if len(labels) else None, labels)
-
-    def _presence(self) -> tuple[Tensor, Tensor]:
-        """(N, C) presence of every class in the last view of every image, and (N,) who has one.
-
-        The loss compares the presence in views with the threshold. So the threshold is chosen on
-        the presence in views, too.
-        """
-        few = 1 + 2**18 // (self.num_classes * self.bank.size**2)  # they stay in the CPU's cache
-        presence, known = [], []
-        for chunk in torch.arange(self.bank.num_images).split(few):
-            views = Views(self.boxes[chunk], self.flipped[chunk]) if self.spatial else None
-            target, seen = self._read(chunk, views or Views.whole(len(chunk)), self.grid)
-            presence.append(self.pooling.presence(target, seen))
-            known.append(seen.flatten(1).amax(1) > 0)
-        return torch.cat(presence), torch.cat(known)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The counters, for `state_dict`."""
-        return {"ended": self.ended, "steps": self.steps, "grid": self.grid}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores the counters."""
-        self.ended, self.steps, self.grid = state["ended"], state["steps"], state["grid"]
+        self.term.end_epoch(epoch + 1, presence if len(labels) else None, labels)
 
     def _check(self, maps: Tensor, indices: Tensor, views: Views) -> Tensor:
         """The maps in float32 or float64."""
@@ -331,19 +273,15 @@ class Method(nn.Module):
             raise ValueError(f"views must be {len(maps)}, one per image; got {len(views)}")
         return maps if maps.dtype == torch.float64 else maps.float()
 
-    def _require_calls(self, epoch: float) -> None:
+    def _require_calls(self, epoch: int) -> None:
         """Without these calls the method would silently be another one."""
-        if int(epoch) == 0 or (self.bank is None and not self._row.has_state):
-            return
-        if self.steps == 0:
-            raise RuntimeError(f"epoch {int(epoch)} begins, and method.update was never called; "
+        has_state = self.spec.row.has_state
+        if epoch and not self.steps and (self.bank or has_state):
+            raise RuntimeError(f"epoch {epoch} begins, and method.update was never called; "
                                "call it after every step; epochs count from 0")  # fmt: skip
-        if self._row.has_state and self.ended < int(epoch):
-            raise RuntimeError(f"epoch {int(epoch)} begins, and method.end_epoch({self.ended}) was "
+        if has_state and self.ended < epoch:
+            raise RuntimeError(f"epoch {epoch} begins, and method.end_epoch({self.ended}) was "
                                "not called; call it after every epoch, from 0")  # fmt: skip
-
-    def _context(self, indices: Tensor, epoch: float, presence: Tensor | None = None) -> Context:
-        return Context(indices, epoch, self.epochs, self.settings, presence)
 
     def _weight(self, epoch: float) -> float:
         """Lambda of an epoch: its linear ramp in the middle of this epoch."""

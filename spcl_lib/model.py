@@ -7,7 +7,7 @@ import copy
 import functools
 import itertools
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,15 @@ from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.system.weights import load_backbone
 
+AMP = ("auto", "bfloat16", "off")
+BACKBONES = ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in torchvision's weights
+
 
 class Images(Protocol):
-    """Whole images (N, 3, S, S) uint8, or their features (N, D, G, G) in a floating type.
+    """A tensor, or what gives tensors when it is indexed.
 
-    A tensor, or an object that returns tensors when it is indexed.
+    Whole images (N, 3, S, S) uint8, or their features (N, D, G, G) in a floating type.
     """
 
     def __len__(self) -> int: ...
@@ -55,12 +59,12 @@ class SpatialClassifier(nn.Module):
         pooling: Pooling = MEAN_POOLING,
     ) -> None:
         super().__init__()
-        self.features, self.pooling = features, pooling
+        self.features, self.frozen, self.pooling = features, frozen, pooling
         self.head = nn.Conv2d(num_features, num_classes, kernel_size=1)
-        self.frozen = frozen
         self.features[:frozen].requires_grad_(False)
-        self._merged: list[nn.Module] = []  # in a list, so that its weights are not saved twice
-        _speed_up(self.features[frozen:])
+        for layer in self.features[frozen:].modules():
+            if type(layer) is nn.Conv2d and layer.groups > 1 and layer.stride != (1, 1):
+                layer.__class__ = _StridedDepthwise  # keeps the weights and their names
 
     def train(self, mode: bool = True) -> SpatialClassifier:
         """Sets the training mode of all blocks except the frozen ones."""
@@ -76,33 +80,15 @@ class SpatialClassifier(nn.Module):
         if self.frozen == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self.head(self.features(images))
         with torch.no_grad():
-            images = self._frozen_blocks()(images)
+            blocks = merge_normalisation(self.features[: self.frozen])  # takes half their time
+            images = blocks.to(memory_format=torch.channels_last)(images)
         return self.head(self.features[self.frozen :](images))
-
-    def _frozen_blocks(self) -> nn.Module:
-        """The frozen blocks, with every normalisation merged into the convolution before it.
-
-        This halves their time. The result is the same but for rounding.
-        """
-        if not self._merged:
-            blocks = merge_normalisation(self.features[: self.frozen])
-            self._merged = [blocks.to(memory_format=torch.channels_last)]
-        return self._merged[0]
-
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:  # noqa: D102 (as in Module)
-        self._merged = []
-        return super().load_state_dict(*arguments, **options)
-
-    def _apply(self, *arguments: Any, **options: Any) -> SpatialClassifier:
-        self._merged = []  # the weights move to another device or type
-        return super()._apply(*arguments, **options)
 
     def classify(self, features: Tensor) -> Tensor:
         """Gives score-map logits f (B, C, G, G) of features (B, D, G, G) in channels-last order.
 
         A 1x1 convolution is a linear layer on every cell. The linear form is faster on a CPU.
         """
-        require_tensor("features", features, ("B", self.head.in_channels, "H", "W"), "float")
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.head.weight.dtype)
         cells = features.permute(0, 2, 3, 1)  # (B, G, G, D)
@@ -112,14 +98,15 @@ class SpatialClassifier(nn.Module):
 def merge_normalisation(blocks: nn.Module) -> nn.Module:
     """A copy for evaluation, where convolutions do the work of the normalisation that follows them.
 
-    Args:
-        blocks: modules; the layers of a normalisation follow each other in an `nn.Sequential`.
+    The result is the same but for rounding. A normalisation must follow its convolution in an
+    `nn.Sequential`.
     """
     blocks = copy.deepcopy(blocks).eval()
     for part in [m for m in blocks.modules() if isinstance(m, nn.Sequential)]:
         for place, (layer, following) in enumerate(itertools.pairwise(list(part))):
             # Subclasses, such as timm's, may also contain an activation or change the weights.
-            if type(layer) in _CONVOLUTIONS and type(following) is nn.BatchNorm2d:
+            plain = type(layer) in (nn.Conv2d, _StridedDepthwise)
+            if plain and type(following) is nn.BatchNorm2d:
                 part[place] = fuse_conv_bn_eval(layer, following)
                 part[place + 1] = nn.Identity()
     return blocks
@@ -128,31 +115,20 @@ def merge_normalisation(blocks: nn.Module) -> nn.Module:
 class _StridedDepthwise(nn.Conv2d):
     """A depthwise convolution with a stride, whose gradient a CPU computes in float32.
 
-    In bfloat16, which a CPU uses under autocast only, its library takes 15 times as long for it:
-    52 ms instead of 3 ms for 32 maps of 192 x 20 x 20. In mobilenet_v2 two of these layers took a
-    fifth of a training step.
+    In bfloat16 its library takes 7 to 15 times as long for it. In mobilenet_v2 two of these layers
+    took a fifth of a training step.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """As in Conv2d."""
-        low = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if not (low and x.requires_grad):
+        if not (x.requires_grad and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float()).to(x.dtype)
 
 
-_CONVOLUTIONS = (nn.Conv2d, _StridedDepthwise)
-
-
-def _speed_up(blocks: nn.Module) -> None:
-    for layer in blocks.modules():
-        if type(layer) is nn.Conv2d and layer.groups > 1 and layer.stride != (1, 1):
-            layer.__class__ = _StridedDepthwise  # keeps the weights and their names
-
-
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut."""
+    """Two 3x3 convolutions with a shortcut: (B, inputs, H, W) -> (B, outputs, H / s, W / s)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -164,7 +140,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gives (B, outputs, H / stride, W / stride) of (B, inputs, H, W)."""
+        """Gives the block's features."""
         out = torch.relu(self.norm1(self.conv1(x)))
         return torch.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
@@ -183,27 +159,21 @@ def small_resnet() -> nn.Sequential:
 def build_backbone(
     name: str, weights: str | Path | None, dilation: int = 1
 ) -> tuple[nn.Sequential, int]:
-    """A backbone without its pooling and classifier.
+    """A backbone without its pooling and classifier, and its number of output features D.
 
     Args:
-        name: "small_resnet", "mobilenet_v2", "resnet18", "resnet50", or "timm:NAME" for any model
-            of timm with spatial features, such as "timm:vit_small_patch16_224".
+        name: one of BACKBONES, or "timm:NAME" for any model of timm with spatial features, such as
+            "timm:vit_small_patch16_224".
         weights: None for random weights, "torchvision" or "timm" for the ImageNet weights of these
             packages (downloaded once where the network allows), or a file with the state dict of
             `small_resnet` or of the whole torchvision or timm model.
         dilation: dilation of the last stage. With 2, this stage keeps its resolution: the maps are
             twice as fine, with the same weights.
 
-    Returns:
-        The backbone and its number of output features D. The input is normalised as `normalise`
-        does, for all backbones.
-
     Raises:
         UserError: the name is unknown, weights are missing or do not fit, the backbone has no
             dilated form, or timm is not installed.
     """
-    if dilation not in (1, 2):
-        raise UserError(f"dilation must be 1 or 2; got {dilation}")
     if str(name).startswith("timm:"):
         from spcl_lib.system.timm_backbone import build_timm_backbone
 
@@ -212,63 +182,44 @@ def build_backbone(
         raise unknown_name("backbone", name, (*BACKBONES, "timm:NAME"))
     if dilation != 1 and name in ("small_resnet", "resnet18"):
         raise UserError(f"{name} has no dilated form; use mobilenet_v2 or resnet50, or dilation=1")
-    if name == "small_resnet":
-        model = small_resnet()
-        if weights is not None:
-            load_backbone(model, weights, name)
-        return model, 128
-    from torchvision import models  # imported here: it takes seconds, and scenes do not need it
-
-    dilated = dilation == 2
-    form = {"replace_stride_with_dilation": (False, False, dilated)} if name == "resnet50" else {}
-    model = getattr(models, name)(weights=None, **form)
+    model = small_resnet() if name == "small_resnet" else _of_torchvision(name, dilation)
     if weights is not None:
         load_backbone(model, weights, name)
+    if name == "small_resnet":
+        return model, 128
     if name == "mobilenet_v2":
-        if dilated:
-            _dilate(model.features[14:18])
         return model.features, model.last_channel
-    num_features = model.fc.in_features
-    return nn.Sequential(*list(model.children())[:-2]), num_features
+    return nn.Sequential(*list(model.children())[:-2]), model.fc.in_features
 
 
-def _dilate(stage: nn.Module) -> None:
-    """Sets the stride of a stage to 1, and doubles the dilation of the layers after the stride."""
-    dilation = 1
-    for layer in stage.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-            layer.dilation = layer.padding = (dilation, dilation)
-            if layer.stride == (2, 2):
-                layer.stride, dilation = (1, 1), 2
+def _of_torchvision(name: str, dilation: int) -> nn.Module:
+    from torchvision import models  # imported here: it takes seconds, and scenes do not need it
 
-
-AMP = ("auto", "bfloat16", "off")
-BACKBONES = ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in torchvision's weights
+    if name == "resnet50":
+        dilated = (False, False, dilation == 2)
+        return models.resnet50(weights=None, replace_stride_with_dilation=dilated)
+    model = getattr(models, name)(weights=None)
+    if dilation == 2:  # mobilenet_v2's last stage: no stride, and dilated layers after it
+        for layer in model.features[14:18].modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                reach = 1 if layer.stride == (2, 2) else 2
+                layer.stride, layer.dilation, layer.padding = (1, 1), (reach, reach), (reach, reach)
+    return model
 
 
 def normalise(images: Tensor) -> Tensor:
     """Network input of images (B, 3, H, W) in 0..255: ImageNet's normalisation, channels last."""
-    require_tensor("images", images, ("B", 3, "H", "W"))
     mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (MEAN, STD))
     scaled = (images.float() / 255 - mean) / std
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:
-    """Mixed precision for a forward pass.
+    """Mixed precision for a forward pass on a device.
 
-    Args:
-        device: device of the model.
-        amp: "off", "bfloat16" or "auto". "auto" takes bfloat16 on CUDA and on CPUs with bfloat16
-            instructions; other CPUs emulate it, more slowly than float32.
-
-    Raises:
-        UserError: another word.
-        TypeError: it is no device.
+    "auto" takes bfloat16 on CUDA and on CPUs with bfloat16 instructions; other CPUs emulate it,
+    more slowly than float32.
     """
-    if not isinstance(device, torch.device):
-        raise TypeError(f"device must be a torch.device; got {device!r}")
     if amp not in AMP:
         raise unknown_name("amp", amp, AMP)
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())

@@ -21,11 +21,8 @@ _USUAL = {
     "mean": 0.0, "boost": 5.0, "lse": 1.0, "top": 0.25, "attention": 0.0, "probability": 0.0,
     "softmax": 1.0, "cells": 1.0, "cells_top": 0.1,
 }  # fmt: skip
-_LIMITS = {"top": 1.0, "cells_top": 1.0}  # shares of the cells
 KINDS = tuple(_USUAL)
-_COMPETING = ("softmax", "cells", "cells_top")
 _EPSILON = 1 / 512  # keeps probabilities away from 0 and 1 before a logit: half a step of uint8
-_SURE = -1e-6  # the highest log p: its logit stays finite
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,7 @@ class Pooling:
             classes of the mean logits; `strength` is its temperature. "cells" (ours): the mean of
             the softmax over the classes in every cell; `strength` is its temperature. "cells_top"
             (ours): the same over the highest cells of every class; `strength` is their share.
-        strength: its meaning depends on the kind, see there; 0 is the kind's default.
-
-    Raises:
-        UserError: an unknown kind, or a strength outside its range.
+        strength: see `kind`; 0 is the kind's default.
 
     Example:
         >>> Pooling("lse")(torch.zeros(2, 3, 4, 4)).shape
@@ -60,26 +54,25 @@ class Pooling:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown_name("pooling", self.kind, KINDS)
-        limit = _LIMITS.get(self.kind, 1000.0)
+        limit = 1 if "top" in self.kind else 1000  # a share of the cells
         if not 0 <= self.strength <= limit:
             raise UserError(
-                f"the strength of pooling '{self.kind}' must be in 0..{limit:g} "
+                f"the strength of pooling '{self.kind}' must be in 0..{limit} "
                 f"(0: the usual {_USUAL[self.kind]:g}); got {self.strength}"
             )
 
     @property
     def competes(self) -> bool:
         """Whether the classes compete, so that heatmaps are distributions over the classes."""
-        return self.kind in _COMPETING
+        return self.kind in ("softmax", "cells", "cells_top")
 
     @property
     def temperature(self) -> float:
         """What divides the logits before the softmax over the classes."""
-        return self.effective_strength if self.kind in ("softmax", "cells") else 1.0
+        return self._strength if self.kind in ("softmax", "cells") else 1.0
 
     @property
-    def effective_strength(self) -> float:
-        """The strength, or the kind's default; 0 for a kind without one."""
+    def _strength(self) -> float:
         return self.strength or _USUAL[self.kind]
 
     def __call__(self, maps: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -91,57 +84,51 @@ class Pooling:
                 image without such a cell mean nothing.
         """
         require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
-        if seen is not None:
-            require_seen(seen, maps)
         if seen is None and self.kind == "mean":
             return maps.mean((2, 3))
-        cells = maps.flatten(2)  # (B, C, G * G)
-        weight = torch.ones_like(cells[:, :1]) if seen is None else seen.flatten(2).to(cells)
+        seen = torch.ones_like(maps[:, :1]) if seen is None else seen
+        require_seen(seen, maps)
+        cells, weight = maps.flatten(2), seen.flatten(2).to(maps)  # (B, C or 1, G * G)
         return getattr(self, f"_{self.kind}")(cells, weight)
 
     def heat(self, maps: Tensor) -> Tensor:
         """Probabilities (B, C, G, G) of every cell: what the heatmaps average."""
         return (maps / self.temperature).softmax(1) if self.competes else maps.sigmoid()
 
-    def presence(self, heatmaps: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Presence of every class according to heatmaps, pooled as the model pools its maps.
+    def presence(self, heatmaps: Tensor, seen: Tensor) -> Tensor:
+        """Presence (B, C) of every class according to heatmaps, pooled as the model pools its maps.
 
         Args:
             heatmaps: (B, C, G, G) in [0, 1].
-            seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all.
-
-        Returns:
-            (B, C) in [0, 1]; 0 where no cell has been seen.
+            seen: (B, 1, G, G) in {0, 1}, the cells that count; without any, the presence is 0.
         """
-        require_tensor("heatmaps", heatmaps, ("B", "C", "H", "W"), "float")
         if self.competes:  # the heat is what these kinds pool
-            weight = torch.ones_like(heatmaps[:, :1]) if seen is None else seen
-            cells, weight = heatmaps.flatten(2), weight.flatten(2).to(heatmaps)
+            cells, weight = heatmaps.flatten(2), seen.flatten(2).to(heatmaps)
             is_top = self.kind == "cells_top"
             presence = self._top(cells, weight) if is_top else self._mean(cells, weight)
         else:
             presence = self(torch.logit(heatmaps, eps=_EPSILON), seen).sigmoid()
-        return presence if seen is None else presence.where(seen.sum((2, 3)) > 0, 0)
+        return presence.where(seen.sum((2, 3)) > 0, 0)
 
     def __str__(self) -> str:
         """What `parse_pooling` reads: "mean", "lse:0.3"."""
         return f"{self.kind}:{self.strength:g}" if self.strength else self.kind
 
+    # Each takes cells (B, C, G * G) and their weight (B, 1 or C, G * G) in {0, 1}.
+
     def _mean(self, cells: Tensor, weight: Tensor) -> Tensor:
         return (cells * weight).sum(2) / weight.sum(2).clamp(min=1)
 
     def _boost(self, cells: Tensor, weight: Tensor) -> Tensor:
-        return self._mean(torch.where(cells > 0, self.effective_strength * cells, cells), weight)
+        return self._mean(torch.where(cells > 0, self._strength * cells, cells), weight)
 
     def _lse(self, cells: Tensor, weight: Tensor) -> Tensor:
-        scaled = (self.effective_strength * cells).masked_fill(weight == 0, -math.inf)
-        total = scaled.logsumexp(2) - weight.sum(2).clamp(min=1).log()
-        return torch.where(weight.sum(2) > 0, total / self.effective_strength, 0)
+        return _log_mean_exp(self._strength * cells, weight, empty=0.0) / self._strength
 
     def _top(self, cells: Tensor, weight: Tensor) -> Tensor:
         lowest = cells.detach().min() - 1  # below every cell, and finite
         ordered = torch.where(weight > 0, cells, lowest).sort(2, descending=True).values
-        count = (self.effective_strength * weight.sum(2)).ceil().clamp(min=1)  # (B, 1)
+        count = (self._strength * weight.sum(2)).ceil().clamp(min=1)  # (B, 1)
         rank = torch.arange(cells.shape[2], device=cells.device)
         return self._mean(ordered, (rank < count[..., None]).to(cells))
 
@@ -153,21 +140,26 @@ class Pooling:
         return torch.logit(self._mean(cells.sigmoid(), weight), eps=1e-6)
 
     def _softmax(self, cells: Tensor, weight: Tensor) -> Tensor:
-        scores = self._mean(cells, weight) / self.effective_strength
-        return _logit_of_log(scores.log_softmax(1))
+        return _logit_of_log((self._mean(cells, weight) / self._strength).log_softmax(1))
 
     def _cells(self, cells: Tensor, weight: Tensor) -> Tensor:
-        own = (cells / self.effective_strength).log_softmax(1).masked_fill(weight == 0, -math.inf)
-        total = own.logsumexp(2) - weight.sum(2).clamp(min=1).log()
-        return _logit_of_log(torch.where(weight.sum(2) > 0, total, -1.0))
+        own = (cells / self._strength).log_softmax(1)
+        return _logit_of_log(_log_mean_exp(own, weight, empty=-1.0))
 
     def _cells_top(self, cells: Tensor, weight: Tensor) -> Tensor:
         return _logit_of_log(self._top(cells.softmax(1), weight).clamp(min=1e-30).log())
 
 
+def _log_mean_exp(cells: Tensor, weight: Tensor, empty: float) -> Tensor:
+    """Log of the mean of exp(cells); `empty` without any cell."""
+    total = cells.masked_fill(weight == 0, -math.inf).logsumexp(2)
+    count = weight.sum(2)
+    return torch.where(count > 0, total - count.clamp(min=1).log(), empty)
+
+
 def _logit_of_log(log_p: Tensor) -> Tensor:
     """log(p / (1 - p)) of log p; finite for p = 1."""
-    log_p = log_p.clamp(max=_SURE)
+    log_p = log_p.clamp(max=-1e-6)
     return log_p - torch.log(-torch.expm1(log_p))
 
 
@@ -181,11 +173,7 @@ TEST_POOLINGS = (
 
 
 def parse_pooling(text: str) -> Pooling:
-    """Reads a pooling from a text: "lse", or "lse:3" with a strength.
-
-    Raises:
-        UserError: the text does not describe a pooling.
-    """
+    """Reads a pooling from a text: "lse", or "lse:3" with a strength."""
     kind, colon, strength = text.partition(":")
     try:
         return Pooling(kind, float(strength) if colon else 0.0)

@@ -12,9 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from spcl_lib.bank import SCALES, HeatmapBank, read_cells
-from spcl_lib.system.shapes import require_size, require_tensor
-from spcl_lib.views import Views
+from spcl_lib.bank import SCALES, HeatmapBank
 
 
 class SparseHeatmapBank(HeatmapBank):
@@ -25,6 +23,7 @@ class SparseHeatmapBank(HeatmapBank):
     of another class is the mean of its new map. The best of the others take the places of the worst
     of the kept, as long as their score is higher. A class that enters starts as in a new bank:
     no cell has been seen. With K = C all classes are kept, and every bit is that of a HeatmapBank.
+    Classes that are not kept read as 0, and as not seen.
 
     Args:
         num_images: N, images of the training set.
@@ -33,12 +32,8 @@ class SparseHeatmapBank(HeatmapBank):
         annotated: (N,) int64, the annotated class of every image.
         options: size, momentum, dtype, device and seed, as in HeatmapBank.
 
-    Memory: N * K * W * W * bytes of dtype for the heatmaps, and N * K * (W * W / 8 + 4) for the
-    seen cells and the classes. ImageNet with K = 10 and W = 14: 2.51 GB and 0.37 GB.
-
-    Raises:
-        ValueError: an argument is outside its range.
-        UserError: the memory has too little free space.
+    Memory: N * K * W * W * (bytes of dtype + 1) + 4 * N * K. ImageNet with K = 10 and W = 14:
+    5.07 GB.
 
     Example:
         >>> bank = SparseHeatmapBank(10, 1000, kept=5, annotated=torch.zeros(10).long(), size=8)
@@ -52,95 +47,57 @@ class SparseHeatmapBank(HeatmapBank):
     def __init__(
         self, num_images: int, num_classes: int, kept: int, annotated: Tensor, **options: object
     ) -> None:
-        require_size(kept, "kept")
-        if kept > num_classes:
+        if not 1 <= kept <= num_classes:
             raise ValueError(f"kept must be in 1..{num_classes}, the classes; got {kept}")
-        require_tensor("annotated", annotated, (num_images,), "int64")
-        if not (0 <= int(annotated.min()) and int(annotated.max()) < num_classes):
-            raise ValueError(f"annotated classes must be in 0..{num_classes - 1}")
-        self.kept = kept  # before the rest, because the allocation needs it
+        self.kept = kept  # before the rest, because the tables need it
         super().__init__(num_images, num_classes, **options)
+        self.classes.fill_(-1)  # an empty place
         self.classes[:, 0] = annotated
 
     @classmethod
     def of(  # noqa: D102 (as in HeatmapBank)
         cls, heatmaps: Tensor, seen: Tensor, classes: Tensor, num_classes: Tensor
     ) -> SparseHeatmapBank:
-        require_tensor("heatmaps", heatmaps, ("N", "K", "W", "W"))
         images, kept, size = heatmaps.shape[:3]
-        require_tensor("seen", seen, (images, kept, _bytes_of(size)), "uint8")
-        require_tensor("classes", classes, (images, kept), "int32")
-        require_tensor("num_classes", num_classes, (), "int64")
-        first = torch.zeros(1, dtype=torch.int64)
-        bank = cls(1, int(num_classes), kept, first, size=size, dtype=heatmaps.dtype)
+        bank = cls(1, int(num_classes), kept, classes[:1, 0], size=size, dtype=heatmaps.dtype)
         bank.num_images, bank.heatmaps, bank.seen, bank.classes = images, heatmaps, seen, classes
         return bank
 
-    @torch.no_grad()
-    def read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
-        """Reads heatmaps through views, as `HeatmapBank.read`.
-
-        Returns:
-            target: (B, C, G, G) float32; 0 for classes that are not kept.
-            seen: (B, C, G, G) float32 in {0, 1}; 0 for classes that are not kept.
-        """
-        require_size(grid, "grid")
-        here = self._at(indices, views)
-        held, heatmaps, seen = self._take(here)
-        target, mask = read_cells(heatmaps, seen, views.to(here.device), grid)
-        device = views.boxes.device
-        return self._dense(held, target).to(device), self._dense(held, mask).to(device)
-
-    @torch.no_grad()
-    def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
-        """Lets classes enter and leave, then updates the kept ones as `HeatmapBank.update`."""
-        here, views, maps = self._check_update(indices, views, maps)
-        held, heatmaps, seen = self._take(here)
-        self._admit(held, heatmaps, seen, maps)
-        shown = maps.gather(1, held[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
-        self.heatmaps[here], seen = self._averaged(heatmaps, seen, views, shown)
-        self.seen[here], self.classes[here] = _pack(seen.flatten(2)), held.to(torch.int32)
-
     def stored(self, which: slice | Tensor) -> tuple[Tensor, Tensor]:
         """The dense heatmaps (n, C, W, W) and seen cells (n, W, W) of some images, as copies."""
-        held, heatmaps, seen = self._take(which)
-        return self._dense(held, heatmaps), seen[:, 0]  # the annotated class sees every view
+        seen = self.seen[which][:, 0]  # the annotated class sees every view
+        return self._of_all(which, self.heatmaps[which]), seen
 
     def tensors(self) -> dict[str, Tensor]:
         """What `of` needs."""
         more = {"classes": self.classes, "num_classes": torch.tensor(self.num_classes)}
         return super().tensors() | more
 
-    def _allocate(self, dtype: torch.dtype, device: torch.device) -> None:
-        kept, size = (self.num_images, self.kept), self.size
-        heatmaps = torch.zeros((*kept, size, size), dtype=dtype, device=device)
-        self.register_buffer("heatmaps", heatmaps)
-        seen = torch.zeros((*kept, _bytes_of(size)), dtype=torch.uint8, device=device)
-        self.register_buffer("seen", seen)  # one bit per cell
-        classes = torch.full(kept, -1, dtype=torch.int32, device=device)  # -1: an empty place
-        self.register_buffer("classes", classes)
+    def _tables(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        kept, cells = (self.num_images, self.kept), (self.size, self.size)
+        return {
+            "heatmaps": ((*kept, *cells), dtype),
+            "seen": ((*kept, *cells), torch.bool),
+            "classes": (kept, torch.int32),
+        }
 
-    def _bytes_per_image(self, dtype: torch.dtype) -> int:
-        return self.kept * (self.size**2 * dtype.itemsize + _bytes_of(self.size) + 4)
+    def _planes(self, here: Tensor) -> tuple[Tensor, Tensor]:
+        return self.heatmaps[here], self.seen[here]
 
-    def _take(self, which: slice | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Copies: classes (B, K), heatmaps (B, K, W, W) and seen cells (B, K, W, W) bool."""
-        heatmaps = self.heatmaps[which].clone()
-        seen = _unpack(self.seen[which], self.size**2).view(heatmaps.shape)
-        return self.classes[which].long(), heatmaps, seen
-
-    def _dense(self, held: Tensor, planes: Tensor) -> Tensor:
-        """(B, C, S, S) with the planes (B, K, S, S) of the kept classes, else 0."""
+    def _of_all(self, here: slice | Tensor, planes: Tensor) -> Tensor:
+        held = self.classes[here].long()
         full = planes.new_zeros(len(held), self.num_classes, *planes.shape[2:])
         image, place = torch.nonzero(held >= 0, as_tuple=True)  # without the empty places
         full[image, held[image, place]] = planes[image, place]
         return full
 
-    def _admit(self, held: Tensor, heatmaps: Tensor, seen: Tensor, maps: Tensor) -> None:
-        """Replaces kept classes by better ones, in place; arguments as `_take` returns them.
+    def _of_kept(self, here: Tensor, maps: Tensor) -> Tensor:
+        """Replaces kept classes by better ones, and gives the maps of those that are kept now.
 
         Empty places have the score -1, so the first update fills all of them.
         """
+        held = self.classes[here].long()
+        heatmaps, seen = self._planes(here)
         scores = maps.mean((2, 3))  # (B, C)
         inside = torch.cat((scores, scores[:, :1]), 1)  # a spare column for empty places
         inside.scatter_(1, held.where(held >= 0, self.num_classes), -1.0)  # they are kept already
@@ -149,29 +106,14 @@ class SparseHeatmapBank(HeatmapBank):
         own = (total / seen.sum((2, 3)).clamp(min=1)).where(held >= 0, -1.0)
         worst, leaving = own[:, 1:].sort(1)  # place 0 is the annotated class's
         row, rank = torch.nonzero(best > worst, as_tuple=True)  # both are sorted: a prefix of ranks
-        place = leaving[row, rank] + 1
+        image, place = here[row], leaving[row, rank] + 1
         held[row, place] = entering[row, rank]
-        heatmaps[row, place] = 0
-        seen[row, place] = False
+        self.heatmaps[image, place] = 0
+        self.seen[image, place] = False
+        self.classes[here] = held.to(torch.int32)
+        return maps.gather(1, held[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
 
 
 def bank_of(tensors: Mapping[str, Tensor]) -> HeatmapBank:
     """The bank whose method `tensors` returned these."""
     return (SparseHeatmapBank if "classes" in tensors else HeatmapBank).of(**tensors)
-
-
-def _bytes_of(size: int) -> int:
-    """Bytes of W * W cells with one bit each."""
-    return -(-(size**2) // 8)
-
-
-def _pack(seen: Tensor) -> Tensor:
-    """(..., cells) bool as (..., ceil(cells / 8)) uint8, one bit per cell."""
-    padded = torch.nn.functional.pad(seen, (0, -seen.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    return (padded << torch.arange(8, device=seen.device)).sum(-1).to(torch.uint8)
-
-
-def _unpack(packed: Tensor, cells: int) -> Tensor:
-    """The inverse of `_pack`."""
-    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
-    return bits.flatten(-2)[..., :cells].bool()

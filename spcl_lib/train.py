@@ -23,21 +23,13 @@ from spcl_lib.views import Views
 
 @dataclass
 class Progress:
-    """The state of a training. A resume also needs the model, the optimiser and the method.
+    """The state of a training. A resume also needs the model, the optimiser and the method."""
 
-    Attributes:
-        epoch: epochs done.
-        step: batches done in the current epoch.
-        loss_sum: sum of the losses of those batches.
-        seconds: training time so far, over all interruptions.
-        history: one row per finished epoch.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    epoch: int = 0  # epochs done
+    step: int = 0  # batches done in the current epoch
+    loss_sum: float = 0.0  # of those batches
+    seconds: float = 0.0  # training time so far, over all interruptions
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch
 
 
 class _Batches(Dataset):
@@ -58,10 +50,13 @@ def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> list
     together have about `batch` images.
     """
     own = torch.arange(ranks.rank(), num_images, ranks.count())
-    key = (ranks.rank(),) if ranks.count() > 1 else ()
-    generator = keyed_generator("order", seed, epoch, *key)
+    generator = _generator_of_rank("order", seed, epoch)
     order = own[torch.randperm(len(own), generator=generator)]
     return [part.tolist() for part in order.tensor_split(math.ceil(num_images / batch))]
+
+
+def _generator_of_rank(*key: object) -> torch.Generator:
+    return keyed_generator(*key, *((ranks.rank(),) if ranks.count() > 1 else ()))
 
 
 def learning_rate(done: float, warmup: float) -> float:
@@ -109,29 +104,26 @@ def sample_views(count: int, config: RunConfig, generator: torch.Generator) -> V
     return Views.sample(count, scale, ratio, config.flip, generator)
 
 
-def maps_of_crops(model: nn.Module, images: Tensor, views: Views, config: RunConfig) -> Tensor:
-    """Score-map logits f (B, C, G, G) float32 of views of whole images (B, 3, S, S) uint8."""
+def maps_of_views(
+    model: SpatialClassifier, images: Tensor, views: Views, config: RunConfig
+) -> Tensor:
+    """Score-map logits f (B, C, G, G) float32 of views of whole images, or of their features.
+
+    A 1x1 convolution and a crop give the same result in both orders. So with features the head
+    comes first, and the crop reads C maps instead of D features. The features saw the whole image:
+    a view changes nothing but the position. A network that sees the crop sees it larger.
+    """
+    if config.trained == "head":
+        with autocast(images.device, config.amp):
+            maps = model.classify(images)
+        return views.crop(maps.float(), config.grid_of_crop(images.shape[-1]))
     crops = views.crop(images, config.crop_side)
     with autocast(images.device, config.amp):
         return model(normalise(crops)).float()
 
 
-def maps_of_features(
-    model: SpatialClassifier, features: Tensor, views: Views, config: RunConfig
-) -> Tensor:
-    """Score-map logits f (B, C, G, G) float32 of views, from features (B, D, G', G').
-
-    A 1x1 convolution and a crop give the same result in both orders. So the head comes first, and
-    the crop reads C maps instead of D features. The features saw the whole image: a view changes
-    nothing here but the position. A network that sees the crop itself would see it larger.
-    """
-    with autocast(features.device, config.amp):
-        maps = model.classify(features)
-    return views.crop(maps.float(), config.grid_of_crop(features.shape[-1]))
-
-
 def train_step(
-    model: nn.Module,
+    model: SpatialClassifier,
     optimizer: torch.optim.Optimizer,
     method: Method,
     images: Tensor,
@@ -141,19 +133,11 @@ def train_step(
     epochs_done: float,
     generator: torch.Generator,
 ) -> float:
-    """One step on the images (B, 3, S, S), or features, with the numbers `indices`.
-
-    Returns:
-        The loss.
-
-    Raises:
-        UserError: the loss is not finite.
-    """
+    """One step on the images (B, 3, S, S), or features, with the numbers `indices`; the loss."""
     device = next(model.parameters()).device
     set_learning_rates(optimizer, config.lr, epochs_done / config.epochs, config.warmup)
     views = sample_views(len(indices), config, generator).to(device)
-    predict = maps_of_features if config.trained == "head" else maps_of_crops
-    maps = predict(model, images.to(device), views, config)
+    maps = maps_of_views(model, images.to(device), views, config)
     loss = method.loss(maps, labels.to(device), indices, views, epochs_done)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -169,7 +153,7 @@ def train_step(
 
 
 def train(
-    model: nn.Module,
+    model: SpatialClassifier,
     optimizer: torch.optim.Optimizer,
     method: Method,
     images: Images,
@@ -184,8 +168,8 @@ def train(
     With several ranks, all call this with the same images and labels; each trains on its own.
 
     Args:
-        model: SpatialClassifier, on its device.
-        optimizer: with one "factor" per parameter group.
+        model: on its device.
+        optimizer: see `make_optimizer`.
         method: loss and running averages.
         images: (N, 3, S, S) uint8, or features (N, D, G, G); read batch by batch.
         labels: (N, C) labels that the method may see: see `methods.visible_labels`.
@@ -193,9 +177,6 @@ def train(
         progress: the state to continue from; None to start.
         on_step: called after every step, and at the end of an epoch after `on_epoch`.
         on_epoch: called after every epoch; the history gets the values that it returns.
-
-    Returns:
-        The final progress with the history.
     """
     progress = progress or Progress()
     model.train()
@@ -203,8 +184,7 @@ def train(
         order = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
         for batch in _progress_bar(images, labels, order, progress, config):
             clock = time.perf_counter()
-            key = (ranks.rank(),) if ranks.count() > 1 else ()
-            generator = keyed_generator("views", config.seed, progress.epoch, progress.step, *key)
+            generator = _generator_of_rank("views", config.seed, progress.epoch, progress.step)
             epochs_done = progress.epoch + progress.step / len(order)
             loss = train_step(model, optimizer, method, *batch, config, epochs_done, generator)
             progress.loss_sum += loss

@@ -26,12 +26,8 @@ class Views:
         boxes: (B, 4) float32; x0, y0, x1, y1 as fractions of the full image.
         flipped: (B,) bool; True where the crop is mirrored left to right.
 
-    Raises:
-        ValueError: shapes or types differ from those above, or a box is empty or leaves the image.
-
     Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> views = Views.sample(8, scale=(0.25, 1.0), generator=generator)
+        >>> views = Views.sample(8, scale=(0.25, 1.0))
         >>> views.crop(torch.rand(8, 3, 64, 64), 32).shape
         torch.Size([8, 3, 32, 32])
     """
@@ -50,7 +46,6 @@ class Views:
     @classmethod
     def whole(cls, batch: int, device: torch.device | str = "cpu") -> Views:
         """Views that show each image whole and unflipped."""
-        require_size(batch, "batch", least=0)
         box = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device)
         return cls(box.repeat(batch, 1), torch.zeros(batch, dtype=torch.bool, device=device))
 
@@ -74,17 +69,11 @@ class Views:
             scale: lowest and highest area of the crop, as a fraction of the image's.
             ratio: lowest and highest width / height of the crop.
             flip: probability of a flip.
-            generator: source of random numbers, on the CPU.
-
-        Raises:
-            ValueError: a range is empty or has impossible values.
+            generator: of the CPU.
         """
-        require_size(batch, "batch", least=0)
-        for name, pair, most in (("scale", scale, 1), ("ratio", ratio, 1000)):
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
-                raise ValueError(f"{name} must satisfy 0 < lowest <= highest <= {most}; got {pair}")
-        if not 0 <= flip <= 1:
-            raise ValueError(f"flip must be a probability; got {flip}")
+        for name, (low, high), most in (("scale", scale, 1), ("ratio", ratio, 1000)):
+            if not 0 < low <= high <= most:
+                raise ValueError(f"{name} must satisfy 0 < lowest <= highest <= {most}")
         chance = torch.rand(2, batch, 10, generator=generator)
         corner = torch.rand(batch, 2, generator=generator)
         flipped = torch.rand(batch, generator=generator) < flip
@@ -94,8 +83,7 @@ class Views:
         aspect = torch.exp(low + chance[1] * (high - low))
         sizes = torch.stack((area * aspect, area / aspect), 2).sqrt()  # (B, 10, 2) widths, heights
         fits = (sizes <= 1).all(2)
-        first = fits.int().argmax(1)  # the first that fits; 0 if none does
-        size = sizes[torch.arange(batch), first]
+        size = sizes[torch.arange(batch), fits.int().argmax(1)]  # the first that fits
         closest = min(max(1.0, ratio[0]), ratio[1])  # the allowed ratio closest to the image's
         fallback = torch.tensor([min(1.0, closest), min(1.0, 1 / closest)])
         fitted = fits.any(1)[:, None]
@@ -115,91 +103,65 @@ class Views:
         return Views(self.boxes.to(device), self.flipped.to(device))
 
     def axes(self, grid: int, height: int, width: int | None = None) -> tuple[Tensor, Tensor]:
-        """The two matrices of T_v, for rows and for columns: T_v(H) = Y @ H @ X.mT.
+        """The matrices of T_v, Y (B, grid, height) and X (B, grid, width): T_v(H) = Y @ H @ X.mT.
 
         Row i of Y holds the weights with which the rows of H make row i of the view. Only two
         weights are not 0, because the interpolation is linear.
-
-        Args:
-            grid: G, cells along each side of the view.
-            height: rows of the full-image maps.
-            width: their columns; by default as many.
-
-        Returns:
-            Y (B, G, height) and X (B, G, width), float32.
         """
-        x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
+        x0, y0, x1, y1 = self._sides()
         centres = _centres(grid, self.boxes.device).expand(len(self), grid)
-        across = torch.where(self.flipped[:, None], 1 - centres, centres)
         rows = _weights(y0 + centres * (y1 - y0), height)
-        return rows, _weights(x0 + across * (x1 - x0), width or height)
+        return rows, _weights(x0 + self._flip(centres) * (x1 - x0), width or height)
 
     def crop(self, images: Tensor, size: int) -> Tensor:
-        """Cuts the views out of full images or maps: T_v of the method.
+        """Cuts the views out of full images or maps (B, K, H, W): T_v of the method.
 
         It samples bilinearly at the cell centres, as
         `torchvision.ops.roi_align(sampling_ratio=1, aligned=True)` does.
 
-        Args:
-            images: (B, K, H, W); uint8 images are read as float32 in 0..255.
-            size: height and width of the result.
-
         Returns:
-            (B, K, size, size), in the floating type of `images`, or float32 for other types.
+            (B, K, size, size), in the floating type of `images`; of uint8, float32 in 0..255.
         """
-        self._check("images", images, size)
+        require_tensor("images", images, (len(self), "K", "H", "W"))
+        require_size(size)
         dtype = images.dtype if images.is_floating_point() else torch.float32
         return resample(images, *self.axes(size, *images.shape[2:])).to(dtype)
 
     def visible(self, size: int) -> Tensor:
         """(B, 1, size, size) bool: the full image's cells whose centre the view shows."""
-        require_size(size)
         centres = _centres(size, self.boxes.device)
-        x0, y0, x1, y1 = self.boxes[:, :, None].unbind(1)  # (B, 1) each
+        x0, y0, x1, y1 = self._sides()
         columns = (centres >= x0) & (centres <= x1)  # (B, size)
         rows = (centres >= y0) & (centres <= y1)
         return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
     def uncrop(self, maps: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Carries a view's maps back to the full image: T_v^-1 of the method.
-
-        Args:
-            maps: (B, C, G, G) values on the view's grid.
-            size: height and width of the full-image maps.
+        """Carries the views' maps (B, C, G, G) back to the full image: T_v^-1 of the method.
 
         Returns:
-            (B, C, size, size) float32 full-image maps, and (B, 1, size, size) bool, the cells whose
-            centre the view shows. The maps have a meaning only in these cells.
+            (B, C, size, size) float32, and `visible`: only in these cells it has a meaning.
         """
-        self._check("maps", maps, size)
-        require_tensor("maps", maps, None, "float")
         centres = _centres(size, self.boxes.device)
-        x0, y0, x1, y1 = self.boxes.float()[:, :, None].unbind(1)  # (B, 1) each
-        across, down = (centres - x0) / (x1 - x0), (centres - y0) / (y1 - y0)  # (B, size)
-        across = torch.where(self.flipped[:, None], 1 - across, across)
+        x0, y0, x1, y1 = self._sides()
+        across, down = self._flip((centres - x0) / (x1 - x0)), (centres - y0) / (y1 - y0)
         rows, columns = _weights(down, maps.shape[2]), _weights(across, maps.shape[3])
         return resample(maps, rows, columns), self.visible(size)
 
-    def _check(self, name: str, maps: Tensor, size: int) -> None:
-        require_tensor(name, maps, (len(self), "K", "H", "W"))
-        require_size(size)
+    def _sides(self) -> tuple[Tensor, ...]:
+        """x0, y0, x1, y1, each (B, 1) float32."""
+        return self.boxes.float()[:, :, None].unbind(1)
+
+    def _flip(self, across: Tensor) -> Tensor:
+        """Mirrors the fractions (B, S) of the width where a view is flipped."""
+        return torch.where(self.flipped[:, None], 1 - across, across)
 
 
 class RandomView(nn.Module):
     """A random crop and flip of one image, for a pipeline of torchvision's v2 transforms.
 
     It takes the place of RandomResizedCrop and RandomHorizontalFlip, and gives their box and flip
-    together with the crop. Transforms behind it must keep every place of the crop. They change the
-    crop only. A batch of boxes and flips makes `Views(boxes, flipped)`.
-
-    Args:
-        size: height and width of the crop, in pixels.
-        scale: lowest and highest area of the crop, as a fraction of the image's.
-        ratio: lowest and highest width / height of the crop, in pixels of the image.
-        flip: probability of a flip.
-
-    Raises:
-        ValueError: the size is none.
+    together with the crop of `size` x `size` pixels. Transforms behind it must keep every place of
+    the crop. A batch of boxes and flips makes `Views(boxes, flipped)`.
 
     Example:
         >>> crop, box, flipped = RandomView(32)(torch.zeros(3, 64, 48))
@@ -215,15 +177,10 @@ class RandomView(nn.Module):
         flip: float = 0.5,
     ) -> None:
         super().__init__()
-        require_size(size)
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
 
     def forward(self, image: Image) -> tuple[Image, Tensor, bool]:
-        """Gives the crop, its box (4,) as in Views, and whether it is flipped.
-
-        Args:
-            image: a PIL image, or (..., H, W) as a tensor or an image of torchvision.
-        """
+        """Gives the crop of a PIL image or tensor, its box (4,), and whether it is flipped."""
         from torchvision.transforms import RandomResizedCrop  # here, because the method needs none
         from torchvision.transforms.v2 import functional
 
@@ -251,18 +208,9 @@ def _weights(at: Tensor, cells: int) -> Tensor:
 
 
 def resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Y @ H @ X.mT for all maps of an image at once, in float32 also within autocast.
-
-    Args:
-        maps: H (B, K, H, W).
-        rows: Y (B, S, H).
-        columns: X (B, S, W).
-
-    Returns:
-        (B, K, S, S).
-    """
+    """Y @ H @ X.mT for all maps H of an image at once, in float32 also within autocast."""
     with torch.autocast(maps.device.type, enabled=False):
         wide = maps.float().flatten(1, 2) @ columns.mT  # (B, K * H, S)
         wide = wide.unflatten(1, maps.shape[1:3]).transpose(1, 2)  # (B, H, K, S)
         tall = rows @ wide.flatten(2)  # (B, S, K * S)
-    return tall.unflatten(2, wide.shape[2:]).transpose(1, 2)
+    return tall.unflatten(2, wide.shape[2:]).transpose(1, 2)  # (B, K, S, S)

@@ -127,8 +127,7 @@ def test_the_presence_is_the_pooled_heatmap_and_0_where_nothing_has_been_seen(ki
     presence = pooling.presence(heat, seen)
     if kind != "softmax":  # which pools the logits, and not the heat
         expected = pooling(maps()[:1]).sigmoid().float()
-        torch.testing.assert_close(pooling.presence(heat)[:1], expected, rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(presence[0], pooling.presence(heat)[0])
+        torch.testing.assert_close(presence[:1], expected, rtol=2e-3, atol=2e-3)
     assert presence[1].tolist() == [0.0, 0.0]
     assert torch.isfinite(pooling.presence(torch.zeros(1, C, G, G), torch.ones(1, 1, G, G))).all()
 

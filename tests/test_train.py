@@ -195,7 +195,7 @@ def test_a_progress_in_the_middle_of_an_epoch_goes_on_with_the_rest_of_it(data):
     config = config_of(epochs=2)
     model, optimizer, _ = parts_of(config)
     method = Recorder(config)
-    method.steps = 7  # as `load_state_dict` restores it
+    method.steps += 7  # as `load_state_dict` restores it
     done = Progress(epoch=1, step=3, loss_sum=2.0, seconds=5.0, history=[{"epoch": 1, "loss": 1.0}])
     progress = train(model, optimizer, method, *data, config, done)
     (step,) = method.log[::2]

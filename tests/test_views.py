@@ -31,43 +31,32 @@ def boxes_of(kind, count, seed=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("height", "width", "size"), [(9, 9, 4), (6, 11, 7), (1, 1, 3)])
-def test_crop_is_the_slow_reference(kind, height, width, size):
+@pytest.mark.parametrize(
+    ("height", "width", "grid", "size"), [(9, 9, 4, 9), (6, 11, 3, 28), (1, 1, 5, 1)]
+)
+def test_crop_and_uncrop_are_the_slow_reference(kind, height, width, grid, size):
     views = boxes_of(kind, 6)
     images = torch.rand(6, 2, height, width, generator=torch.Generator().manual_seed(1))
-    cropped = views.crop(images, size)
-    assert cropped.shape == (6, 2, size, size)
-    for i in range(6):
-        for k in range(2):
-            expected = slow.crop(images[i, k].numpy(), views.boxes[i], views.flipped[i], size)
-            np.testing.assert_allclose(cropped[i, k], expected, atol=2e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("grid", "size"), [(4, 9), (3, 28), (5, 1)])
-def test_uncrop_and_visible_cells_are_the_slow_reference(kind, grid, size):
-    views = boxes_of(kind, 6, seed=2)
     maps = torch.rand(6, 2, grid, grid, generator=torch.Generator().manual_seed(1))
-    full, visible = views.uncrop(maps, size)
-    assert full.shape == (6, 2, size, size) and visible.shape == (6, 1, size, size)
-    assert torch.equal(visible, views.visible(size))
-    for i in range(6):
-        for k in range(2):
-            expected = slow.uncrop(maps[i, k].numpy(), views.boxes[i], views.flipped[i], size)
-            shown = ~np.isnan(expected)
-            np.testing.assert_array_equal(visible[i, 0], shown)
-            np.testing.assert_allclose(full[i, k].numpy()[shown], expected[shown], atol=2e-4)
+    cropped, (full, visible) = views.crop(images, grid), views.uncrop(maps, size)
+    assert cropped.shape == (6, 2, grid, grid) and full.shape == (6, 2, size, size)
+    assert torch.equal(visible, views.visible(size)) and visible.shape == (6, 1, size, size)
+    for i, k in np.ndindex(6, 2):
+        view = views.boxes[i], views.flipped[i]
+        expected = slow.crop(images[i, k].numpy(), *view, grid)
+        np.testing.assert_allclose(cropped[i, k], expected, atol=2e-5)
+        expected = slow.uncrop(maps[i, k].numpy(), *view, size)
+        shown = ~np.isnan(expected)
+        np.testing.assert_array_equal(visible[i, 0], shown)
+        np.testing.assert_allclose(full[i, k].numpy()[shown], expected[shown], atol=2e-4)
 
 
-def test_tiny_views_can_fall_between_all_centres_and_then_show_no_cell():
-    views = Views(torch.tensor([[0.26, 0.26, 0.36, 0.36]]), torch.tensor([False]))
-    assert not views.visible(4).any()  # centres at 0.125, 0.375, ...
-    assert views.visible(5).sum() == 1  # 0.3 is one
-
-
-def test_a_centre_on_the_edge_of_the_box_is_visible():
-    views = Views(torch.tensor([[0.375, 0.0, 0.625, 1.0]]), torch.tensor([False]))
-    assert views.visible(4)[0, 0].tolist() == [[False, True, True, False]] * 4
+def test_tiny_views_can_show_no_cell_and_a_centre_on_the_edge_is_visible():
+    tiny = Views(torch.tensor([[0.26, 0.26, 0.36, 0.36]]), torch.tensor([False]))
+    assert not tiny.visible(4).any()  # centres at 0.125, 0.375, ...
+    assert tiny.visible(5).sum() == 1  # 0.3 is one
+    edges = Views(torch.tensor([[0.375, 0.0, 0.625, 1.0]]), torch.tensor([False]))
+    assert edges.visible(4)[0, 0].tolist() == [[False, True, True, False]] * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,19 +70,15 @@ def test_crop_is_roi_align(kind):
     torch.testing.assert_close(views.crop(images, 6), expected, atol=2e-5, rtol=0)
 
 
-def test_the_two_matrices_are_the_view():
+def test_the_two_matrices_are_the_view_and_half_precision_and_autocast_lose_nothing():
     """T_v(H) = Y @ H @ X.mT, whatever the sides of H; no row has more than two weights."""
     views, maps = boxes_of("random", 6), torch.rand(6, 2, 9, 5)
     rows, columns = views.axes(4, 9, 5)
-    torch.testing.assert_close(rows[:, None] @ maps @ columns.mT[:, None], views.crop(maps, 4))
+    expected = rows[:, None] @ maps @ columns.mT[:, None]
+    torch.testing.assert_close(views.crop(maps, 4), expected)
     for matrix in (rows, columns):
         torch.testing.assert_close(matrix.sum(2), torch.ones(6, 4))
         assert (matrix > 0).sum(2).max() <= 2
-
-
-def test_half_precision_and_autocast_lose_nothing():
-    views, maps = boxes_of("random", 6), torch.rand(6, 2, 9, 9)
-    expected = views.crop(maps, 4)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(views.crop(maps, 4), expected)
     half = views.crop(maps.half(), 4)
@@ -104,41 +89,29 @@ def test_half_precision_and_autocast_lose_nothing():
 # --- sampling -------------------------------------------------------------------------------------
 
 
-def torchvision_sizes(scale, ratio, count):
-    """(count, 2) widths and heights, as fractions, of torchvision's crops of a square image."""
-    image = torch.empty(1, 2000, 2000)
-    torch.manual_seed(0)
-    boxes = [RandomResizedCrop.get_params(image, scale, ratio) for _ in range(count)]
-    return np.array([(w, h) for _, _, h, w in boxes]) / 2000
-
-
 def farthest_apart(a, b):
-    """Kolmogorov-Smirnov distance of two samples."""
+    """Kolmogorov-Smirnov distance of two samples, over what 1 of 100 samples passes by chance."""
     every = np.sort(np.concatenate((a, b)))
     below = [np.searchsorted(np.sort(x), every, "right") / len(x) for x in (a, b)]
-    return np.abs(below[0] - below[1]).max()
+    return np.abs(below[0] - below[1]).max() / (1.63 * np.sqrt(1 / len(a) + 1 / len(b)))
 
 
 @pytest.mark.parametrize(
-    ("scale", "ratio"),
-    [((0.25, 1.0), (3 / 4, 4 / 3)), ((0.6, 1.0), (0.5, 3.0))],
+    ("scale", "ratio"), [((0.25, 1.0), (3 / 4, 4 / 3)), ((0.6, 1.0), (0.5, 3.0))]
 )
-def test_areas_and_ratios_are_distributed_as_torchvisions(scale, ratio):
-    theirs = torchvision_sizes(scale, ratio, 2000)
+def test_views_are_distributed_as_torchvisions(scale, ratio):
+    torch.manual_seed(0)
+    image = torch.empty(1, 2000, 2000)
+    boxes = [RandomResizedCrop.get_params(image, scale, ratio) for _ in range(2000)]
+    theirs = np.array([(w, h) for _, _, h, w in boxes]) / 2000
     views = Views.sample(8000, scale, ratio, generator=torch.Generator().manual_seed(0))
-    ours = (views.boxes[:, 2:] - views.boxes[:, :2]).double().numpy()
-    limit = 1.63 * np.sqrt(1 / 2000 + 1 / 8000)  # passed by chance in 1 of 100 samples
-    assert farthest_apart(theirs.prod(1), ours.prod(1)) < limit
-    assert farthest_apart(theirs[:, 0] / theirs[:, 1], ours[:, 0] / ours[:, 1]) < limit
-
-
-def test_positions_are_uniform_over_where_the_box_fits():
-    boxes = Views.sample(8000, generator=torch.Generator().manual_seed(0)).boxes
-    free = 1 - (boxes[:, 2:] - boxes[:, :2])
-    place = (boxes[:, :2] / free)[(free > 0.05).all(1)].numpy()
-    uniform = np.linspace(0, 1, 8000)
-    for axis in (0, 1):
-        assert farthest_apart(place[:, axis], uniform) < 1.63 * np.sqrt(1 / len(place) + 1 / 8000)
+    sizes = views.boxes[:, 2:] - views.boxes[:, :2]
+    ours = sizes.double().numpy()
+    assert farthest_apart(theirs.prod(1), ours.prod(1)) < 1
+    assert farthest_apart(theirs[:, 0] / theirs[:, 1], ours[:, 0] / ours[:, 1]) < 1
+    place = (views.boxes[:, :2] / (1 - sizes))[(sizes < 0.95).all(1)].numpy()
+    for axis in (0, 1):  # uniform where the box fits
+        assert farthest_apart(place[:, axis], np.linspace(0, 1, 8000)) < 1
 
 
 @pytest.mark.parametrize("ratio", [(2.0, 3.0), (0.2, 0.5), (0.9, 1.5)])

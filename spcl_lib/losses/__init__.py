@@ -6,7 +6,6 @@ heatmap through view v. `registry.TERMS` lists the names of the losses.
 """
 
 from spcl_lib.losses.consistency import cell_consistency, consistency, spatial_consistency
-from spcl_lib.losses.expected import expected_negative_threshold
 from spcl_lib.losses.registry import TERMS, Term
 from spcl_lib.losses.settings import DISTANCES, MethodSettings
 from spcl_lib.losses.state import Context, State
@@ -20,6 +19,5 @@ __all__ = [
     "Term",
     "cell_consistency",
     "consistency",
-    "expected_negative_threshold",
     "spatial_consistency",
 ]

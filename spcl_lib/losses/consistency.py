@@ -19,11 +19,7 @@ def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
 
     "bce" is the soft binary cross-entropy minus its smallest value, which is the target's entropy.
     So it is a Kullback-Leibler divergence. "l1" and "l2" compare probabilities.
-
-    Raises:
-        UserError: an unknown kind.
     """
-    require_tensor("logits", logits, None, "float")
     require_tensor("target", target, logits.shape, "float")
     if kind == "bce":
         entropy = _entropy(target) + _entropy(1 - target)
@@ -42,14 +38,7 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def consistency(logits: Tensor, average: Tensor, kind: str = "bce") -> Tensor:
-    """CL: mean over B * C of d(p, P).
-
-    Args:
-        logits: s (B, C).
-        average: P (B, C), the running average of p for each image.
-        kind: the distance, one of DISTANCES.
-    """
-    require_tensor("logits", logits, ("B", "C"), "float")
+    """CL: mean over B * C of d(p, P), with P (B, C) the running average of p for each image."""
     return distance(logits, average, kind).mean()
 
 
@@ -77,8 +66,5 @@ def cell_consistency(maps: Tensor, target: Tensor, seen: Tensor) -> Tensor:
         target: T_v(H) (B, C, G, G), a distribution over the classes in every seen cell.
         seen: as in `spatial_consistency`.
     """
-    require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
-    require_tensor("target", target, maps.shape, "float")
-    require_seen(seen, maps)
     divergence = -target * maps.log_softmax(1) - _entropy(target)
     return (divergence * seen).sum() / seen.amax(1).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""EN, expected negatives, and our REN and GPR, which build on it.
+"""EN, expected negatives; Crisp, which estimates class priors; REN and GPR, which build on them.
 
 EN leaves likely positives out of the loss. The idea comes from the paper (WACV version). The rule
 that selects the expected negatives is ours.
@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spcl_lib.losses.priors import PriorsState, class_priors, crisp
 from spcl_lib.losses.settings import MethodSettings
 from spcl_lib.losses.state import Context, State
 from spcl_lib.losses.stateless import (
@@ -22,6 +21,7 @@ from spcl_lib.losses.stateless import (
     masked_negatives,
     robust_terms,
 )
+from spcl_lib.system import ranks
 
 
 def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> Tensor:
@@ -81,17 +81,17 @@ class ExpectedNegatives(State):
 class PseudoRobust(ExpectedNegatives):
     """GPR: GR, or w (-0.9 log p - 0.1 log(1 - p)) for likely positives; + reg * count penalty.
 
-    Tran et al., "More Reliable Pseudo-labels, Better Performance" (ICCV 2025; the framework is
-    AEVLP). The weight w = 1 - v, limited to [least, 0.7], has no gradient. The loss and its numbers
-    come from the paper. The source of the pseudo-positives is ours: EN's possible positives; the
-    paper takes them from a vision-language model. We use GR, with its own schedule, for all other
-    unknown labels; the paper also has pseudo-negatives. Of its regularisers we have EPR's only.
+    Tran et al., "More Reliable Pseudo-labels, Better Performance" (ICCV 2025). The weight
+    w = 1 - v, limited to [least, 0.7], has no gradient. The source of the pseudo-positives is ours:
+    EN's possible positives; the paper takes them from a vision-language model. We use GR, with its
+    own schedule, for all other unknown labels; the paper also has pseudo-negatives. Of its
+    regularisers we have EPR's only.
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
         if context.presence is None:
             return generalised_robust(s, z, context)
-        loss, v = robust_terms(s, z, context.progress)
+        loss, v = robust_terms(s, z, context)
         weight = (1 - v).clamp(self.settings.pseudo_least, 0.7)
         pseudo = -weight * (0.9 * F.logsigmoid(s) + 0.1 * F.logsigmoid(-s))
         loss = torch.where(self.possible(context.presence) & ~z.bool(), pseudo, loss)
@@ -99,35 +99,73 @@ class PseudoRobust(ExpectedNegatives):
         return loss.mean() + self.settings.count_weight * penalty
 
 
-class RobustExpectedNegatives(ExpectedNegatives, PriorsState):
-    """REN (ours): EN made smooth and forgiving, and Crisp's loss, which knows class priors."""
+def class_priors(scores: Tensor, labels: Tensor) -> Tensor:
+    """(C,) share of the images that show each class, estimated from the annotated images (Crisp).
+
+    A threshold t gives two shares: of all images, and of the annotated images, that score at least
+    t. The estimate is the first share divided by the second, at the t with the tightest bound.
+
+    Args:
+        scores: (N, C) predictions for all training images.
+        labels: z (N, C); a class without annotation has the prior 0.
+    """
+    priors = torch.zeros(scores.shape[1])
+    for c in range(scores.shape[1]):
+        annotated = scores[labels[:, c].bool(), c].sort().values
+        if len(annotated):
+            priors[c] = _prior(scores[:, c].sort().values, annotated)
+    return priors
+
+
+def _prior(scores: Tensor, annotated: Tensor, delta: float = 0.01, tau: float = 0.01) -> float:
+    """The estimate for one class; both tensors ascending. delta and tau are as published."""
+    all_above = 1 - torch.searchsorted(scores, annotated) / len(scores)
+    own_above = 1 - torch.searchsorted(annotated, annotated) / len(annotated)
+    bound = math.log(4 / delta) / 2
+    slack = math.sqrt(bound / len(scores)) + math.sqrt(bound / len(annotated))
+    best = ((all_above + (1 + tau) * slack) / own_above).argmin()
+    return float((all_above[best] / own_above[best]).clamp(max=1))
+
+
+class ClassPriors(State):
+    """Crisp: mean over C of `2 pi * mean(1 - p of annotated images) + |mean(p) - pi|`.
+
+    "Class prior-driven single positive multi-label learning" (Crisp), without the logit term of its
+    final form, whose formula we have not found. The first part is 0 for a class without an
+    annotated image in the batch. It is AN before `start`, and until the priors pi are known.
+    """
+
+    def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
+        super().__init__(labels, settings, epochs, seed)
+        self.register_buffer("predictions", torch.full(labels.shape, 0.5))
+        self.register_buffer("priors", torch.zeros(labels.shape[1]))
+
+    def knows_priors(self, context: Context) -> bool:
+        """Whether the loss uses the priors."""
+        return context.epoch >= self.settings.start and bool(self.priors.any())
+
+    def crisp(self, s: Tensor, z: Tensor) -> Tensor:
+        """The loss with the priors."""
+        p, z, priors = s.sigmoid(), z.to(s), self.priors.to(s)
+        missed = ((1 - p) * z).sum(0) / z.sum(0).clamp(min=1)
+        return (2 * priors * missed + (p.mean(0) - priors).abs()).mean()
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
-        own = self.settings
-        hidden = own.hidden_share * (own.expected_positives - 1) / max(1, s.shape[1] - 1)
-        loss = robust_expected_negative(
-            s, z, context.presence, self.threshold.to(s.device), own.robustness, min(hidden, 0.5)
-        )
-        if not self.knows_priors(context):
-            return loss
-        return loss + own.prior_weight * crisp(s, z, self.priors.to(s))
+        return self.crisp(s, z) if self.knows_priors(context) else assume_negative(s, z)
+
+    def observe(self, s: Tensor, context: Context) -> None:
+        self.keep(self.predictions, context, s.sigmoid())
 
     def end_epoch(self, done: int, presence: Tensor | None, labels: Tensor) -> None:
-        ExpectedNegatives.end_epoch(self, done, presence, labels)
-        PriorsState.end_epoch(self, done, presence, labels)
+        predictions = ranks.merge(self.predictions)
+        self.priors.copy_(class_priors(predictions, self.labels.to(predictions.device)))
 
 
-def robust_expected_negative(
-    s: Tensor,
-    z: Tensor,
-    presence: Tensor | None,
-    threshold: Tensor,
-    robustness: float,
-    hidden: float = 0.0,
-) -> Tensor:
-    """The first part of REN: -log p where z = 1, else w n; the mean, weighted with 1 and w.
+class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):
+    """REN (ours): EN made smooth and forgiving, and Crisp's loss, which knows class priors.
 
-    n = (1 - h) (1 - (1 - p)^r) / r - h log p.
+    -log p where z = 1, else w n with n = (1 - h) (1 - (1 - p)^r) / r - h log p; the mean, weighted
+    with 1 and w, and the loss of Crisp.
 
     EN (the paper) leaves out likely positives. REN gives them a small weight instead:
     w = sigmoid(-2 (logit(q) - logit(t))), with the presence q and EN's threshold t. The other
@@ -136,22 +174,30 @@ def robust_expected_negative(
     is the mean absolute error, r -> 0 is BCE. An unknown label is a positive with the probability
     h: with r = 1, p comes to rest at h / (1 - h) and not at 0, so that nothing pushes a class that
     the network has not learned yet out of its reach.
-
-    Args:
-        s: logits (B, C).
-        z: labels (B, C).
-        presence: q (B, C) in [0, 1]; None, so w = 1, before the loss uses the running averages.
-        threshold: t (C,), the least presence of a possible class.
-        robustness: r in (0, 1].
-        hidden: h in [0, 1), the share of positives among the unknown labels.
     """
-    surprise = -F.logsigmoid(s)
-    negative = -torch.expm1(robustness * F.logsigmoid(-s)) / robustness
-    if hidden:
-        negative = (1 - hidden) * negative + hidden * surprise
-    loss = torch.where(z.bool(), surprise, negative)
-    if presence is None:
-        return loss.mean()
-    above = torch.logit(presence, eps=1e-3) - torch.logit(threshold, eps=1e-3)
-    weight = torch.where(z.bool(), 1.0, torch.sigmoid(-2 * above))
-    return (weight * loss).sum() / weight.sum()
+
+    def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
+        loss = self._each(s, z)
+        if context.presence is None:  # w = 1
+            loss = loss.mean()
+        else:
+            threshold = torch.logit(self.threshold.to(s.device), eps=1e-3)
+            above = torch.logit(context.presence, eps=1e-3) - threshold
+            weight = torch.where(z.bool(), 1.0, torch.sigmoid(-2 * above))
+            loss = (weight * loss).sum() / weight.sum()
+        if self.knows_priors(context):
+            loss = loss + self.settings.prior_weight * self.crisp(s, z)
+        return loss
+
+    def _each(self, s: Tensor, z: Tensor) -> Tensor:
+        """(B, C): -log p or n."""
+        own, surprise = self.settings, -F.logsigmoid(s)
+        negative = -torch.expm1(own.robustness * F.logsigmoid(-s)) / own.robustness
+        hidden = own.hidden_share * (own.expected_positives - 1) / max(1, s.shape[1] - 1)
+        if hidden := min(hidden, 0.5):
+            negative = (1 - hidden) * negative + hidden * surprise
+        return torch.where(z.bool(), surprise, negative)
+
+    def end_epoch(self, done: int, presence: Tensor | None, labels: Tensor) -> None:
+        ExpectedNegatives.end_epoch(self, done, presence, labels)
+        ClassPriors.end_epoch(self, done, presence, labels)

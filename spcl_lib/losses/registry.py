@@ -13,16 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spcl_lib.losses import expected, stateful
 from spcl_lib.losses import stateless as of
-from spcl_lib.losses.expected import ExpectedNegatives, PseudoRobust, RobustExpectedNegatives
-from spcl_lib.losses.priors import PriorsState
 from spcl_lib.losses.state import Context, State
-from spcl_lib.losses.stateful import (
-    AssetRegularisation,
-    AsymmetricPseudoLabels,
-    LargeLossForGood,
-    Role,
-)
 
 Loss = Callable[[Tensor, Tensor, Context], Tensor]  # of logits s (B, C) and labels z (B, C)
 
@@ -59,11 +52,11 @@ def _hidden_as_minus_one(y: Tensor, z: Tensor) -> Tensor:
 
 
 _COLE, _ZHOU, _KIM = "Cole et al., CVPR 2021", "Zhou et al., ECCV 2022", "Kim et al., CVPR 2022"
-_ZHANG, _EVERYBODY = "Zhang et al., 2021", "textbooks"
+_ZHANG, _TRAN, _EVERYBODY = "Zhang et al., 2021", "Tran et al., ICCV 2025", "textbooks"
 
 TERMS: dict[str, Term] = {
     "an": Term("AN", of.assume_negative, "the paper"),
-    "en": Term("EN", ExpectedNegatives, "the paper; the selection is ours", reads_averages=True),
+    "en": Term("EN", expected.ExpectedNegatives, "the paper; the selection is ours", True),
     "full": Term("Full", of.assume_negative, _EVERYBODY, sees=lambda y, z: y),
     "iun": Term("IUN", of.ignore_unobserved, _COLE, sees=_hidden_as_minus_one),
     "softmax": Term("Softmax", of.annotated_only, _EVERYBODY, pooling="softmax"),
@@ -72,20 +65,18 @@ TERMS: dict[str, Term] = {
     "an_ls": Term("AN-LS", of.label_smoothing, _COLE),
     "wan": Term("WAN", of.weak_negatives, _COLE),
     "epr": Term("EPR", of.expected_positive_regularisation, _COLE),
-    "role": Term("ROLE", Role, _COLE),
+    "role": Term("ROLE", stateful.Role, _COLE),
     "em": Term("EM", of.entropy_maximisation, _ZHOU),
-    "apl": Term("EM + APL", AsymmetricPseudoLabels, _ZHOU),
+    "apl": Term("EM + APL", stateful.AsymmetricPseudoLabels, _ZHOU),
     "ll_r": Term("LL-R", of.reject_large, _KIM),
     "ll_ct": Term("LL-Ct", of.correct_large, _KIM),
-    "ll_cp": Term("LL-Cp", LargeLossForGood, _KIM),
+    "ll_cp": Term("LL-Cp", stateful.LargeLossForGood, _KIM),
     "splc": Term("SPLC", of.splc, _ZHANG),
     "hill": Term("Hill", of.hill, _ZHANG),
     "asl": Term("ASL", of.asymmetric, "Ridnik et al., ICCV 2021"),
     "gr": Term("GR", of.generalised_robust, "Chen et al., IJCAI 2024"),
-    "ren": Term("REN", RobustExpectedNegatives, "ours", reads_averages=True),
-    "gpr": Term(
-        "GPR", PseudoRobust, "Tran et al., ICCV 2025; the selection is ours", reads_averages=True
-    ),
-    "crisp": Term("Crisp", PriorsState, "Crisp"),
-    "asset": Term("Asset", AssetRegularisation, "Sun et al., NeurIPS 2025"),
+    "ren": Term("REN", expected.RobustExpectedNegatives, "ours", True),
+    "gpr": Term("GPR", expected.PseudoRobust, f"{_TRAN}; the selection is ours", True),
+    "crisp": Term("Crisp", expected.ClassPriors, "Crisp"),
+    "asset": Term("Asset", stateful.AssetRegularisation, "Sun et al., NeurIPS 2025"),
 }

@@ -19,61 +19,29 @@ class MethodSettings:
     """Settings of the methods; the texts are in `spcl run --help`, too."""
 
     weight: float = setting(1.0, "lambda, weight of the consistency term after the ramp")
-    start: int = setting(
-        2, "epochs before consistency, EN, APL, Crisp and GPR's pseudo-labels begin; early "
-        "predictions are noise",
-    )  # fmt: skip
+    start: int = setting(2, "epochs before consistency, EN, APL, Crisp and GPR's labels begin")
     ramp: float = setting(2.0, "epochs in which lambda grows linearly from 0")
     distance: str = setting("bce", "d of the consistency terms", choices=DISTANCES)
     momentum: float = setting(0.8, "mu of the running averages", high=0.9999)
     bank_size: int = setting(16, "W, cells along each side of a heatmap", 1, 1024)
     bank_dtype: str = setting(
-        "uint8", "type of a heatmap's values; for a momentum of 0.95 or more, not uint8: its noise "
-        "is above 1/255, see HeatmapBank", choices=("uint8", "float16", "float32"),
+        "uint8", "type of a heatmap's values; not uint8 for a momentum of 0.95 or more, see "
+        "HeatmapBank", choices=("uint8", "float16", "float32"),
     )  # fmt: skip
-    bank_classes: int = setting(
-        0, "K, classes per image whose heatmaps are kept, see SparseHeatmapBank; 0 = all"
-    )
-    expected_positives: float = setting(
-        2.0, "k, positives per image that EN, EPR, ROLE and GPR expect, with the annotated one", 1
-    )
+    bank_classes: int = setting(0, "K, classes per image whose heatmaps are kept; 0 = all")
+    expected_positives: float = setting(2.0, "k, positives per image, with the annotated one", 1)
     expected_count: str = setting(
-        "given", "EN and GPR choose possible positives by k (given), or by the sum of the class "
-        "priors, which Crisp's rule estimates from the running averages (estimated)",
+        "given", "EN and GPR choose by k (given), or by the sum of the class priors (estimated)",
         choices=("given", "estimated"),
     )  # fmt: skip
-    smoothing: float = setting(
-        0.1, "smoothing of AN-LS (0.1 in the published code) and of softmax_ls", high=0.5
-    )
-    entropy_weight: float = setting(
-        0.2, "alpha of EM (0.2 on VOC, 0.1 on COCO and NUS in the paper)"
-    )
-    pseudo_weight: float = setting(
-        0.02, "beta of APL (0.02 on VOC, 0.9 on COCO in the paper)"
-    )
-    rejected: float = setting(
-        0.2, "delta of LL, in percent of the labels of a batch (0.1 to 0.4 in the paper)", high=100
-    )
-    robustness: float = setting(
-        1.0, "r of REN; 1 forgives wrong negatives most", 1e-3, 1
-    )
+    smoothing: float = setting(0.1, "of AN-LS (0.1 in the published code) and softmax_ls", high=0.5)
+    entropy_weight: float = setting(0.2, "alpha of EM; the paper: 0.2 on VOC, 0.1 on COCO and NUS")
+    pseudo_weight: float = setting(0.02, "beta of APL; the paper: 0.02 on VOC, 0.9 on COCO")
+    rejected: float = setting(0.2, "delta of LL in percent; the paper: 0.1 to 0.4", high=100)
+    robustness: float = setting(1.0, "r of REN; 1 forgives wrong negatives most", 1e-3, 1)
     prior_weight: float = setting(1.0, "weight of the class priors (Crisp's loss) in REN")
-    hidden_share: float = setting(
-        0.0, "REN counts each unknown label as a positive with this share of (k - 1) / (C - 1), "
-        "the probability that k promises", high=100,
-    )  # fmt: skip
-    pseudo_least: float = setting(
-        0.4, "lambda_2 of GPR, the smallest weight of a pseudo-positive; the largest is 0.7 (0.4 "
-        "on VOC, 0.5 on COCO in the published code)", high=0.7,
-    )  # fmt: skip
-    count_weight: float = setting(
-        0.05, "weight of GPR's penalty for a wrong number of positives (0.05 on VOC, 0.001 on COCO "
-        "in the published code)",
-    )  # fmt: skip
-    asset_weight: float = setting(
-        1.0, "alpha of the asset regularisation; we do not know the published value"
-    )
-    asset_step: float = setting(
-        0.001, "eps, how far one step of an image moves its average (0.001 in the published code, "
-        "which makes many steps in an epoch)", high=1,
-    )  # fmt: skip
+    hidden_share: float = setting(0.0, "h of REN, as a share of (k - 1) / (C - 1)", high=100)
+    pseudo_least: float = setting(0.4, "least weight of GPR's positives; COCO: 0.5", high=0.7)
+    count_weight: float = setting(0.05, "of GPR's penalty for a wrong count; COCO: 0.001")
+    asset_weight: float = setting(1.0, "alpha of Asset; we do not know the published value")
+    asset_step: float = setting(0.001, "eps of Asset's averages, as in the published code", high=1)

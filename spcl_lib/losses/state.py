@@ -29,11 +29,6 @@ class Context:
     settings: MethodSettings
     presence: Tensor | None = None
 
-    @property
-    def progress(self) -> float:
-        """The finished share of the training, in [0, 1]."""
-        return min(1.0, self.epoch / self.epochs)
-
 
 class State(nn.Module):
     """A loss with a state per image or class, in buffers and parameters.

@@ -20,7 +20,7 @@ from spcl_lib.system import ranks
 
 
 class Role(State):
-    """ROLE: the optimiser learns labels with the network. Cole et al. (CVPR 2021).
+    """ROLE: the optimiser learns labels with the network.
 
     (L'(p | y) + L'(y | p)) / 2 with L'(a | b) = BCE(a, stop(b)) + EPR(a). The estimates y start at
     0.995 where annotated, else between 0.4 and 0.6; they are a parameter.
@@ -45,9 +45,9 @@ class Role(State):
 class AsymmetricPseudoLabels(State):
     """EM + APL: after an epoch, the lowest predictions of every class become soft negative labels.
 
-    Zhou et al. (ECCV 2022). A class has U unknown labels at the start, and T epochs lie between
-    `start` and the end. Each of these adds int(0.9 * U / T) pseudo-labels, so that 90 % of the U
-    labels have one at the end. Their loss is beta * BCE(s, pseudo-label) in place of EM's.
+    A class has U unknown labels at the start, and T epochs lie between `start` and the end. Each of
+    these adds int(0.9 * U / T) pseudo-labels, so that 90 % of the U labels have one at the end.
+    Their loss is beta * BCE(s, pseudo-label) in place of EM's.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
@@ -81,7 +81,7 @@ class AsymmetricPseudoLabels(State):
 class LargeLossForGood(State):
     """LL-Cp: AN, but the largest losses of unknown labels become positives for good.
 
-    Kim et al. (CVPR 2022). The first epoch is plain AN.
+    The first epoch is plain AN.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
@@ -106,13 +106,12 @@ class LargeLossForGood(State):
 class AssetRegularisation(State):
     """AN + alpha * BCE(s, P): agreement with a slow average P of the image's predictions.
 
-    Sun et al., "Merlin L48 Spectrogram Dataset" (NeurIPS 2025). It is the published loss nearest to
-    CL. Their asset is a recording: its clips share one average. Our asset is an image: its crops
-    share one average. They add the term to several losses. We add it to the whole of AN, because CL
-    is also AN with agreement: so only the averages differ. P starts at 1 where annotated, else
-    between 0.4 and 0.6, acts at once, and P <- (1 - eps) P + eps p after a step. A recording has at
-    least 11 clips, and an image moves its average once per epoch. So the published eps of 0.001 is
-    too small for a short training.
+    "Merlin L48 Spectrogram Dataset". It is the published loss nearest to CL. Their asset is a
+    recording: its clips share one average. Our asset is an image: its crops share one average. We
+    add the term to the whole of AN, because CL is also AN with agreement: so only the averages
+    differ. P starts at 1 where annotated, else between 0.4 and 0.6, acts at once, and
+    P <- (1 - eps) P + eps p after a step. A recording has at least 11 clips, and an image moves its
+    average once per epoch. So the published eps of 0.001 is too small for a short training.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:

@@ -1,7 +1,7 @@
 """The losses without state: functions of logits s (B, C), labels z (B, C) and the Context.
 
 p = sigmoid(s) in float32 or float64. z has one 1 per image; 0 means unknown. Each loss is a mean
-over B * C, so that all have one scale; some papers take sums.
+over B * C, so that all have one scale; some papers take sums. `registry` names the papers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def masked_negatives(s: Tensor, z: Tensor, left_out: Tensor) -> Tensor:
 
 
 def ignore_unobserved(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """IUN: AN without the hidden positives, which have z = -1. Cole et al. (CVPR 2021).
+    """IUN: AN without the hidden positives, which have z = -1.
 
     As in the paper; the published code never counts a negative.
     """
@@ -38,14 +38,14 @@ def ignore_unobserved(s: Tensor, z: Tensor, context: Context) -> Tensor:
 def label_smoothing(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """AN-LS: BCE(s, t), t = 1 - smoothing where z = 1, smoothing elsewhere.
 
-    Cole et al. (CVPR 2021). The paper writes eps / 2 with eps = 0.1; the published code uses 0.1.
+    The paper writes eps / 2 with eps = 0.1; the published code uses 0.1.
     """
     smoothing = context.settings.smoothing
     return _bce(s, z.to(s) * (1 - 2 * smoothing) + smoothing)
 
 
 def weak_negatives(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """WAN: AN with weight 1 / (C - 1) for unknown labels. Cole et al. (CVPR 2021)."""
+    """WAN: AN with weight 1 / (C - 1) for unknown labels."""
     return _bce(s, z.to(s), torch.where(z.bool(), 1.0, 1 / max(1, s.shape[1] - 1)))
 
 
@@ -71,12 +71,12 @@ def count_penalty(s: Tensor, k: float) -> Tensor:
 
 
 def expected_positive_regularisation(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """EPR: -log p where z = 1, + how far the number of positives is from k. Cole et al. (2021)."""
+    """EPR: -log p where z = 1, + how far the number of positives is from k."""
     return -(F.logsigmoid(s) * z).mean() + count_penalty(s, context.settings.expected_positives)
 
 
 def entropy_maximisation(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """EM: -log p where z = 1, -alpha * H(p) elsewhere. Zhou et al. (ECCV 2022)."""
+    """EM: -log p where z = 1, -alpha * H(p) elsewhere."""
     return entropy_terms(s, z, context.settings.entropy_weight).mean()
 
 
@@ -101,14 +101,14 @@ def largest_losses(loss: Tensor, labels: Tensor, epochs: float, delta: float) ->
 
 
 def reject_large(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """LL-R: AN without the largest losses. Kim et al., "Large Loss Matters" (CVPR 2022)."""
+    """LL-R: AN without the largest losses."""
     loss = _bce(s, z.to(s), reduction="none")
     largest = largest_losses(loss, z, context.epoch, context.settings.rejected)
     return loss.masked_fill(largest, 0).mean()
 
 
 def correct_large(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """LL-Ct: AN, but the largest losses become -log p in their batch. Kim et al. (CVPR 2022)."""
+    """LL-Ct: AN, but the largest losses become -log p in their batch."""
     loss = _bce(s, z.to(s), reduction="none")
     largest = largest_losses(loss, z, context.epoch, context.settings.rejected)
     return torch.where(largest, -F.logsigmoid(s), loss).mean()
@@ -117,8 +117,7 @@ def correct_large(s: Tensor, z: Tensor, context: Context) -> Tensor:
 def hill(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """Hill: -(1 - q)^2 log q where z = 1, q = sigmoid(s - 1); (1.5 - p) p^2 elsewhere.
 
-    The negative side falls again where p is high: such labels are probably positive. Zhang et al.,
-    "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels" (2021).
+    The negative side falls again where p is high: such labels are probably positive.
     """
     p, lowered = s.sigmoid(), s - 1
     positive = -((1 - lowered.sigmoid()) ** 2) * F.logsigmoid(lowered)
@@ -128,7 +127,7 @@ def hill(s: Tensor, z: Tensor, context: Context) -> Tensor:
 def splc(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """SPLC: focal loss (gamma 2); after the first epoch p > 0.6 counts as a positive.
 
-    Annotated logits are lowered by a margin of 1. Zhang et al. (2021), as Hill.
+    Annotated logits are lowered by a margin of 1.
     """
     lowered = torch.where(z.bool(), s - 1, s)
     p = lowered.sigmoid()
@@ -140,33 +139,29 @@ def splc(s: Tensor, z: Tensor, context: Context) -> Tensor:
 def asymmetric(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """ASL: -log p where z = 1; -q^4 log(1 - q), q = max(p - 0.05, 0), elsewhere.
 
-    Ridnik et al. (ICCV 2021). Their code stops the gradient through q^4; ours does not.
+    The published code stops the gradient through q^4; ours does not.
     """
     q = (s.sigmoid() - 0.05).clamp(min=0)
     return torch.where(z.bool(), -F.logsigmoid(s), -(q**4) * (1 - q).log()).mean()
-
-
-# GR's values at the start and at the end, linear in between: the defaults of the published code.
-_GR = {"slope": (0.0, 2.0), "offset": (-2.0, -2.0), "centre": (0.5, 0.8), "width": (2.0, 0.5)}
-_Q = 0.01  # as published
 
 
 def generalised_robust(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """GR: -log p where z = 1; elsewhere v (k (1 - p^q) / q + (1 - k) p).
 
     k = sigmoid(slope * p + offset) is the probability that the label is positive, and
-    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient. Chen et al.
-    (IJCAI 2024). The schedule of the published code stops one epoch early; ours does not.
+    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient. The schedule of
+    the published code stops one epoch early; ours does not.
     """
-    return robust_terms(s, z, context.progress)[0].mean()
+    return robust_terms(s, z, context)[0].mean()
 
 
-def robust_terms(s: Tensor, z: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-    """GR's loss of every label, and v; both (B, C)."""
-    now = {name: start + progress * (end - start) for name, (start, end) in _GR.items()}
+def robust_terms(s: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """GR's loss of every label, and v; both (B, C). The numbers are those of the published code."""
+    progress, q = min(1.0, context.epoch / context.epochs), 0.01
+    slope, offset, centre, width = 2.0 * progress, -2.0, 0.5 + 0.3 * progress, 2.0 - 1.5 * progress
     p = s.sigmoid()
     fixed = p.detach()
-    k = (now["slope"] * fixed + now["offset"]).sigmoid()
-    v = torch.exp(-(fixed - now["centre"]).square() / (2 * now["width"] ** 2))
-    positive = -torch.expm1(_Q * F.logsigmoid(s)) / _Q  # p^q without a power of 0
+    k = (slope * fixed + offset).sigmoid()
+    v = torch.exp(-(fixed - centre).square() / (2 * width**2))
+    positive = -torch.expm1(q * F.logsigmoid(s)) / q  # p^q without a power of 0
     return torch.where(z.bool(), -F.logsigmoid(s), v * (k * positive + (1 - k) * p)), v

@@ -29,7 +29,7 @@ from spcl_lib.runs.store import FinishedRun, Run, read_tensors
 from spcl_lib.system import ranks
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.weights import save_tensors
-from spcl_lib.train import maps_of_crops, maps_of_features
+from spcl_lib.train import maps_of_views
 from spcl_lib.views import Views
 
 FILE = "snapshots.safetensors"
@@ -110,11 +110,13 @@ class Trace:
     def predict(self, image: int, views: Views) -> Tensor:
         """The finished network's score maps (B, C, G, G) of B views of one image, in float32."""
         config, whole = self.config.replace(amp="off"), self.data.images[image : image + 1]
-        predict = maps_of_crops
         if config.trained == "head":
-            predict, whole = maps_of_features, self.model.features(normalise(whole))
+            whole = self.model.features(normalise(whole))
         parts = [views[i : i + _AT_ONCE] for i in range(0, len(views), _AT_ONCE)]
-        maps = [predict(self.model, whole.expand(len(p), -1, -1, -1), p, config) for p in parts]
+        maps = [
+            maps_of_views(self.model, whole.expand(len(part), -1, -1, -1), part, config)
+            for part in parts
+        ]
         return torch.cat(maps)
 
     def region(self, image: int) -> Tensor | None:

@@ -17,7 +17,7 @@ from spcl_lib.runs.splits import identify_data, load_splits
 from spcl_lib.runs.store import run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
-from spcl_lib.train import maps_of_features
+from spcl_lib.train import maps_of_views
 from spcl_lib.views import Views
 
 SMALL = {
@@ -94,7 +94,7 @@ def test_the_head_and_a_crop_change_places():
     config = RunConfig(image_side=64, crop_side=48, eval_side=64, trained="head", amp="off")
     known = torch.randn(4, 6, 8, 8).contiguous(memory_format=torch.channels_last)
     views = Views.sample(4, generator=torch.Generator().manual_seed(1))
-    maps = maps_of_features(model, known, views, config)
+    maps = maps_of_views(model, known, views, config)
     assert maps.shape == (4, 3, 6, 6)
     assert torch.allclose(maps, model.head(views.crop(known, 6)), atol=1e-5)
 

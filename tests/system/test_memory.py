@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from spcl_lib.methods import MethodSettings, bytes_of_averages
 from spcl_lib.system import memory
 
 
@@ -25,15 +24,6 @@ def test_the_limit_of_a_container_counts_less_what_it_holds(tmp_path, monkeypatc
     assert memory._left_below(tmp_path / "none") == []
     monkeypatch.setattr(memory, "_of_containers", lambda: [3_500_000])
     assert memory.available_memory() == 3_500_000
-
-
-@pytest.mark.parametrize(
-    ("name", "more", "expected"),
-    [("an", {}, 0), ("cl", {}, 4 * 20), ("en", {}, 4 * 20 + 24 * 20), ("scl", {}, 20 * 14**2),
-     ("scl", {"bank_classes": 2, "bank_dtype": "float16"}, 2 * 2 * 14**2)],
-)  # fmt: skip
-def test_the_bytes_of_a_methods_averages(name, more, expected):
-    assert bytes_of_averages(name, 10, 20, MethodSettings(bank_size=14, **more)) == 10 * expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
