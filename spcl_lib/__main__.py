@@ -592,24 +592,29 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Comma
     "run": ("train and evaluate one method", _add_run, _run),
     "reproduce": (
         "all methods and seeds, then all notebooks and the page",
-        _add_reproduce, _reproduce,
+        _add_reproduce,
+        _reproduce,
     ),  # fmt: skip
     "predict": ("scores and labels of images, by a finished run", _add_predict, _predict),
     "evaluate": (
         "mAP, AP and F1 of a finished run on your labelled images; the best threshold",
-        _add_evaluate, _evaluate,
+        _add_evaluate,
+        _evaluate,
     ),  # fmt: skip
     "audit": (
         "training images whose labels look missing or wrong, by a run's heatmaps",
-        _add_audit, _audit,
+        _add_audit,
+        _audit,
     ),  # fmt: skip
     "explore": (
         "a page to drag crops over training images and see their heatmaps",
-        _add_explore, _explore,
+        _add_explore,
+        _explore,
     ),  # fmt: skip
     "compare": (
         "a table of finished runs on the same images, with intervals",
-        _add_compare, _compare,
+        _add_compare,
+        _compare,
     ),  # fmt: skip
     "export": ("the network of a finished run, for programs without spcl", _add_export, _export),
     "download": ("fetch Pascal VOC (its archive's SHA-256 is checked)", _add_download, _download),

@@ -1,9 +1,8 @@
 """HeatmapBank: a running-average heatmap for every training image and class.
 
-The paper keeps "per-class running-average heatmaps for every training image" in full-image
-coordinates. These choices are ours: the storage types, the mask of seen cells, the resolution,
-bilinear resampling, and the first value of a cell, which is stored unchanged. With `size=1` the
-bank holds the image-level running average P of the consistency loss (CL).
+The paper keeps them in full-image coordinates. These choices are ours: the storage types, the mask
+of seen cells, the resolution, bilinear resampling, and the first value of a cell, which is stored
+unchanged. With `size=1` the bank holds the image-level running average P of CL.
 """
 
 from __future__ import annotations
@@ -27,26 +26,21 @@ class HeatmapBank(nn.Module):
 
     A step changes only the cells that the view shows:
     `H <- momentum * H + (1 - momentum) * T_v^-1(maps)`. A cell that is seen for the first time
-    takes the new value unchanged. So the start value 0 has no effect.
+    takes the new value unchanged.
 
-    A bank is a module: as a part of a model, it is saved and restored with the model's state dict.
-    `model.to(device)` and `model.half()` leave it where and as it is.
+    As a part of a model, it is saved and restored with the model's state dict. `model.to(device)`
+    and `model.half()` leave it where and as it is.
 
     Args:
         num_images: N, images of the training set.
         num_classes: C, the classes.
         size: W, cells along each side of a heatmap.
         momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
-        dtype: torch.uint8, torch.float16 or torch.float32.
+        dtype: torch.uint8, torch.float16 or torch.float32. uint8 rounds by chance, so that it is
+            right on average. Its noise, in steps of 1/255, is 0.55 at 0.8, 0.75 at 0.9, 1.0 at 0.95
+            and 2.2 at 0.99; that of float16 is 0.06 at 0.95 and 0.15 at 0.99.
         device: where the heatmaps are. Results are on the device of the views.
         seed: seed of the rounding.
-
-    Memory: N * C * W * W * bytes of dtype, plus N * W * W for the mask of seen cells.
-
-    Storage: uint8 rounds up or down by chance. So it keeps changes below 1/255 on average, but adds
-    noise, in steps of 1/255: 0.55 steps at 0.8, 0.75 steps at 0.9, 1.0 steps at 0.95 and 2.2 steps
-    at 0.99 (measured against float32, on averages that drift). For a momentum of 0.95 or more, use
-    float16 (0.06 steps at 0.95, 0.15 at 0.99) or float32.
 
     Example:
         >>> bank = HeatmapBank(num_images=10, num_classes=3, size=8)
@@ -94,12 +88,7 @@ class HeatmapBank(nn.Module):
 
     @torch.no_grad()
     def read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
-        """Reads heatmaps through views: T_v(H).
-
-        Args:
-            indices: (B,) int64 image numbers.
-            views: B views.
-            grid: G, cells along each side of the result.
+        """Reads the heatmaps of images (B,) int64 through views, on a grid: T_v(H).
 
         Returns:
             target: (B, C, G, G) float32 in [0, 1]; averages over seen cells, 0 without seen cells.
@@ -118,12 +107,9 @@ class HeatmapBank(nn.Module):
 
     @torch.no_grad()
     def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
-        """Moves the visible cells of the running averages towards new predictions.
+        """Moves the visible cells of images (B,), each at most once, towards new predictions.
 
-        Args:
-            indices: (B,) int64 image numbers, each at most once.
-            views: B views that the maps were predicted on.
-            maps: (B, C, G, G) probabilities.
+        The maps (B, C, G, G) are probabilities that were predicted on the views.
         """
         here = self._at(indices, views)
         require_tensor("maps", maps, (len(indices), self.num_classes, "G", "G"))
@@ -182,10 +168,7 @@ class HeatmapBank(nn.Module):
         return planes
 
     def _rounded(self, average: Tensor) -> Tensor:
-        """Adds noise to bytes, uniform in [0, 1), so that cutting off is right on average.
-
-        The classes of an image share the noise of a cell.
-        """
+        """Adds noise in [0, 1), so that cutting off is right on average; classes share it."""
         if self.heatmaps.dtype != torch.uint8:
             return average
         generator = keyed_generator("rounding", self.seed, int(self.updates))

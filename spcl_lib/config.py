@@ -96,12 +96,7 @@ class RunConfig:
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration from the values of `flat`; a missing value gets its default.
-
-        Raises:
-            TypeError: a name is not a setting.
-            UserError: a setting of an earlier version had another value than its usual ones.
-        """
+        """The configuration from the values of `flat`; a missing value gets its default."""
         for name in RETIRED.keys() & values.keys():
             if values[name] not in RETIRED[name]:
                 raise UserError(

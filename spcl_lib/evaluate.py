@@ -2,8 +2,7 @@
 
 All metrics take scores or predictions (N, C) and labels (N, C), 1 or True where the class is
 present, and give percent. With `ignored` (N, C) bool, an image is left out for a class. Without
-anything to count they are NaN. They raise ValueError if a shape or type is wrong, a label is
-neither 0 nor 1, or a score is NaN or infinite.
+anything to count they are NaN.
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ from spcl_lib.system.shapes import require_tensor
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
     """(C,) float64 average precision of every class; NaN for a class without a positive.
 
-    AP = sum over distinct scores of (gain in recall) * (precision at that score). This is
-    scikit-learn's definition without interpolation. Equal scores count together, so the order of
-    the images does not matter.
+    AP = sum over distinct scores of (gain in recall) * (precision at that score), which is
+    scikit-learn's definition.
     """
     labels = _checked(scores, labels, ignored)
     counted = torch.ones_like(labels) if ignored is None else ~ignored
@@ -68,9 +66,8 @@ def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | Non
 def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
     """Share of the images whose highest-ranked class is one of their labels.
 
-    Images without a label do not count, nor those whose highest-ranked class is ignored; the first
-    class wins a tie. With ReaL's labels this is ReaL accuracy (Beyer et al., 2020, "Are we done
-    with ImageNet?").
+    Images without a label do not count, nor those whose highest-ranked class is ignored. With
+    ReaL's labels this is ReaL accuracy (Beyer et al., 2020, "Are we done with ImageNet?").
     """
     labels = _checked(scores, labels, ignored)
     highest = scores.argmax(1, keepdim=True)
@@ -106,7 +103,7 @@ def precision_recall(
 
 
 def _checked(scores: Tensor, labels: Tensor, ignored: Tensor | None) -> Tensor:
-    """The labels as bool; see the top of this file for the errors."""
+    """The labels as bool."""
     require_tensor("scores", scores, ("N", "C"))
     require_tensor("labels", labels, scores.shape)
     if ignored is not None:
@@ -128,10 +125,7 @@ def evaluate_scores(
 ) -> dict[str, object]:
     """All metrics of a run, from probabilities and the names of the classes.
 
-    Returns:
-        mAP, AP per class (None without a positive), the number of classes without a positive, and
-        the accuracy of the highest-ranked class. Precision, recall and F1 at probability 0.5, and
-        for the 3 highest-ranked classes of every image.
+    An AP is None without a positive. "top_3" chooses the 3 highest-ranked classes of every image.
     """
     ap = average_precisions(scores, labels, ignored)
     highest = torch.zeros_like(scores, dtype=torch.bool)
@@ -153,8 +147,7 @@ def _batches(count: int, size: int = 128) -> Iterator[slice]:
 def prepare(images: Tensor, side: int) -> Tensor:
     """Network input (B, 3, side, side) of whole images (B, 3, H, W), uint8 or floats in 0..255.
 
-    They are resized, antialiased, and then normalised; images of this side keep their values. This
-    function has no state and no branches, so it can be exported with a model, for any H and W.
+    It has no state and no branches, so it can be exported with a model, for any H and W.
     """
     resized = F.interpolate(
         images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
@@ -166,11 +159,7 @@ def prepare(images: Tensor, side: int) -> Tensor:
 def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "off") -> Tensor:
     """Score-map logits (N, C, G, G) of whole images, on the CPU.
 
-    Args:
-        model: gives score maps.
-        images: (N, 3, H, W) uint8, or their features (N, D, G, G).
-        side: side of the resized images, in pixels; features stay unchanged.
-        amp: see `model.autocast`.
+    Images are resized to `side` pixels; features stay unchanged. `amp` as in `model.autocast`.
     """
     device = next(model.parameters()).device
     was_training = model.training

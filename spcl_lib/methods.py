@@ -3,14 +3,14 @@
     loss = term(s, z) + lambda(epoch) * consistency(f, running averages)
 
 AN, CL, SCL and the idea of EN are from the paper. These are ours: the distance, lambda, the start,
-the ramp, and the rule that selects the expected negatives. `losses/registry.py` has the terms of
-other papers. Each of these gives three methods, NAME, NAME_cl and NAME_scl; those that see all
-labels give one. `losses` has the notation.
+the ramp, and the rule that selects the expected negatives. Each term of `losses/registry.py` gives
+three methods, NAME, NAME_cl and NAME_scl; one that sees all labels gives one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,15 +58,9 @@ class MethodSpec:
         return Pooling(own) if own and chosen.kind == "mean" else chosen
 
     def bank(
-        self,
-        num_images: int,
-        num_classes: int,
-        settings: MethodSettings,
-        annotated: Tensor | None,
-        **options: object,
+        self, shape: tuple[int, int], own: MethodSettings, annotated: Tensor | None, **options: Any
     ) -> HeatmapBank | None:
-        """Its running averages; None if it needs none. `annotated` as in SparseHeatmapBank."""
-        own, shape = settings, (num_images, num_classes)
+        """Its running averages of (N, C); None if it needs none. See SparseHeatmapBank."""
         if self.consistency != "scl":  # one value per class: uint8 would be too coarse
             needed = self.consistency or self.row.reads_averages
             return (
@@ -75,7 +69,7 @@ class MethodSpec:
         options |= {"momentum": own.momentum, "dtype": getattr(torch, own.bank_dtype)}
         if not own.bank_classes:
             return HeatmapBank(*shape, own.bank_size, **options)
-        kept = min(own.bank_classes, num_classes)
+        kept = min(own.bank_classes, shape[1])
         return SparseHeatmapBank(*shape, kept, annotated, size=own.bank_size, **options)
 
 
@@ -113,9 +107,9 @@ def visible_labels(method: str, full: Tensor, single: Tensor) -> Tensor:
 def bytes_of_averages(
     name: str, num_images: int, num_classes: int, settings: MethodSettings
 ) -> int:
-    """Bytes of memory that the running averages of a method take; arguments as in `Method`."""
+    """Bytes of memory that the running averages of a method take."""
     spec, nobody = METHODS[name], torch.zeros(num_images, device="meta")
-    bank = spec.bank(num_images, num_classes, settings, nobody, device="meta")
+    bank = spec.bank((num_images, num_classes), settings, nobody, device="meta")
     size = sum(table.nbytes for table in bank.buffers()) if bank else 0
     # The measured peak of `expected_negative_threshold`.
     return size + (24 * num_images * num_classes if spec.row.reads_averages else 0)
@@ -124,8 +118,8 @@ def bytes_of_averages(
 class Method(nn.Module):
     """One method in a training: its loss, and its running averages for the training images.
 
-    It is a module: as a part of a model, it is saved and restored with the model's state dict. The
-    optimiser takes `[*model.parameters(), *method.parameters()]`.
+    As a part of a model, it is saved and restored with the model's state dict. The optimiser takes
+    `[*model.parameters(), *method.parameters()]`. With several processes, see `ranks.RankSampler`.
 
     Args:
         name: a key of METHODS.
@@ -137,9 +131,6 @@ class Method(nn.Module):
         epochs: length of the whole training; some terms depend on it.
         pooling: pooling of the network; by default the term's, which is the mean for most.
         device: where the running averages are; see HeatmapBank.
-
-    Several processes: each image belongs to one rank for good (see `ranks.RankSampler`), each
-    rank's loss is that of its own batch, and all call `end_epoch` together.
 
     Example:
         >>> labels = torch.eye(3)[[0, 1, 2, 0]]  # of 4 images
@@ -178,7 +169,7 @@ class Method(nn.Module):
         if has_state:
             self.term = self.term(labels, self.settings, epochs, seed)
         annotated = None if labels is None else labels.to(torch.uint8).argmax(1)
-        self.bank = self.spec.bank(*shape, self.settings, annotated, device=device, seed=seed)
+        self.bank = self.spec.bank(shape, self.settings, annotated, device=device, seed=seed)
         if self.spec.row.reads_averages:  # in the last view of an image; -1: there was none
             self.register_buffer("presence", torch.full(shape, -1.0, device=device))
         for counter in ("steps", "ended"):  # calls of `update`; epochs that `end_epoch` has ended
@@ -195,9 +186,6 @@ class Method(nn.Module):
             indices: (B,) int64 image numbers.
             views: B views through which the network saw the images.
             epoch: epochs done, from 0; the fraction of the current one may be added.
-
-        Raises:
-            RuntimeError: `update` or `end_epoch` was not called.
         """
         maps = self._check(maps, indices, views)
         require_tensor("labels", labels, maps.shape[:2])
@@ -232,8 +220,7 @@ class Method(nn.Module):
     def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
         """Updates the state after a step, with the maps that the step predicted.
 
-        The averages begin one epoch before the loss uses them. An earlier begin would keep the
-        predictions of an untrained layer in the averages for many epochs.
+        The averages begin one epoch before the loss uses them: earlier predictions are noise.
         """
         maps = self._check(maps, indices, views).detach()
         ranks.require_own(indices)

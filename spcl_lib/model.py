@@ -25,10 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in t
 
 
 class Images(Protocol):
-    """A tensor, or what gives tensors when it is indexed.
-
-    Whole images (N, 3, S, S) uint8, or their features (N, D, G, G) in a floating type.
-    """
+    """Whole images (N, 3, S, S) uint8, or their features (N, D, G, G); a tensor, or like one."""
 
     def __len__(self) -> int: ...
 
@@ -45,8 +42,7 @@ class SpatialClassifier(nn.Module):
         features: backbone; maps images (B, 3, H, W) to features (B, D, G, G).
         num_features: D, the features.
         num_classes: C, the classes.
-        frozen: leading blocks of the backbone that do not change, batch statistics included. On a
-            CPU this halves the cost of a step, because the early layers are expensive.
+        frozen: leading blocks of the backbone that do not change, batch statistics included.
         pooling: from score maps to logits.
     """
 
@@ -96,11 +92,7 @@ class SpatialClassifier(nn.Module):
 
 
 def merge_normalisation(blocks: nn.Module) -> nn.Module:
-    """A copy for evaluation, where convolutions do the work of the normalisation that follows them.
-
-    The result is the same but for rounding. A normalisation must follow its convolution in an
-    `nn.Sequential`.
-    """
+    """A copy for evaluation, where convolutions do the work of the normalisation after them."""
     blocks = copy.deepcopy(blocks).eval()
     for part in [m for m in blocks.modules() if isinstance(m, nn.Sequential)]:
         for place, (layer, following) in enumerate(itertools.pairwise(list(part))):
@@ -113,11 +105,7 @@ def merge_normalisation(blocks: nn.Module) -> nn.Module:
 
 
 class _StridedDepthwise(nn.Conv2d):
-    """A depthwise convolution with a stride, whose gradient a CPU computes in float32.
-
-    In bfloat16 its library takes 7 to 15 times as long for it. In mobilenet_v2 two of these layers
-    took a fifth of a training step.
-    """
+    """A depthwise convolution with a stride: in bfloat16, a CPU needs 7 times as long for it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As in Conv2d."""
@@ -165,14 +153,8 @@ def build_backbone(
         name: one of BACKBONES, or "timm:NAME" for any model of timm with spatial features, such as
             "timm:vit_small_patch16_224".
         weights: None for random weights, "torchvision" or "timm" for the ImageNet weights of these
-            packages (downloaded once where the network allows), or a file with the state dict of
-            `small_resnet` or of the whole torchvision or timm model.
-        dilation: dilation of the last stage. With 2, this stage keeps its resolution: the maps are
-            twice as fine, with the same weights.
-
-    Raises:
-        UserError: the name is unknown, weights are missing or do not fit, the backbone has no
-            dilated form, or timm is not installed.
+            packages, or a file with the state dict of `small_resnet` or of the whole model.
+        dilation: of the last stage; 2 makes the maps twice as fine, with the same weights.
     """
     if str(name).startswith("timm:"):
         from spcl_lib.system.timm_backbone import build_timm_backbone
@@ -215,11 +197,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManager:
-    """Mixed precision for a forward pass on a device.
-
-    "auto" takes bfloat16 on CUDA and on CPUs with bfloat16 instructions; other CPUs emulate it,
-    more slowly than float32.
-    """
+    """Mixed precision on a device; "auto" takes bfloat16 where the hardware has it."""
     if amp not in AMP:
         raise unknown_name("amp", amp, AMP)
     fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())

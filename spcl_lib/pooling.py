@@ -1,8 +1,7 @@
 """Pooling: from score maps to an image's logits.
 
 Second-hand sources say that the paper takes the mean over the cells. The mean dilutes small
-objects. The best pooling depends on the data, so it is a setting of the model. All code that turns
-maps into logits or into heatmaps uses `Pooling`: training, running averages, prediction, figures.
+objects. The best pooling depends on the data, so it is a setting of the model.
 """
 
 from __future__ import annotations
@@ -76,12 +75,9 @@ class Pooling:
         return self.strength or _USUAL[self.kind]
 
     def __call__(self, maps: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Image logits s (B, C).
+        """Image logits s (B, C) of score maps f (B, C, G, G).
 
-        Args:
-            maps: score-map logits f (B, C, G, G).
-            seen: (B, 1, G, G) in {0, 1}, the cells that count; None for all. The logits of an
-                image without such a cell mean nothing.
+        `seen` (B, 1, G, G) in {0, 1} are the cells that count; without any, s means nothing.
         """
         require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
         if seen is None and self.kind == "mean":
@@ -96,11 +92,9 @@ class Pooling:
         return (maps / self.temperature).softmax(1) if self.competes else maps.sigmoid()
 
     def presence(self, heatmaps: Tensor, seen: Tensor) -> Tensor:
-        """Presence (B, C) of every class according to heatmaps, pooled as the model pools its maps.
+        """Presence (B, C) of every class in heatmaps, pooled as the model pools its maps.
 
-        Args:
-            heatmaps: (B, C, G, G) in [0, 1].
-            seen: (B, 1, G, G) in {0, 1}, the cells that count; without any, the presence is 0.
+        Without a cell in `seen` (see `HeatmapBank.read`) it is 0.
         """
         if self.competes:  # the heat is what these kinds pool
             cells, weight = heatmaps.flatten(2), seen.flatten(2).to(heatmaps)

@@ -1,8 +1,7 @@
 """SparseHeatmapBank: heatmaps of a few classes per image, for data sets with many classes.
 
-1,000 classes, 14 x 14 cells and the 1.28 million images of ImageNet need 251 GB in a HeatmapBank.
-Most of it says that a class is not there. This bank keeps the heatmaps of the K classes of each
-image that are most likely present. It is ours, not the paper's.
+ImageNet needs 251 GB in a HeatmapBank of 14 x 14 cells, and most of it says that a class is not
+there. This bank keeps the K classes of each image that are most likely present. It is ours.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ class SparseHeatmapBank(HeatmapBank):
     compete: the score of a kept class is the mean of its heatmap over its seen cells, and the score
     of another class is the mean of its new map. The best of the others take the places of the worst
     of the kept, as long as their score is higher. A class that enters starts as in a new bank:
-    no cell has been seen. With K = C all classes are kept, and every bit is that of a HeatmapBank.
-    Classes that are not kept read as 0, and as not seen.
+    no cell has been seen. Classes that are not kept read as 0, and as not seen. With K = C every
+    bit is that of a HeatmapBank. With K = 10 and W = 14, ImageNet takes 5.07 GB.
 
     Args:
         num_images: N, images of the training set.
@@ -32,16 +31,13 @@ class SparseHeatmapBank(HeatmapBank):
         annotated: (N,) int64, the annotated class of every image.
         options: size, momentum, dtype, device and seed, as in HeatmapBank.
 
-    Memory: N * K * W * W * (bytes of dtype + 1) + 4 * N * K. ImageNet with K = 10 and W = 14:
-    5.07 GB.
-
     Example:
         >>> bank = SparseHeatmapBank(10, 1000, kept=5, annotated=torch.zeros(10).long(), size=8)
         >>> indices, views = torch.tensor([4]), Views.whole(1)
         >>> bank.update(indices, views, torch.rand(1, 1000, 4, 4))
         >>> target, seen = bank.read(indices, views, grid=4)
-        >>> target.shape, seen.shape, seen.amax((0, 2, 3)).sum()
-        (torch.Size([1, 1000, 4, 4]), torch.Size([1, 1000, 4, 4]), tensor(5.))
+        >>> target.shape, seen.amax((0, 2, 3)).sum()
+        (torch.Size([1, 1000, 4, 4]), tensor(5.))
     """
 
     def __init__(
@@ -92,10 +88,7 @@ class SparseHeatmapBank(HeatmapBank):
         return full
 
     def _of_kept(self, here: Tensor, maps: Tensor) -> Tensor:
-        """Replaces kept classes by better ones, and gives the maps of those that are kept now.
-
-        Empty places have the score -1, so the first update fills all of them.
-        """
+        """Replaces kept classes by better ones; the first update fills the places, of score -1."""
         held = self.classes[here].long()
         heatmaps, seen = self._planes(here)
         scores = maps.mean((2, 3))  # (B, C)

@@ -44,10 +44,9 @@ class _Batches(Dataset):
 
 
 def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
-    """A random order of all images, cut into batches of nearly equal size.
+    """A random order of all images, or of this rank's, cut into batches of nearly equal size.
 
-    With several ranks: of this rank's images, in as many batches, so that the batches of all ranks
-    together have about `batch` images.
+    The batches of all ranks together have about `batch` images.
     """
     own = torch.arange(ranks.rank(), num_images, ranks.count())
     generator = _generator_of_rank("order", seed, epoch)
@@ -62,8 +61,7 @@ def _generator_of_rank(*key: object) -> torch.Generator:
 def learning_rate(done: float, warmup: float) -> float:
     """One-cycle schedule: factor of the highest rate after the share `done` of all steps.
 
-    The factor rises from 1/25 along a cosine during the share `warmup`, then falls to 0 along a
-    cosine.
+    It rises from 1/25 along a cosine during the share `warmup`, then falls to 0 along another.
     """
     if done < warmup:
         return 1 - (1 - 1 / 25) * (1 + math.cos(math.pi * done / warmup)) / 2
@@ -163,15 +161,13 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[Progress], dict[str, float]] = lambda progress: {},
 ) -> Progress:
-    """Trains until `config.epochs` epochs are done.
-
-    With several ranks, all call this with the same images and labels; each trains on its own.
+    """Trains until `config.epochs` epochs are done; all ranks call it with the same arguments.
 
     Args:
         model: on its device.
         optimizer: see `make_optimizer`.
         method: loss and running averages.
-        images: (N, 3, S, S) uint8, or features (N, D, G, G); read batch by batch.
+        images: read batch by batch.
         labels: (N, C) labels that the method may see: see `methods.visible_labels`.
         config: the run's configuration.
         progress: the state to continue from; None to start.

@@ -77,7 +77,7 @@ def test_updates_and_reads_are_the_slow_reference(size, grid, momentum):
 )  # fmt: skip
 def test_the_noise_of_a_storage_is_what_its_documentation_says(momentum, dtype, steps):
     """In steps of 1/255, on averages that drift; whoever chooses 0.95 must be able to know."""
-    assert re.search(f"{steps} (steps )?at {momentum}", " ".join(HeatmapBank.__doc__.split()))
+    assert re.search(f"{steps} at {momentum}", " ".join(HeatmapBank.__doc__.split()))
     exact, small = (HeatmapBank(8, 4, 8, momentum, kind) for kind in (torch.float32, dtype))
     rng, everything, whole = np.random.default_rng(0), torch.arange(8), Views.whole(8)
     level, apart = rng.random((8, 4, 8, 8)), []

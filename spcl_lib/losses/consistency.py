@@ -17,8 +17,7 @@ from spcl_lib.system.shapes import require_seen, require_tensor
 def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
     """Elementwise distance d between sigmoid(logits) and a probability of the same shape.
 
-    "bce" is the soft binary cross-entropy minus its smallest value, which is the target's entropy.
-    So it is a Kullback-Leibler divergence. "l1" and "l2" compare probabilities.
+    "bce" is the cross-entropy minus the target's entropy: the Kullback-Leibler divergence.
     """
     require_tensor("target", target, logits.shape, "float")
     if kind == "bce":
@@ -61,10 +60,7 @@ def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = 
 def cell_consistency(maps: Tensor, target: Tensor, seen: Tensor) -> Tensor:
     """SCL for classes that compete (ours): mean over seen cells of KL(T_v(H) || softmax(f)).
 
-    Args:
-        maps: f (B, C, G, G) logits, divided by the temperature of the softmax.
-        target: T_v(H) (B, C, G, G), a distribution over the classes in every seen cell.
-        seen: as in `spatial_consistency`.
+    Arguments as in `spatial_consistency`; the logits are divided by the softmax's temperature.
     """
     divergence = -target * maps.log_softmax(1) - _entropy(target)
     return (divergence * seen).sum() / seen.amax(1).sum().clamp(min=1)

@@ -25,20 +25,12 @@ from spcl_lib.system import ranks
 
 
 def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> Tensor:
-    """The least presence that makes an unknown label a possible positive (our rule).
+    """(C,) the least presence (N, C) that makes an unknown label a possible positive (our rule).
 
     The network is surer of some classes than of others. So we divide the presence of a class by its
     mean over the images with this annotation (Elkan and Noto, 2008). The N * (k - 1) unknown labels
     with the highest ratios are possible positives. With the annotated one this makes k per image. A
-    class without any annotated image stays negative, because nothing is known about it.
-
-    Args:
-        presence: (N, C) of what is compared with the threshold: the presence in views.
-        labels: z (N, C).
-        k: expected positives per image.
-
-    Returns:
-        (C,) thresholds; infinite for a class that cannot be positive.
+    class without any annotated image stays negative (infinity): nothing is known about it.
     """
     labels = labels.bool()
     annotated = labels.sum(0)
@@ -81,11 +73,8 @@ class ExpectedNegatives(State):
 class PseudoRobust(ExpectedNegatives):
     """GPR: GR, or w (-0.9 log p - 0.1 log(1 - p)) for likely positives; + reg * count penalty.
 
-    Tran et al., "More Reliable Pseudo-labels, Better Performance" (ICCV 2025). The weight
-    w = 1 - v, limited to [least, 0.7], has no gradient. The source of the pseudo-positives is ours:
-    EN's possible positives; the paper takes them from a vision-language model. We use GR, with its
-    own schedule, for all other unknown labels; the paper also has pseudo-negatives. Of its
-    regularisers we have EPR's only.
+    The weight w = 1 - v, limited to [least, 0.7], has no gradient. The likely positives are EN's
+    (ours); the paper takes them from a vision-language model, and has pseudo-negatives, too.
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
@@ -102,12 +91,9 @@ class PseudoRobust(ExpectedNegatives):
 def class_priors(scores: Tensor, labels: Tensor) -> Tensor:
     """(C,) share of the images that show each class, estimated from the annotated images (Crisp).
 
-    A threshold t gives two shares: of all images, and of the annotated images, that score at least
-    t. The estimate is the first share divided by the second, at the t with the tightest bound.
-
-    Args:
-        scores: (N, C) predictions for all training images.
-        labels: z (N, C); a class without annotation has the prior 0.
+    A threshold t gives two shares: of all images, and of the annotated images, whose scores (N, C)
+    reach t. The estimate is the first share divided by the second, at the t with the tightest
+    bound; 0 for a class without annotation.
     """
     priors = torch.zeros(scores.shape[1])
     for c in range(scores.shape[1]):
@@ -130,9 +116,8 @@ def _prior(scores: Tensor, annotated: Tensor, delta: float = 0.01, tau: float = 
 class ClassPriors(State):
     """Crisp: mean over C of `2 pi * mean(1 - p of annotated images) + |mean(p) - pi|`.
 
-    "Class prior-driven single positive multi-label learning" (Crisp), without the logit term of its
-    final form, whose formula we have not found. The first part is 0 for a class without an
-    annotated image in the batch. It is AN before `start`, and until the priors pi are known.
+    Its final form has a logit term, whose formula we have not found. It is AN before `start`, and
+    until the priors pi are known.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
@@ -167,13 +152,12 @@ class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):
     -log p where z = 1, else w n with n = (1 - h) (1 - (1 - p)^r) / r - h log p; the mean, weighted
     with 1 and w, and the loss of Crisp.
 
-    EN (the paper) leaves out likely positives. REN gives them a small weight instead:
-    w = sigmoid(-2 (logit(q) - logit(t))), with the presence q and EN's threshold t. The other
-    unknown labels still contain hidden positives. The generalised cross-entropy (Zhang and Sabuncu,
-    NeurIPS 2018) has a small gradient where the network is sure that the class is present. r = 1
-    is the mean absolute error, r -> 0 is BCE. An unknown label is a positive with the probability
-    h: with r = 1, p comes to rest at h / (1 - h) and not at 0, so that nothing pushes a class that
-    the network has not learned yet out of its reach.
+    EN leaves out likely positives. REN gives them a small weight instead:
+    w = sigmoid(-2 (logit(q) - logit(t))), with the presence q and EN's threshold t. The others
+    still contain hidden positives. The generalised cross-entropy n (Zhang and Sabuncu, NeurIPS
+    2018) has a small gradient where the network is sure of a class; r = 1 is the mean absolute
+    error, r -> 0 is BCE. An unknown label is positive with the probability h: with r = 1, p comes
+    to rest at h / (1 - h), so that a class that is not learned yet stays within reach.
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:

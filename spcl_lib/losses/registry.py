@@ -1,8 +1,7 @@
 """TERMS: a row for each supervised loss, with its name, its paper and what it needs.
 
 A new loss needs a function or a State in this folder, and one row here. Then `NAME`, `NAME_cl` and
-`NAME_scl` are methods. LAC and IGNORE have no row: without their second view, their queue and their
-three passes they are little more than AN, and the names would mislead.
+`NAME_scl` are methods.
 """
 
 from __future__ import annotations
@@ -22,24 +21,15 @@ Loss = Callable[[Tensor, Tensor, Context], Tensor]  # of logits s (B, C) and lab
 
 @dataclass(frozen=True)
 class Term:
-    """A supervised term.
-
-    Attributes:
-        title: the name that people read.
-        loss: the loss of a batch, or the class of its state.
-        source: the paper that it comes from.
-        reads_averages: whether it needs running averages of every training image.
-        sees: for a term that sees all labels, y: makes the labels (N, C) that it gets in place of
-            z; takes y and z (N, C) bool.
-        pooling: the kind of pooling that it needs in place of the mean; "" for none.
-    """
+    """A supervised term."""
 
     title: str
     loss: Loss | type[State]
-    source: str
+    source: str  # the paper that it comes from
     reads_averages: bool = False
+    # A term that sees all labels y makes its labels (N, C) of y and z, (N, C) bool each.
     sees: Callable[[Tensor, Tensor], Tensor] | None = None
-    pooling: str = ""
+    pooling: str = ""  # the kind that it needs in place of the mean
 
     @property
     def has_state(self) -> bool:

@@ -12,52 +12,34 @@ from spcl_lib.losses.settings import MethodSettings
 
 @dataclass(frozen=True)
 class Context:
-    """The position of a batch in the training.
+    """The position of a batch in the training."""
 
-    Attributes:
-        indices: (B,) int64 numbers of the images.
-        epoch: epochs done, with the fraction of the current one.
-        epochs: length of the whole training.
-        settings: settings of the method.
-        presence: (B, C) presence in the views, from the running averages; None before the loss
-            uses the averages, and for losses that need none.
-    """
-
-    indices: Tensor
-    epoch: float
-    epochs: int
+    indices: Tensor  # (B,) int64 numbers of the images
+    epoch: float  # epochs done, with the fraction of the current one
+    epochs: int  # length of the whole training
     settings: MethodSettings
-    presence: Tensor | None = None
+    presence: Tensor | None = None  # (B, C) in the views, once the loss uses running averages
 
 
 class State(nn.Module):
     """A loss with a state per image or class, in buffers and parameters.
 
     `forward` is pure. `observe` follows a step, `end_epoch` an epoch; only they change the state.
-
-    Args:
-        labels: z (N, C) of the whole training set.
-        settings: see MethodSettings.
-        epochs: length of the whole training.
-        seed: seed of the first state.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
         super().__init__()
         self.settings, self.epochs, self.seed = settings, epochs, seed
-        self.register_buffer("labels", labels.bool(), persistent=False)
+        self.register_buffer("labels", labels.bool(), persistent=False)  # z (N, C)
 
     def observe(self, s: Tensor, context: Context) -> None:
         """Sees the logits s (B, C) that a step predicted."""
 
     def end_epoch(self, done: int, presence: Tensor | None, labels: Tensor) -> None:
-        """Follows an epoch.
+        """Follows an epoch, the `done`-th.
 
-        Args:
-            done: epochs done.
-            presence: (n, C) presence of the classes in the last view of every image that has
-                running averages; None if the loss does not use them yet.
-            labels: z (n, C) of these images.
+        `presence` (n, C) is that of the classes in the last view of every image with running
+        averages; None if there are none yet. `labels` are z (n, C) of these images.
         """
 
     @staticmethod
@@ -70,7 +52,6 @@ class State(nn.Module):
         """Replaces a table's rows for the images of the batch."""
         table[context.indices.to(table.device)] = rows.detach().to(table)
 
-    def _random(self) -> Tensor:
+    def random(self) -> Tensor:
         """(N, C) uniform random numbers in [0, 1)."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(self.labels.shape, generator=generator)
+        return torch.rand(self.labels.shape, generator=torch.Generator().manual_seed(self.seed))

@@ -20,16 +20,15 @@ from spcl_lib.system import ranks
 
 
 class Role(State):
-    """ROLE: the optimiser learns labels with the network.
+    """ROLE: (L'(p | y) + L'(y | p)) / 2 with L'(a | b) = BCE(a, stop(b)) + EPR(a).
 
-    (L'(p | y) + L'(y | p)) / 2 with L'(a | b) = BCE(a, stop(b)) + EPR(a). The estimates y start at
-    0.995 where annotated, else between 0.4 and 0.6; they are a parameter.
+    The optimiser learns the labels y, from 0.995 where annotated, else between 0.4 and 0.6.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
         super().__init__(labels, settings, epochs, seed)
         limit, certain = math.log(0.6 / 0.4), math.log(0.995 / 0.005)
-        unknown = (2 * self._random() - 1) * limit
+        unknown = (2 * self.random() - 1) * limit
         self.estimates = nn.Parameter(torch.where(self.labels, certain, unknown))  # logits (N, C)
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
@@ -45,9 +44,8 @@ class Role(State):
 class AsymmetricPseudoLabels(State):
     """EM + APL: after an epoch, the lowest predictions of every class become soft negative labels.
 
-    A class has U unknown labels at the start, and T epochs lie between `start` and the end. Each of
-    these adds int(0.9 * U / T) pseudo-labels, so that 90 % of the U labels have one at the end.
-    Their loss is beta * BCE(s, pseudo-label) in place of EM's.
+    At the end of the training 90 % of the unknown labels have one. Their loss is
+    beta * BCE(s, pseudo-label) in place of EM's.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
@@ -79,10 +77,7 @@ class AsymmetricPseudoLabels(State):
 
 
 class LargeLossForGood(State):
-    """LL-Cp: AN, but the largest losses of unknown labels become positives for good.
-
-    The first epoch is plain AN.
-    """
+    """LL-Cp: AN, but after the first epoch the largest losses become positives for good."""
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
         super().__init__(labels, settings, epochs, seed)
@@ -106,17 +101,14 @@ class LargeLossForGood(State):
 class AssetRegularisation(State):
     """AN + alpha * BCE(s, P): agreement with a slow average P of the image's predictions.
 
-    "Merlin L48 Spectrogram Dataset". It is the published loss nearest to CL. Their asset is a
-    recording: its clips share one average. Our asset is an image: its crops share one average. We
-    add the term to the whole of AN, because CL is also AN with agreement: so only the averages
-    differ. P starts at 1 where annotated, else between 0.4 and 0.6, acts at once, and
-    P <- (1 - eps) P + eps p after a step. A recording has at least 11 clips, and an image moves its
-    average once per epoch. So the published eps of 0.001 is too small for a short training.
+    It is the published loss nearest to CL. Their asset is a recording, whose clips share P. Ours is
+    an image, whose crops share P. P starts at 1 where annotated, else between 0.4 and 0.6, acts at
+    once, and P <- (1 - eps) P + eps p after a step.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
         super().__init__(labels, settings, epochs, seed)
-        first = torch.where(self.labels, 1.0, 0.4 + 0.2 * self._random())
+        first = torch.where(self.labels, 1.0, 0.4 + 0.2 * self.random())
         self.register_buffer("averages", first)
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:

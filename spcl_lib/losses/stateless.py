@@ -1,7 +1,7 @@
 """The losses without state: functions of logits s (B, C), labels z (B, C) and the Context.
 
-p = sigmoid(s) in float32 or float64. z has one 1 per image; 0 means unknown. Each loss is a mean
-over B * C, so that all have one scale; some papers take sums. `registry` names the papers.
+p = sigmoid(s). z has one 1 per image; 0 means unknown. Each loss is a mean over B * C, so that all
+have one scale; some papers take sums. `registry` names the papers.
 """
 
 from __future__ import annotations
@@ -28,18 +28,12 @@ def masked_negatives(s: Tensor, z: Tensor, left_out: Tensor) -> Tensor:
 
 
 def ignore_unobserved(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """IUN: AN without the hidden positives, which have z = -1.
-
-    As in the paper; the published code never counts a negative.
-    """
+    """IUN: AN without the hidden positives, which have z = -1."""
     return masked_negatives(s, z > 0, z < 0)
 
 
 def label_smoothing(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """AN-LS: BCE(s, t), t = 1 - smoothing where z = 1, smoothing elsewhere.
-
-    The paper writes eps / 2 with eps = 0.1; the published code uses 0.1.
-    """
+    """AN-LS: BCE(s, t), t = 1 - smoothing where z = 1, smoothing elsewhere."""
     smoothing = context.settings.smoothing
     return _bce(s, z.to(s) * (1 - 2 * smoothing) + smoothing)
 
@@ -50,10 +44,9 @@ def weak_negatives(s: Tensor, z: Tensor, context: Context) -> Tensor:
 
 
 def annotated_only(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """-log p of the annotated class, mean over B; for poolings in which the classes compete.
+    """-log p of the annotated class, mean over B, for poolings in which the classes compete.
 
-    With the pooling "softmax" it is the cross-entropy that anybody would write for one label per
-    image, and with "cells" (ours) the cell softmax: see `pooling`. No label is assumed negative.
+    With the pooling "softmax" it is the cross-entropy that anybody would write for one label.
     """
     return -(F.logsigmoid(s) * z).sum(1).mean()
 
@@ -88,10 +81,7 @@ def entropy_terms(s: Tensor, z: Tensor, alpha: float) -> Tensor:
 
 
 def largest_losses(loss: Tensor, labels: Tensor, epochs: float, delta: float) -> Tensor:
-    """(B, C) bool: the K unknown labels with the largest losses; they are probably positive.
-
-    K is delta percent of the B * C labels, times the whole epochs done.
-    """
+    """(B, C) bool: the unknown labels with the largest losses, delta % of all for every epoch."""
     unknown = loss.detach().masked_fill(labels.bool(), -math.inf).flatten()
     count = math.ceil(loss.numel() * int(epochs) * delta / 100)
     count = min(count, int((~labels.bool()).sum()))
@@ -115,20 +105,14 @@ def correct_large(s: Tensor, z: Tensor, context: Context) -> Tensor:
 
 
 def hill(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """Hill: -(1 - q)^2 log q where z = 1, q = sigmoid(s - 1); (1.5 - p) p^2 elsewhere.
-
-    The negative side falls again where p is high: such labels are probably positive.
-    """
+    """Hill: -(1 - q)^2 log q where z = 1, q = sigmoid(s - 1); (1.5 - p) p^2 elsewhere."""
     p, lowered = s.sigmoid(), s - 1
     positive = -((1 - lowered.sigmoid()) ** 2) * F.logsigmoid(lowered)
     return torch.where(z.bool(), positive, (1.5 - p) * p.square()).mean()
 
 
 def splc(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """SPLC: focal loss (gamma 2); after the first epoch p > 0.6 counts as a positive.
-
-    Annotated logits are lowered by a margin of 1.
-    """
+    """SPLC: focal loss (gamma 2) with a margin of 1; after an epoch p > 0.6 counts as positive."""
     lowered = torch.where(z.bool(), s - 1, s)
     p = lowered.sigmoid()
     positive = z.bool() | (p > 0.6) if context.epoch >= 1 else z.bool()
@@ -137,10 +121,7 @@ def splc(s: Tensor, z: Tensor, context: Context) -> Tensor:
 
 
 def asymmetric(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """ASL: -log p where z = 1; -q^4 log(1 - q), q = max(p - 0.05, 0), elsewhere.
-
-    The published code stops the gradient through q^4; ours does not.
-    """
+    """ASL: -log p where z = 1; -q^4 log(1 - q), q = max(p - 0.05, 0), elsewhere."""
     q = (s.sigmoid() - 0.05).clamp(min=0)
     return torch.where(z.bool(), -F.logsigmoid(s), -(q**4) * (1 - q).log()).mean()
 
@@ -149,8 +130,7 @@ def generalised_robust(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """GR: -log p where z = 1; elsewhere v (k (1 - p^q) / q + (1 - k) p).
 
     k = sigmoid(slope * p + offset) is the probability that the label is positive, and
-    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient. The schedule of
-    the published code stops one epoch early; ours does not.
+    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient.
     """
     return robust_terms(s, z, context)[0].mean()
 
