@@ -123,8 +123,7 @@ class HeatmapBank(nn.Module):
         heatmaps, seen = self._planes(here)
         new, visible = views.to(here.device).uncrop(SCALES[heatmaps.dtype] * maps, self.size)
         share = torch.where(seen, 1 - self.momentum, 1.0) * visible  # 0: the cell stays as it is
-        old = heatmaps.float()
-        average = new.sub_(old).mul_(share).add_(old)  # torch.lerp is slow with such a share
+        average = torch.lerp(heatmaps.float(), new, share)
         self.heatmaps[here] = self._rounded(average).to(heatmaps.dtype)
         self.seen[here] = (seen | visible).view(len(here), *self.seen.shape[1:])
         self.updates += 1
@@ -157,7 +156,7 @@ class HeatmapBank(nn.Module):
 
     def _planes(self, here: Tensor) -> tuple[Tensor, Tensor]:
         """The kept heatmaps (B, K, W, W) of images, and their seen cells (B, 1 or K, W, W)."""
-        return self.heatmaps[here], self.seen[here].unsqueeze(1)
+        return self.heatmaps.index_select(0, here), self.seen[here].unsqueeze(1)
 
     def _of_kept(self, here: Tensor, maps: Tensor) -> Tensor:
         """The maps (B, K, G, G) of the classes that are kept, of maps (B, C, G, G)."""
@@ -173,5 +172,5 @@ class HeatmapBank(nn.Module):
             return average
         generator = keyed_generator("rounding", self.seed, int(self.updates))
         shape = (len(average), 1, self.size, self.size)
-        noise = torch.randint(2**16, shape, generator=generator) / 2**16
-        return average.add_(noise.to(average.device))  # below 256, so that no byte overflows
+        noise = torch.rand(shape, generator=generator) * (1 - 2**-16)  # no byte overflows
+        return average.add_(noise.to(average.device))

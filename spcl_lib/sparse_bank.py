@@ -78,7 +78,7 @@ class SparseHeatmapBank(HeatmapBank):
         }
 
     def _planes(self, here: Tensor) -> tuple[Tensor, Tensor]:
-        return self.heatmaps[here], self.seen[here]
+        return self.heatmaps.index_select(0, here), self.seen[here]
 
     def _of_all(self, here: slice | Tensor, planes: Tensor) -> Tensor:
         held = self.classes[here].long()

@@ -7,7 +7,7 @@ A flip mirrors the crop left to right after it has been cut out, as torchvision 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -34,6 +34,9 @@ class Views:
 
     boxes: Tensor
     flipped: Tensor
+    _axes: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         boxes = self.boxes
@@ -100,6 +103,8 @@ class Views:
 
     def to(self, device: torch.device | str) -> Views:
         """The same views on another device."""
+        if self.boxes.device == torch.device(device):
+            return self
         return Views(self.boxes.to(device), self.flipped.to(device))
 
     def axes(self, grid: int, height: int, width: int | None = None) -> tuple[Tensor, Tensor]:
@@ -108,10 +113,14 @@ class Views:
         Row i of Y holds the weights with which the rows of H make row i of the view. Only two
         weights are not 0, because the interpolation is linear.
         """
-        x0, y0, x1, y1 = self._sides()
-        centres = _centres(grid, self.boxes.device).expand(len(self), grid)
-        rows = _weights(y0 + centres * (y1 - y0), height)
-        return rows, _weights(x0 + self._flip(centres) * (x1 - x0), width or height)
+        sizes = (grid, height, width or height)
+        if sizes not in self._axes:  # a step asks for the same ones several times
+            x0, y0, x1, y1 = self._sides()
+            centres = _centres(grid, self.boxes.device).expand(len(self), grid)
+            across = self._flip(centres)
+            rows = _weights(y0 + centres * (y1 - y0), height)
+            self._axes[sizes] = rows, _weights(x0 + across * (x1 - x0), width or height)
+        return self._axes[sizes]
 
     def crop(self, images: Tensor, size: int) -> Tensor:
         """Cuts the views out of full images or maps (B, K, H, W): T_v of the method.
