@@ -8,7 +8,7 @@ anything to count they are NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from spcl_lib.model import Images, autocast, normalise
 from spcl_lib.pooling import Pooling
 from spcl_lib.system.shapes import require_tensor
+
+_AT_ONCE = 128  # images
 
 
 def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -51,14 +53,7 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray, counted: np.nda
 def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
     """Gives mAP in percent: the mean AP over the classes that have a positive.
 
-    Classes without a positive have no AP and do not count (scikit-learn and torchmetrics count
-    them as 0); `evaluate_scores` returns their number.
-
-    Example:
-        >>> scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.3]])
-        >>> labels = torch.tensor([[1, 0], [0, 1], [1, 0]])
-        >>> mean_average_precision(scores, labels)
-        100.0
+    The others do not count (scikit-learn and torchmetrics count them as 0).
     """
     return float(average_precisions(scores, labels, ignored).nanmean())
 
@@ -140,10 +135,6 @@ def evaluate_scores(
     }
 
 
-def _batches(count: int, size: int = 128) -> Iterator[slice]:
-    return (slice(i, min(i + size, count)) for i in range(0, count, size))
-
-
 def prepare(images: Tensor, side: int) -> Tensor:
     """Network input (B, 3, side, side) of whole images (B, 3, H, W), uint8 or floats in 0..255.
 
@@ -165,7 +156,7 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "off") 
     was_training = model.training
     model.eval()
     out = []
-    for part in _batches(len(images)):
+    for part in torch.arange(len(images)).split(_AT_ONCE):
         batch = images[part].to(device)
         is_features = batch.is_floating_point()
         batch = batch if is_features else prepare(batch, side)
@@ -180,7 +171,7 @@ def predict_scores(
 ) -> list[Tensor]:
     """Probabilities (N, C) of whole images, one tensor for each pooling of their maps."""
     parts = []
-    for part in _batches(len(images)):
+    for part in torch.arange(len(images)).split(_AT_ONCE):
         maps = predict_maps(model, images[part], side, amp)
         parts.append([pooling(maps).sigmoid() for pooling in poolings])
     return [torch.cat(scores) for scores in zip(*parts, strict=True)]

@@ -41,10 +41,6 @@ class Pooling:
             the softmax over the classes in every cell; `strength` is its temperature. "cells_top"
             (ours): the same over the highest cells of every class; `strength` is their share.
         strength: see `kind`; 0 is the kind's default.
-
-    Example:
-        >>> Pooling("lse")(torch.zeros(2, 3, 4, 4)).shape
-        torch.Size([2, 3])
     """
 
     kind: str = "mean"

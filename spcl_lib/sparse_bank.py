@@ -30,14 +30,6 @@ class SparseHeatmapBank(HeatmapBank):
         kept: K, classes per image, from 1 to C.
         annotated: (N,) int64, the annotated class of every image.
         options: size, momentum, dtype, device and seed, as in HeatmapBank.
-
-    Example:
-        >>> bank = SparseHeatmapBank(10, 1000, kept=5, annotated=torch.zeros(10).long(), size=8)
-        >>> indices, views = torch.tensor([4]), Views.whole(1)
-        >>> bank.update(indices, views, torch.rand(1, 1000, 4, 4))
-        >>> target, seen = bank.read(indices, views, grid=4)
-        >>> target.shape, seen.amax((0, 2, 3)).sum()
-        (torch.Size([1, 1000, 4, 4]), tensor(5.))
     """
 
     def __init__(

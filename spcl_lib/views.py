@@ -63,16 +63,9 @@ class Views:
     ) -> Views:
         """Samples views as torchvision's RandomResizedCrop and RandomHorizontalFlip do.
 
-        Area and log aspect ratio are uniform. The first of ten tries that fits into the image is
-        taken. If none fits, it is the largest central crop with an allowed ratio. Images count as
-        squares, and boxes are not rounded to pixels.
-
-        Args:
-            batch: number of views B.
-            scale: lowest and highest area of the crop, as a fraction of the image's.
-            ratio: lowest and highest width / height of the crop.
-            flip: probability of a flip.
-            generator: of the CPU.
+        `scale` is the crop's area as a fraction of the image's, `ratio` its width / height. Area
+        and log ratio are uniform. The first of ten tries that fits into the image is taken. If none
+        fits, it is the largest central crop with an allowed ratio. Images count as squares.
         """
         for name, (low, high), most in (("scale", scale, 1), ("ratio", ratio, 1000)):
             if not 0 < low <= high <= most:
@@ -110,8 +103,7 @@ class Views:
     def axes(self, grid: int, height: int, width: int | None = None) -> tuple[Tensor, Tensor]:
         """The matrices of T_v, Y (B, grid, height) and X (B, grid, width): T_v(H) = Y @ H @ X.mT.
 
-        Row i of Y holds the weights with which the rows of H make row i of the view. Only two
-        weights are not 0, because the interpolation is linear.
+        Row i of Y holds the weights with which the rows of H make row i of the view; two are not 0.
         """
         sizes = (grid, height, width or height)
         if sizes not in self._axes:  # a step asks for the same ones several times
@@ -171,11 +163,6 @@ class RandomView(nn.Module):
     It takes the place of RandomResizedCrop and RandomHorizontalFlip, and gives their box and flip
     together with the crop of `size` x `size` pixels. Transforms behind it must keep every place of
     the crop. A batch of boxes and flips makes `Views(boxes, flipped)`.
-
-    Example:
-        >>> crop, box, flipped = RandomView(32)(torch.zeros(3, 64, 48))
-        >>> crop.shape, box.shape, type(flipped)
-        (torch.Size([3, 32, 32]), torch.Size([4]), <class 'bool'>)
     """
 
     def __init__(
