@@ -12,7 +12,7 @@ from torch import nn
 
 from spcl_lib import Method, MethodSettings, UserError, Views
 from spcl_lib.data.scenes import make_scenes
-from spcl_lib.losses import TERMS, stateless
+from spcl_lib.losses import TERMS, State, stateless
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.model import SpatialClassifier, build_backbone, normalise
 from spcl_lib.pooling import Pooling
@@ -53,12 +53,7 @@ def state_of(method):
 
 
 def assert_same(state, other):
-    assert state.keys() == other.keys()
-    for name, value in state.items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(other[name], value, rtol=0, atol=0, equal_nan=True)
-        else:
-            assert other[name] == value, name
+    torch.testing.assert_close(state, other, rtol=0, atol=0, equal_nan=True)
 
 
 # --- formulas -------------------------------------------------------------------------------------
@@ -137,8 +132,7 @@ def test_a_name_adds_the_same_consistency_to_any_term(term):
 def test_before_start_the_papers_methods_are_an(name):
     method, data = trained_method(name, start=3), batch()
     an = stateless.assume_negative(data[0].mean((2, 3)), data[1])
-    for epoch in (0, 1.5, 2.99):
-        assert method.loss(*data, epoch) == an
+    assert all(method.loss(*data, epoch) == an for epoch in (0, 1.5, 2.99))
 
 
 @pytest.mark.parametrize("name", ["cl", "scl"])
@@ -147,10 +141,8 @@ def test_lambda_is_the_ramp_in_the_middle_of_an_epoch_for_whole_and_fractional_e
     an = stateless.assume_negative(data[0].mean((2, 3)), data[1])
     whole = (method.loss(*data, 6) - an).item()
     assert whole > 0.01
-    for epoch, share in ((2, 0.125), (3, 0.375), (5, 0.875), (6, 1), (7, 1)):
-        for fraction in (0, 0.3, 0.99):
-            found = (method.loss(*data, epoch + fraction) - an).item()
-            assert found == pytest.approx(share * whole, abs=1e-6)
+    for epoch, share in ((2, 0.125), (3.3, 0.375), (5.99, 0.875), (6.5, 1), (7, 1)):
+        assert (method.loss(*data, epoch) - an).item() == pytest.approx(share * whole, abs=1e-6)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -178,44 +170,40 @@ def test_a_loss_is_finite_and_exact_in_half_precision_up_to_logits_of_60(name, d
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_changes_no_state_and_a_restored_method_gives_the_same_next_losses(name):
-    method = trained_method(name)
+    method, restored = trained_method(name), new_method(name)
     before = state_of(method)
-    with torch.no_grad():
-        losses = [method.loss(*batch(), epoch).item() for epoch in (4, 4)]
+    losses = [method.loss(*batch(), epoch).item() for epoch in (4, 4)]
     assert losses[0] == losses[1] and math.isfinite(losses[0])
-    assert_same(before, method.state_dict())
-
-    restored = new_method(name)
+    assert_same(before, state_of(method))
     restored.load_state_dict(before)
-    assert_same(before, restored.state_dict())
-    assert [p.shape for p in nn.ModuleList([method]).parameters()] == (
-        [(N, C)] if method.spec.term == "role" else []
-    )
     for one in (method, restored):
         one.update(batch(3)[0], INDICES, batch(3)[3], 4)
         one.end_epoch(4)
     assert method.loss(*batch(), 5) == restored.loss(*batch(), 5)
+    assert_same(state_of(method), state_of(restored))
+    learned = [p.shape for p in method.parameters()]
+    assert learned == ([(N, C)] if method.spec.term == "role" else [])
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_the_readmes_loop_changes_the_state_of_every_term(name):
-    """One optimiser for model and method; ROLE's estimates had been left out of it."""
+def test_one_optimiser_for_model_and_method_changes_the_state_of_every_term(name):
+    """ROLE's estimates had been left out of it."""
     model, method = nn.Conv2d(3, C, 1), new_method(name, asset_step=0.1)
     optimizer = torch.optim.AdamW([*model.parameters(), *method.parameters()], lr=0.1)
-    before, images = state_of(method), torch.rand(N, 3, 8, 8)
+    before, images, everything = state_of(method), torch.rand(N, 3, 8, 8), torch.arange(N)
     for epoch in range(3):
         views = Views.sample(N)
         maps = model(views.crop(images, 8))
-        loss = method.loss(maps, LABELS, torch.arange(N), views, epoch)
         optimizer.zero_grad()
-        loss.backward()
+        method.loss(maps, LABELS, everything, views, epoch).backward()
         optimizer.step()
-        method.update(maps, torch.arange(N), views, epoch)
+        method.update(maps, everything, views, epoch)
         method.end_epoch(epoch)
-    tables = {"en": "threshold", "gpr": "threshold", "ren": "priors", "role": "estimates",
-              "apl": "pseudo", "crisp": "priors", "asset": "averages", "ll_cp": "made"}  # fmt: skip
-    after, table = method.state_dict(), f"term.{tables[method.spec.term]}"
-    assert not torch.equal(after[table].nan_to_num(), before[table].nan_to_num())
+    table = {"en": "threshold", "gpr": "threshold", "ren": "priors", "role": "estimates",
+             "apl": "pseudo", "crisp": "priors", "asset": "averages",
+             "ll_cp": "made"}[method.spec.term]  # fmt: skip
+    after = method.state_dict()[f"term.{table}"]
+    assert not torch.equal(after.nan_to_num(), before[f"term.{table}"].nan_to_num())
 
 
 @pytest.mark.parametrize(("name", "plain"), [
@@ -232,12 +220,14 @@ def test_with_start_0_the_first_epoch_still_teaches_all_labels(name, plain):
         assert loss.item() == pytest.approx(new_method(plain, start=0).loss(maps, *rest, 0).item())
 
 
-@pytest.mark.parametrize("name", ["en", "gpr_scl", "ren", "role", "apl", "ll_cp"])
+@pytest.mark.parametrize("name", ["en", "gpr_scl", "ren", "role", "apl", "ll_cp", "cl", "scl"])
 def test_a_call_that_was_forgotten_is_named(name):
     method, data = new_method(name), batch()
     with pytest.raises(RuntimeError, match="method.update was never called"):
         method.loss(*data, 1)
     method.update(data[0], data[2], data[3], 0)
+    if not isinstance(method.term, State):
+        return
     with pytest.raises(RuntimeError, match=r"method.end_epoch\(0\) was not called"):
         method.loss(*data, 1)
     method.end_epoch(0)
@@ -245,12 +235,9 @@ def test_a_call_that_was_forgotten_is_named(name):
 
 
 @pytest.mark.parametrize("name", ["scl", "cl"])
-def test_averages_begin_one_epoch_before_they_are_used_and_an_update_is_required(name):
-    method, (maps, labels, indices, views) = new_method(name, start=3), batch()
-    with pytest.raises(RuntimeError, match="call it after every step"):
-        method.loss(maps, labels, indices, views, 3)
-    maps.requires_grad_()
-    method.update(maps, indices, views, 1.99)
+def test_averages_begin_one_epoch_before_they_are_used(name):
+    method, (maps, _, indices, views) = new_method(name, start=3), batch()
+    method.update(maps.requires_grad_(), indices, views, 1.99)
     assert not method.bank.seen.any()
     method.update(maps, indices, views, 2.0)
     assert method.bank.seen[indices].flatten(1).any(1).all()
