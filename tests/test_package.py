@@ -11,10 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from spcl_lib.runs import notebooks
-from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
-
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
 
@@ -110,14 +106,6 @@ def test_a_wheel_executes_a_notebook_on_its_references(installed, tmp_path):
     assert said.returncode == 0, said.stderr
     made = {f.name for f in (tmp_path / "empty").iterdir() if not f.name.startswith(".")}
     assert made == {"mine.ipynb"}
-
-
-def test_a_wheel_does_not_change_itself(site, monkeypatch):
-    before = files_of(site)
-    monkeypatch.setattr(paths, "PACKAGE", site / "spcl_lib")
-    with pytest.raises(UserError, match="would change the installed package.*in a checkout"):
-        notebooks.refresh(["02_results"])
-    assert files_of(site) == before
 
 
 def files_of(folder):

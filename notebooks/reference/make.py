@@ -8,20 +8,26 @@
     factored scenes cpu      the same for the factored targets (also: voc2007 cpu)
     league scenes            every loss, the same search for each (also: voc2007, coco18); hours
     whole voc2007            the league's best with the whole network (also: coco18); a night
+    notebooks 02_results     runs notebooks again in place, in their folder (by default all)
 
 Finished runs in the results are taken as they are. Real data lie below SPCL_DATA.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from statistics import fmean
 
+import nbformat
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.io import decode_image
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
@@ -39,6 +45,7 @@ from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.runs.ablation import CROP_SCALES, crop_scale_configs
 from spcl_lib.runs.league import League, Settings, run_league
+from spcl_lib.runs.notebooks import describe_figures, execute, notebook_file, notebook_names
 from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_all, load_splits
@@ -303,9 +310,52 @@ def _best_of_league(dataset: str, count: int, combined: bool) -> dict[str, Setti
     return {entry["method"]: entry["settings"] for entry in best}
 
 
+def notebooks(*names: str) -> str:
+    """Runs notebooks (by default all) again in place, and cleans them; one that fails stays."""
+    for name in names or notebook_names():
+        with tempfile.TemporaryDirectory() as folder:
+            executed = execute(name, {}, Path(folder) / f"{name}.ipynb")
+            notebook = nbformat.read(executed, as_version=4)
+        _clean(notebook)
+        with atomic_write(notebook_file(name)) as temporary:
+            nbformat.write(notebook, str(temporary))
+    return ", ".join(names or notebook_names())
+
+
+def _clean(notebook: nbformat.NotebookNode) -> None:
+    """Removes metadata that differ between runs and machines; keeps outputs and counts."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        by_hand = ("tags", "slideshow")
+        cell.metadata = {k: v for k, v in cell.metadata.items() if v and k in by_hand}
+        for out in cell.get("outputs", []):
+            if "metadata" in out:
+                out.metadata = {}
+            png = out.get("data", {}).get("image/png", "")
+            if len(png) > 30_000:
+                out.data["image/png"] = min(png, _with_fewer_colours(png), key=len)
+    describe_figures(notebook)
+
+
+def _with_fewer_colours(png: str) -> str:
+    """A figure with 256 colours, in base64; a picture then has a third of its size.
+
+    The colours are chosen by coverage, not by frequency, else colour scales would show bands.
+    """
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    palette = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
+    buffer = io.BytesIO()
+    image.quantize(256, **palette).save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 MAKERS = {
     "backbone": backbone, "photograph": photograph, "runs": runs, "ablations": ablate,
     "recovery": recovery, "factored": factored, "league": league, "whole": whole,
+    "notebooks": notebooks,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Runs notebooks with checked parameters, and again in place to renew the committed outputs.
-
-    python -m spcl_lib.runs.notebooks [NAME ...]
-    python -m spcl_lib.runs.notebooks NAME --out FILE --parameters '{"seed": 1}'
+"""Runs notebooks: python -m spcl_lib.runs.notebooks NAME --out FILE --parameters '{"seed": 1}'.
 
 Jupyter's packages are imported inside functions, because the library works without them.
 """
@@ -9,17 +6,12 @@ Jupyter's packages are imported inside functions, because the library works with
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError, one_line, unknown_name
@@ -29,8 +21,6 @@ from spcl_lib.system.processes import end_with_parent
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-_KEPT = ("tags", "slideshow")  # metadata of a cell that a person has given
-_LARGE_FIGURE = 30_000  # characters of base64; smaller figures are not changed
 
 
 def notebook_names() -> list[str]:
@@ -96,57 +86,6 @@ def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     return output
 
 
-# --- in place -------------------------------------------------------------------------------------
-
-
-def refresh(names: Iterable[str] = ()) -> list[Path]:
-    """Runs notebooks (by default all) again in place, with their default parameters; cleans them.
-
-    A notebook that fails stays as it was.
-    """
-    import nbformat
-
-    paths.require_checkout("refreshing notebooks")
-    files = [notebook_file(name) for name in list(names) or notebook_names()]
-    for file in files:
-        with tempfile.TemporaryDirectory() as folder:
-            executed = execute(file.stem, {}, Path(folder) / file.name)
-            notebook = nbformat.read(executed, as_version=4)
-        clean(notebook)
-        with atomic_write(file) as temporary:
-            nbformat.write(notebook, str(temporary))
-    return files
-
-
-def clean(notebook: NotebookNode) -> None:
-    """Removes metadata that differ between runs and machines; keeps outputs and counts."""
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    for cell in notebook.cells:
-        cell.metadata = {k: v for k, v in cell.metadata.items() if v and k in _KEPT}
-        for out in cell.get("outputs", []):
-            if "metadata" in out:
-                out.metadata = {}
-            png = out.get("data", {}).get("image/png", "")
-            if len(png) > _LARGE_FIGURE:
-                out.data["image/png"] = min(png, _with_fewer_colours(png), key=len)
-    describe_figures(notebook)
-
-
-def _with_fewer_colours(png: str) -> str:
-    """A figure with 256 colours, in base64; a picture then has a third of its size.
-
-    The colours are chosen by coverage, not by frequency, else colour scales would show bands.
-    """
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    palette = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
-    buffer = io.BytesIO()
-    image.quantize(256, **palette).save(buffer, "png", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def describe_figures(notebook: NotebookNode) -> None:
     """Gives every figure the heading above it as its text, for people who cannot see it."""
     heading = ""
@@ -159,18 +98,15 @@ def describe_figures(notebook: NotebookNode) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs notebooks, see the top of this file; returns the exit status."""
+    """Executes a notebook, see the top of this file; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the one notebook as FILE")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--out", type=Path, metavar="FILE", required=True)
     parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args(arguments)
     end_with_parent()
     try:
-        if options.out is None:
-            print(*refresh(options.names), sep="\n")
-        else:
-            print(execute(*options.names, options.parameters, options.out))
+        print(execute(options.name, options.parameters, options.out))
     except UserError as error:
         print(f"spcl: error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -20,22 +20,6 @@ def checkout() -> Path | None:
     return folder if (folder / "pyproject.toml").is_file() and not is_installed else None
 
 
-def require_checkout(what: str) -> None:
-    """Refuses a change of the project's own files where there is no checkout.
-
-    Args:
-        what: what would change, for the message.
-
-    Raises:
-        UserError: the package is installed without a checkout.
-    """
-    if checkout() is None:
-        raise UserError(
-            f"{what} would change the installed package in '{PACKAGE}'; do this in a checkout of "
-            "the project"
-        )
-
-
 def expand_home(path: str | Path) -> Path:
     """The path with a home folder in place of "~" or "~user".
 

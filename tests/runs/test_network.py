@@ -1,7 +1,5 @@
 """The scenes' backbone comes with the package, with the recipe that made it."""
 
-import importlib.util
-
 import torch
 from safetensors.torch import load_file
 
@@ -36,10 +34,7 @@ def test_scenes_start_from_the_kept_weights_which_know_shapes():
     assert right_by_nearest_mean(model.features) > 3 * untrained
 
 
-def test_the_recipe_makes_such_a_file(tmp_path):
-    spec = importlib.util.spec_from_file_location("make", FILE.with_name("make.py"))
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
+def test_the_recipe_makes_such_a_file(make, tmp_path):
     assert 0 <= make.backbone(tmp_path / "a", images=200, epochs=1) <= 100
     make.backbone(tmp_path / "b", images=200, epochs=1)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

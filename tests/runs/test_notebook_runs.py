@@ -77,10 +77,10 @@ def test_a_notebook_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refresh_keeps_outputs_and_counts_only(small):
+def test_made_again_in_place_it_keeps_outputs_and_counts_only(small, make):
     file = small("from IPython.display import display", "display(x)", "x + 1")
     ids = [cell.id for cell in nbformat.read(file, as_version=4).cells]
-    assert notebooks.refresh(["small"]) == [file]
+    assert make.notebooks("small") == "small"
     notebook = nbformat.read(file, as_version=4)
     assert [cell.id for cell in notebook.cells] == ids
     assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3, 4]
@@ -88,13 +88,13 @@ def test_refresh_keeps_outputs_and_counts_only(small):
     kept = [dict(cell.metadata) for cell in notebook.cells]
     assert kept == [{"tags": ["parameters"]}, {}, {}, {}]
     first = file.read_bytes()
-    notebooks.refresh()
+    make.notebooks()
     assert file.read_bytes() == first
 
 
-def test_a_notebook_that_fails_stays_as_it_was(small):
+def test_a_notebook_that_fails_stays_as_it_was(small, make):
     file = small("1 / 0")
     before = file.read_bytes()
     with pytest.raises(papermill.PapermillExecutionError):
-        notebooks.refresh(["small"])
+        make.notebooks("small")
     assert file.read_bytes() == before
