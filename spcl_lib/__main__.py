@@ -580,7 +580,7 @@ def _add_download(parser: argparse.ArgumentParser) -> None:
 
 
 def _download(options: Options) -> int:
-    from spcl_lib.data.download import download
+    from spcl_lib.data.voc import download
 
     root = paths.data_root(options.data_root, f"the data set '{options.dataset}'")
     print(download(options.dataset, root))

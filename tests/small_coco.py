@@ -5,8 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
+from spcl_lib.data.cache import decode_image_set
 from spcl_lib.data.coco import list_coco
-from spcl_lib.data.image_set import decode_image_set
 
 WIDTH, HEIGHT = 8, 6
 CATEGORIES = {7: "train", 1: "person", 90: "toothbrush"}  # as they stand in the file

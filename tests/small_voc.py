@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spcl_lib.data.image_set import decode_image_set
+from spcl_lib.data.cache import decode_image_set
 from spcl_lib.data.voc import CLASSES, list_voc
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import fmean
 
 import nbformat
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -60,6 +61,10 @@ from spcl_lib.views import Views
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
+# Glyphs for pretraining; the classes of the scenes are not among them.
+GLYPHS = (
+    "☀★☮☯☢☣☘☚☹☻☽♁♂♃♄♆♈♉♋♎♐♒♔♖♗♜♝♟♠♣♥♦♨♪♫♻⚀⚄⚑⚒⚔⚕⚖⚗⚘⚛⚜⚠⚰⚱✂✆✇✌✍✎✒✔✘✚✠✡✪✱✴✿❀❂❉❏❖❣❦➊➌➔➘➤➳↺⌂⌘▦◐◢"
+)
 BATCH, RATE, WARMUP, LEAST_CROP = 64, 3e-3, 0.2, 0.5
 
 
@@ -81,17 +86,33 @@ def backbone(
     """
     torch.set_num_threads(1)  # else the last bits would depend on the number of cores
     torch.manual_seed(0)
-    model = SpatialClassifier(small_resnet(), 128, len(scenes.PRETRAIN_GLYPHS))
+    model = SpatialClassifier(small_resnet(), 128, len(GLYPHS))
     model = model.to(memory_format=torch.channels_last)
-    _train_on_glyphs(model, *scenes.make_glyphs(images, seed=0), epochs)
+    _train_on_glyphs(model, *make_glyphs(images, seed=0), epochs)
     weights = {k: v.half() if v.is_floating_point() else v
                for k, v in model.features.state_dict().items()}  # fmt: skip
     with atomic_write(file) as temporary:
         save_tensors(weights, temporary)
-    others, glyphs = scenes.make_glyphs(1000, seed=1)
+    others, glyphs = make_glyphs(1000, seed=1)
     with torch.no_grad():
         right = MEAN_POOLING(model.eval()(normalise(others))).argmax(1) == glyphs
     return 100 * right.double().mean().item()
+
+
+def make_glyphs(count: int, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, side, side) uint8 with one glyph each, and the glyphs' numbers (N,) int64.
+
+    The objects are as large in pixels as in a scene of 64 pixels, so the images can be small.
+    """
+    rng = np.random.default_rng((211, seed))
+    kinds = rng.integers(len(GLYPHS), size=count)
+    images = torch.empty((count, 3, side, side), dtype=torch.uint8)
+    for i, kind in enumerate(kinds):
+        canvas = scenes.background(rng, side)
+        empty = np.zeros((side, side), np.uint8)
+        scenes.add_object(canvas, empty, GLYPHS[kind], 1, rng, (0.45, 0.85))
+        images[i] = torch.from_numpy(canvas).permute(2, 0, 1)
+    return images, torch.from_numpy(kinds)
 
 
 def _train_on_glyphs(model: nn.Module, images: Tensor, glyphs: Tensor, epochs: int) -> None:

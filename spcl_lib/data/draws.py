@@ -14,10 +14,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
-from spcl_lib.data.image_set import ImageSet, boxes_of_map
-from spcl_lib.data.objects import Boxes
-from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.data.image_set import ImageSet, Objects
+from spcl_lib.system.errors import UserError
 
 DRAWS = ("uniform", "cole", "size", "location")
 NEED_BOXES = ("size", "location")  # for these draws a loader must also read the objects
@@ -28,41 +28,27 @@ _NEAREST = 1e-6  # least distance from the image's centre, as a fraction of the 
 def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
     """Keeps one positive label per image: (N, C) bool with exactly one True per row.
 
-    Args:
-        data: the images to train on, with their full labels.
-        draw: one of DRAWS.
-        seed: seed of the draw. For "cole", 0 means their seed, see `cole_draw`.
-
-    Raises:
-        UserError: the draw is unknown, an image has no positive label, or boxes are missing.
+    Each image must have a positive label. For "cole", seed 0 means their seed.
     """
     if draw == "uniform":
         return single_label_draw(data.labels, seed)
     if draw == "cole":
         return cole_draw(data.labels, data.ids, seed)
-    if draw not in NEED_BOXES:
-        raise unknown_name("draw", draw, DRAWS)
-    _check(data.labels)
-    boxes = data.boxes
-    if boxes is None and data.class_map is not None:
-        boxes = boxes_of_map(data.class_map, len(data.classes))
-    if boxes is None:
+    objects = data.objects
+    if data.class_map is not None:
+        objects = objects_of_map(data.class_map, len(data.classes))
+    if objects is None:
         raise UserError(
             f"draw '{draw}' needs the boxes of the objects, and this data set has none; "
             "choose --set draw=uniform or --set draw=cole"
         )
-    weights = label_weights(data.labels, boxes, draw)
+    weights = label_weights(data.labels, objects, draw)
     rng = torch.Generator().manual_seed(seed)
     return _one_per_row(data.labels, torch.multinomial(weights, 1, generator=rng).flatten())
 
 
 def single_label_draw(labels: Tensor, seed: int) -> Tensor:
-    """Keeps one positive of the full labels (N, C) bool per image, drawn uniformly.
-
-    Raises:
-        UserError: an image has no positive label to draw from.
-    """
-    _check(labels)
+    """Keeps one positive of the full labels (N, C) bool per image, drawn uniformly."""
     # If every image has exactly one label, nothing is drawn: for ImageNet, the random numbers
     # would take 5 GB.
     if int(labels.count_nonzero()) == len(labels):
@@ -78,16 +64,8 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
     One NumPy stream serves a whole split, so a label depends on all rows before its own. The result
     equals theirs on all labelled images of VOC2012 or COCO2014, but not on a part of them.
 
-    Args:
-        labels: (N, C) bool, the full labels; classes in the order of VOC and COCO, as theirs.
-        ids: N names in any order. The draw goes through them sorted as texts, as theirs does
-            (COCO's "1000" comes before "9").
-        seed: the stream's seed is 1200 + this; they use 1200.
-
-    Raises:
-        UserError: an image has no positive label to draw from.
+    The draw goes through the ids sorted as texts, as theirs does (COCO's "1000" comes before "9").
     """
-    _check(labels)
     rng = np.random.RandomState(COLE_SEED + seed)
     truth = labels.numpy()
     chosen = torch.empty(len(labels), dtype=torch.int64)
@@ -99,40 +77,36 @@ def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
     return _one_per_row(labels, chosen)
 
 
-def label_weights(labels: Tensor, boxes: Boxes, draw: str) -> Tensor:
+def label_weights(labels: Tensor, objects: Objects, draw: str) -> Tensor:
     """How likely an annotator with a bias is to name each label: (N, C) float32, 0 for negatives.
 
     "size": the sum of the areas of the class's boxes. "location": the sum of 1 / distance between
     the centres of boxes and image. Arroyo et al. take areas from COCO's outlines if there are any,
     and distances in pixels; we take boxes, and fractions of width and height. Ours: a label without
     a box gets the mean weight of the other labels of its image; without any box, all are alike.
-
-    Args:
-        labels: (N, C) bool, the full labels; boxes of other classes are ignored.
-        boxes: the objects.
-        draw: "size" or "location".
     """
-    x0, y0, x1, y1 = boxes.box.unbind(1)
+    x0, y0, x1, y1 = objects.box.unbind(1)
     if draw == "size":
         weight = (x1 - x0) * (y1 - y0)
     else:
         weight = 1 / torch.hypot((x0 + x1 - 1) / 2, (y0 + y1 - 1) / 2).clamp(min=_NEAREST)
     weights = torch.zeros(labels.shape)
-    weights.index_put_((boxes.image, boxes.label), weight, accumulate=True)
+    weights.index_put_((objects.image, objects.label), weight, accumulate=True)
     known = labels & (weights > 0)
     mean = (weights * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
     mean = mean.where(mean > 0, 1)  # 1 if no label of the image has a box
     return weights.where(known, mean) * labels
 
 
-def _check(labels: Tensor) -> None:
-    empty = (~labels.any(1)).nonzero().flatten()
-    if len(empty):
-        raise UserError(
-            f"{len(empty)} of {len(labels)} training images have no positive label "
-            f"(first: image number {int(empty[0])}); leave them out before the draw"
-        )
+def objects_of_map(class_map: Tensor, num_classes: int) -> Objects:
+    """The smallest box around the visible pixels of every class of an image, in (N, S, S)."""
+    values = torch.arange(1, num_classes + 1, dtype=torch.uint8)
+    masks = class_map[:, None] == values[:, None, None]  # (N, C, S, S)
+    image, label = masks.flatten(2).any(2).nonzero(as_tuple=True)
+    box = masks_to_boxes(masks[image, label])
+    box[:, 2:] += 1  # after the last pixel
+    return Objects(image, label, box / class_map.shape[-1])
 
 
 def _one_per_row(labels: Tensor, chosen: Tensor) -> Tensor:
-    return torch.zeros_like(labels).scatter_(1, chosen[:, None], True)
+    return torch.zeros_like(labels).scatter_(1, chosen[:, None], True) & labels

@@ -1,8 +1,7 @@
 """`scenes`: images of pictographs on noisy backgrounds, drawn by code.
 
-The data set is ours; the paper has none like it. It needs no download: the pictographs come from
-the DejaVu Sans font that ships inside matplotlib. Classes occur together in themes, as in
-photographs. Labels, boxes and masks are exact.
+The data set is ours; the paper has none like it. The pictographs come from the DejaVu Sans font
+that ships inside matplotlib. Classes occur together in themes, as in photographs.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.errors import UserError
 
 # Raise it when a pixel or a label of the scenes changes; a test compares golden values.
 VERSION = 1
@@ -40,80 +38,41 @@ FROM_THEME = 0.8  # share of the objects from the scene's theme; others come fro
 OBJECTS_PER_SCENE = (0.15, 0.25, 0.25, 0.2, 0.15)  # probability of 1, 2, 3, 4, 5 objects
 OBJECT_SIDE = (0.2, 0.42)  # longest side of an object, as a fraction of the image
 SPLIT_SEEDS = {"train": 101, "val": 102, "test": 103}
-# Glyphs for pretraining; the classes of the task are not among them.
-PRETRAIN_GLYPHS = (
-    "☀★☮☯☢☣☘☚☹☻☽♁♂♃♄♆♈♉♋♎♐♒♔♖♗♜♝♟♠♣♥♦♨♪♫♻⚀⚄⚑⚒⚔⚕⚖⚗⚘⚛⚜⚠⚰⚱✂✆✇✌✍✎✒✔✘✚✠✡✪✱✴✿❀❂❉❏❖❣❦➊➌➔➘➤➳↺⌂⌘▦◐◢"
-)
 
 
 def make_scenes(count: int, split: str = "train", side: int = 64) -> ImageSet:
-    """Draws the first `count` scenes of a split.
-
-    Args:
-        count: number of images; a longer split starts with the images of a shorter one.
-        split: "train", "val" or "test"; each has its own fixed seed.
-        side: height and width in pixels.
-
-    Returns:
-        The images with full labels, and the class visible at every pixel in `class_map`.
-    """
-    if split not in SPLIT_SEEDS:
-        raise unknown_name("split", split, SPLIT_SEEDS)
-    if count < 1 or side < 16:
-        raise UserError(f"scenes need count >= 1 and side >= 16; got count={count}, side={side}")
+    """Draws the first `count` scenes of "train", "val" or "test", with `class_map`."""
+    if side < 16:
+        raise UserError(f"scenes need 16 pixels or more; got side={side}")
     images = torch.empty((count, 3, side, side), dtype=torch.uint8)
     class_map = torch.empty((count, side, side), dtype=torch.uint8)
     for i in range(count):
         image, visible = draw_scene(np.random.default_rng((SPLIT_SEEDS[split], i)), side)
         images[i] = torch.from_numpy(image).permute(2, 0, 1)
         class_map[i] = torch.from_numpy(visible)
-    labels = (class_map.flatten(1).unsqueeze(1) == _class_values()).any(2)  # (N, C)
+    values = torch.arange(1, len(CLASSES) + 1, dtype=torch.uint8)[:, None]
+    labels = (class_map.flatten(1)[:, None] == values).any(2)  # (N, C)
     ids = tuple(f"{split}-{i:05d}" for i in range(count))
     return ImageSet(images, labels, CLASSES, ids, class_map=class_map)
 
 
-def make_glyphs(count: int, seed: int, side: int = 32) -> tuple[Tensor, Tensor]:
-    """Images of the pretraining glyphs, with one object each.
-
-    The objects are as large in pixels as in a scene of 64 pixels, so the images can be small.
-
-    Returns:
-        Images (N, 3, side, side) uint8 and glyph numbers (N,) int64.
-    """
-    rng = np.random.default_rng((211, seed))
-    kinds = rng.integers(len(PRETRAIN_GLYPHS), size=count)
-    images = torch.empty((count, 3, side, side), dtype=torch.uint8)
-    for i, kind in enumerate(kinds):
-        canvas = _background(rng, side)
-        empty = np.zeros((side, side), np.uint8)
-        _add_object(canvas, empty, PRETRAIN_GLYPHS[kind], 1, rng, (0.45, 0.85))
-        images[i] = torch.from_numpy(canvas).permute(2, 0, 1)
-    return images, torch.from_numpy(kinds)
-
-
 def draw_scene(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """One scene: image (side, side, 3) uint8 and class map (side, side) uint8, 0 = background."""
-    canvas = _background(rng, side)
+    canvas = background(rng, side)
     class_map = np.zeros((side, side), np.uint8)
     theme = THEMES[rng.integers(len(THEMES))]
     for _ in range(1 + rng.choice(len(OBJECTS_PER_SCENE), p=OBJECTS_PER_SCENE)):
         name = rng.choice(theme) if rng.random() < FROM_THEME else rng.choice(CLASSES)
-        _add_object(canvas, class_map, GLYPHS[name], CLASSES.index(name) + 1, rng)
+        add_object(canvas, class_map, GLYPHS[name], CLASSES.index(name) + 1, rng)
     return canvas, class_map
-
-
-def _class_values() -> Tensor:
-    return torch.arange(1, len(CLASSES) + 1, dtype=torch.uint8).view(1, -1, 1)
 
 
 @lru_cache(maxsize=256)
 def _template(glyph: str) -> Image.Image:
     """The glyph as a grey mask, cut to its ink and centred in a square of 96 pixels."""
     matplotlib = importlib.util.find_spec("matplotlib")  # not imported: only its font is needed
-    if matplotlib is None or not matplotlib.submodule_search_locations:
-        raise UserError("the scenes need matplotlib's font: install matplotlib")
-    folder = Path(matplotlib.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
-    font = ImageFont.truetype(str(folder / "DejaVuSans.ttf"), 96)
+    file = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = ImageFont.truetype(str(file), 96)
     left, top, right, bottom = font.getbbox(glyph)
     square = max(right - left, bottom - top)
     mask = Image.new("L", (square, square))
@@ -122,7 +81,7 @@ def _template(glyph: str) -> Image.Image:
     return mask.resize((96, 96), Image.Resampling.LANCZOS)
 
 
-def _background(rng: np.random.Generator, side: int) -> np.ndarray:
+def background(rng: np.random.Generator, side: int) -> np.ndarray:
     """Smooth coloured noise with low-contrast clutter."""
     tint = rng.integers(60, 200, size=3)
     coarse = np.clip(tint + rng.normal(0, 28, size=(5, 5, 3)), 0, 255).astype(np.uint8)
@@ -143,7 +102,7 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
 
 
-def _add_object(
+def add_object(
     canvas: np.ndarray,
     class_map: np.ndarray,
     glyph: str,
@@ -172,20 +131,14 @@ def _random_mask(glyph: str, rng: np.random.Generator, longest: float) -> np.nda
     return np.asarray(turned.resize(size, Image.Resampling.BOX), np.float32) / 255
 
 
-def _free_place(
-    ink: np.ndarray, class_map: np.ndarray, rng: np.random.Generator
-) -> tuple[int, int]:
-    """Top-left corner where the ink hides the fewest object pixels, out of up to 12 tries."""
-    best, least = (0, 0), np.inf
+def _free_place(ink: np.ndarray, class_map: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """Top-left corner where the ink hides the fewest object pixels, out of 12 tries."""
+    height, width = ink.shape
     room = np.array(class_map.shape) - ink.shape + 1
-    for y, x in rng.integers(0, room, size=(12, 2)):
-        window = class_map[y : y + ink.shape[0], x : x + ink.shape[1]]
-        hidden = np.count_nonzero(window)
-        if hidden < least:
-            best, least = (int(y), int(x)), hidden
-        if least == 0:
-            break
-    return best
+    places = rng.integers(0, room, size=(12, 2)).tolist()
+    return min(
+        places, key=lambda p: np.count_nonzero(class_map[p[0] : p[0] + height, p[1] : p[1] + width])
+    )
 
 
 def _contrasting_colour(under: np.ndarray, rng: np.random.Generator) -> np.ndarray:

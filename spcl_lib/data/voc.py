@@ -1,30 +1,26 @@
 """`voc2007`, `voc2012`: Pascal VOC in torchvision's VOCdevkit layout.
 
-Labels always come from ImageSets/Main. The boxes in Annotations give the places of the objects. In
-some copies of the data, objects that the lists name have no box.
+Labels always come from ImageSets/Main. In some copies of the data, objects that these lists name
+have no box in Annotations.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections import Counter
+import os
+import shutil
 from pathlib import Path
-from typing import Any
+from tarfile import TarError
 from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.voc import DATASET_YEAR_DICT as ARCHIVES
 
-from spcl_lib.data.cache import make_once, stamps
-from spcl_lib.data.image_set import ImageSet, list_image_files
-from spcl_lib.data.objects import Boxes
+from spcl_lib.data.image_set import ImageSet, Objects, list_image_files
 from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.files import read_list
+from spcl_lib.system.files import lock_file
 
-# Raise it when what `_parse` gives changes; a test compares golden values.
-VERSION = 1
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -38,27 +34,23 @@ def voc_folder(root: Path, year: int) -> Path:
 
 
 def list_voc(
-    root: Path, split: str, year: int, difficult: str = "negative", boxes: bool = False
+    root: Path, split: str, year: int, difficult: str = "negative", objects: bool = False
 ) -> ImageSet:
     """A split of Pascal VOC in the order of its list; the images are not read yet.
 
     Args:
         root: data root; holds VOCdevkit/VOC{year}.
-        split: name of a list in ImageSets/Main: "train", "val", "trainval" or "test".
+        split: "train", "val", "trainval" or "test".
         year: 2007 or 2012.
         difficult: how a class counts in an image if all its objects there are "difficult" (0 in
             ImageSets/Main): "negative", as is usual; "positive"; or "ignored": the evaluation
             leaves it out, and in training it is not a positive.
-        boxes: whether to read the boxes from Annotations, too.
-
-    Raises:
-        UserError: a folder, list or annotation is missing or damaged.
+        objects: whether to read the boxes from Annotations, too.
     """
     folder = voc_folder(root, year)
     if not folder.is_dir():
         raise UserError(
-            f"Pascal VOC is not at '{folder}'. Unpack VOCtrainval there (JPEGImages, "
-            f"ImageSets/Main, Annotations), or point --data-root at the folder of VOCdevkit, or "
+            f"Pascal VOC is not at '{folder}'. Point --data-root at the folder of VOCdevkit, or "
             f"fetch it: python -m spcl_lib download --dataset voc{year} --data-root {root}"
         )
     ids, flags = read_flags(folder, split)
@@ -68,124 +60,83 @@ def list_voc(
         classes=CLASSES,
         ids=tuple(ids),
         ignored=flags == 0 if difficult == "ignored" else None,
-        **(read_boxes(folder, ids) if boxes else {}),
+        objects=read_objects(folder, ids) if objects else None,
     )
 
 
 def read_flags(folder: Path, split: str) -> tuple[list[str], Tensor]:
-    """Ids and flags (N, C) int8 of a split: 1 positive, 0 difficult, -1 negative.
-
-    Raises:
-        UserError: a list is missing, malformed, or does not name the images of the split.
-    """
+    """Ids and flags (N, C) int8 of a split: 1 positive, 0 difficult, -1 negative."""
     lists = folder / "ImageSets" / "Main"
-    ids = [row[0] for row in _rows(lists / f"{split}.txt", 1)]
-    name, count = Counter(ids).most_common(1)[0] if ids else ("", 2)
-    if count > 1:
-        what = f"names image '{name}' more than once" if ids else "names no image"
-        raise UserError(f"'{lists / f'{split}.txt'}' {what}")
+    ids = _words(lists / f"{split}.txt")
     found = torch.empty((len(ids), len(CLASSES)), dtype=torch.int8)
     for c, name in enumerate(CLASSES):
         path = lists / f"{name}_{split}.txt"
-        rows = _rows(path, 2)
-        flags = dict(rows)
-        for i, flag in rows:
-            if flag not in ("1", "0", "-1") or flags[i] != flag:
-                raise UserError(f"'{path}' gives image '{i}' the flag {flag[:40]}; expected 1, 0 "
-                                "(difficult) or -1, and one flag for every image")  # fmt: skip
-        missing = [i for i in ids if i not in flags]
-        if missing:
-            raise UserError(f"'{path}' lacks image '{missing[0]}' of {split}.txt")
-        found[:, c] = torch.tensor([int(flags[i]) for i in ids])
+        words = _words(path)
+        flags = dict(zip(words[::2], words[1::2], strict=False))
+        try:
+            found[:, c] = torch.tensor([int(flags[i]) for i in ids])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"'{path}' has no flag for an image of {split}.txt: {error}") from error
     return ids, found
 
 
-def _rows(path: Path, fields: int) -> list[list[str]]:
-    try:
-        rows = [line.split() for line in read_list(path).decode().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"list '{path}' is missing or cannot be read ({error}); it belongs to "
-                        "Pascal VOC's ImageSets/Main") from error  # fmt: skip
-    wrong = next((row for row in rows if len(row) != fields), None)
-    if wrong is not None:
-        line = " ".join(wrong)[:200]
-        raise UserError(f"'{path}' has the line '{line}'; expected {fields} fields")
-    return rows
+def _words(path: Path) -> list[str]:
+    words = path.read_text().split() if path.is_file() else []
+    if not words:
+        raise UserError(f"list '{path}' is missing or empty; it belongs to Pascal VOC's lists")
+    return words
 
 
-def read_boxes(folder: Path, ids: list[str]) -> dict[str, Any]:
-    """All annotated objects of the images `ids`, difficult ones too; parsed once, then cached.
+def read_objects(folder: Path, ids: list[str]) -> Objects:
+    """All annotated objects of the images `ids`, difficult ones too.
 
-    Coordinates are those of the XML, divided by its <size>. VOC counts pixels from 1; we do not
-    correct this difference of at most one pixel.
-
-    Returns:
-        The boxes, and the size (N, 2) for which they were annotated; see `ImageSet`.
-
-    Raises:
-        UserError: an annotation is missing or damaged.
+    VOC counts pixels from 1; we do not correct this difference of at most one pixel.
     """
     files = [folder / "Annotations" / f"{i}.xml" for i in ids]
-    name = f"{folder.name.lower()}-boxes"
-    parts = make_once(name, lambda: _parse(files), VERSION, *stamps(files))
-    return {"size": parts.pop("size"), "boxes": Boxes(**parts)}
+    rows = [(n, *one) for n, file in enumerate(files) for one in _read_annotation(file)]
+    image, label, box = zip(*rows, strict=True)
+    return Objects(torch.tensor(image), torch.tensor(label), torch.tensor(box).clamp(0, 1))
 
 
-def _parse(files: list[Path]) -> dict[str, Tensor]:
-    bar = tqdm(files, desc="reading boxes", unit="file", mininterval=1, leave=False)
-    found = [_objects(file) for file in bar]
-    rows = [(n, *one) for n, (_, objects) in enumerate(found) for one in objects]
-    return {
-        "size": torch.tensor([size for size, _ in found]),
-        "image": torch.tensor([n for n, _, _ in rows], dtype=torch.int64),
-        "label": torch.tensor([label for _, label, _ in rows], dtype=torch.int64),
-        "box": torch.tensor([box for _, _, box in rows], dtype=torch.float32).view(-1, 4),
-    }
-
-
-def _objects(file: Path) -> tuple[tuple[int, int], list[tuple[int, list[float]]]]:
-    """Height and width of an annotated image; class number and box, as fractions, of all objects.
-
-    Parts of objects are skipped.
-    """
+def _read_annotation(file: Path) -> list[tuple[int, list[float]]]:
+    """Class number and box, as fractions, of all objects of an image, but not of their parts."""
+    found = []
     try:
         root = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, ValueError, OSError) as error:
+        size = [float(root.findtext(f"size/{name}")) for name in ("width", "height")]
+        for item in root.iterfind("object"):
+            box = [float(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")]
+            label = CLASSES.index(item.findtext("name").strip())
+            found.append((label, [v / side for v, side in zip(box, size * 2, strict=True)]))
+    except (ElementTree.ParseError, TypeError, ValueError, OSError) as error:
         raise UserError(
-            f"annotation '{file}' cannot be read ({error}); it is in VOCtrainval's folder "
-            "Annotations: unpack it there"
+            f"annotation '{file}' cannot be read ({error}); unpack VOCtrainval's folder Annotations"
         ) from error
-    width, height = _numbers(file, root, "size", ("width", "height"))
-    found = []
-    for number, item in enumerate(root.iterfind("object"), start=1):
-        name = (item.findtext("name") or "").strip()
-        if name not in CLASSES:
-            raise unknown_name(f"class of object {number} in '{file}':", name, CLASSES)
-        corners = _numbers(file, item, "bndbox", ("xmin", "ymin", "xmax", "ymax"))
-        limits = (width, height, width, height)
-        x0, y0, x1, y1 = (_inside(v, limit) for v, limit in zip(corners, limits, strict=True))
-        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+    return found
+
+
+def download(dataset: str, root: Path) -> Path:
+    """Downloads trainval (0.5 to 2 GB) below the data root, if it is missing; gives its folder.
+
+    The folder appears only when it is complete. A failed download leaves nothing.
+    """
+    if dataset not in ("voc2007", "voc2012"):
+        raise unknown_name("data set to download", dataset, ("voc2007", "voc2012"))
+    archive, partial = ARCHIVES[dataset[-4:]], root / f".{dataset}.download"
+    folder = voc_folder(root, int(dataset[-4:]))
+    with lock_file(root / dataset):
+        if folder.is_dir():
+            return folder
+        shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
+        try:
+            download_and_extract_archive(archive["url"], partial, md5=archive["md5"])
+            folder.parent.mkdir(exist_ok=True)
+            os.replace(partial / archive["base_dir"], folder)
+        except (OSError, RuntimeError, TarError) as error:
             raise UserError(
-                f"'{file}' has the box {corners} (xmin, ymin, xmax, ymax) for object {number} "
-                f"({name}); expected 0 <= xmin < xmax <= {width:g}, 0 <= ymin < ymax <= {height:g}"
-            )
-        box = [x0 / width, y0 / height, x1 / width, y1 / height]
-        found.append((CLASSES.index(name), box))
-    return (int(height), int(width)), found
-
-
-def _inside(value: float, limit: float) -> float:
-    """Moves a coordinate to the border if it is up to a pixel outside, which rounding can cause."""
-    return min(max(value, 0.0), limit) if -1 <= value <= limit + 1 else value
-
-
-def _numbers(
-    file: Path, parent: ElementTree.Element, group: str, names: tuple[str, ...]
-) -> list[float]:
-    with contextlib.suppress(ValueError):
-        found = [float(parent.findtext(f"{group}/{name}") or "") for name in names]
-        if all(map(math.isfinite, found)):
-            return found
-    raise UserError(
-        f"'{file}' has a <{parent.tag}> without numbers for <{group}>: {', '.join(names)}"
-    )
+                f"the download of {dataset} failed ({error}) and nothing of it is left; try again, "
+                f"or unpack VOCtrainval as '{folder}' by hand"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder

@@ -13,7 +13,7 @@ import torch
 
 from spcl_lib.config import RunConfig
 from spcl_lib.system import ranks
-from spcl_lib.system.checksums import DamagedError, describe, load_saved, raise_if_sound
+from spcl_lib.system.checksums import DamagedError, load_saved, put_aside, raise_if_sound
 from spcl_lib.system.files import atomic_write
 from spcl_lib.train import Progress
 
@@ -96,14 +96,6 @@ class Checkpoint:
             raise_if_sound(error)
             put_aside(file, error)
             raise DamagedError(str(error)) from error
-
-
-def put_aside(file: Path, error: Exception) -> None:
-    """Says that a file of a run is damaged, and gives it the ending .damaged."""
-    aside = file.with_name(f"{file.name}.damaged")
-    os.replace(file, aside)
-    print(f"spcl: '{file}' is damaged or of another version of spcl ({describe(error)}); it does "
-          f"not count, and is kept as '{aside.name}'", flush=True)  # fmt: skip
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.folders import column_of, list_labelled
+from spcl_lib.data.folders import list_labelled
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.data.images import silence_pillow
 from spcl_lib.evaluate import evaluate_scores, precision_recall, predict_maps
 from spcl_lib.model import Images
 from spcl_lib.pooling import pooling_of
@@ -105,11 +104,8 @@ def evaluate_files(predictor: Predictor, images: Path, labels: Path) -> Evaluati
     """
     if not images.is_dir():
         raise UserError(f"'{images}' is no folder; give the folder that the paths are below")
-    column = column_of(labels)
-    data = list_labelled(images, labels, column, predictor.classes)
-    if not bool(data.labels.any()):
-        raise UserError(f"'{labels}' gives no image a label; there is nothing to evaluate on")
-    return _evaluate(predictor, data, images, data.ids, column == "label")
+    data, is_single = list_labelled(images, labels, predictor.classes)
+    return _evaluate(predictor, data, images, data.ids, is_single)
 
 
 def evaluate_own(predictor: Predictor, data_root: str | Path | None) -> Evaluation:
@@ -126,9 +122,8 @@ def _evaluate(
     predictor: Predictor, data: ImageSet, root: Path, names: Sequence[str], single: bool
 ) -> Evaluation:
     skipped: dict[str, str] = {}
-    with silence_pillow():
-        batches = read_batches(root, names, predictor.square_side, skipped)
-        scores = [predictor(torch.stack(list(batch.values()))) for batch in batches]
+    batches = read_batches(root, names, predictor.square_side, skipped)
+    scores = [predictor(torch.stack(list(batch.values()))) for batch in batches]
     kept = torch.tensor([name not in skipped for name in names])
     ignored = None if data.ignored is None else data.ignored[kept]
     return Evaluation(

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.cache import format_size, make_file, require_space
+from spcl_lib.data.cache import make_once, on_disk, require_space
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
 from spcl_lib.system import paths
-from spcl_lib.system.checksums import check_sealed, seal
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.fingerprints import fingerprint
 from spcl_lib.system.machine import choose_device
 
 VERSION = 1  # of the computation; another number makes all features again
@@ -59,24 +58,21 @@ def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Im
     if config.trained != "head":
         return data
     shape = (len(data), *_feature_shape(model, config.image_side))  # (N, G, G, D)
-    count = math.prod(shape)
-    needed = count * _DTYPE.itemsize
+    needed = math.prod(shape) * _DTYPE.itemsize
     if needed > paths.cache_limit():
         raise UserError(
-            f"the features of {len(data):,} images would take {format_size(needed)}, more than "
+            f"the features of {len(data):,} images would take {needed / 1e9:.3g} GB, more than "
             f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}. Set it higher, take fewer images "
             "(--set train_images=N), or train the whole network (--profile cpu)"
         )
 
-    def read(file: Path) -> Tensor:
-        check_sealed(file, needed)
-        return torch.from_file(str(file), shared=False, size=count, dtype=_DTYPE).view(shape)
+    def make() -> dict[str, Tensor]:
+        require_space(2 * needed, f"the features of {len(data):,} images")
+        return {"cells": on_disk(_compute(model, data, config)).view(_DTYPE).view(shape)}
 
-    def write(temporary: Path) -> None:
-        require_space(temporary.parent, needed, f"the features of {len(data):,} images")
-        _compute(model, data, config, temporary)
-
-    cells = make_file(_feature_file(model, data, config), read, write)
+    backbone = re.sub(r"[^\w.-]", "-", config.backbone)  # timm:NAME is no name of a file everywhere
+    name = f"features-{config.dataset}-{backbone}-{len(data)}"
+    cells = make_once(name, make, *_sources(model, data, config))["cells"]
     return replace(data, images=FeatureMaps(cells))
 
 
@@ -87,30 +83,24 @@ def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
     return *features.shape[2:], features.shape[1]
 
 
-def _feature_file(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Path:
+def _sources(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> tuple[object, ...]:
+    """All that the features depend on."""
     weights = hashlib.sha256()
     for tensor in model.features.state_dict().values():
         weights.update(tensor.cpu().contiguous().numpy())
     low = isinstance(autocast(choose_device(), config.amp), torch.autocast)
-    key = fingerprint(
-        [VERSION, weights.hexdigest(), config.dilation, low, config.content, data.ids,
-         config.image_side]
-    )  # fmt: skip
-    backbone = re.sub(r"[^\w.-]", "-", config.backbone)  # timm:NAME is no name of a file everywhere
-    parts = ("features", config.dataset, backbone, str(len(data)), key)
-    return paths.cache() / ("-".join(parts) + ".bin")
+    return (VERSION, weights.hexdigest(), config.dilation, low, config.content, data.ids,
+            config.image_side)  # fmt: skip
 
 
 @torch.no_grad()
-def _compute(model: SpatialClassifier, data: ImageSet, config: RunConfig, file: Path) -> None:
-    """Writes the features of the images, batch by batch."""
+def _compute(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Iterator[np.ndarray]:
+    """Gives the features of the images as bytes, batch by batch."""
     device = next(model.parameters()).device
     backbone = merge_normalisation(model.features).to(memory_format=torch.channels_last)
     batches = torch.arange(len(data)).split(_BATCH)
-    with open(file, "wb") as handle:
-        for batch in tqdm(batches, desc="computing features", mininterval=1):
-            with autocast(device, config.amp):
-                features = backbone(normalise(data.images[batch].to(device)))
-            cells = features.permute(0, 2, 3, 1).to("cpu", _DTYPE).contiguous()  # (B, G, G, D)
-            handle.write(cells.view(torch.uint8).numpy().tobytes())
-    seal(file)
+    for batch in tqdm(batches, desc="computing features", mininterval=1):
+        with autocast(device, config.amp):
+            features = backbone(normalise(data.images[batch].to(device)))
+        cells = features.permute(0, 2, 3, 1).to("cpu", _DTYPE).contiguous()  # (B, G, G, D)
+        yield cells.view(torch.uint8).numpy()

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spcl_lib.data.folders import find_images
-from spcl_lib.data.images import map_in_threads, silence_pillow, try_image
+from spcl_lib.data.images import map_in_threads, try_image
 from spcl_lib.runs.predictor import BATCH, Predictor
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
@@ -55,7 +55,7 @@ def predict_files(
     rows = _predict(predictor, root, names, skipped, overlays)
     write = _write_json if out.suffix.lower() == ".json" else _write_csv
     place = paths.real_path(out)  # a link stays a link
-    with silence_pillow(), atomic_write(place) as temporary, open(temporary, "w", **_OPEN) as file:
+    with atomic_write(place) as temporary, open(temporary, "w", **_OPEN) as file:
         write(file, predictor.classes, rows)
     return len(names) - len(skipped), skipped
 
@@ -122,7 +122,7 @@ def read_batches(
         if isinstance(image, str):
             skipped[name] = image
         else:
-            batch[name] = torch.from_numpy(image)
+            batch[name] = torch.from_numpy(image[0])
         if len(batch) == BATCH:
             yield batch
             batch = {}

@@ -12,11 +12,11 @@ import torch
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data import scenes
-from spcl_lib.data.cache import make_once
+from spcl_lib.data.cache import decode_image_set, make_once
 from spcl_lib.data.coco import list_coco
 from spcl_lib.data.draws import NEED_BOXES
 from spcl_lib.data.folders import list_folder_splits, list_table
-from spcl_lib.data.image_set import ImageSet, decode_image_set, hold_out
+from spcl_lib.data.image_set import ImageSet, hold_out
 from spcl_lib.data.imagenet import list_imagenet
 from spcl_lib.data.voc import list_voc
 from spcl_lib.methods import bytes_of_averages
@@ -112,8 +112,8 @@ def _list_splits(config: RunConfig, data_root: str | Path | None, objects: bool 
         splits = list_table(root if name == "table" else root / name)
         return splits if config.report == "test" else _hold_out(splits[0], config)
     if name.startswith("voc"):
-        boxes = objects or config.draw in NEED_BOXES
-        read = partial(list_voc, root, year=int(year), difficult=config.difficult, boxes=boxes)
+        objects = objects or config.draw in NEED_BOXES
+        read = partial(list_voc, root, year=int(year), difficult=config.difficult, objects=objects)
     else:
         read = partial(list_coco, root, year=int(year), unannotated=config.unannotated)
     train = read("train")

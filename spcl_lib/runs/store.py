@@ -17,13 +17,12 @@ from spcl_lib.data.draws import draw_labels
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier
-from spcl_lib.runs.checkpoint import put_aside
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.settings import changes, check_config
 from spcl_lib.runs.splits import Splits, identify_data, load_splits
 from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
-from spcl_lib.system.checksums import read_summed, with_sum
+from spcl_lib.system.checksums import put_aside, read_summed, with_sum
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, lock_file, parse_json, read_list, write_json
 from spcl_lib.system.weights import load_tensors

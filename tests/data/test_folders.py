@@ -11,9 +11,7 @@ from PIL import Image
 from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
 
 from spcl_lib import UserError
-from spcl_lib.data import folders
-from spcl_lib.data.draws import draw_labels
-from spcl_lib.data.folders import find_images, list_table
+from spcl_lib.data.folders import list_table
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_data, load_splits, report_labels
 
@@ -84,76 +82,26 @@ def test_every_ending_that_pillow_reads_is_found_and_what_is_left_out_is_counted
     assert "1 images directly in" in said
 
 
-@pytest.mark.parametrize("where", [".", "..", "../..", "../dog", "deep/folder"])
-def test_no_image_is_read_twice_through_a_link(root, where):
+def test_a_class_folder_may_be_a_link_and_no_image_is_read_twice(root, tmp_path):
     """A link to a parent gave ten images 41 names each, and half of them the wrong label."""
     make_folder(root, cat=5, dog=5)
-    (root / "cat" / "deep" / "folder").mkdir(parents=True)
     before = labels_by_id(*load(root))
-    (root / "cat" / "again").symlink_to(where)
+    (root / "cat" / "again").symlink_to("..")
+    (root / "cat" / "more").symlink_to("../dog")
     assert labels_by_id(*load(root)) == before and len(before) == 10
+    (root / "dog").rename(tmp_path / "elsewhere")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    assert labels_by_id(*load(root)) == before
 
 
-def test_folders_elsewhere_may_be_linked_once(root, tmp_path):
-    make_folder(tmp_path / "elsewhere", cat=4, dog=4)
-    (tmp_path / "elsewhere" / "cat" / "loop").symlink_to("..")
-    root.mkdir()
-    (root / "all").symlink_to(tmp_path / "elsewhere")
-    (root / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
-    assert find_images(root)[0] == sorted(
-        [f"all/dog/dog {i}.png" for i in range(4)] + [f"cat/cat {i}.png" for i in range(4)]
-    )
-    (root / "owl").symlink_to("cat")
-    with pytest.raises(UserError, match="owl' .*is read under another name"):
-        load(root)
-
-
-def test_pipes_and_lists_without_end_are_named(root, make_pipe):
-    make_pipe(make_folder(root) / "pipe.csv")
-    for name in ("labels", "full_labels"):
-        with pytest.raises(UserError, match="pipe.csv' cannot be read .it is no regular file"):
-            load(root, **{name: "pipe.csv"})
-    make_pipe(root / "cat" / "pipe.png")
-    with pytest.raises(UserError, match="pipe.png' is no regular file"):
-        load(root)
-
-
-# --- one name, one picture ------------------------------------------------------------------------
-
-
-def test_classes_that_differ_in_nothing_but_case_are_refused_with_both_places(root):
+def test_classes_that_differ_in_nothing_but_case_are_refused(root):
     make_folder(root, cat=3, Cat=3, dog=3)
-    with pytest.raises(UserError, match=r"'Cat' \(folder of 'Cat/.*'cat' \(folder of 'cat/"):
+    with pytest.raises(UserError, match="has the classes 'Cat' and 'cat', which differ in nothing"):
         load(root)
-    save_noise(root / "a.png")
-    lines = ["path,label", "cat/cat 0.png,cat", "dog/dog 1.png,dog", "a.png,DOG"]
-    with pytest.raises(UserError, match=r"'DOG' \(line 4\) and 'dog' \(line 3\)"):
-        load(root, labels=write_csv(root / "labels.csv", *lines))
-    write_csv(root / "train.csv", "path,labels", "a.png,cat|Dog", "dog/dog 1.png,dog")
+    write_csv(root / "train.csv", "path,labels", "cat/cat 0.png,cat|Dog", "dog/dog 1.png,dog")
     write_csv(root / "val.csv", "path,labels", "dog/dog 0.png,dog")
-    with pytest.raises(UserError, match=r"'Dog' \(line 2\) and 'dog' \(line 3\)"):
+    with pytest.raises(UserError, match="train.csv' has the classes 'Dog' and 'dog'"):
         list_table(root)
-
-
-def test_identical_photographs_in_two_classes_or_in_both_splits_are_told(root, capsys):
-    make_folder(root, cat=20, dog=20)
-    load(root)
-    assert "identical" not in capsys.readouterr().out
-    trained, reported = (part.ids[0] for part in load(root))
-    shutil.copy(root / trained, root / "cat" / "copy.png")
-    shutil.copy(root / trained, root / "dog" / "copy.png")
-    shutil.copy(root / reported, root / "cat" / "again.png")
-    everything = {"report": "train"}
-    load(root, **everything)
-    assert "identical, with different labels: " in capsys.readouterr().out
-    full = write_csv(root / "full.csv", "path,labels", f"{reported},cat|dog")
-    load(root, full_labels=full)
-    said = capsys.readouterr().out
-    assert "identical, both trained on and reported on: 1, such as" in said and reported in said
-    for split, name in (("train", trained), ("val", "cat/copy.png")):
-        write_csv(root / f"{split}.csv", "path,labels", f"{name},cat", f"{split}.png,dog")
-        save_noise(root / f"{split}.png")
-    assert "both trained on and reported on: 1" in list_table(root)[0].notes[0]
 
 
 # --- a list of labels -----------------------------------------------------------------------------
@@ -180,15 +128,11 @@ def test_a_list_gives_labels_however_it_was_saved(root, encoding, end):
     assert len(found) == 7  # a line that repeats another is no mistake
 
 
-def test_a_name_may_have_its_accents_in_another_form(root):
+def test_a_label_may_have_its_accents_in_another_form(root):
     """Macs write ö as o and two dots; editors do not."""
-    written, stored = (unicodedata.normalize(form, "Köln/schön.png") for form in ("NFC", "NFD"))
-    save_noise(root / stored)
-    labels = listed(root, f"{written},{unicodedata.normalize('NFD', 'Hügel')}")
-    full = write_csv(root / "full.csv", "path,labels", f"{written},Hügel|cat")
-    with pytest.raises(UserError, match=r"is in .*full.csv.*and in .*labels.csv' \(line 8\)"):
-        load(root, labels=labels, full_labels=full)
-    assert labels_by_id(*load(root, labels=labels))[stored] == {"Hügel"}
+    make_folder(root, cat=5, **{unicodedata.normalize("NFD", "Hügel"): 5})
+    full = write_csv(root / "full.csv", "path,labels", "cat/cat 1.png,Hügel|cat")
+    assert load(root, full_labels=full)[1].labels.tolist() == [[True, True]]
 
 
 # --- what is reported on --------------------------------------------------------------------------
@@ -216,7 +160,6 @@ def test_all_images_can_be_trained_on(root, spcl):
     assert len(train) == 15 and train.ids == report.ids
     outcome = spcl(*FOLDER, "--data-root", root, **QUICK, report="train")
     assert outcome.status == 0, outcome.err
-    assert "reported on" in outcome.out and "trained on" in outcome.out
 
 
 def test_images_with_full_labels_are_reported_on_and_never_trained_on(root):
@@ -254,12 +197,10 @@ def test_damaged_images_are_left_out_together_with_their_labels(root):
 # --- what is wrong --------------------------------------------------------------------------------
 
 FAULTS = {
-    "a class folder without images": (lambda r: (r / "owl").mkdir(), "owl' holds no image"),
     "one class": (lambda r: shutil.rmtree(r / "dog"), "only the class 'cat'"),
     "nothing at all": (lambda r: [shutil.rmtree(r / n) for n in ("cat", "dog")], "no labelled im"),
     "splits": (lambda r: [(r / "cat").rename(r / "train"), (r / "dog").rename(r / "Test")],
                "look like splits"),
-    "a bar in a name": (lambda r: (r / "cat").rename(r / "c|t"), "class 'c|t'"),
     "too few": (lambda r: [shutil.rmtree(r / n) for n in ("cat", "dog")]
                 + [make_folder(r, cat=2, dog=2)], "too few images"),
 }  # fmt: skip
@@ -279,18 +220,15 @@ def test_a_folder_that_cannot_be_used_is_explained_in_one_line(root, fault):
 HEAD = "path,label"
 LINES = {
     "header": ([], "file,class", "line 1: unknown header 'file,class'; expected path,label"),
-    "semicolons": ([], "path;label", "separated by semicolons; expected path,label"),
-    "tabs": ([], "path\tlabel", "separated by tabs"),
+    "semicolons": ([], "path;label", "header 'path;label'; expected path,label"),
     "missing image": (["shots/99.png,cat"], HEAD, "line 8: image 'shots/99.png' is not in"),
-    "name of any length": (["9" * 5000 + ",cat"], HEAD, "line 8: image '999"),
-    "other slash": ([r"shots\1.png,cat"], HEAD, "write '/' between folders"),
-    "parent": (["shots/../../x.png,cat"], HEAD, "line 8: 'shots/../../x.png' leads out"),
-    "absolute": (["/etc/x.png,cat"], HEAD, "line 8: '/etc/x.png' leads out of"),
-    "drive": ([r"C:\x.png,cat"], HEAD, r"line 8: 'C:\x.png' leads out of"),
-    "two labels": (["shots/1.png,dog"], HEAD, "line 8: 'shots/1.png' has other labels in line 3"),
-    "empty label": (["shots/1.png,"], HEAD, "line 8: a label is empty"),
+    "two labels": (
+        ["shots/1.png,dog"],
+        HEAD,
+        "line 8: 'shots/1.png' has other labels in",
+    ),
+    "no label": (["new.png,"], HEAD, "line 8: '' where label must be"),
     "three fields": (["shots/1.png,cat,dog"], HEAD, "line 8: 3 fields; expected path,label"),
-    "open quote": (['"shots/1.png,cat'], HEAD, "check its quotes"),
     "no image": (None, HEAD, "labels.csv' names no image"),
 }
 
@@ -299,6 +237,7 @@ LINES = {
 def test_a_list_that_cannot_be_used_is_explained_with_file_and_line(root, fault):
     lines, header, said = LINES[fault]
     file = root / listed(root, *(lines or ()))
+    save_noise(root / "new.png")
     text = file.read_text() if lines is not None else "path,label\n"
     file.write_text(text.replace("path,label", header, 1))
     with pytest.raises(UserError) as caught:
@@ -309,19 +248,17 @@ def test_a_list_that_cannot_be_used_is_explained_with_file_and_line(root, fault)
 
 def test_a_list_that_is_missing_or_no_text_is_named(root):
     name = listed(root, "shots/1.png,Käfer", encoding="latin-1")
-    with pytest.raises(UserError, match=r"labels.csv', line 8: no UTF-8 text"):
+    with pytest.raises(UserError, match="labels.csv' is no CSV file in UTF-8"):
         load(root, labels=name)
     with pytest.raises(UserError, match=r"label file '.*/nowhere.csv' cannot be read.*No such"):
         load(root, labels="nowhere.csv")
 
 
 FULL_LINES = {
-    "unknown label": ("dog/dog 1.png,dog|catt", "line 3: no training image has the label 'catt'. "
-                      "Did you mean 'cat'? Classes: cat, dog"),
-    "empty among others": ("dog/dog 1.png,dog||cat", "line 3: a label is empty"),
-    "two rows": ("cat/cat 1.png,dog", "line 3: 'cat/cat 1.png' has other labels in line 2"),
+    "unknown label": ("dog/dog 1.png,dog|catt", "'catt'. Did you mean 'cat'? Valid: cat"),
+    "empty among others": ("dog/dog 1.png,dog||cat", "line 3: 'dog||cat' where labels must be"),
     "no label": (None, "gives no image a label"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FULL_LINES)
@@ -333,6 +270,13 @@ def test_full_labels_that_cannot_be_used_are_explained(root, fault):
     with pytest.raises(UserError) as caught:
         load(root, full_labels=full)
     assert said in str(caught.value) and str(root / "full.csv") in str(caught.value)
+
+
+def test_an_image_to_evaluate_on_is_not_trained_on(root):
+    name = listed(root)
+    full = write_csv(root / "full.csv", "path,labels", "shots/1.png,cat|dog")
+    with pytest.raises(UserError, match=r"1.png' is also in '.*full.csv'; evaluation images"):
+        load(root, labels=name, full_labels=full)
 
 
 # --- which data a run is of -----------------------------------------------------------------------
@@ -404,33 +348,15 @@ def test_a_table_has_all_labels_in_the_order_of_its_files(table, spcl):
 @pytest.mark.parametrize(
     ("file", "header", "line", "words"),
     [
-        ("val.csv", "path,labels", "a.png,dog", "line 2.*must not be trained on"),
-        ("val.csv", "path,labels", "f.png,dgo", "no image of train.csv has 'dgo'. Did you mean"),
-        ("train.csv", "path,labels", "a.png,dog", "has 1 labels; two or more are needed"),
-        ("train.csv", "path,labels,boxes", "a.png,dog,0 0 1", "box '0 0 1'; expected x0 y0 x1 y1"),
-        ("train.csv", "path,labels,boxes", "a.png,dog,0 0 nan 1", "line 2: box '0 0 nan 1'"),
-        ("train.csv", "path,labels,boxes", "a.png,dog,1 0 0 1", "0 <= x0 < x1 <= 1"),
-        ("train.csv", "path,labels,boxes", "a.png,a|b,0 0 1 1", "2 labels and 1 boxes"),
-        ("train.csv", "path,labels,boxes", "a.png,dog", "2 fields; expected path,labels,boxes"),
+        ("val.csv", "path,labels", "a.png,dog", "must not be trained on"),
+        ("val.csv", "path,labels", "f.png,dgo", "'dgo'. Did you mean 'dog'"),
+        ("train.csv", "path,labels", "a.png,dog", "only the class 'dog'; it needs"),
     ],
 )
 def test_a_table_that_is_wrong_is_explained_with_its_line(table, file, header, line, words):
     write_csv(table / file, header, line)
     with pytest.raises(UserError, match=words):
         list_table(table)
-
-
-def test_boxes_are_read_and_the_draws_that_need_them_work(table):
-    boxed = ["a.png,dog|cat|dog,0 0 .5 1|.1 .1 .2 .2|.5 .5 1 1", "b.png,cat,0 0 1 1", "d.png,,"]
-    write_csv(table / "train.csv", "path,labels,boxes", *boxed)
-    write_csv(table / "val.csv", "path,labels", "f.png,dog")
-    train, val = list_table(table)
-    assert val.boxes is None and train.labels.int().tolist() == [[1, 1], [1, 0], [0, 0]]
-    assert train.boxes.image.tolist() == [0, 0, 0, 1] and train.boxes.label.tolist() == [1, 0, 1, 0]
-    assert torch.allclose(train.boxes.box[1], torch.tensor([0.1, 0.1, 0.2, 0.2]))
-    # Size alone decides nothing here, but the cat of a.png is so small that it is hardly drawn.
-    kept = [draw_labels(train.first(2), "size", seed)[0].tolist() for seed in range(20)]
-    assert kept.count([False, True]) >= 17
 
 
 def test_the_real_photographs_have_the_labels_that_their_page_names(real_data):
@@ -440,4 +366,3 @@ def test_the_real_photographs_have_the_labels_that_their_page_names(real_data):
     assert (len(train), len(val), len(train.classes)) == (6000, 3000, 18)
     mean = torch.cat([train.labels, val.labels]).sum(1).float().mean()
     assert mean == pytest.approx(1.54, abs=0.05)
-    assert folders.column_of(real_data / "coco18" / "train.csv") == "labels"

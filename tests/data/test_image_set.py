@@ -1,15 +1,14 @@
 """ImageSet, its boxes and regions, and the examples in docstrings."""
 
 import doctest
-from dataclasses import replace
 
 import pytest
 import torch
 
 from spcl_lib import bank, evaluate, views
 from spcl_lib.data import scenes
-from spcl_lib.data.image_set import PARTS, ImageSet, boxes_of_map, hold_out
-from spcl_lib.data.objects import Boxes
+from spcl_lib.data.draws import objects_of_map
+from spcl_lib.data.image_set import PARTS, ImageSet, Objects, hold_out
 
 
 def some_labels(n=400, c=6):
@@ -31,20 +30,18 @@ def test_the_held_out_parts_together_have_all_images():
 
 def test_a_subset_keeps_everything_together():
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
-    data = ImageSet(images, some_labels(5, 3), ("a", "b", "c"), tuple("vwxyz"), images[:, 0])
+    labels = some_labels(5, 3)
+    data = ImageSet(images, labels, ("a", "b", "c"), tuple("vwxyz"), images[:, 0], ignored=~labels)
     part = data.subset(torch.tensor([3, 0]))
     assert len(part) == 2
     assert part.images[:, 0, 0, 0].tolist() == [3, 0]
     assert part.class_map[:, 0, 0].tolist() == [3, 0]
     assert part.ids == ("y", "v") and part.classes == data.classes
-    assert torch.equal(part.labels, data.labels[[3, 0]])
+    assert torch.equal(part.labels, labels[[3, 0]]) and torch.equal(part.ignored, ~part.labels)
 
 
-def test_a_split_whose_labels_are_not_those_of_its_images_is_refused():
+def test_two_classes_of_one_name_are_refused():
     images = torch.zeros((5, 3, 2, 2), dtype=torch.uint8)
-    for labels, ids in ((some_labels(6, 3), "vwxyz"), (some_labels(5, 3), "vwxy")):
-        with pytest.raises(ValueError, match="equally many"):
-            ImageSet(images, labels, ("a", "b", "c"), tuple(ids))
     with pytest.raises(ValueError, match="two classes have one name"):  # metrics have one value
         ImageSet(images, some_labels(5, 3), ("a", "b", "a"), tuple("vwxyz"))
 
@@ -52,13 +49,13 @@ def test_a_split_whose_labels_are_not_those_of_its_images_is_refused():
 def some_boxes() -> ImageSet:
     """Three images of 4 x 4 pixels, the last without an object."""
     box = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.25, 0, 0.75, 1]])
-    boxes = Boxes(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]), box)
+    boxes = Objects(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]), box)
     images = torch.zeros((3, 3, 4, 4), dtype=torch.uint8)
-    return ImageSet(images, some_labels(3, 2), ("a", "b"), tuple("xyz"), boxes=boxes)
+    return ImageSet(images, some_labels(3, 2), ("a", "b"), tuple("xyz"), objects=boxes)
 
 
 def test_a_subset_renumbers_the_boxes():
-    boxes = some_boxes().subset(torch.tensor([2, 1, 0])).boxes
+    boxes = some_boxes().subset(torch.tensor([2, 1, 0])).objects
     assert boxes.image.tolist() == [1, 2, 2] and boxes.label.tolist() == [0, 1, 1]
     assert boxes.box[0].tolist() == [0.25, 0, 0.75, 1]
 
@@ -68,12 +65,7 @@ def test_an_image_may_be_asked_for_twice():
     twice = torch.tensor([1, 0, 2, 1, 0])
     assert torch.equal(data.regions(twice)[[1, 0]], data.regions(once))
     assert torch.equal(data.regions(twice)[[4, 3]], data.regions(once))
-    assert data.subset(twice).boxes.image.tolist() == [0, 1, 1, 3, 4, 4]
-
-
-def test_a_subset_keeps_what_is_ignored_with_its_images():
-    data = replace(some_boxes(), ignored=torch.tensor([[1, 0], [0, 1], [1, 1]]).bool())
-    assert data.subset(torch.tensor([2, 0])).ignored.tolist() == [[True, True], [True, False]]
+    assert data.subset(twice).objects.image.tolist() == [0, 1, 1, 3, 4, 4]
 
 
 def test_regions_of_boxes_are_their_pixels():
@@ -99,16 +91,9 @@ def test_the_boxes_of_a_class_map_touch_the_outermost_pixels_of_every_class():
     class_map[0, 3, 2] = 2  # a second object of the class: one box holds both
     class_map[2, 0, 3] = 2
     class_map[2, 3, 1:] = 1
-    boxes = boxes_of_map(class_map, 3)
+    boxes = objects_of_map(class_map, 3)
     assert boxes.image.tolist() == [0, 2, 2] and boxes.label.tolist() == [1, 0, 1]
     assert (boxes.box * 4).tolist() == [[0, 1, 3, 4], [1, 3, 4, 4], [3, 0, 4, 1]]
-
-
-def test_the_boxes_of_scenes_are_of_their_labels():
-    drawn = scenes.make_scenes(20, "val", 32)
-    boxes = boxes_of_map(drawn.class_map, len(drawn.classes))
-    assert torch.equal(boxes.image.bincount(), drawn.labels.sum(1))
-    assert drawn.labels[boxes.image, boxes.label].all()
 
 
 @pytest.mark.parametrize("module", [views, bank, evaluate])

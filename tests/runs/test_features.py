@@ -52,7 +52,7 @@ def test_features_are_those_of_the_network_and_computed_once(given, monkeypatch)
 
 def test_damaged_features_are_computed_again_with_a_word(given, capsys):
     whole = inputs_of(*given).images[:].clone()
-    (file,) = paths.cache().glob("features-voc2007-*.bin")
+    (file,) = paths.cache().glob("features-voc2007-*.pt")
     content = bytearray(file.read_bytes())
     content[9999] ^= 64
     file.write_bytes(content)
@@ -69,7 +69,7 @@ def test_other_weights_or_other_images_have_other_features(given):
         next(model.features.parameters()).add_(1)
     inputs_of(*given)
     inputs_of(model, data.subset(torch.tensor([1, 0])), config)
-    assert len(list(paths.cache().glob("features-voc2007-*.bin"))) == 3
+    assert len(list(paths.cache().glob("features-voc2007-*.pt"))) == 3
 
 
 def test_too_many_features_are_refused(given, monkeypatch):

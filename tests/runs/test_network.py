@@ -3,7 +3,6 @@
 import torch
 from safetensors.torch import load_file
 
-from spcl_lib.data import scenes
 from spcl_lib.model import build_backbone, normalise
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import make_config
@@ -12,9 +11,9 @@ from spcl_lib.system import paths
 FILE = paths.notebooks() / "reference" / "small_resnet.safetensors"
 
 
-def right_by_nearest_mean(backbone):
+def right_by_nearest_mean(make, backbone):
     """Share of glyph images whose features are nearest to the mean of their own glyph's."""
-    images, glyphs = scenes.make_glyphs(1500, seed=1)
+    images, glyphs = make.make_glyphs(1500, seed=1)
     with torch.no_grad():
         features = backbone.eval()(normalise(images)).mean((2, 3))
     features = torch.nn.functional.normalize(features - features.mean(0))
@@ -24,14 +23,14 @@ def right_by_nearest_mean(backbone):
     return (nearest == glyphs[1000:]).double().mean()
 
 
-def test_scenes_start_from_the_kept_weights_which_know_shapes():
+def test_scenes_start_from_the_kept_weights_which_know_shapes(make):
     model = build_network(make_config("scenes", "an"), 12)
     kept = load_file(FILE)
     assert kept.keys() == model.features.state_dict().keys()
     assert all(torch.equal(v.to(kept[k]), kept[k]) for k, v in model.features.state_dict().items())
     torch.manual_seed(0)
-    untrained = right_by_nearest_mean(build_backbone("small_resnet", None)[0])
-    assert right_by_nearest_mean(model.features) > 3 * untrained
+    untrained = right_by_nearest_mean(make, build_backbone("small_resnet", None)[0])
+    assert right_by_nearest_mean(make, model.features) > 3 * untrained
 
 
 def test_the_recipe_makes_such_a_file(make, tmp_path):
