@@ -286,8 +286,7 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
 
 
 def _reproduce(options: Options) -> int:
-    from spcl_lib.reproduce.plan import all_experiments, experiment_of
-    from spcl_lib.reproduce.steps import reproduce, show_plan
+    from spcl_lib.reproduce.plan import all_experiments, experiment_of, reproduce, show_plan
 
     if options.league:
         return _league(options)
@@ -313,7 +312,7 @@ def _reproduce(options: Options) -> int:
 
 
 def _league(options: Options) -> int:
-    from spcl_lib.reproduce.steps import reproduce_league, show_league_plan
+    from spcl_lib.reproduce.plan import reproduce_league, show_league_plan
     from spcl_lib.runs.league import LEAGUES, SEEDS, League
 
     if options.all or options.set or options.force or options.profile:
@@ -463,7 +462,7 @@ def _audit(options: Options) -> int:
     from spcl_lib.methods import visible_labels
     from spcl_lib.runs.predictor import one_sided
     from spcl_lib.runs.store import Run
-    from spcl_lib.viewer.audit_page import SHOWN, write_page, write_suggestions
+    from spcl_lib.viewer.audit_page import SHOWN, write_audit, write_suggestions
 
     if options.most < 1:
         raise UserError(f"--most must be at least 1; got {options.most}")
@@ -481,7 +480,7 @@ def _audit(options: Options) -> int:
         facts += one_sided(presence >= run.metrics["threshold"], run.train.classes)
     print("\n".join(facts))
     write_suggestions(out / "audit.csv", found, run.train)
-    write_page(out / "audit.html", facts, found, read, run.train, given)
+    write_audit(out / "audit.html", facts, found, read, run.train, given)
     print(out / "audit.html", out / "audit.csv", sep="\n")
     return 0
 
@@ -501,16 +500,14 @@ def _add_explore(parser: argparse.ArgumentParser) -> None:
 def _explore(options: Options) -> int:
     from spcl_lib.runs.snapshots import trace_of
     from spcl_lib.runs.store import Run
-    from spcl_lib.viewer.explorer_page import check_page_place, write_explorer_page
+    from spcl_lib.viewer.explorer_page import write_explorer_page
 
     file = paths.expand_home(options.out)
-    check_page_place(file)
+    if file.suffix != ".html":
+        raise UserError(f"--out must be the name of an .html file; got '{file}'")
     runs = [Run.find(run, options.data_root) for run in options.run]
     traces = [trace_of(run.load(objects=True)) for run in runs]
-    try:
-        write_explorer_page(file, *traces)
-    except ValueError as error:
-        raise UserError(f"{error}; give runs that followed the same images") from error
+    write_explorer_page(file, *traces)
     print(file)
     return 0
 

@@ -19,7 +19,7 @@ from fake_trace import fake_trace
 
 from spcl_lib.analysis.visibility import visible_fraction
 from spcl_lib.system import paths
-from spcl_lib.viewer.explorer_page import lattice, source_of, write_explorer_page
+from spcl_lib.viewer.explorer_page import lattice, write_explorer_page
 from spcl_lib.views import Views
 
 CHROMIUM = next(
@@ -346,7 +346,7 @@ def test_nothing_is_cut_off(static, width):
 
 def test_it_reads_heatmaps_as_the_bank_does(browser, traces):
     page = browser.new_page()
-    code = base64.b64encode(source_of("explorer.js").encode()).decode()
+    code = base64.b64encode((paths.PACKAGE / "viewer" / "explorer.js").read_bytes()).decode()
     page.evaluate(f"import('data:text/javascript;base64,{code}').then((m) => {{ window.js = m; }})")
     trace, views = traces[0], Views.sample(20, (0.02, 1.0), generator=torch.manual_seed(1))
     for i in range(20):

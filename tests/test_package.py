@@ -86,7 +86,7 @@ def test_it_has_one_version(wheel, installed):
 def test_the_plan_of_a_wheel_names_all_notebooks(installed, tmp_path):
     said = installed("spcl_lib", "reproduce", "--list")
     assert said.returncode == 0, said.stderr
-    assert all(file.name in said.stdout for file in NOTEBOOKS.glob("*.ipynb"))
+    assert all(file.stem in said.stdout for file in NOTEBOOKS.glob("*.ipynb"))
     assert list((tmp_path / "empty").iterdir()) == []
 
 

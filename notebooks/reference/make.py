@@ -2,6 +2,7 @@
 
     backbone                 the scenes' pretrained network; a minute
     photograph               heatmaps of coffee.jpg
+    overview                 README's picture; a minute
     runs scenes cpu          the paper's methods, three seeds (also: voc2007 cpu, voc2007 long)
     ablations scenes cpu     one setting varied at a time (also: voc2007 frozen)
     recovery scenes cpu      what a crop still shows (also: voc2007 cpu, voc2007 frozen)
@@ -28,6 +29,7 @@ import nbformat
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.io import decode_image
@@ -44,11 +46,12 @@ from spcl_lib.data import scenes
 from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
-from spcl_lib.runs.ablation import CROP_SCALES, crop_scale_configs
+from spcl_lib.runs.ablation import CROP_SCALES, FOLLOWED, crop_scale_configs
 from spcl_lib.runs.league import League, Settings, run_league
 from spcl_lib.runs.notebooks import describe_figures, execute, notebook_file, notebook_names
 from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
 from spcl_lib.runs.settings import make_config, methods_of
+from spcl_lib.runs.snapshots import load_trace
 from spcl_lib.runs.splits import identify_all, load_splits
 from spcl_lib.runs.store import Run
 from spcl_lib.system.errors import UserError
@@ -57,6 +60,9 @@ from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.weights import save_tensors
 from spcl_lib.train import batches_of_epoch, make_optimizer, set_learning_rates
+from spcl_lib.viewer import figures, style
+from spcl_lib.viewer.explorer_page import starting_class, view_without_label
+from spcl_lib.viewer.heat import draw_heat, picture_of
 from spcl_lib.views import Views
 
 HERE = Path(__file__).resolve().parent
@@ -156,6 +162,38 @@ def photograph(file: Path = HERE / "coffee-heatmaps.safetensors") -> str:
     with atomic_write(file) as temporary:
         save_tensors(dict(zip(shown, torch.stack(kept, 1), strict=True)), temporary)
     return f"{file.name}: after 1, 10 and 300 crops"
+
+
+def overview(file: Path = HERE / "overview.png") -> str:
+    """Draws README's picture: a scene whose crop has lost the label, and what SCL says of it."""
+    config = make_config("scenes", "scl", 0, "cpu", {"snapshots": FOLLOWED})
+    trace = load_trace(*_finish([config]))
+    image = next(i for i in trace.most_corrected() if trace.hidden()[i].sum() == 1)
+    view, given = view_without_label(trace, image), int(trace.observed[image].int().argmax())
+    hidden = starting_class(trace, image)
+    whole, heat = trace.data.images[[image]], trace.heatmaps[-1, image] / 255  # (C, W, W)
+    target, _ = trace.bank(-1, image).read(torch.tensor([0]), view, trace.heatmaps.shape[-1])
+    full, crop = (picture_of(part[0], 240) for part in (whole, view.crop(whole, 64)))
+    label, other = (f"“{trace.data.classes[c]}”" for c in (given, hidden))
+    shown = [
+        (full, f"one image, one label:\n{label}"),
+        (crop, f"a crop that lost it: AN still\nasks for {label}, nothing else"),
+        (draw_heat(full, heat[given]), f"heatmap of {label},\nits label"),
+        (draw_heat(full, heat[hidden]), f"heatmap of {other},\nwhich nobody labelled"),
+        (draw_heat(crop, target[0, hidden]), f"read through the crop:\nSCL's target for {other}"),
+    ]
+    figure, (row,) = figures.panels(1, len(shown), 2.6, text=0.5)
+    figure.set_figwidth(2.6 * len(shown) + 0.7)  # room for the colour bar
+    for axes, (picture, title) in zip(row, shown, strict=True):
+        figures.show(axes, picture, title)
+    for axes in row[[0, 2, 3]]:
+        figures.draw_box(axes, view.boxes[0])
+    figure.colorbar(ScalarMappable(cmap=style.HEAT), ax=list(row), label="probability", pad=0.01,
+                    shrink=0.9)  # fmt: skip
+    with atomic_write(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+        temporary.write_bytes(_with_fewer_colours(temporary.read_bytes()))
+    return f"{file.name}: image {image} of scenes"
 
 
 # --- what runs give -------------------------------------------------------------------------------
@@ -278,7 +316,8 @@ def _measure(name: str, configs: Sequence[RunConfig]) -> str:
         table = table[table.measure.isin(["AUROC", "AP"]) & (table.least == LEAST)]
     file = HERE / f"{name}-{first.dataset}-{first.profile}.csv"
     with atomic_write(file) as temporary, temporary.open("w") as out:
-        out.write(f"# make.py; {date.today()}; torch {torch.__version__}\n")
+        what = f"{name.removeprefix('crop-')} {first.dataset} {first.profile}"
+        out.write(f"# make.py {what}; {date.today()}; torch {torch.__version__}\n")
         table.round({"value": 4}).to_csv(out, index=False)
     return f"{file.name}: {len(table)} rows"
 
@@ -357,26 +396,27 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
                 out.metadata = {}
             png = out.get("data", {}).get("image/png", "")
             if len(png) > 30_000:
-                out.data["image/png"] = min(png, _with_fewer_colours(png), key=len)
+                smaller = base64.b64encode(_with_fewer_colours(base64.b64decode(png))).decode()
+                out.data["image/png"] = min(png, smaller, key=len)
     describe_figures(notebook)
 
 
-def _with_fewer_colours(png: str) -> str:
-    """A figure with 256 colours, in base64; a picture then has a third of its size.
+def _with_fewer_colours(png: bytes) -> bytes:
+    """A figure with 256 colours; a picture then has a third of its size.
 
     The colours are chosen by coverage, not by frequency, else colour scales would show bands.
     """
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    image = Image.open(io.BytesIO(png)).convert("RGB")
     palette = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
     buffer = io.BytesIO()
     image.quantize(256, **palette).save(buffer, "png", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 MAKERS = {
-    "backbone": backbone, "photograph": photograph, "runs": runs, "ablations": ablate,
-    "recovery": recovery, "factored": factored, "league": league, "whole": whole,
-    "notebooks": notebooks,
+    "backbone": backbone, "photograph": photograph, "overview": overview, "runs": runs,
+    "ablations": ablate, "recovery": recovery, "factored": factored, "league": league,
+    "whole": whole, "notebooks": notebooks,
 }  # fmt: skip
 
 if __name__ == "__main__":

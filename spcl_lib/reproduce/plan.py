@@ -1,37 +1,30 @@
-"""The plan: experiments -> runs -> executed notebooks -> index.html.
+"""`reproduce`: experiments -> runs -> executed notebooks -> index.html.
 
-An `Experiment` is one data set with one profile. What is finished is skipped, so the same command
-goes on after a stop. `steps` carries out the plan.
+What is finished is skipped. A page is finished if it is newer than the notebook and the runs that
+it shows.
 """
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spcl_lib.config import RunConfig
-from spcl_lib.runs.ablation import FOLLOWED, crop_scale_configs
+from spcl_lib.runs.ablation import FOLLOWED
+from spcl_lib.runs.league import League, run_league
 from spcl_lib.runs.notebooks import notebook_file, notebook_names
-from spcl_lib.runs.profiles import usual_profile
-from spcl_lib.runs.settings import WITHOUT_OBJECTS, changes, make_config, methods_of
+from spcl_lib.runs.profiles import cost, duration, usual_profile
+from spcl_lib.runs.schedule import Task, run_all, run_tasks
+from spcl_lib.runs.settings import changes, make_config, methods_of
 from spcl_lib.runs.splits import identify_data
-from spcl_lib.runs.store import run_folder
-from spcl_lib.system import VERSION, paths
+from spcl_lib.runs.store import Run, run_folder
+from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
-# Measured seconds of a notebook on one core, without the runs that it shows.
-NOTEBOOK_SECONDS = {
-    "00_tour": 30, "01_train": 10, "02_results": 10, "03_crop_recovery": 30, "04_heatmaps": 15,
-    "05_folder": 45, "06_benchmark": 10, "07_ablations": 10, "08_scaling": 30, "09_exercises": 5,
-}  # fmt: skip
-# 03 and 05 assert what they say, so they train as long in a smoke test.
-_SMOKE_NOTEBOOKS = {"00_tour": {"epochs": 4, "train_images": 200}}
-_EXTRA_PROFILES = {"voc2007": ("long",)}  # with --all, in addition to the usual profile
-_FOLLOWED_METHODS = ("scl", "an")  # 04_heatmaps shows them
 _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet")
 
 
@@ -41,143 +34,66 @@ class Experiment:
 
     Attributes:
         main: the runs of the table: methods x seeds.
-        ablation: the runs of the crop-scale ablation, if the plan includes it.
         followed: runs that follow some images over the epochs, for 04_heatmaps.
         data_root: see `paths.data_root`.
     """
 
     main: tuple[RunConfig, ...]
-    ablation: tuple[RunConfig, ...] = ()
-    followed: tuple[RunConfig, ...] = ()
-    data_root: str | None = None
+    followed: tuple[RunConfig, ...]
+    data_root: str | None
 
     @property
     def name(self) -> str:
-        """Data set, profile and a code for changed settings, if any: "voc2007-cpu"."""
+        """The folder of the runs, such as "scenes-cpu", and a code for changed settings, if any."""
         first = self.main[0]
         digest = [first.digest()] if changes(first) else []
-        return "-".join([first.dataset, first.profile, *digest])
-
-    @property
-    def runs(self) -> list[RunConfig]:
-        """All runs, each once."""
-        return list(dict.fromkeys([*self.main, *self.ablation, *self.followed]))
-
-    @property
-    def explorer(self) -> Path:
-        """The page that explores the heatmaps of the followed runs."""
-        usual = self.name == "scenes-cpu"
-        return paths.results() / ("explorer.html" if usual else f"explorer-{self.name}.html")
-
-
-@dataclass(frozen=True)
-class NotebookTask:
-    """A notebook to execute.
-
-    Attributes:
-        notebook: its name, as in "02_results".
-        name: name of the executed file; different for every experiment.
-        parameters: parameters that differ from the notebook's defaults.
-        runs: the runs that it shows.
-    """
-
-    notebook: str
-    name: str
-    parameters: dict[str, object]
-    runs: tuple[RunConfig, ...] = ()
-
-    @property
-    def output(self) -> Path:
-        """The executed notebook; its page is beside it."""
-        return paths.results() / "notebooks" / f"{self.name}.ipynb"
-
-    def key(self) -> str:
-        """A text that changes with the notebook, its parameters and the runs that it shows."""
-        files = [notebook_file(self.notebook), *(run_folder(c) / "metrics.json" for c in self.runs)]
-        parts = [f.read_bytes() for f in files if f.is_file()]
-        parts += [VERSION.encode(), json.dumps(self.parameters, sort_keys=True).encode()]
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+        return "-".join([run_folder(first).parent.name, *digest])
 
 
 def experiment_of(
     dataset: str,
     profile: str,
-    methods: Sequence[str] = (),
-    seeds: Sequence[int] = (0, 1, 2),
-    overrides: dict[str, object] | None = None,
+    methods: Iterable[str] = (),
+    seeds: Iterable[int] = (0, 1, 2),
+    overrides: Mapping[str, object] | None = None,
     data_root: str | Path | None = None,
-    ablation: bool = False,
 ) -> Experiment:
-    """The experiment on one data set.
-
-    Args:
-        dataset: a key of PROFILES.
-        profile: a key of PROFILES[dataset].
-        methods: keys of METHODS; by default the paper's methods that the data set allows.
-        seeds: seeds of the training.
-        overrides: other settings, for all runs.
-        data_root: see `paths.data_root`.
-        ablation: whether to include the crop-scale ablation.
-
-    Raises:
-        UserError: a name is unknown, a setting is wrong, or the data are missing.
-    """
-    overrides = dict(overrides or {})
-    names = list(dict.fromkeys(methods)) or methods_of(dataset)
-    seeds = list(dict.fromkeys(seeds))
-    main = [make_config(dataset, m, s, profile, overrides) for m in names for s in seeds]
-    more = crop_scale_configs(dataset, profile, seeds, overrides=overrides) if ablation else []
-    followed = [
-        make_config(dataset, m, 0, profile, {"snapshots": FOLLOWED} | overrides)
-        for m in _FOLLOWED_METHODS
-    ]
+    """The experiment on one data set, by default with the paper's methods that it allows."""
+    own = dict(overrides or {})
+    names, seeds = dict.fromkeys(methods or methods_of(dataset)), dict.fromkeys(seeds)
+    main = [make_config(dataset, m, s, profile, own) for m in names for s in seeds]
+    own = {"snapshots": FOLLOWED} | own
+    followed = [make_config(dataset, method, 0, profile, own) for method in ("scl", "an")]
     content = identify_data(main[0], data_root).content
-    parts = [tuple(replace(c, content=content) for c in part) for part in (main, more, followed)]
-    return Experiment(*parts, None if data_root is None else str(paths.real_path(data_root)))
+    main, followed = (tuple(replace(c, content=content) for c in p) for p in (main, followed))
+    return Experiment(main, followed, data_root and str(paths.real_path(data_root)))
 
 
 def all_experiments(
-    dataset: str | None, seeds: Sequence[int], data_root: str | Path | None
+    dataset: str | None, seeds: Iterable[int], data_root: str | Path | None
 ) -> list[Experiment]:
-    """Every experiment of all existing data sets, or of one data set.
-
-    Raises:
-        UserError: `dataset` names a data set that is missing.
-    """
+    """Every experiment of all existing data sets, or of one data set, which must exist."""
     found = []
     for name in [dataset] if dataset else _EVERYWHERE:
-        has_objects = name not in WITHOUT_OBJECTS
         try:
-            found.append(
-                experiment_of(name, usual_profile(name), (), seeds, None, data_root, has_objects)
-            )
+            found.append(experiment_of(name, usual_profile(name), (), seeds, None, data_root))
         except UserError as error:
             if dataset:
                 raise
             print(f"without {name}: {error}")
-            continue
-        found += [
-            experiment_of(name, profile, ("an", "en_scl", "full"), seeds, None, data_root)
-            for profile in _EXTRA_PROFILES.get(name, ())
-        ]
     return found
 
 
-def notebook_tasks(experiments: Sequence[Experiment]) -> list[NotebookTask]:
-    """Every notebook of the project; a notebook that shows runs once for each experiment."""
-    tasks = [task for experiment in experiments for task in _tasks_of(experiment)]
-    known = {task.notebook for task in tasks}
-    sizes = _SMOKE_NOTEBOOKS if experiments[0].main[0].profile == "smoke" else {}
-    tasks += [
-        NotebookTask(name, name, sizes.get(name, {}))
-        for name in notebook_names()
-        if name not in known
-    ]
-    return sorted(tasks, key=lambda task: task.name)
+def later_steps(experiments: Sequence[Experiment]) -> list[Task]:
+    """Every notebook, those that show runs once for each experiment; and the explorers."""
+    found = [task for experiment in experiments for task in _steps_of(experiment)]
+    known = {task.arguments[0] for task in found}
+    found += [_execution(name, name, {}) for name in notebook_names() if name not in known]
+    return sorted(found, key=lambda task: task.name)
 
 
-def _tasks_of(experiment: Experiment) -> list[NotebookTask]:
-    """The notebooks that show an experiment's runs."""
+def _steps_of(experiment: Experiment) -> list[Task]:
+    """The notebooks that show an experiment's runs, and its explorer."""
     first = experiment.main[0]
     shown = {
         "dataset": first.dataset, "profile": first.profile,
@@ -186,11 +102,103 @@ def _tasks_of(experiment: Experiment) -> list[NotebookTask]:
     }  # fmt: skip
     example = next((c for c in experiment.main if c.method == "scl"), first)
     end = "" if experiment.name == "scenes-cpu" else f"-{experiment.name}"
-    return [
-        NotebookTask(name, name + end, parameters, runs)
+    steps = [
+        _execution(name, name + end, parameters, runs)
         for name, parameters, runs in (
-            ("01_train", {"config_file": str(run_folder(example) / "config.json")}, (example,)),
+            ("01_train", {"config_file": str(run_folder(example) / "config.json")}, [example]),
             ("02_results", {"source": "results", **shown}, experiment.main),
             ("04_heatmaps", {**shown, "images": FOLLOWED}, experiment.followed),
         )
     ]
+    page = paths.results() / f"explorer-{experiment.name}.html"
+    arguments = ["explore", "--out", str(page), "--run"]
+    arguments += [str(run_folder(config)) for config in experiment.followed]
+    return [*steps, _task("spcl_lib", arguments, page, [], experiment.followed)]
+
+
+def _execution(
+    notebook: str, name: str, parameters: Mapping[str, object], runs: Sequence[RunConfig] = ()
+) -> Task:
+    """The execution of a notebook as results/notebooks/NAME.ipynb; `runs` are what it shows."""
+    page = paths.results() / "notebooks" / f"{name}.html"
+    arguments = [notebook, str(page.with_suffix(".ipynb")), json.dumps(parameters)]
+    return _task("spcl_lib.reproduce.pages", arguments, page, [notebook_file(notebook)], runs)
+
+
+def _task(
+    module: str, arguments: list[str], page: Path, files: list[Path], runs: Sequence[RunConfig]
+) -> Task:
+    """A task that writes a page, unless it is newer than the files and runs that it shows."""
+    sources = files + [run_folder(config) / "metrics.json" for config in runs]
+
+    def is_done() -> bool:
+        times = [source.stat().st_mtime_ns for source in sources if source.is_file()]
+        return page.is_file() and page.stat().st_mtime_ns > max(times, default=0)
+
+    return Task(page.stem, arguments, page.with_suffix(".log"), is_done, module=module)
+
+
+def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
+    """Prints every step, whether it is finished, and the cost of the rest."""
+    to_run = 0.0  # seconds
+    for experiment in experiments:
+        print(f"{experiment.name}:")
+        one = cost(experiment.main[0].dataset, experiment.main[0].profile)
+        for config in experiment.main + experiment.followed:
+            done, folder = Run.of(config).metrics, run_folder(config)
+            state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
+            print(f"  run   {folder.parent.name}/{folder.name:26} {state}")
+            to_run += one * (done is None)
+        print(f"  one run: {duration(one)}")
+    for task in later_steps(experiments):
+        print(f"  page  {task.name}: {'finished' if task.is_done() else 'to do'}")
+    print(f"to do: runs of about {duration(to_run / jobs)} in all with {jobs} side by side")
+
+
+def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
+    """Carries out the plan, finished steps only if `force`; returns 1 if a step failed, else 0."""
+    for name in ("papermill", "nbconvert", "seaborn"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"the notebooks need {name}: pip install 'spcl[notebooks]'")
+    from spcl_lib.reproduce.pages import readable, write_index
+
+    failed: list[Task] = []
+    for experiment in experiments:
+        runs = experiment.main + experiment.followed
+        failed += run_all(runs, experiment.data_root, jobs, force)
+        done = [metrics for c in experiment.main if (metrics := Run.of(c).metrics) is not None]
+        print(f"\n{readable(done).to_string(index=False) if done else 'no run has finished'}\n")
+    waiting = [task for task in later_steps(experiments) if force or not task.is_done()]
+    failed += run_tasks(waiting, jobs, "pages")
+    for task in failed:
+        print(f"failed: {task.name}, log: {task.log}")
+    print(f"table: {paths.results() / 'summary.csv'}\npage:  {write_index()}")
+    return 1 if failed else 0
+
+
+def show_league_plan(league: League, jobs: int) -> None:
+    """Prints how much of each round is finished, up to the round that is not, and the cost."""
+    left, one = league.most_runs(), cost(league.dataset, league.profile)
+    for title, configs in league.rounds():
+        done = [Run.of(config).metrics is not None for config in configs]
+        print(f"{league.dataset} {title}: {sum(done)} of {len(done)} runs finished")
+        left -= sum(done)
+        if not all(done):
+            print(f"one run: {duration(one)}")
+            print(f"to do: at most {left} runs, about {duration(one * left / jobs)} in all with "
+                  f"{jobs} side by side", flush=True)  # fmt: skip
+            return
+
+
+def reproduce_league(league: League, jobs: int) -> bool:
+    """Makes the unfinished runs of a league, and prints its table; returns whether all finished."""
+    show_league_plan(league, jobs)
+    if run_league(league, jobs):
+        return False
+    from spcl_lib.analysis.intervals import summary
+    from spcl_lib.analysis.league import collect, league_table
+
+    table = summary(league_table(collect(league))).sort_values("mAP", ascending=False)
+    table = table.drop(columns=["study", "dataset", "profile"])
+    print(table.round(2).to_string(index=False))
+    return True

@@ -8,27 +8,17 @@ from typing import Any
 
 from spcl_lib.runs.evaluation import Evaluation, Row
 from spcl_lib.runs.predictor import LabelRule, Predictor, one_sided
-from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import write_json
-
-_WIDTH = 30  # characters of a class's name
 
 
 def evaluation_lines(found: Evaluation, rule: LabelRule, expected_positives: float) -> list[str]:
-    """All numbers as lines of text: mAP, what thresholds give, and a table of the classes.
-
-    Args:
-        found: the evaluation.
-        rule: which scores are labels.
-        expected_positives: see `Evaluation.rule_rows`.
-    """
+    """All numbers as lines of text: mAP, what thresholds give, and a table of the classes."""
     metrics, single = found.metrics(), found.single
-    count, without = len(found.scores), metrics["classes_without_positive"]
     each = f"all labels known, {float(found.labels.sum(1).double().mean()):.2f} labels each"
-    lines = [f"{count:,} images, {'one known label each' if single else each}",
-             f"mAP {metrics['mAP']:.2f} %"]  # fmt: skip
-    if without:
-        lines[1] += f", without {without} classes that no image shows"
+    lines = [f"{len(found.scores):,} images, {'one known label each' if single else each}"]
+    without = metrics["classes_without_positive"]
+    more = f", without {without} classes that no image shows" if without else ""
+    lines.append(f"mAP {metrics['mAP']:.2f} %{more}")
     if single:
         lines.append("A label that nobody gave counts as wrong here, so the true mAP is higher.")
     rows = found.rule_rows(rule, expected_positives)
@@ -43,33 +33,18 @@ def evaluation_lines(found: Evaluation, rule: LabelRule, expected_positives: flo
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    first, *rest = columns
-    lines = [f"{first:{_WIDTH}}" + "".join(f"{name:>11}" for name in rest)]
-    for row in rows:
-        name = row[first] if len(row[first]) <= _WIDTH else f"{row[first][: _WIDTH - 1]}…"
-        lines.append(f"{name:{_WIDTH}}" + "".join(f"{_number(row[n], n):>11}" for n in rest))
-    return lines
+    cells = [columns, *([_text(row[name]) for name in columns] for row in rows)]
+    return [f"{first:30}" + "".join(f"{cell:>11}" for cell in rest) for first, *rest in cells]
 
 
-def _number(value: Any, name: str) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{1 + (name == 'per image')}f}"
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def write_evaluation(
     found: Evaluation, predictor: Predictor, expected_positives: float, folder: Path
 ) -> Path:
-    """Writes evaluation.json, with all numbers.
-
-    Returns:
-        The file.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"'{folder}' is a file; --out needs a folder")
+    """Writes evaluation.json, with all numbers; returns the file."""
     rule, file = predictor.rule, folder / "evaluation.json"
     write_json(file, {
         "size": predictor.size, "pooling": str(predictor.pooling), "rule": str(rule),

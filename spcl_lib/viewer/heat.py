@@ -1,16 +1,15 @@
 """Draws a heatmap over its image: as cells for figures, smoothly for photographs.
 
-It uses Pillow, because a matplotlib figure takes ten times as long. Figures show the picture that
-this module gives.
+It uses Pillow, because a matplotlib figure takes ten times as long.
 """
 
 from __future__ import annotations
 
-import functools
-
+import matplotlib
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from spcl_lib.viewer.style import HEAT
 
@@ -34,45 +33,35 @@ def draw_heat(
     if seen is not None:
         opacity = opacity * seen.cpu()
     colours = Image.fromarray(heat_colours(values.numpy()))
-    large = np.asarray(colours.resize(image.size, Image.Resampling.NEAREST), np.float32)
+    large = colours.resize(image.size, Image.Resampling.NEAREST)
     share = Image.fromarray(opacity.numpy()).resize(image.size, Image.Resampling.NEAREST)
-    share = np.asarray(share)[..., None]
-    grey = np.asarray(image.convert("L"), np.float32)[..., None]
-    return Image.fromarray(((1 - share) * grey + share * large).round().astype(np.uint8))
+    return _mixed(image.convert("L").convert("RGB"), np.asarray(large), np.asarray(share))
 
 
 def draw_smooth_heat(image: Image.Image, heat: Tensor) -> Image.Image:
-    """Draws a heatmap over its image in colour, without edges between the cells.
+    """Draws a heatmap (G, H) over its image in colour, without edges between the cells.
 
-    Where the probability is 0, the image stays as it is. The scale is that of all pictures: opacity
-    and colour depend on the probability and on nothing else.
-
-    Args:
-        image: RGB.
-        heat: (G, H) probabilities.
+    Where the probability is 0, the image stays as it is. Opacity and colour depend on the
+    probability and on nothing else, in all pictures.
     """
     cells = Image.fromarray(heat.detach().float().cpu().numpy())
     smooth = np.asarray(cells.resize(image.size, Image.Resampling.BICUBIC))
     values = smooth.clip(0, 1)  # bicubic values can leave 0..1
-    share = (_SMOOTH * values)[..., None]
-    mixed = (1 - share) * np.asarray(image, np.float32) + share * heat_colours(values)
+    return _mixed(image, heat_colours(values), _SMOOTH * values)
+
+
+def _mixed(image: Image.Image, colours: np.ndarray, share: np.ndarray) -> Image.Image:
+    share = share[..., None]
+    mixed = (1 - share) * np.asarray(image, np.float32) + share * colours
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:
     """The colours (..., 3) uint8 of probabilities (...) in [0, 1]."""
-    return _palette()[(values * 255).round().astype(np.uint8)]
+    return matplotlib.colormaps[HEAT](values, bytes=True)[..., :3]
 
 
 def picture_of(image: Tensor, side: int) -> Image.Image:
     """An image (3, S, S) in 0..255 as a picture of `side` pixels."""
-    array = image.permute(1, 2, 0).round().clamp(0, 255).byte().cpu().numpy()
-    return Image.fromarray(array).resize((side, side), Image.Resampling.BICUBIC)
-
-
-@functools.cache
-def _palette() -> np.ndarray:
-    """(256, 3) uint8."""
-    import matplotlib
-
-    return (matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    whole = to_pil_image(image.round().clamp(0, 255).byte().cpu())
+    return whole.resize((side, side), Image.Resampling.BICUBIC)

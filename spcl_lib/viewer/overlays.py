@@ -10,21 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.images import upright
 from spcl_lib.system.errors import printable
 from spcl_lib.system.files import atomic_write
-from spcl_lib.viewer.heat import draw_smooth_heat
-from spcl_lib.viewer.style import font
+from spcl_lib.viewer.heat import draw_smooth_heat, picture_of
 
 _MOST = 5  # most labels that are shown for an image
 _SIDE = 280  # pixels, longer side of an image in the picture
-_LONGEST_NAME = 200  # bytes
 _COLUMNS = 3  # most images side by side
-_GAP, _LINE, _TEXT = 10, 22, 13  # pixels: space between parts, height of a line, size of letters
+_GAP, _LINE = 10, 22  # pixels: space between parts, height of a line
+_FONT = ImageFont.truetype(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.ttf", 13)
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,9 @@ class OverlayFolder:
         self, image: Path, name: str, classes: Sequence[str], maps: Tensor, scores: Tensor,
         chosen: Tensor, rule: str,
     ) -> None:  # fmt: skip
-        """Writes a JPEG: the image, and under the map of up to five labels, or the highest score.
+        """Writes NAME.jpg: the image, and under the map of up to five labels or the highest score.
 
-        Args:
-            image: the image file.
-            name: its path in the predictions; the picture of "a/b.png" is "a/b.png.jpg".
-            classes: C names.
-            maps: (C, G, G) probabilities.
-            scores: (C,) scores of the whole image.
-            chosen: (C,) bool, the labels.
-            rule: which scores are labels, in words.
+        For the arguments see `runs.predict.Overlays`.
         """
         order = scores.argsort(descending=True)
         present = order[chosen[order]][:_MOST]
@@ -54,14 +48,9 @@ class OverlayFolder:
         says = f"{image.name} ({'labels' if len(present) else 'no label'}: {rule})"
         titles = [f"{scores[c]:.2f}  {classes[c]}" for c in shown.tolist()]
         picture = overlays(shrink(image, _SIDE), maps[shown], [says, *titles])
-        with atomic_write(self.folder / f"{_short(name)}.jpg") as temporary:
+        leaf = os.fsdecode(os.fsencode(image.name)[:200])  # file names have at most 255 bytes
+        with atomic_write(self.folder / Path(name).parent / f"{leaf}.jpg") as temporary:
             picture.save(temporary, format="jpeg", quality=85)
-
-
-def _short(name: str) -> str:
-    """The path with an end that leaves room for more; file names have at most 255 bytes."""
-    folder, slash, leaf = name.rpartition("/")
-    return folder + slash + os.fsdecode(os.fsencode(leaf)[:_LONGEST_NAME])
 
 
 def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.Image:
@@ -73,31 +62,35 @@ def overlays(image: Image.Image, maps: Tensor, titles: Sequence[str]) -> Image.I
         titles: 1 + K texts: one above the picture, then one above every map.
     """
     panels = [image, *(draw_smooth_heat(image, heat) for heat in maps)]
-    width, height = image.size[0] + _GAP, image.size[1] + _LINE + _GAP
+    width, height = image.width + _GAP, image.height + _LINE + _GAP
     columns, rows = min(len(panels), _COLUMNS), -(-len(panels) // _COLUMNS)
     picture = Image.new("RGB", (_GAP + columns * width, _GAP + 2 * _LINE + rows * height), "white")
-    draw = ImageDraw.Draw(picture)
-    _write(draw, (_GAP, _GAP), titles[0], picture.width - 2 * _GAP)
+    picture.paste(_line(titles[0], picture.width - _GAP), (_GAP, _GAP))
     bar = draw_smooth_heat(Image.new("RGB", (120, 12), "#808080"), torch.linspace(0, 1, 120)[None])
     picture.paste(bar, (_GAP, _GAP + _LINE + 2))
-    _write(draw, (_GAP + 128, _GAP + _LINE), "probability 0 to 1", width)
+    picture.paste(_line("probability 0 to 1", width), (_GAP + 128, _GAP + _LINE))
     for i, (panel, title) in enumerate(zip(panels, ["", *titles[1:]], strict=True)):
         left, top = _GAP + i % columns * width, _GAP + 2 * _LINE + i // columns * height
-        _write(draw, (left, top), title, image.size[0])
+        picture.paste(_line(title, image.width), (left, top))
         picture.paste(panel, (left, top + _LINE))
     return picture
+
+
+def _line(text: str, width: int) -> Image.Image:
+    """A text in one line, cut off where it is too wide."""
+    line = Image.new("RGB", (width, _LINE), "white")
+    ImageDraw.Draw(line).text((0, 0), printable(text), "black", _FONT)
+    return line
+
+
+def picture_in(data: ImageSet, index: int, longest: int) -> Image.Image:
+    """An image of a data set in its own shape; its longer side gets `longest` pixels."""
+    if data.files is not None:
+        return shrink(data.files[index], longest)
+    return picture_of(data.images[torch.tensor([index])][0], longest)
 
 
 def shrink(file: Path, longest: int) -> Image.Image:
     """The image of a file in its own shape; its longer side gets `longest` pixels."""
     with Image.open(file) as image:
         return ImageOps.contain(upright(image), (longest, longest), Image.Resampling.LANCZOS)
-
-
-def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:
-    """Writes a text in one line; if it is wider than `width`, dots replace its end."""
-    text = whole = printable(text)
-    while text and draw.textlength(text, font(_TEXT)) > width:
-        whole = whole[:-1]
-        text = f"{whole}…"
-    draw.text(corner, text, "black", font(_TEXT))

@@ -7,7 +7,7 @@ import pytest
 from spcl_lib.analysis import league as tables
 from spcl_lib.analysis.intervals import summary
 from spcl_lib.analysis.runs import keep, read_kept
-from spcl_lib.reproduce import steps
+from spcl_lib.reproduce import plan
 from spcl_lib.runs import league
 from spcl_lib.runs.league import League, grid, league_methods
 from spcl_lib.runs.settings import make_config
@@ -151,12 +151,12 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
 
 
 def test_the_cost_is_told_before_the_start(small, capsys):
-    steps.show_league_plan(small, 2)
+    plan.show_league_plan(small, 2)
     # 4 settings for each of an, gr, ren, full and for gr_scl; 5 x 4 poolings; 5 x 2 x 2 at the end
     assert "to do: at most 60 runs, about 5 min in all with 2 side" in capsys.readouterr().out
     finish_rounds(small, lambda c: 50.0 + (c.pooling == "top"))
     assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 60
-    steps.show_league_plan(small, 2)
+    plan.show_league_plan(small, 2)
     assert "to do" not in capsys.readouterr().out
 
 

@@ -3,16 +3,11 @@
 import csv
 import re
 import shutil
-from pathlib import Path
 
 import pytest
-import torch
 from small_folder import FOLDER, QUICK, make_folder
 
-from spcl_lib.analysis.audit import Suggestions
-from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.scenes import CLASSES
-from spcl_lib.viewer.audit_page import write_suggestions
 
 COLUMNS = ["path", "class", "kind", "score", "x0", "y0", "x1", "y1"]
 
@@ -76,15 +71,3 @@ def test_own_images_with_names_that_are_no_formula_and_no_html(spcl, results, tm
     assert all(row["path"].startswith(("./=cat/=cat ", "<b>dog/<b>dog ")) for row in rows)
     page = (tmp_path / "found" / "audit.html").read_text()
     assert "<b>dog" not in page and "has: &lt;b&gt;dog" in page and "not =cat?" in page
-
-
-def test_paths_lead_to_the_images_whatever_their_names_are(tmp_path):
-    images, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.eye(2).bool()
-    files = (Path("/photos/cat/1.jpg"), Path("/voc/JPEGImages/000005.jpg"))
-    data = ImageSet(images, labels, ("a", "b"), ("cat/1.jpg", "000005"), files=files)
-    pair, box = torch.tensor([0, 1]), torch.rand(2, 4)
-    write_suggestions(
-        tmp_path / "x.csv", [Suggestions("missing", pair, pair, torch.ones(2), box)], data
-    )
-    paths = [row["path"] for row in read_rows(tmp_path / "x.csv")]
-    assert paths == ["cat/1.jpg", str(files[1])]

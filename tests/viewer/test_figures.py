@@ -1,10 +1,9 @@
-"""Every figure is drawn without a warning, has labels, and no text is cut off or overlaps."""
+"""Every figure is drawn without a warning, and no text is cut off or overlaps."""
 
 import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from spcl_lib import Views
 from spcl_lib.data import scenes
@@ -21,39 +20,27 @@ def images():
 
 FIGURES = {
     "contact_sheet": lambda x: figures.contact_sheet(x, list("abcde"), columns=3),
-    "contact_sheet plain": lambda x: figures.contact_sheet(x[:1]),
     "show_views": lambda x: figures.show_views(
         x[0], Views.whole(2), x[:2].float(), ["the image, its label", "crop 1", "crop 2"]
     ),
     "overlay": lambda x: figures.overlay(
         x[0], torch.rand(3, 8, 8), ["a", "b", "c"], boxes=Views.whole(1).boxes
     ),
-    "overlay of zeros": lambda x: figures.overlay(x[:1], torch.zeros(1, 4, 4), ["a"], 0.5),
-    "targets": lambda x: figures.targets(
-        {"AN": {"cloud": 1.0, "skull": 0.0}, "SCL": {"cloud": 0.2, "skull": 0.7}},
-        present=["skull"],
-        given="cloud",
-    ),
+    "overlay of zeros": lambda x: figures.overlay(x[:1], torch.zeros(1, 4, 4), ["a"]),
 }
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_are_labelled_and_nothing_is_cut_off(name, images):
+def test_nothing_is_cut_off_and_no_titles_overlap(name, images):
     before = pyplot.get_fignums()
     figure = FIGURES[name](images)
-    assert isinstance(figure, Figure)
     assert pyplot.get_fignums() == before  # given back, not left open to be shown twice
     figure.draw_without_rendering()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert min(drawn.x0, drawn.y0) >= -0.02, drawn
     assert drawn.x1 <= width + 0.02 and drawn.y1 <= height + 0.02, drawn
-
-
-@pytest.mark.parametrize("name", ["targets"])
-def test_axes_say_what_they_show(name, images):
-    axes = FIGURES[name](images).axes[0]
-    assert axes.get_xlabel()
-    assert axes.get_ylabel() or len(axes.get_yticklabels()) > 1
+    titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
+    assert titles and not any(a.overlaps(b) for a in titles for b in titles if a is not b)
 
 
 def test_heat_has_a_scale_with_its_unit(images):
@@ -61,15 +48,8 @@ def test_heat_has_a_scale_with_its_unit(images):
     assert bar.get_ylabel() == "probability" and bar.get_ylim()[0] == 0
 
 
-def test_titles_of_panels_do_not_overlap(images):
-    figure = FIGURES["show_views"](images)
-    figure.draw_without_rendering()
-    titles = [axes.title.get_window_extent() for axes in figure.axes]
-    assert not any(a.overlaps(b) for a in titles for b in titles if a is not b)
-
-
 def test_every_method_has_its_own_colour_for_any_colour_vision():
-    colours = {name: to_rgb(style.colour(name)) for name in PAPER_METHODS}
+    colours = {name: to_rgb(style.COLOURS[name]) for name in PAPER_METHODS}
     assert len(set(colours.values())) == len(PAPER_METHODS)
     # Apart in lightness or in blue against yellow, which all common colour vision keeps.
     for a in colours.values():
