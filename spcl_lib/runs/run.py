@@ -202,8 +202,11 @@ def _train_and_report(own: Run, folder: Path, on_epoch: Listener) -> Metrics:
     }  # fmt: skip
     averages = {} if parts.method.bank is None else parts.method.bank.tensors()
     bank = {name: part.cpu() for name, part in ranks.merge_all(averages).items()}
-    tensors = {"weights": parts.model.state_dict(), "bank": bank, "scores": scores}
-    ranks.from_first(lambda: _write(folder, parts, tensors, metrics))
+    files = {
+        "weights": parts.model.state_dict(), "bank": bank, "scores": scores,
+        "snapshots": {} if parts.recorder is None else parts.recorder.tensors(),
+    }  # fmt: skip
+    ranks.from_first(lambda: _write(folder, files, metrics))
     return metrics
 
 
@@ -261,15 +264,11 @@ def _mean(scores: Tensor, data: ImageSet) -> float:
     return mean_average_precision(scores, data.labels, data.ignored)
 
 
-def _write(
-    folder: Path, parts: _Parts, tensors: Mapping[str, Mapping[str, Tensor]], metrics: Metrics
-) -> None:
+def _write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], metrics: Metrics) -> None:
     """Writes the results; metrics.json comes last, so that a run with it is complete."""
     (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run with other settings
-    for name, values in tensors.items():
-        if values:
+    for name, tensors in files.items():
+        if tensors:
             with atomic_write(folder / f"{name}.safetensors") as temporary:
-                save_tensors(values, temporary)
-    if parts.recorder is not None:
-        parts.recorder.save(folder)
+                save_tensors(tensors, temporary)
     write_metrics(folder, metrics)

@@ -27,8 +27,6 @@ from spcl_lib.model import SpatialClassifier, normalise
 from spcl_lib.pooling import pooling_of
 from spcl_lib.runs.store import FinishedRun, Run, read_tensors
 from spcl_lib.system import ranks
-from spcl_lib.system.files import atomic_write
-from spcl_lib.system.weights import save_tensors
 from spcl_lib.train import maps_of_views
 from spcl_lib.views import Views
 
@@ -49,11 +47,9 @@ class Recorder:
         for name, tensor in _take(model, method.bank, self.images, self.side).items():
             self.taken.setdefault(name, []).append(tensor)
 
-    def save(self, folder: Path) -> None:
-        """Writes the file of a finished run."""
-        stacked = {name: torch.stack(parts) for name, parts in self.taken.items()}
-        with atomic_write(folder / FILE) as temporary:
-            save_tensors(stacked, temporary)
+    def tensors(self) -> dict[str, Tensor]:
+        """All snapshots, for the file of a finished run."""
+        return {name: torch.stack(parts) for name, parts in self.taken.items()}
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """All snapshots so far."""
