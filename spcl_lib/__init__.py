@@ -6,11 +6,6 @@ The method is in the modules beside this file. README.md in this folder says how
 from importlib import import_module
 from typing import Any
 
-from spcl_lib.system.processes import say_stopped_while_loading
-
-say_stopped_while_loading()  # before torch, which takes seconds to load
-
-# ruff: noqa: E402
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.evaluate import mean_average_precision
 from spcl_lib.losses import MethodSettings, spatial_consistency

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import signal
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,27 +19,22 @@ from spcl_lib.config import RunConfig
 from spcl_lib.losses import TERMS
 from spcl_lib.methods import METHODS, title_of
 from spcl_lib.pooling import KINDS, parse_pooling
-from spcl_lib.runs.profiles import (
-    METHODS_IN_SHORT,
-    PROFILES,
-    usual_dataset,
-    usual_method,
-    usual_profile,
-)
-from spcl_lib.runs.settings import describe_settings, make_config, methods_of, parse_overrides
+from spcl_lib.runs.profiles import PROFILES, usual_dataset, usual_method, usual_profile
+from spcl_lib.runs.settings import describe_settings, make_config, parse_overrides
 from spcl_lib.system import VERSION, paths, ranks
-from spcl_lib.system.errors import UserError, one_line, printable
+from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import explain_refusals
 from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.memory import keep_freed_memory
-from spcl_lib.system.processes import PARENT, Terminated, end_with_parent, raise_when_stopped
+from spcl_lib.system.processes import PARENT, end_with_parent
 
 if TYPE_CHECKING:
     from spcl_lib.runs.predictor import Predictor
     from spcl_lib.runs.store import Run
 
 Options = argparse.Namespace
-Command = Callable[[Options], int]  # returns the exit status
+Command = Callable[[Options], int | None]  # returns the exit status; None counts as 0
+_COMMANDS: dict[str, tuple[Command, dict[str, dict[str, Any]]]] = {}  # with their options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,22 +42,31 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 success, 1 a failed run, 2 a user's mistake, 128 + N after signal N.
     """
-    goes_on = False
+    goes_on = ""
     keep_freed_memory()
     try:
         options = make_parser().parse_args(arguments)
         if options.command is not _run and ranks.count_started() > 1:
             raise UserError("torchrun is only for `run`; give this command to python -m spcl_lib")
-        goes_on = options.command in (_run, _reproduce)
+        if options.command in (_run, _reproduce):
+            goes_on = "; the same command goes on from the last checkpoint, if there is one"
         with explain_refusals():
-            return options.command(options)
+            return options.command(options) or 0
+    except ModuleNotFoundError as error:
+        print(
+            f"spcl: error: this needs {error.name}: pip install 'spcl[notebooks]'", file=sys.stderr
+        )
+        return 2
     except UserError as error:
-        print(f"spcl: error: {one_line(error)}", file=sys.stderr)
+        print(f"spcl: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        how = "; the same command goes on from the last checkpoint, if there is one"
-        print(f"spcl: stopped{how if goes_on else ''}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        print(f"spcl: stopped{goes_on}", file=sys.stderr)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 # --- the parser -----------------------------------------------------------------------------------
@@ -74,148 +78,94 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See: {self.prog} --help")
 
 
-class _WithSettings(argparse.HelpFormatter):
-    """Adds the settings of `--set` to the help, only when it is shown."""
-
-    def format_help(self) -> str:
-        lines = ["", "settings (--set KEY=VALUE), with their defaults; profiles have their own:"]
-        return super().format_help() + "\n".join([*lines, *describe_settings(), ""])
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; `command` of its result is the function to call."""
     parser = _Parser(prog="spcl", description=__doc__, allow_abbrev=False)
     version = f"spcl {VERSION}, torch {torch.__version__}, python {platform.python_version()}"
     parser.add_argument("--version", action="version", version=version)
     names = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, (text, add_options, command) in _COMMANDS.items():
-        made = names.add_parser(name, help=text, allow_abbrev=False)
+    for name, (command, options) in _COMMANDS.items():
+        made = names.add_parser(name, help=command.__doc__, allow_abbrev=False)
         made.set_defaults(command=command)
-        add_options(made)
+        for option, about in options.items():
+            made.add_argument(option, **about)
+        if command is _run:
+            made.formatter_class = argparse.RawDescriptionHelpFormatter
+            made.epilog = "\n".join(["settings (--set KEY=VALUE):", *describe_settings()])
     return parser
 
 
-# --- options of several commands ------------------------------------------------------------------
+def _option(text: str, metavar: str | None = None, **more: Any) -> dict[str, Any]:
+    return {"help": text, "metavar": metavar, **more}
 
 
-def _add_data_options(parser: argparse.ArgumentParser, dataset: str | None = "scenes") -> None:
-    parser.add_argument("--dataset", default=dataset, help=", ".join(PROFILES))
-    parser.add_argument(
-        "--profile", help="frozen, cpu, smoke, ... (default: frozen for your own images, else cpu)"
-    )
-    parser.add_argument("--data-root", help="folder of the real data (else SPCL_DATA, else data/)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="override a setting; `run --help` lists all of them",
-    )  # fmt: skip
+def _flag(text: str) -> dict[str, Any]:
+    return {"help": text, "action": "store_true"}
 
 
-def _add_predictor_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run", required=True, metavar="DIR",
-        help="the run's folder, or a folder with only this run below it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--size", type=_size, metavar="N",
-        help="side in pixels to which images are resized (default: that of the run's evaluation). "
-        "Larger is slower, and often better: on VOC 2007, weights of profile cpu gave mAP 70.9 at "
-        "160, 74.3 at 192, 76.4 at 224 and 76.6 at 288; of profile frozen 72.7 at 192, 75.8 at "
-        "224 and 76.6 at 256",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threshold", type=_threshold, metavar="T",
-        help="score that makes a label, such as 0.5 (default: auto, the score that the expected "
-        "number of labels per image reached on training images)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--pooling", metavar="KIND",
-        help=f"another pooling of the score maps than the run's ({', '.join(KINDS)}), for instance "
-        "lse or lse:3 (with its strength); predict then needs --threshold or --top",
-    )  # fmt: skip
-
-
-def _add_label_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--top", type=int, metavar="K",
-        help="the K highest scores are labels; with --threshold, those of them that reach it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--fast", action="store_true",
-        help="compute in bfloat16 where the machine has it: probabilities differ by up to 0.06",
-    )  # fmt: skip
-
-
-def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="some of the methods")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2; with smoke: 0")
-    parser.add_argument("--jobs", type=int, help="runs side by side (default: one per core)")
-    parser.add_argument("--force", action="store_true", help="run again what is finished")
-    parser.add_argument("--list", action="store_true", help="show what would run, and stop")
-
-
-def _threshold(text: str) -> float | None:
-    if text == "auto":
-        return None
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"must be auto or in 0..1, not '{text}'")
-
-
-def _size(text: str) -> int:
-    if text.isdecimal() and 16 <= int(text) <= 4096:
+def _number(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
         return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number in 16..4096, not '{text}'")
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text}")
+
+
+_path = paths.expand_home
+_SHARED = {
+    "--dataset": _option(", ".join(PROFILES)),
+    "--profile": _option("frozen (default for your own images), cpu (default), smoke, ..."),
+    "--data-root": _option("folder of the data (else where a run had them, SPCL_DATA, data/)"),
+    "--set": _option("a setting; see `run --help`", "KEY=VALUE", action="append", default=[]),
+    "--run": _option("a run's folder, or one with only this run below", "DIR", required=True),
+    "runs": _option("runs, or folders of runs; the first is the base", nargs="+", type=_path),
+    "--size": _option("resize images to this side; larger is often better", "N", type=_number),
+    "--threshold": _option("least score of a label (default: the run's)", "T", type=float),
+    "--pooling": _option(f"another pooling of the maps: {', '.join(KINDS)}, lse:3, ...", "KIND"),
+    "--top": _option("the K highest scores are labels", "K", type=_number),
+    "--fast": _flag("bfloat16 where the machine has it: scores differ by up to 0.06"),
+    "--force": _flag("run again, or replace the file, if it is there"),
+}
+
+
+def _command(*shared: str, **own: dict[str, Any]) -> Callable[[Command], Command]:
+    """Makes a function a command: its name, its docstring as help, shared and own options."""
+
+    def register(command: Command) -> Command:
+        options = {name: _SHARED[name] for name in shared}
+        options |= {f"--{name}": about for name, about in own.items()}
+        _COMMANDS[command.__name__.strip("_")] = command, options
+        return command
+
+    return register
+
+
+def _refuse(options: Options, leading: str, *others: str) -> None:
+    for name in others:
+        if getattr(options, name) not in (None, [], False):
+            raise UserError(f"{leading} has all that it needs; --{name} does not go with it")
 
 
 def _overrides(options: Options) -> dict[str, object]:
     """The settings of `--set`; a weights file as an absolute path, valid in other folders, too."""
     found = parse_overrides(options.set)
     if found.get("weights", "auto") not in ("auto", "none", "torchvision"):
-        found["weights"] = os.path.abspath(os.path.expanduser(str(found["weights"])))
+        found["weights"] = os.path.abspath(_path(str(found["weights"])))
     return found
-
-
-def _seeds(options: Options) -> list[int]:
-    """The seeds without repeats; a smoke test needs only one seed."""
-    usual = [0] if options.profile == "smoke" else [0, 1, 2]
-    return list(dict.fromkeys(options.seeds or usual))
-
-
-def _jobs(options: Options) -> int:
-    """The number of runs side by side; a GPU is best used by one."""
-    usual = 1 if choose_device().type == "cuda" else count_cores()
-    jobs = usual if options.jobs is None else options.jobs
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1; got {jobs}")
-    return jobs
 
 
 # --- commands; each has its own imports, so that the others start fast ---------------------------
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = _WithSettings
-    _add_data_options(parser, dataset=None)
-    parser.add_argument(
-        "--method",
-        help=f"{', '.join(METHODS_IN_SHORT)}, ...; `--method list` names all of them "
-        "(default: ren_scl with profile frozen, else en_scl)",
-    )
-    parser.add_argument("--seed", type=int, help="default: 0")
-    parser.add_argument("--force", action="store_true", help="run again even if it is finished")
-    parser.add_argument(
-        "--config", metavar="FILE", nargs="+",
-        help="config.json of a run, which has all settings; several are run one after the other",
-    )  # fmt: skip
-    parser.add_argument("--notebook", metavar="FILE", help="show the run in 01_train, kept as FILE")
-
-
-def _run(options: Options) -> int:
-    from spcl_lib.runs.notebooks import check_output, execute
+@_command(
+    "--dataset", "--profile", "--data-root", "--set", "--force",
+    method=_option("an, scl, en_scl, ren_scl, full, ...; `--method list` names all"),
+    seed=_option("default: 0", type=int),
+    config=_option("config.json of one or more runs, with all settings", "FILE", nargs="+"),
+)  # fmt: skip
+def _run(options: Options) -> None:
+    """Train and evaluate one method."""
     from spcl_lib.runs.run import print_epoch, run
     from spcl_lib.runs.splits import identify_data
-    from spcl_lib.runs.store import Run, write_summary
+    from spcl_lib.runs.store import write_summary
 
     if ranks.count_started() > 1:
         os.environ[PARENT] = str(os.getppid())  # torchrun, which may be killed
@@ -223,22 +173,15 @@ def _run(options: Options) -> int:
     if options.method == "list":
         for name, spec in METHODS.items():
             print(f"{name:14} {title_of(name)} ({TERMS[spec.term].source})")
-        return 0
-    if options.notebook:
-        check_output(Path(options.notebook))  # before the training
+        return
     waiting = _runs_of(options)
     with ranks.join():
-        is_first = ranks.rank() == 0
         for config, root in waiting:
             config = identify_data(config, root)
             metrics = run(config, root, options.force, partial(print_epoch, config))
             _say_what_came_out(config, metrics)
-    if is_first and not options.config:  # the scheduler writes it once, at its end
-        write_summary()
-    if options.notebook and is_first:
-        file = str(Run.of(config, root).write_config())
-        execute("01_train", {"config_file": file}, Path(options.notebook))
-    return 0
+        if ranks.rank() == 0 and not options.config:  # the scheduler writes it once, at its end
+            write_summary()
 
 
 def _runs_of(options: Options) -> list[tuple[RunConfig, str | Path | None]]:
@@ -246,9 +189,7 @@ def _runs_of(options: Options) -> list[tuple[RunConfig, str | Path | None]]:
     from spcl_lib.runs.store import Run
 
     if options.config:
-        for name in ("dataset", "profile", "method", "seed", "set"):
-            if getattr(options, name) not in (None, []):
-                raise UserError(f"--config FILE has all settings; --{name} does not go with it")
+        _refuse(options, "--config", "dataset", "profile", "method", "seed", "set")
         found = [Run.find(file, options.data_root) for file in options.config]
         return [(own.config, own.data_root) for own in found]
     dataset = options.dataset or usual_dataset(options.data_root)
@@ -261,129 +202,102 @@ def _runs_of(options: Options) -> list[tuple[RunConfig, str | Path | None]]:
 def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
     from spcl_lib.runs.store import run_folder
 
-    single = metrics.get("report_labels") == "single"
-    more = " against single labels (against all labels it would be higher)" if single else ""
-    smoke = "; a smoke test: the number means nothing" if config.profile == "smoke" else ""
+    more = " against single labels" if metrics.get("report_labels") == "single" else ""
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
+    smoke = "; a smoke test: the number means nothing" if config.profile == "smoke" else ""
     print(
         f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{more} "
-        f"(trained {metrics['train_seconds']:.0f} s{smoke}); {run_folder(config) / 'metrics.json'}",
+        f"(trained {metrics['train_seconds']:.0f} s{smoke}); {run_folder(config)}/metrics.json",
         *metrics.get("warnings", ()), sep="\n", flush=True,
     )  # fmt: skip
 
 
-def _add_reproduce(parser: argparse.ArgumentParser) -> None:
-    _add_data_options(parser, dataset=None)
-    parser.add_argument(
-        "--all", action="store_true", help="every experiment of every data set that is there"
-    )
-    parser.add_argument(
-        "--league", action="store_true",
-        help="every loss of every paper, with the same search for each: see 06_benchmark",
-    )  # fmt: skip
-    _add_schedule_options(parser)
-
-
+@_command(
+    "--dataset", "--profile", "--data-root", "--set", "--force",
+    all=_flag("every experiment of every data set that is there"),
+    league=_flag("every loss of every paper, with the same search for each: see 06_benchmark"),
+    only=_option("some of the methods", "METHOD", nargs="+"),
+    seeds=_option("default: 0 1 2; with smoke: 0", type=int, nargs="+"),
+    jobs=_option("runs side by side (default: one per core)", type=_number),
+    list=_flag("show what would run, and stop"),
+)  # fmt: skip
 def _reproduce(options: Options) -> int:
+    """All methods and seeds, then all notebooks and the page."""
     from spcl_lib.reproduce.plan import all_experiments, experiment_of, reproduce, show_plan
 
+    # A GPU is best used by one run.
+    jobs = options.jobs or (1 if choose_device().type == "cuda" else count_cores())
     if options.league:
-        return _league(options)
+        return _league(options, jobs)
+    seeds = list(dict.fromkeys(options.seeds or ([0] if options.profile == "smoke" else [0, 1, 2])))
     if options.all:
-        if options.only or options.set or options.profile:
-            raise UserError("--all runs everything; --only, --set and --profile do not go with it")
-        experiments = all_experiments(options.dataset, _seeds(options), options.data_root)
+        _refuse(options, "--all", "only", "set", "profile")
+        experiments = all_experiments(options.dataset, seeds, options.data_root)
     else:
-        dataset = options.dataset or "scenes"
-        profile = options.profile or usual_profile(dataset)
-        experiments = [
-            experiment_of(
-                dataset, profile, options.only or (), _seeds(options), _overrides(options),
-                options.data_root,
-            )
-        ]  # fmt: skip
-        if not options.only and "full" not in methods_of(dataset):
-            print(f"without full: the training images of {dataset} have one known label each")
+        dataset, only = options.dataset or "scenes", options.only or ()
+        profile, settings = options.profile or usual_profile(dataset), _overrides(options)
+        experiments = [experiment_of(dataset, profile, only, seeds, settings, options.data_root)]
     if options.list:
-        show_plan(experiments, _jobs(options))
+        show_plan(experiments, jobs)
         return 0
-    return reproduce(experiments, _jobs(options), options.force)
+    return reproduce(experiments, jobs, options.force)
 
 
-def _league(options: Options) -> int:
+def _league(options: Options, jobs: int) -> int:
     from spcl_lib.reproduce.plan import reproduce_league, show_league_plan
     from spcl_lib.runs.league import LEAGUES, SEEDS, League
 
-    if options.all or options.set or options.force or options.profile:
-        raise UserError("--league has settings of its own; --all, --set, --force and --profile do "
-                        "not go with it")  # fmt: skip
+    _refuse(options, "--league", "all", "set", "force", "profile")
     for dataset in [options.dataset] if options.dataset else LEAGUES:
         league = League(dataset, options.only or (), options.seeds or SEEDS, options.data_root)
         if options.list:
-            show_league_plan(league, _jobs(options))
-        elif not reproduce_league(league, _jobs(options)):
+            show_league_plan(league, jobs)
+        elif not reproduce_league(league, jobs):
             return 1
     return 0
 
 
 def _predictor(options: Options) -> tuple[Predictor, Run]:
-    """The predictor of the options of `_add_predictor_options`, and its run, which it prints.
+    """The predictor of the options, and its run, which it prints.
 
     It has no rule if the run's own threshold does not fit another pooling.
     """
     from spcl_lib.runs.predictor import LabelRule, Predictor
     from spcl_lib.runs.store import Run
 
-    run = Run.find(options.run)
+    run, top = Run.find(options.run), getattr(options, "top", None)
     amp = "auto" if getattr(options, "fast", False) else "off"
     predictor = Predictor.load(run.folder, options.size, amp)
-    config, top = predictor.config, getattr(options, "top", None)
-    what = f"{config.dataset}, {config.method}, {len(predictor.classes)} classes"
+    what = f"{run.config.dataset}, {run.config.method}, {len(predictor.classes)} classes"
     print(f"run: {run.folder} ({what}), images of {predictor.size} px")
     if options.pooling:
         predictor.model.pooling, predictor.rule = parse_pooling(options.pooling), None
     if options.threshold is not None or top is not None:
         predictor.rule = LabelRule(options.threshold, top)
-    elif predictor.rule and predictor.size != config.eval_side:
-        print(
-            f"spcl: the run's threshold was chosen at {config.eval_side} px; at {predictor.size} "
-            "px it gives another number of labels. Better: the one that `evaluate` names",
-            file=sys.stderr,
-        )
+    elif predictor.rule and predictor.size != run.config.eval_side:
+        usual = f"the run's threshold was chosen at {run.config.eval_side} px"
+        print(f"spcl: {usual}; `evaluate` names a better one for this size", file=sys.stderr)
     return predictor, run
 
 
-def _add_predict(parser: argparse.ArgumentParser) -> None:
-    _add_predictor_options(parser)
-    _add_label_options(parser)
-    parser.add_argument(
-        "--images", required=True, nargs="+", metavar="PATH", help="images, and folders of images"
-    )
-    parser.add_argument(
-        "--out", metavar="FILE", default="predictions.csv",
-        help="the file: JSON if its name ends in .json, else CSV (default: predictions.csv)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--force", action="store_true", help="replace --out even if it holds no predictions"
-    )
-    parser.add_argument(
-        "--heatmaps", metavar="DIR", help="write a picture of every image's heatmaps"
-    )
-
-
-def _predict(options: Options) -> int:
+@_command(
+    "--run", "--size", "--threshold", "--pooling", "--top", "--fast", "--force",
+    images=_option("images, and folders of images", "PATH", required=True, nargs="+", type=_path),
+    out=_option("FILE.csv or FILE.json", "FILE", type=_path, default="predictions.csv"),
+    heatmaps=_option("write a picture of every image's heatmaps", "DIR", type=_path),
+)  # fmt: skip
+def _predict(options: Options) -> None:
+    """Scores and labels of images, by a finished run."""
     from spcl_lib.runs.predict import predict_files
     from spcl_lib.viewer.overlays import OverlayFolder
 
     predictor, _ = _predictor(options)
-    folder = options.heatmaps and OverlayFolder(paths.expand_home(options.heatmaps))
-    images = [paths.expand_home(place) for place in options.images]
-    out = paths.expand_home(options.out)
-    done, skipped = predict_files(predictor, images, out, folder or None, options.force)
+    overlays = OverlayFolder(options.heatmaps) if options.heatmaps else None
+    out = options.out
+    done, skipped = predict_files(predictor, options.images, out, overlays, options.force)
     _name_skipped(skipped)
     print(f"{done} images, labels are {predictor.rule}: {out}")
-    return 0
 
 
 def _name_skipped(skipped: Mapping[str, str]) -> None:
@@ -393,24 +307,14 @@ def _name_skipped(skipped: Mapping[str, str]) -> None:
         print(f"spcl: left out {len(skipped)}: {', '.join(named)}{dots}", file=sys.stderr)
 
 
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    _add_predictor_options(parser)
-    _add_label_options(parser)
-    parser.add_argument("--data-root", help="the run's data (default: where they were)")
-    parser.add_argument(
-        "--images", metavar="DIR",
-        help="folder of the images; none of them may have been trained on (default: the images "
-        "that the run held out and was reported on, where its data were)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--labels", metavar="FILE",
-        help="CSV file of path,labels: all labels of every image, with | between them (or of "
-        "path,label: only one of its labels)",
-    )  # fmt: skip
-    parser.add_argument("--out", metavar="DIR", help="write evaluation.json into this folder")
-
-
-def _evaluate(options: Options) -> int:
+@_command(
+    "--run", "--size", "--threshold", "--pooling", "--top", "--fast", "--data-root",
+    images=_option("folder of images (default: those that the run held out)", "DIR", type=_path),
+    labels=_option("CSV file of path,labels with a|b, or of path,label", "FILE", type=_path),
+    out=_option("write evaluation.json into this folder", "DIR", type=_path),
+)  # fmt: skip
+def _evaluate(options: Options) -> None:
+    """mAP, AP and F1 of a finished run on your labelled images; the best threshold."""
     from spcl_lib.runs.evaluation import evaluate_files, evaluate_own, expected_threshold
     from spcl_lib.runs.predictor import LabelRule
     from spcl_lib.viewer.evaluation import evaluation_lines, write_evaluation
@@ -421,52 +325,32 @@ def _evaluate(options: Options) -> int:
     if options.images is None:
         found = evaluate_own(predictor, options.data_root or run.data_root)
     else:
-        images, labels = paths.expand_home(options.images), paths.expand_home(options.labels)
-        found = evaluate_files(predictor, images, labels)
+        found = evaluate_files(predictor, options.images, options.labels)
     _name_skipped(found.skipped)
-    expected = predictor.config.settings.expected_positives
+    expected = run.config.settings.expected_positives
     if predictor.rule is None:
         print(f"the threshold is chosen here: so that an image has {expected:g} labels")
         predictor.rule = LabelRule(expected_threshold(found.scores, expected))
     print("\n".join(evaluation_lines(found, predictor.rule, expected)))
     print(f"\nchosen on all these images: --threshold {found.threshold(expected):.4f}")
     if options.out:
-        folder = paths.expand_home(options.out)
-        print(write_evaluation(found, predictor, expected, folder))
-    return 0
+        print(write_evaluation(found, predictor, expected, options.out))
 
 
-def _add_audit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run", required=True, metavar="DIR",
-        help="the run's folder, or a folder with only this run below it",
-    )  # fmt: skip
-    parser.add_argument("--data-root", help="the run's data (default: where they were)")
-    parser.add_argument(
-        "--out", metavar="DIR", default="audit",
-        help="folder for audit.html and audit.csv (default: audit)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--predict", action="store_true",
-        help="let the network predict the heatmaps now; by default they are the run's running "
-        "averages, if it has some. Slower, as good on photographs, better on scenes",
-    )  # fmt: skip
-    parser.add_argument(
-        "--most", type=int, default=1000, metavar="N",
-        help="most rows of each kind in audit.csv, the surest first (default: 1000)",
-    )  # fmt: skip
-
-
-def _audit(options: Options) -> int:
+@_command(
+    "--run", "--data-root",
+    out=_option("folder for audit.html and audit.csv", "DIR", type=_path, default="audit"),
+    predict=_flag("predict heatmaps now, in place of the run's averages: slower, often better"),
+    most=_option("most rows of each kind (default: 1000)", "N", type=_number, default=1000),
+)  # fmt: skip
+def _audit(options: Options) -> None:
+    """Training images whose labels look missing or wrong, by a run's heatmaps."""
     from spcl_lib.analysis import audit
     from spcl_lib.methods import visible_labels
     from spcl_lib.runs.predictor import one_sided
     from spcl_lib.runs.store import Run
     from spcl_lib.viewer.audit_page import SHOWN, write_audit, write_suggestions
 
-    if options.most < 1:
-        raise UserError(f"--most must be at least 1; got {options.most}")
-    out = paths.expand_home(options.out)
     run = Run.find(options.run, options.data_root).load(objects=True)
     given = visible_labels(run.config.method, run.train.labels, run.observed) > 0
     read = audit.maps_of(run, options.predict)
@@ -479,71 +363,63 @@ def _audit(options: Options) -> int:
     if run.metrics.get("threshold") is not None:
         facts += one_sided(presence >= run.metrics["threshold"], run.train.classes)
     print("\n".join(facts))
-    write_suggestions(out / "audit.csv", found, run.train)
-    write_audit(out / "audit.html", facts, found, read, run.train, given)
-    print(out / "audit.html", out / "audit.csv", sep="\n")
-    return 0
+    page, table = options.out / "audit.html", options.out / "audit.csv"
+    write_suggestions(table, found, run.train)
+    write_audit(page, facts, found, read, run.train, given)
+    print(page, table, sep="\n")
 
 
-def _add_explore(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run", required=True, nargs="+", metavar="DIR",
-        help="as in audit; several runs must have followed the same images. A run with "
-        "--set snapshots=64 shows 64 images after every epoch, others after the last one",
-    )  # fmt: skip
-    parser.add_argument("--data-root", help="the run's data (default: where they were)")
-    parser.add_argument(
-        "--out", metavar="FILE", default="explorer.html", help="default: explorer.html"
-    )
-
-
-def _explore(options: Options) -> int:
+@_command(
+    "--data-root",
+    run=_option("runs that followed the same images", "DIR", required=True, nargs="+"),
+    out=_option("default: explorer.html", "FILE", type=_path, default="explorer.html"),
+)  # fmt: skip
+def _explore(options: Options) -> None:
+    """A page to drag crops over training images and see their heatmaps."""
     from spcl_lib.runs.snapshots import trace_of
     from spcl_lib.runs.store import Run
     from spcl_lib.viewer.explorer_page import write_explorer_page
 
-    file = paths.expand_home(options.out)
-    if file.suffix != ".html":
-        raise UserError(f"--out must be the name of an .html file; got '{file}'")
+    if options.out.suffix != ".html":
+        raise UserError(f"--out must be the name of an .html file; got '{options.out}'")
     runs = [Run.find(run, options.data_root) for run in options.run]
-    traces = [trace_of(run.load(objects=True)) for run in runs]
-    write_explorer_page(file, *traces)
-    print(file)
-    return 0
+    write_explorer_page(options.out, *(trace_of(run.load(objects=True)) for run in runs))
+    print(options.out)
 
 
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs, or folders of such folders; the "
-        "first run is the one that the others are compared with",
-    )  # fmt: skip
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--markdown", dest="form", action="store_const", const="markdown")
-    form.add_argument("--latex", dest="form", action="store_const", const="latex")
+@_command(
+    "runs",
+    markdown=_flag("print it in Markdown"),
+    latex=_flag("print it in LaTeX"),
+)  # fmt: skip
+def _compare(options: Options) -> None:
+    """A table of finished runs on the same images, with intervals."""
+    from spcl_lib.analysis.compare import compare
 
-
-def _compare(options: Options) -> int:
-    try:
-        from spcl_lib.analysis.compare import compare
-    except ModuleNotFoundError as error:
-        raise UserError(f"compare needs {error.name}: pip install 'spcl[notebooks]'") from error
-
-    table = compare([paths.expand_home(run) for run in options.runs])
-    if options.form == "latex":
+    table = compare(options.runs)
+    if options.latex:
         print(table.to_latex(index=False, escape=True).strip())
-    elif options.form == "markdown":
+    elif options.markdown:
         print(table.to_markdown(index=False, disable_numparse=True))
     else:
         print(table.to_string(index=False))
-    return 0
 
 
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    _add_predictor_options(parser)
-    parser.add_argument("--data-root", help="the run's data (default: where they were)")
-    parser.add_argument("--format", required=True, choices=("onnx", "pt2"))
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file")
-    parser.add_argument("--force", action="store_true", help="replace --out if it is there")
+@_command(
+    "--run", "--size", "--threshold", "--pooling", "--data-root", "--force",
+    format=_option("onnx or pt2", required=True, choices=("onnx", "pt2")),
+    out=_option("the file", "FILE", required=True, type=_path),
+)  # fmt: skip
+def _export(options: Options) -> None:
+    """The network of a finished run, for programs without spcl."""
+    from spcl_lib.runs.export import export
+
+    predictor, run = _predictor(options)
+    photographs = _report_photographs(run, options.data_root)
+    same, whole = export(predictor, options.format, options.out, options.force, photographs)
+    print(f"{options.out}: probabilities as `predict` gives them, to {same:.1g}")
+    if photographs:
+        print(f"for {len(photographs)} photographs to {whole:.1g}: Pillow rounds some pixels else")
 
 
 def _report_photographs(run: Run, data_root: str | None) -> list[Path]:
@@ -558,66 +434,15 @@ def _report_photographs(run: Run, data_root: str | None) -> list[Path]:
     return [file for file in files[:16] if not isinstance(try_image(file, 8), str)]
 
 
-def _export(options: Options) -> int:
-    from spcl_lib.runs.export import export
-
-    predictor, run = _predictor(options)
-    out, photographs = paths.expand_home(options.out), _report_photographs(run, options.data_root)
-    same, whole = export(predictor, options.format, out, options.force, photographs)
-    print(f"{out}: probabilities as `predict` gives them, to {same:.1g}")
-    if photographs:
-        print(f"for {len(photographs)} photographs to {whole:.1g}, because Pillow rounds some "
-              "resized pixels otherwise")  # fmt: skip
-    return 0
-
-
-def _add_download(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="voc2007 or voc2012")
-    parser.add_argument("--data-root", help="folder that it is put in (else SPCL_DATA, else data/)")
-
-
-def _download(options: Options) -> int:
+@_command("--data-root", dataset=_option("voc2007 or voc2012", required=True))
+def _download(options: Options) -> None:
+    """Fetch Pascal VOC (its archive's SHA-256 is checked)."""
     from spcl_lib.data.voc import download
 
     root = paths.data_root(options.data_root, f"the data set '{options.dataset}'")
     print(download(options.dataset, root))
-    return 0
-
-
-# name -> help, function that adds the options, function that does the work (the exit status)
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Command]] = {
-    "run": ("train and evaluate one method", _add_run, _run),
-    "reproduce": (
-        "all methods and seeds, then all notebooks and the page",
-        _add_reproduce,
-        _reproduce,
-    ),  # fmt: skip
-    "predict": ("scores and labels of images, by a finished run", _add_predict, _predict),
-    "evaluate": (
-        "mAP, AP and F1 of a finished run on your labelled images; the best threshold",
-        _add_evaluate,
-        _evaluate,
-    ),  # fmt: skip
-    "audit": (
-        "training images whose labels look missing or wrong, by a run's heatmaps",
-        _add_audit,
-        _audit,
-    ),  # fmt: skip
-    "explore": (
-        "a page to drag crops over training images and see their heatmaps",
-        _add_explore,
-        _explore,
-    ),  # fmt: skip
-    "compare": (
-        "a table of finished runs on the same images, with intervals",
-        _add_compare,
-        _compare,
-    ),  # fmt: skip
-    "export": ("the network of a finished run, for programs without spcl", _add_export, _export),
-    "download": ("fetch Pascal VOC (its archive's SHA-256 is checked)", _add_download, _download),
-}
 
 
 if __name__ == "__main__":
-    raise_when_stopped()
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main())

@@ -1,10 +1,6 @@
 """Fixtures for all tests: own folders, the command line, a tiny Pascal VOC, real data."""
 
-import contextlib
 import os
-import random
-import shutil
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +15,6 @@ from spcl_lib.system import paths
 
 torch.set_num_threads(1)  # the models are tiny, and bit-identical results need a fixed number
 
-PIPE_SECONDS = 20.0
 # Settings under which a run on scenes takes a second or two, after the session's first.
 TINY = {
     "image_side": 32, "crop_side": 32, "eval_side": 32, "train_images": 48, "eval_images": 64,
@@ -50,50 +45,14 @@ def real_data():
 
 
 @pytest.fixture
-def real_part(real_data, tmp_path):
-    """A data root with the real weights, and the real VOC2007 with 24 images in each split."""
-    source = real_data / "VOCdevkit" / "VOC2007"
-    if not source.is_dir():
-        pytest.skip(f"needs {source}")
-    target = tmp_path / "part" / "VOCdevkit" / "VOC2007"
-    shutil.copytree(source / "ImageSets" / "Main", target / "ImageSets" / "Main")
-    for name in ("JPEGImages", "Annotations"):
-        (target / name).symlink_to(source / name)
-    (tmp_path / "part" / "weights").symlink_to(real_data / "weights")
-    for split in ("train", "val"):
-        file = target / "ImageSets" / "Main" / f"{split}.txt"
-        chosen = random.Random(0).sample(file.read_text().split(), 24)
-        file.chmod(0o644)
-        file.write_text("\n".join(chosen))
-    return tmp_path / "part"
-
-
-@pytest.fixture
 def make_pipe():
-    """Makes pipes that nobody writes to.
-
-    After a while they end, so that code which waits for them fails its test and does not hang.
-    """
-    made, over = [], threading.Event()
-
-    def end_pipes():
-        wait = PIPE_SECONDS
-        while not over.wait(wait):
-            wait = 0.2
-            for file in made:
-                with contextlib.suppress(OSError):  # nobody waits for this one
-                    os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+    """Makes pipes that nobody writes to."""
 
     def make(file):
         os.mkfifo(file)
-        made.append(file)
         return file
 
-    thread = threading.Thread(target=end_pipes)
-    thread.start()
-    yield make
-    over.set()
-    thread.join()
+    return make
 
 
 @pytest.fixture
@@ -115,7 +74,7 @@ def reference(tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_kernels(monkeypatch):
-    """Kernels find the package that is tested, installed or not."""
+    """Other processes find the package that is tested, installed or not."""
     found = [str(paths.project()), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
 

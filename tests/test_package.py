@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -35,7 +34,6 @@ def site(wheel, tmp_path_factory):
     """A folder of packages with the wheel's content."""
     folder = tmp_path_factory.mktemp("site")
     wheel.extractall(folder)
-    (folder / "pyproject.toml").touch()  # some wheels of others leave one there
     return folder
 
 
@@ -57,20 +55,11 @@ def installed(site, shared_cache, tmp_path):
 
 
 def test_the_wheel_holds_every_module_notebook_and_reference(wheel):
-    kinds = (".py", ".c", ".md", ".js", ".css", ".html")
+    kinds = (".py", ".md", ".js", ".css", ".html")
     package = [f for f in (PROJECT / "spcl_lib").rglob("*") if f.suffix in kinds]
     wanted = {f.relative_to(PROJECT).as_posix() for f in package}
     wanted |= {f"spcl_lib/{f.relative_to(PROJECT).as_posix()}" for f in files_of(NOTEBOOKS)}
     assert wanted == {n for n in wheel.namelist() if n.startswith("spcl_lib/")}
-
-
-def test_the_wheel_describes_itself(wheel):
-    (file,) = (n for n in wheel.namelist() if n.endswith("/METADATA"))
-    text = wheel.read(file).decode()
-    for line in ("Description-Content-Type: text/markdown", "Project-URL: Paper, https://arxiv.org",
-                 "License-Expression: MIT", "Keywords: ", "Classifier: ", "Provides-Extra: test",
-                 "# spcl: find every object"):  # fmt: skip
-        assert line in text, line
 
 
 def test_it_has_one_version(wheel, installed):
@@ -81,13 +70,6 @@ def test_it_has_one_version(wheel, installed):
     assert f"\n## {version}" in (PROJECT / "spcl_lib" / "CHANGELOG.md").read_text()
     said = installed("spcl_lib", "--version")
     assert said.returncode == 0 and said.stdout.startswith(f"spcl {version}, torch "), said.stderr
-
-
-def test_the_plan_of_a_wheel_names_all_notebooks(installed, tmp_path):
-    said = installed("spcl_lib", "reproduce", "--list")
-    assert said.returncode == 0, said.stderr
-    assert all(file.stem in said.stdout for file in NOTEBOOKS.glob("*.ipynb"))
-    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_a_wheel_runs_and_keeps_its_results_in_the_home_folder(installed, site, tmp_path, tiny):
@@ -110,13 +92,6 @@ def test_a_wheel_executes_a_notebook_on_its_references(installed, tmp_path):
 
 def files_of(folder):
     return {f for f in folder.rglob("*") if f.is_file() and f.suffix != ".pyc"}
-
-
-def test_every_package_is_in_the_list(wheel):
-    content = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    folders = [f.parent.relative_to(PROJECT) for f in PROJECT.glob("spcl_lib/**/__init__.py")]
-    listed = set(content["tool"]["setuptools"]["packages"])
-    assert {".".join(f.parts) for f in folders} <= listed
 
 
 # --- other systems --------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def loop_of_rank(name):
     loader = DataLoader(Images(), batch_size=3, sampler=sampler)
     shown, gradients = loop(name, DistributedDataParallel(model), method, lambda epoch: loader)
     tables = {k: v for k, v in method.state_dict().items() if isinstance(v, torch.Tensor)}
-    return shown, gradients, tables, ranks.merge_all(tables)
+    return shown, gradients, tables, ranks.merge(tables)
 
 
 def refusals():

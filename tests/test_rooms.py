@@ -90,17 +90,6 @@ def test_the_face_loads_the_lesson_and_no_other_room():
         assert name not in loaded, f"beside torch, the face loads {name}"
 
 
-def test_the_core_runs_where_jupyter_and_the_figures_are_not_installed():
-    """Runs, data and the lesson import nothing of these when they are loaded."""
-    absent = ("papermill", "nbformat", "IPython", "anywidget", "pandas", "seaborn", "pycocotools")
-    code = f"import sys; sys.modules.update(dict.fromkeys({absent}))\n" + "\n".join(
-        f"import spcl_lib.{'.'.join(parts_of(f))}"
-        for f in FILES
-        if room_of(parts_of(f)) in ("lesson", "data", "system", "runs")
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
-
-
 def test_the_page_that_draws_the_rooms_is_short_and_names_all_of_them():
     text = (PACKAGE / "README.md").read_text()
     assert len(text.splitlines()) <= 120

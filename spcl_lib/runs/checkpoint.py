@@ -53,7 +53,7 @@ class Checkpoint:
         began = time.monotonic()
         state = {name: part.state_dict() for name, part in self.parts.items()}
         for name in ("method", "optimizer"):  # each rank knows its own images
-            state[name] = ranks.merge_all(state[name])
+            state[name] = ranks.merge(state[name])
         state["config"], state["rng"] = self.config.flat(), torch.get_rng_state()
         state["progress"] = dataclasses.asdict(progress)
         ranks.from_first(lambda: self._write(state))

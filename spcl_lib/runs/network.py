@@ -31,10 +31,6 @@ def build_network(
         weights = paths.weights(config.backbone, data_root) or "torchvision"
     torch.manual_seed(config.seed)
     features, num_features = build_backbone(config.backbone, weights, config.dilation)
-    if config.backbone.startswith(PREFIX):
-        features[0].check(config.eval_side)  # now, and not at the first evaluation
-        if config.trained == "network":
-            features[0].check(config.crop_side)
     frozen = len(features) if config.trained == "head" else config.frozen
     return SpatialClassifier(features, num_features, num_classes, frozen, _pooling(config))
 

@@ -19,7 +19,6 @@ from spcl_lib.runs.store import Run
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import choose_device
 from spcl_lib.system.shapes import require_size
-from spcl_lib.system.timm_backbone import PREFIX
 
 BATCH = 64
 _NEARLY_ALL = 0.95  # share of the images
@@ -74,8 +73,6 @@ class Predictor:
         found = Run.find(run)
         config, metrics = found.config, found.finished()
         model = load_network(found.folder, config, len(metrics["classes"]))
-        if size is not None and config.backbone.startswith(PREFIX):
-            model.features[0].check(size)
         model.to(choose_device(), memory_format=torch.channels_last)
         size = size or config.eval_side
         return cls(model, metrics["classes"], size, metrics.get("threshold"), config, amp)

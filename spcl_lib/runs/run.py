@@ -201,7 +201,7 @@ def _train_and_report(own: Run, folder: Path, on_epoch: Listener) -> Metrics:
         "finished": datetime.date.today().isoformat(),
     }  # fmt: skip
     averages = {} if parts.method.bank is None else parts.method.bank.tensors()
-    bank = {name: part.cpu() for name, part in ranks.merge_all(averages).items()}
+    bank = {name: part.cpu() for name, part in ranks.merge(averages).items()}
     files = {
         "weights": parts.model.state_dict(), "bank": bank, "scores": scores,
         "snapshots": {} if parts.recorder is None else parts.recorder.tensors(),

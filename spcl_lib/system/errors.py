@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
 
@@ -19,12 +18,9 @@ class UserError(Exception):
         return [f"UserError: {one_line(self)}"]
 
 
-_LONG_NAME = re.compile(r"'([^']{200})[^']{100,}([^']{100})'")
-
-
 def one_line(error: Exception) -> str:
-    """The message for people: on one line, with the middle of very long quoted names left out."""
-    return _LONG_NAME.sub(r"'\1 ... \2'", printable(str(error)))
+    """The message for people, on one line."""
+    return printable(str(error))
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -29,11 +29,9 @@ def describe_machine(device: torch.device) -> dict[str, object]:
 
 
 def _cpu_name() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line for line in lines if line.startswith("model name"))
-        return f"{name.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    named = file.is_file() and re.search(r"model name\s*: (.*)", file.read_text())
+    return f"{named[1]}, {os.cpu_count()} cores" if named else platform.machine()
 
 
 def _git_commit() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -27,44 +28,28 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process can still use, within the machine and its container.
+    """Bytes that this process can still use, within the machine and its container.
 
-    Pages of cached files count as available, because the system gives them up when memory is
-    needed. Only Linux tells; elsewhere there is no limit.
+    Pages of cached files count, because the system gives them up. Only Linux tells.
     """
-    return min([_of_machine(), *_of_containers()])
-
-
-def _of_machine() -> int:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        machine = Path("/proc/meminfo").read_text()
+        own = Path("/proc/self/cgroup").read_text()
     except OSError:
         return sys.maxsize
-    return 1024 * next(int(s.split()[1]) for s in lines if s.startswith("MemAvailable:"))
+    left = 1024 * int(re.search(r"MemAvailable: *(\d+)", machine)[1])
+    group = _CGROUPS / own.strip().rpartition("::/")[2]
+    return min(left, *map(_left_below, (group, *group.parents)))
 
 
-def _of_containers() -> list[int]:
-    """Bytes that are left under each limit of this process's control groups (version 2)."""
+def _left_below(group: Path) -> int:
+    """What a control group (version 2) may have beyond what it holds, without cached files."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    folder, left = _CGROUPS / own.strip("/"), []
-    while folder.is_relative_to(_CGROUPS):
-        left += _left_below(folder)
-        folder = folder.parent
-    return left
-
-
-def _left_below(group: Path) -> list[int]:
-    """The limit minus the memory in use, without cached files; empty if there is no limit."""
-    try:
-        limit = int((group / "memory.max").read_text())
-        rows = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
-        return [limit - next(int(value) for name, value in rows if name == "anon")]
-    except (OSError, ValueError, StopIteration):  # "max" means no limit
-        return []
+        limit = int((group / "memory.max").read_text())  # "max" means no limit
+        held = re.search(r"^anon (\d+)", (group / "memory.stat").read_text(), re.M)
+        return limit - int(held[1])
+    except (OSError, ValueError):
+        return sys.maxsize
 
 
 def require_memory(what: str, needed: int) -> None:
@@ -75,9 +60,6 @@ def require_memory(what: str, needed: int) -> None:
     Args:
         what: what needs the memory, in words, for the message.
         needed: bytes.
-
-    Raises:
-        UserError: it does not fit.
     """
     if needed > (free := available_memory()):
         raise UserError(

@@ -16,31 +16,16 @@ def checkout() -> Path | None:
 
     A wheel puts the notebooks into the package. In a checkout they are beside it.
     """
-    folder, is_installed = PACKAGE.parent, (PACKAGE / "notebooks").is_dir()
-    return folder if (folder / "pyproject.toml").is_file() and not is_installed else None
+    return None if (PACKAGE / "notebooks").is_dir() else PACKAGE.parent
 
 
 def expand_home(path: str | Path) -> Path:
-    """The path with a home folder in place of "~" or "~user".
-
-    Raises:
-        UserError: there is no such user, and no file of this name.
-    """
-    expanded = os.path.expanduser(path)
-    if str(expanded).startswith("~") and not os.path.lexists(expanded):
-        raise UserError(
-            f"'{path}' is in no home folder, because there is no such user; for a folder whose "
-            f"name starts with '~' write './{path}'"
-        )
-    return Path(expanded)
+    """The path with a home folder in place of "~"."""
+    return Path(os.path.expanduser(path))
 
 
 def real_path(path: str | Path) -> Path:
-    """The absolute path without "~" and without links; a link that leads to itself stays.
-
-    Raises:
-        UserError: see `expand_home`.
-    """
+    """The absolute path without "~" and without links."""
     return Path(os.path.realpath(expand_home(path)))
 
 
@@ -51,40 +36,29 @@ def project() -> Path:
 
 def results() -> Path:
     """Folder of all runs: `SPCL_RESULTS`, else `results/` in the project."""
-    return _folder("SPCL_RESULTS", project() / "results")
+    return real_path(os.environ.get("SPCL_RESULTS") or project() / "results")
 
 
 def cache() -> Path:
     """Folder of files that can be made again: `SPCL_CACHE`, else `data/cache` in the project."""
-    return _folder("SPCL_CACHE", project() / "data" / "cache")
-
-
-def _folder(variable: str, default: Path) -> Path:
-    return real_path(os.environ.get(variable) or default)
+    return real_path(os.environ.get("SPCL_CACHE") or project() / "data" / "cache")
 
 
 def cache_limit() -> float:
-    """Bytes that the decoded images of one split may take in the cache.
+    """Bytes that one split may take in the cache: `SPCL_CACHE_GB` in 10^9 bytes, else 20.
 
-    It is `SPCL_CACHE_GB` in units of 10^9 bytes, else 20. The images of larger splits are decoded
-    from their files whenever they are needed. With 0, no split is cached.
-
-    Raises:
-        UserError: the environment variable is not a number, or it is below 0.
+    Larger splits are read from their image files whenever they are needed; with 0, all are.
     """
     given = os.environ.get(CACHE_GB) or "20"
     try:
-        limit = float(given)
-    except ValueError:
-        limit = -1
-    if not limit >= 0:  # NaN too
-        raise UserError(f"{CACHE_GB} must be a number of gigabytes, 0 or more; got '{given}'")
-    return limit * 1e9
+        return float(given) * 1e9
+    except ValueError as error:
+        raise UserError(f"{CACHE_GB} must be a number of gigabytes; got '{given}'") from error
 
 
 def notebooks() -> Path:
     """Folder of the notebooks: in the checkout, else in the installed package."""
-    return (PACKAGE if checkout() is None else project()) / "notebooks"
+    return (checkout() or PACKAGE) / "notebooks"
 
 
 def reference() -> Path:
@@ -95,15 +69,13 @@ def reference() -> Path:
 def weights(backbone: str, given: str | Path | None = None) -> Path | None:
     """File of a backbone's pretrained weights: the first that exists, or None.
 
-    Those of small_resnet come with the package. Of other backbones,
-    `weights/<backbone>_imagenet.pth` is looked for below `given`, below `SPCL_DATA` and below
-    `data/`, because a user's folder of images may hold no weights.
+    Those of small_resnet come with the package. Others are `weights/<backbone>_imagenet.pth` below
+    `given`, below `SPCL_DATA` or below `data/`: a user's folder of images may hold no weights.
     """
     if backbone == "small_resnet":
         return notebooks() / "reference" / "small_resnet.safetensors"
     roots = (given, os.environ.get("SPCL_DATA"), project() / "data")
-    name = Path("weights") / f"{backbone}_imagenet.pth"
-    files = [real_path(root) / name for root in roots if root]
+    files = [real_path(root) / "weights" / f"{backbone}_imagenet.pth" for root in roots if root]
     return next((file for file in files if file.is_file()), None)
 
 
@@ -113,10 +85,10 @@ def data_root(given: str | Path | None = None, needed_for: str = "this data set"
     Raises:
         UserError: the folder does not exist.
     """
-    root = expand_home(given or os.environ.get("SPCL_DATA") or project() / "data")
-    if not os.path.isdir(root):  # Path.is_dir() raises for a name that is too long
+    root = real_path(given or os.environ.get("SPCL_DATA") or project() / "data")
+    if not root.is_dir():
         raise UserError(
             f"data root '{root}' does not exist; {needed_for} is read from there. "
             "Give its folder with --data-root DIR or the environment variable SPCL_DATA"
         )
-    return real_path(root)
+    return root

@@ -39,21 +39,17 @@ def count_started() -> int:
 
 @contextlib.contextmanager
 def join() -> Iterator[None]:
-    """Lets the processes that torchrun has started work together in the block: see `count`.
-
-    Each takes the GPU of its number, if there are GPUs. Ranks other than 0 print nothing.
-    """
+    """Lets the processes of torchrun work together in the block, each on the GPU of its number."""
     if count_started() == 1:
         yield
         return
-    if torch.cuda.is_available():
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    with contextlib.ExitStack() as stack:
-        if rank() > 0:
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-        yield
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    with open(os.devnull, "w") as nowhere:
+        with contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext():
+            yield
     dist.destroy_process_group()  # not after an error: the others may not answer any more
 
 
@@ -62,7 +58,7 @@ class RankSampler(Sampler[int]):
 
     Args:
         num_images: N, images of the training set; the last N mod R images are left out.
-        seed: seed of the order; the order changes with every epoch.
+        seed: seed of the order, which changes with every epoch.
     """
 
     def __init__(self, num_images: int, seed: int = 0) -> None:
@@ -79,11 +75,7 @@ class RankSampler(Sampler[int]):
 
 
 def require_own(indices: Tensor) -> None:
-    """Refuses images of another rank: their running averages are not here.
-
-    Raises:
-        ValueError: an image belongs to another rank.
-    """
+    """Refuses images of another rank: their running averages are not here."""
     if count() > 1 and bool((indices % count() != rank()).any()):
         raise ValueError(
             f"rank {rank()} of {count()} got images of other ranks; give the DataLoader "
@@ -91,22 +83,19 @@ def require_own(indices: Tensor) -> None:
         )
 
 
-def merge(rows: Tensor) -> Tensor:
-    """Rows (N, ...) of all images on every rank, from the rows that each rank keeps of its own."""
-    if count() == 1:
-        return rows
-    own = torch.arange(len(rows), device=rows.device) % count() == rank()
-    whole = torch.where(own.view(-1, *[1] * (rows.dim() - 1)), rows, 0).contiguous()
-    as_numbers = whole.to(torch.uint8) if rows.dtype == torch.bool else whole
-    dist.all_reduce(as_numbers)
-    return as_numbers.to(rows.dtype)
+def merge(state: Any) -> Any:
+    """The rows (N, ...) of all images on every rank, from the rows that each keeps of its own.
 
-
-def merge_all(state: Any) -> Any:
-    """The same state, with `merge` of all its tensors; what all ranks share stays as it is."""
+    In a dictionary, all such tensors are merged; numbers are the same on all ranks.
+    """
     if isinstance(state, dict):
-        return {name: merge_all(value) for name, value in state.items()}
-    return merge(state) if isinstance(state, Tensor) and state.dim() else state
+        return {name: merge(value) for name, value in state.items()}
+    if count() == 1 or not isinstance(state, Tensor) or not state.dim():
+        return state
+    rows = (state.byte() if state.dtype == torch.bool else state.clone()).contiguous()
+    rows[torch.arange(len(rows), device=rows.device) % count() != rank()] = 0
+    dist.all_reduce(rows)
+    return rows.to(state.dtype)
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
@@ -121,13 +110,13 @@ def from_first(action: Callable[[], T]) -> T:
     """What `action` gives on rank 0, or the error that it raises there, on every rank."""
     if count() == 1:
         return action()
-    outcome: list[object] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
             outcome[0] = action()
         except Exception as error:  # the others must not wait for a result that never comes
             outcome[1] = error
     dist.broadcast_object_list(outcome)
-    if isinstance(outcome[1], Exception):
+    if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]

@@ -99,7 +99,7 @@ def test_the_threshold_and_the_number_of_labels_can_be_given(predict, trained):
         first, second = (float(row[name]) for name in row["labels"].split("|"))
         assert first >= second >= min(float(row[c]) for c in CLASSES)
     assert_mistake(predict(trained[1] / "dog", "--top", 0)[0], "at least 1; got 0")
-    assert_mistake(predict(trained[1], "--threshold=nan")[0], "nan", "auto or in 0..1")
+    assert_mistake(predict(trained[1], "--threshold=nan")[0], "must be in 0..1; got nan")
 
 
 def test_several_images_and_folders_in_all_endings_get_a_row_each(predict, trained, tmp_path):
@@ -196,7 +196,7 @@ def test_mistakes_about_places_are_one_line(predict, trained, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("weights.safetensors", b"torn", "cannot be read"),
+        ("weights.safetensors", b"torn", "do not fit"),
         ("metrics.json", b"{}", "has not finished"),
     ],
 )
@@ -237,7 +237,7 @@ def test_size_and_pooling_change_scores_and_say_what_becomes_of_the_threshold(pr
     outcome, rows = predict(trained[1] / "dog", "--size", 32)
     assert "images of 32 px" in outcome.out and rows != usual
     assert "the run's threshold was chosen at 16 px" in outcome.err
-    assert_mistake(predict(trained[1] / "dog", "--size", "big")[0], "16..4096, not 'big'")
+    assert_mistake(predict(trained[1] / "dog", "--size", "big")[0], "at least 1; got big")
     assert_mistake(predict(trained[1], "--pooling", "lse:2")[0], "no threshold is known")
     _, other = predict(trained[1] / "dog", "--pooling", "lse:2", "--threshold", 0)
     assert [r["cat"] for r in other] != [r["cat"] for r in usual]

@@ -139,7 +139,7 @@ def test_results_that_cannot_be_written_are_found_before_anything_is_made(
     monkeypatch.setattr(schedule, "prepare", lambda *given: pytest.fail("data were prepared"))
     outcome = spcl("reproduce", "--only", "an", "--seeds", "0", "--profile", "smoke")
     assert outcome.status == 2
-    assert outcome.err.startswith(f"spcl: error: '{tmp_path / 'file'}")
+    assert f"'{tmp_path / 'file'}" in outcome.err
 
 
 # --- kill -9 --------------------------------------------------------------------------------------

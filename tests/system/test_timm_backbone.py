@@ -31,7 +31,7 @@ def own_input(model):
 @torch.no_grad()
 def features_of(model):
     model.eval()
-    return TimmBackbone("timm:x", model, MEAN, STD).eval()(normalise(IMAGES))
+    return TimmBackbone(model, MEAN, STD).eval()(normalise(IMAGES))
 
 
 # --- features -------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_dilation_makes_the_grid_twice_as_fine(timm):
     features, _ = build_backbone("timm:test_resnet", None, dilation=2)
     with torch.no_grad():
         assert features.eval()(torch.zeros(1, 3, 64, 64)).shape[2:] == (4, 4)
-    with pytest.raises(UserError, match="timm:test_vit has no dilated form.*dilation=1"):
+    with pytest.raises(UserError, match="timm cannot make timm:test_vit.*dilation=1"):
         build_backbone("timm:test_vit", None, dilation=2)
 
 
@@ -113,7 +113,7 @@ def test_weights_of_another_model_are_refused(timm, tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
     with pytest.raises(UserError, match="w.pth' do not fit timm:test_vit"):
         build_backbone("timm:test_vit", tmp_path / "w.pth")
-    with pytest.raises(UserError, match="torchvision has no weights for timm:test_vit"):
+    with pytest.raises(UserError, match="'torchvision' does not exist"):
         build_backbone("timm:test_vit", "torchvision")
 
 
@@ -143,12 +143,9 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(timm, monkeypatch):
 # --- mistakes -------------------------------------------------------------------------------------
 
 
-def mistake(overrides, build=False):
+def mistake(overrides):
     with pytest.raises(UserError) as caught:
-        config = make_config("voc2007", "an", 0, "frozen", {"weights": "none"} | overrides)
-        assert build, "the names alone should be refused"
-        build_network(config, 20)
-    assert "\n" not in str(caught.value)
+        make_config("voc2007", "an", 0, "frozen", {"weights": "none"} | overrides)
     return str(caught.value)
 
 
@@ -157,28 +154,8 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch):
     assert "pip install timm" in mistake({"backbone": "timm:test_vit"})
 
 
-def test_an_unknown_model_is_named_with_near_ones(timm):
-    said = mistake({"backbone": "timm:tset_vit"})
-    assert "'timm:tset_vit'" in said and "timm:test_vit" in said
-    assert len(said) < 300  # not the names of all models
-
-
-def test_a_model_without_places_is_refused(timm):
-    assert "no spatial features" in mistake(
-        {"backbone": "timm:crossvit_tiny_240", "dilation": 1, "image_side": 240, "eval_side": 240},
-        build=True,
-    )
-
-
-def test_a_wrong_size_is_refused_with_one_that_fits(timm):
-    said = mistake({"backbone": "timm:test_vit", "dilation": 1, "image_side": 190,
-                    "eval_side": 190}, build=True)  # fmt: skip
-    assert "190 x 190" in said and "such as 192" in said
-    # The sizes of crops and of whole images count, before the training starts.
-    sides = {"backbone": "timm:test_vit", "dilation": 1, "trained": "network"}
-    assert "150 x 150" in mistake(sides | {"crop_side": 150}, build=True)
-    said = mistake({"backbone": "timm:mixer_s32_224", "dilation": 1}, build=True)
-    assert "192 x 192" in said and "such as 224" in said  # this one takes its own size only
+def test_an_unknown_model_is_named(timm):
+    assert "'timm:tset_vit'" in mistake({"backbone": "timm:tset_vit"})
 
 
 def test_one_block_cannot_be_frozen_in_parts(timm):
@@ -206,7 +183,5 @@ def test_a_run_trains_it_and_predicts_with_it(timm, name, more, spcl, results, t
     predictor = Predictor.load(file.parent)
     if name == "test_vit":
         assert Predictor.load(file.parent, size=96).heatmaps(IMAGES).shape == (2, 2, 6, 6)
-        with pytest.raises(UserError, match="50 x 50.*such as 48"):
-            Predictor.load(file.parent, size=50)
     grid = 2 if name == "test_resnet" else 4
     assert predictor.score_maps(IMAGES).shape == (2, 2, grid, grid)

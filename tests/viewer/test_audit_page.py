@@ -52,7 +52,7 @@ def test_a_run_gives_a_page_and_a_file_wherever_its_folder_is(spcl, scenes_run, 
 
 def test_mistakes_are_named(spcl, scenes_run, tmp_path):
     outcome = spcl("audit", "--run", scenes_run, "--most", 0)
-    assert outcome.status == 2 and "--most must be at least 1; got 0" in outcome.err
+    assert outcome.status == 2 and "at least 1; got 0" in outcome.err
     (scenes_run / "metrics.json").unlink()
     outcome = spcl("audit", "--run", scenes_run, "--out", tmp_path / "other")
     assert outcome.status == 2 and "has not finished" in outcome.err
