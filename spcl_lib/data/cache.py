@@ -7,7 +7,6 @@ damaged file is named, set aside and made again.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +33,7 @@ def make_once(name: str, make: Callable[[], dict[str, Any]], *sources: object) -
     """What `make` returns, its tensors memory-mapped; the cache keeps it for later calls.
 
     After a change of the `sources`, `make` runs again. They are all that the result depends on: the
-    VERSION of the code, settings, and the `stamps` of files.
+    VERSION of the code, settings, and the `stamp` of every file.
     """
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
     with lock_file(path):
@@ -61,16 +60,13 @@ def on_disk(parts: Iterable[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.memmap(handle, np.uint8, "c"))
 
 
-def stamps(files: Iterable[Path]) -> list[tuple[object, ...]]:
-    """What tells that files have changed: names, sizes, dates and rights; for `make_once`."""
-    found = []
-    for file in files:
-        known = ()
-        with contextlib.suppress(OSError):  # a missing file may appear later
-            status = file.stat()
-            known = status.st_size, status.st_mtime_ns, status.st_mode
-        found.append((str(file), *known))
-    return found
+def stamp(file: Path) -> tuple[object, ...]:
+    """What tells that a file has changed: its name, size, date and rights; for `make_once`."""
+    try:
+        status = file.stat()
+    except OSError:  # it may appear later
+        return (str(file),)
+    return str(file), status.st_size, status.st_mtime_ns, status.st_mode
 
 
 def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop") -> ImageSet:
@@ -96,10 +92,14 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop"
             require_space(2 * needed, f"the decoded images of {name}")
         return _decode(files, side, name, cached)
 
-    sources = images.VERSION, PIL.__version__, cached, *stamps(files)
+    sources = images.VERSION, PIL.__version__, cached, *map(stamp, files)
     known = make_once(f"{name}-{side}px", make, *sources)
     if flaws := known["flaws"]:
-        _report_damage(flaws, files, name, damaged)
+        named = ", ".join(f"'{files[n]}' {flaw}" for n, flaw in list(flaws.items())[:5])
+        text = f"{len(flaws):,} of {len(files):,} images of {name} are damaged, such as {named}"
+        if damaged == "stop" or len(flaws) == len(files):
+            raise UserError(f"{text}. Repair them, or leave out some with --set damaged=skip")
+        print(f"spcl: left out: {text}", flush=True)
         data = data.subset(torch.tensor([n for n in range(len(files)) if n not in flaws]))
     objects = data.objects and replace(data.objects, turns=known["turns"])
     squares = known["images"] if cached else LazyImages(data.files, side)
@@ -123,16 +123,6 @@ def _decode(files: Sequence[Path], side: int, name: str, cached: bool) -> dict[s
     found = on_disk(squares())
     shape = (len(turns) if cached else 0, 3, side, side)
     return {"images": found.view(shape), "flaws": flaws, "turns": torch.tensor(turns)}
-
-
-def _report_damage(flaws: dict[int, str], files: Sequence[Path], name: str, damaged: str) -> None:
-    """Says which images are damaged; stops, unless the caller wants to skip them."""
-    named = ", ".join(f"'{files[row]}' {flaws[row]}" for row in list(flaws)[:5])
-    dots = ", ..." if len(flaws) > 5 else ""
-    text = f"{len(flaws):,} of {len(files):,} images of {name} are damaged: {named}{dots}"
-    if damaged == "stop" or len(flaws) == len(files):
-        raise UserError(f"{text}. Repair them, or leave out some with --set damaged=skip")
-    print(f"spcl: left out: {text}", flush=True)
 
 
 def require_space(needed: int, what: str) -> None:

@@ -11,11 +11,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from spcl_lib.data.cache import make_once, stamps
+from spcl_lib.data.cache import make_once, stamp
 from spcl_lib.data.image_set import ImageSet, Objects, list_image_files
 from spcl_lib.system.errors import UserError
 
@@ -38,7 +37,7 @@ def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> I
             f"COCO's annotations are not at '{file}'. Unpack annotations_trainval{year}.zip and "
             f"{name}.zip from https://cocodataset.org/#download in '{root / 'coco'}'"
         )
-    parts = make_once(file.stem, lambda: parse_instances(file), VERSION, *stamps([file]))
+    parts = make_once(file.stem, lambda: parse_instances(file), VERSION, stamp(file))
     labels = torch.zeros((len(parts["ids"]), len(parts["classes"])), dtype=torch.bool)
     labels[parts["image"], parts["label"]] = True
     data = list_image_files(
@@ -107,13 +106,8 @@ def _parse(coco: Any, title: str) -> dict[str, Any]:
 
 
 def _run_lengths(coco: Any, record: dict[str, Any]) -> bytes:
-    from pycocotools import mask
-
-    shape, image = record["segmentation"], coco.imgs[record["image_id"]]
+    shape = record["segmentation"]
     if isinstance(shape, list):  # an outline of two points has no area; COCO means a box by it
-        shape = [outline for outline in shape if len(outline) >= 6]
-    if not shape:
-        empty = np.zeros((image["height"], image["width"]), np.uint8, order="F")
-        return mask.encode(empty)["counts"]
+        shape = [outline for outline in shape if len(outline) >= 6] or [[0] * 6]
     counts = coco.annToRLE(record | {"segmentation": shape})["counts"]
     return counts.encode() if isinstance(counts, str) else counts

@@ -81,9 +81,8 @@ def label_weights(labels: Tensor, objects: Objects, draw: str) -> Tensor:
     """How likely an annotator with a bias is to name each label: (N, C) float32, 0 for negatives.
 
     "size": the sum of the areas of the class's boxes. "location": the sum of 1 / distance between
-    the centres of boxes and image. Arroyo et al. take areas from COCO's outlines if there are any,
-    and distances in pixels; we take boxes, and fractions of width and height. Ours: a label without
-    a box gets the mean weight of the other labels of its image; without any box, all are alike.
+    the centres of boxes and image, in fractions of width and height. Ours: a label without a box
+    gets the mean weight of the other labels of its image; without any box, all are alike.
     """
     x0, y0, x1, y1 = objects.box.unbind(1)
     if draw == "size":

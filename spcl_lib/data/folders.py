@@ -9,12 +9,12 @@ import csv
 import hashlib
 import io
 import os
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import torch
 
@@ -46,13 +46,10 @@ def find_images(folder: Path) -> tuple[list[str], str]:
                 found.append(path.as_posix())
             elif ending != ".csv":  # lists of labels
                 others[ending or "without ending"] += 1
-    return sorted(found), _note_others(others) if others else ""
-
-
-def _note_others(others: Counter[str]) -> str:
     kinds = ", ".join(f"{n:,} {ending}" for ending, n in others.most_common(5))
     advice = "; for .heic: pip install pillow-heif" if others.keys() & set(HEIF) else ""
-    return f"{others.total():,} files are left out: {kinds}{advice}"
+    note = f"{others.total():,} files are left out: {kinds}{advice}"
+    return sorted(found), note if others else ""
 
 
 def _class_folders(root: Path, full: Rows) -> tuple[Rows, list[str]]:
@@ -66,7 +63,8 @@ def _class_folders(root: Path, full: Rows) -> tuple[Rows, list[str]]:
         raise UserError(f"'{root}' holds the folders {', '.join(sorted(found))}, which look like "
                         "splits, not classes; point --data-root at one of them")  # fmt: skip
     left = [path for path in below if path not in full]
-    rows = {path: (_compose_accents(path.split("/")[0]),) for path in left if "/" in path}
+    # File systems and editors write accents in different forms; NFC is one of them.
+    rows = {path: (normalize("NFC", path.split("/")[0]),) for path in left if "/" in path}
     beside = len(left) - len(rows)
     stray = f"{beside} images directly in '{root}' are in no class folder, and are left out"
     return rows, [others, stray if beside else ""]
@@ -203,7 +201,7 @@ def read_label_file(file: Path, root: Path, single: bool = False) -> tuple[Rows,
         if not os.path.isfile(root / path):  # unlike Path.is_file it takes names of any length
             raise UserError(f"{where}: image '{fields[0]}' is not in '{root}'")
         names = fields[1].split("|") if fields[1].strip() else []
-        labels = tuple(_compose_accents(name.strip()) for name in names)
+        labels = tuple(normalize("NFC", name.strip()) for name in names)
         if "" in labels or (single and len(labels) != 1):
             raise UserError(f"{where}: '{fields[1]}' where {header[1]} must be")
         if rows.setdefault(path, labels) != labels:
@@ -228,8 +226,3 @@ def _records(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise UserError(f"'{file}', line 1: unknown header '{','.join(header)}'; expected "
                         "path,label or path,labels, separated by commas")  # fmt: skip
     return header, records[1:]
-
-
-def _compose_accents(text: str) -> str:
-    """A name with accents in one form; file systems and editors use different forms."""
-    return unicodedata.normalize("NFC", text)

@@ -118,10 +118,6 @@ class ImageSet:
     files: tuple[Path, ...] | None = None
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if len(set(self.classes)) < len(self.classes):  # metrics and scores have them as keys
-            raise ValueError(f"two classes have one name: {sorted(self.classes)}")
-
     def __len__(self) -> int:
         return len(self.images)
 

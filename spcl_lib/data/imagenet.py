@@ -2,7 +2,7 @@
 
 ReaL (Beyer et al., 2020, "Are we done with ImageNet?", arXiv 2006.07159) gives each of the 50,000
 validation images the set of its valid classes. If the set is empty, the image is left out, as its
-authors do. There are 1.28 million images, so they are chosen before any is decoded.
+authors do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files
 from spcl_lib.data.images import ENDINGS
 from spcl_lib.system.errors import UserError
 
-VALIDATION_IMAGES = 50_000
 _SAMPLE_SEED = 1200
 _VALIDATION = "ILSVRC2012_val_"
 Picture = tuple[str, Path, list[int]]  # name for people, file, class numbers
@@ -45,7 +44,8 @@ def list_imagenet(
         stay, held = hold_out(len(train))
         train, evaluation = [train[i] for i in stay], [train[i] for i in held]
     else:
-        evaluation = list_validation(folder / "val", read_real(folder / "real.json"))
+        real = _read_json(folder / "real.json", "github.com/google-research/reassessed-imagenet")
+        evaluation = list_validation(folder / "val", real)
     return _image_set(train, classes, train_images), _image_set(evaluation, classes, eval_images)
 
 
@@ -62,26 +62,20 @@ def _image_set(found: list[Picture], classes: tuple[str, ...], count: int) -> Im
 
 def read_class_index(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The 1,000 wnids and names, by class number; the two cranes have their wnids in the name."""
-    table = _read_json(path, "it is published with Keras")
+    table = _read_json(path, "Keras")
     wnids, names = zip(*(table[str(c)] for c in range(1000)), strict=True)
     counts = Counter(names)
     pairs = zip(wnids, names, strict=True)
     return wnids, tuple(f"{name} ({i})" if counts[name] > 1 else name for i, name in pairs)
 
 
-def read_real(path: Path) -> list[list[int]]:
-    """ReaL's valid classes of ILSVRC2012_val_00000001 ... 00050000, in this order."""
-    lists = _read_json(path, "it is published at github.com/google-research/reassessed-imagenet")
-    if len(lists) != VALIDATION_IMAGES:
-        raise UserError(f"'{path}' holds {len(lists)} lists of classes, not {VALIDATION_IMAGES:,}")
-    return lists
-
-
-def _read_json(path: Path, source: str) -> Any:
+def _read_json(path: Path, publisher: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read as JSON ({error}); {source}") from error
+        raise UserError(
+            f"'{path}' cannot be read as JSON ({error}); {publisher} publishes it"
+        ) from error
 
 
 def list_training(folder: Path, wnids: tuple[str, ...]) -> list[Picture]:

@@ -88,10 +88,7 @@ def _words(path: Path) -> list[str]:
 
 
 def read_objects(folder: Path, ids: list[str]) -> Objects:
-    """All annotated objects of the images `ids`, difficult ones too.
-
-    VOC counts pixels from 1; we do not correct this difference of at most one pixel.
-    """
+    """All annotated objects, difficult ones too; VOC's pixels from 1 are taken as those from 0."""
     files = [folder / "Annotations" / f"{i}.xml" for i in ids]
     rows = [(n, *one) for n, file in enumerate(files) for one in _read_annotation(file)]
     image, label, box = zip(*rows, strict=True)

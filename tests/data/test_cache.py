@@ -176,25 +176,15 @@ def test_damaged_images_are_named_or_left_out_and_remembered(
         with pytest.raises(UserError) as caught:
             decode(files)
         message = str(caught.value)
-        assert message.startswith("3 of 5 images of split are damaged: ")
+        assert message.startswith("3 of 5 images of split are damaged, such as ")
         assert f"'{files[0]}' is missing, " in message
-        assert f"'{files[2]}' cannot be read: it is no image, " in message
+        assert f"'{files[2]}' cannot be read: it is no image" in message
         assert "--set damaged=skip" in message and "\n" not in message
         found = decode(files, damaged="skip")
         assert found.ids == ("1", "4") and found.files == (files[1], files[4])
         np.testing.assert_array_equal(found.images[:], squares_of([files[1], files[4]], 8))
         assert len(tries) == 5
         assert "left out: 3 of 5 images of split" in capsys.readouterr().out
-
-
-def test_a_message_names_five_files_and_a_mended_file_is_noticed(files, tmp_path):
-    gone = [tmp_path / f"gone {i}.jpg" for i in range(1200)]
-    with pytest.raises(UserError) as caught:
-        decode(files + gone)
-    assert "1,200 of 1,205 images" in str(caught.value)
-    assert str(caught.value).count(".jpg") == 5 and "gone 4.jpg' is missing, ..." in str(caught)
-    gone[1199].write_bytes(files[0].read_bytes())
-    assert decode(files + gone, damaged="skip").ids == ("0", "1", "2", "3", "4", "1204")
 
 
 @pytest.mark.parametrize("damaged", ["stop", "skip"])

@@ -93,20 +93,6 @@ def test_a_run_reports_on_val_and_chooses_on_a_part_of_train(root):
                 np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 
 
-def test_a_damaged_image_that_is_left_out_takes_labels_boxes_and_masks_along(root):
-    whole = load_coco(root, "train", 16)
-    (root / "coco" / "train2017" / "000000000041.jpg").write_text("404: not found")
-    with pytest.raises(UserError, match="000000000041.jpg"):
-        load_coco(root, "train", 16)
-    data = load_coco(root, "train", 16, damaged="skip")
-    kept = torch.tensor([0, 2, 3])
-    assert data.ids == ("5", "300", "1000")
-    assert torch.equal(data.images[:], whole.images[kept])
-    assert torch.equal(data.labels, whole.labels[kept])
-    assert torch.equal(data.regions(torch.arange(3)), whole.regions(kept))
-    assert torch.equal(data.objects.box, whole.subset(kept).objects.box)
-
-
 # --- masks and boxes ------------------------------------------------------------------------------
 
 
@@ -216,15 +202,6 @@ def test_without_pycocotools_it_is_said_what_to_install(root, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="pip install pycocotools"):
         load_coco(root, "train", 16)
-
-
-def test_the_file_is_parsed_once_and_again_when_it_changes(root, monkeypatch):
-    calls, parse = [], coco.parse_instances
-    monkeypatch.setattr(coco, "parse_instances", lambda file: calls.append(1) or parse(file))
-    first = load_coco(root, "train", 16)
-    assert torch.equal(load_coco(root, "train", 16).labels, first.labels) and len(calls) == 1
-    annotations_of(root).write_text(annotations_of(root).read_text().replace('"train"', '"tram"'))
-    assert load_coco(root, "train", 16).classes[1] == "tram" and len(calls) == 2
 
 
 def test_what_is_parsed_never_changes_without_a_new_version(root):

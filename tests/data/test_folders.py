@@ -13,7 +13,7 @@ from small_folder import FOLDER, QUICK, make_folder, save_noise, write_csv
 from spcl_lib import UserError
 from spcl_lib.data.folders import list_table
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.splits import identify_data, load_splits, report_labels
+from spcl_lib.runs.splits import identify_data, load_splits
 
 ALL = {"train_images": 0, "eval_images": 0, "image_side": 16}
 
@@ -182,18 +182,6 @@ def test_images_with_full_labels_are_reported_on_and_never_trained_on(root):
     assert sorted(val_train.ids + val.ids) == sorted(train.ids) and len(val) == 3
 
 
-def test_damaged_images_are_left_out_together_with_their_labels(root):
-    make_folder(root, cat=20, dog=20)
-    before = labels_by_id(*load(root))
-    gone = ("cat/cat 3.png", "dog/dog 7.png")
-    for name in gone:
-        (root / name).write_text("404: not found")
-    with pytest.raises(UserError, match="cat 3.png|dog 7.png"):
-        load(root)
-    left = load(root, damaged="skip")
-    assert labels_by_id(*left) == {n: c for n, c in before.items() if n not in gone}
-
-
 # --- what is wrong --------------------------------------------------------------------------------
 
 FAULTS = {
@@ -254,31 +242,6 @@ def test_a_list_that_is_missing_or_no_text_is_named(root):
         load(root, labels="nowhere.csv")
 
 
-FULL_LINES = {
-    "unknown label": ("dog/dog 1.png,dog|catt", "'catt'. Did you mean 'cat'? Valid: cat"),
-    "empty among others": ("dog/dog 1.png,dog||cat", "line 3: 'dog||cat' where labels must be"),
-    "no label": (None, "gives no image a label"),
-}
-
-
-@pytest.mark.parametrize("fault", FULL_LINES)
-def test_full_labels_that_cannot_be_used_are_explained(root, fault):
-    make_folder(root)
-    line, said = FULL_LINES[fault]
-    lines = ["cat/cat 1.png,cat", line] if line else ["cat/cat 1.png,"]
-    full = write_csv(root / "full.csv", "path,labels", *lines)
-    with pytest.raises(UserError) as caught:
-        load(root, full_labels=full)
-    assert said in str(caught.value) and str(root / "full.csv") in str(caught.value)
-
-
-def test_an_image_to_evaluate_on_is_not_trained_on(root):
-    name = listed(root)
-    full = write_csv(root / "full.csv", "path,labels", "shots/1.png,cat|dog")
-    with pytest.raises(UserError, match=r"1.png' is also in '.*full.csv'; evaluation images"):
-        load(root, labels=name, full_labels=full)
-
-
 # --- which data a run is of -----------------------------------------------------------------------
 
 
@@ -308,13 +271,6 @@ def test_the_content_changes_with_every_file_and_label_and_a_copy_is_the_same(ro
     assert content(tmp_path / "copy") == seen[-1]
     with pytest.raises(UserError, match="'folder' needs --data-root DIR"):
         content(None)
-
-
-def test_what_a_run_is_evaluated_against():
-    assert report_labels(config_of()) == report_labels(config_of(report="val")) == "single"
-    assert report_labels(config_of(full_labels="full.csv")) == "full"
-    for report in ("val", "train"):
-        assert report_labels(config_of(full_labels="full.csv", report=report)) == "single"
 
 
 # --- tables ---------------------------------------------------------------------------------------

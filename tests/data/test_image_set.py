@@ -5,7 +5,7 @@ import doctest
 import pytest
 import torch
 
-from spcl_lib import bank, evaluate, views
+from spcl_lib import bank, views
 from spcl_lib.data import scenes
 from spcl_lib.data.draws import objects_of_map
 from spcl_lib.data.image_set import PARTS, ImageSet, Objects, hold_out
@@ -38,12 +38,6 @@ def test_a_subset_keeps_everything_together():
     assert part.class_map[:, 0, 0].tolist() == [3, 0]
     assert part.ids == ("y", "v") and part.classes == data.classes
     assert torch.equal(part.labels, labels[[3, 0]]) and torch.equal(part.ignored, ~part.labels)
-
-
-def test_two_classes_of_one_name_are_refused():
-    images = torch.zeros((5, 3, 2, 2), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="two classes have one name"):  # metrics have one value
-        ImageSet(images, some_labels(5, 3), ("a", "b", "a"), tuple("vwxyz"))
 
 
 def some_boxes() -> ImageSet:
@@ -96,7 +90,7 @@ def test_the_boxes_of_a_class_map_touch_the_outermost_pixels_of_every_class():
     assert (boxes.box * 4).tolist() == [[0, 1, 3, 4], [1, 3, 4, 4], [3, 0, 4, 1]]
 
 
-@pytest.mark.parametrize("module", [views, bank, evaluate])
+@pytest.mark.parametrize("module", [views, bank])
 def test_the_examples_in_the_docstrings_are_true(module):
     failed, tried = doctest.testmod(module)
     assert tried > 0 and failed == 0
