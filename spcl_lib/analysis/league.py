@@ -44,30 +44,23 @@ def collect(league: League) -> dict[str, Any]:
     """What is kept of a league, whose runs must have finished.
 
     "search" has every tried setting with its mAP on held-out data. "final" has for every method one
-    entry with the mean, and one with the chosen poolings if these differ from the mean.
+    entry with the mean, and one with the chosen poolings; "held_out" is what chose it.
     """
+    runs = [(c, Run.of(c).finished()) for _, configs in league.rounds() for c in configs]
+    search = [
+        {"method": config.method, **changes(config), "mAP_by_pooling": run["mAP_by_pooling"]}
+        for config, run in runs
+        if config.report == "val"
+    ]
     entries = []
     for method in league.methods:
-        mean, own = (league.chosen(method), "mean"), league.chosen_pooling(method)
-        entries.append(_entry(league, method, *mean))
-        if own != mean:
-            entries.append(_entry(league, method, *own))
-    method = league.methods[0]
-    first = Run.of(league.final_configs(method, league.chosen(method))[0]).finished()
+        entries.append(_entry(league, method, league.chosen(method), "mean"))
+        entries.append(_entry(league, method, *league.chosen_pooling(method)))
+    _, first = runs[0]
     return {
         "dataset": league.dataset, "profile": league.profile, "machine": first["machine"],
-        "seeds": list(league.seeds), "report_images": first["report_images"],
-        "train_images": first["train_images"], "search": search_rows(league), "final": entries,
+        "seeds": list(league.seeds), "search": search, "final": entries,
     }  # fmt: skip
-
-
-def search_rows(league: League) -> list[dict[str, Any]]:
-    """The settings of every run of a finished search, with its mAP on held-out data."""
-    return [
-        {"method": config.method, **changes(config),
-         "mAP_by_pooling": Run.of(config).finished()["mAP_by_pooling"]}
-        for title, configs in league.rounds() if title != "final" for config in configs
-    ]  # fmt: skip
 
 
 def _entry(league: League, method: str, settings: Settings, predicts: str) -> dict[str, Any]:
@@ -77,6 +70,7 @@ def _entry(league: League, method: str, settings: Settings, predicts: str) -> di
     return {
         "method": method, "pooling": _pooling_of(settings), "predicts": predicts,
         "settings": league.chosen(method),
+        "held_out": league.scores(method, settings, league.parts)[predicts],
         "mAP": [run["mAP_by_pooling"][predicts] for run in runs], "mAP_by_pooling": by_pooling,
         "OF1": fmean(run["at_threshold"]["OF1"] for run in runs),
         "OF1_at_0.5": fmean(run["at_0.5"]["OF1"] for run in runs),
@@ -104,44 +98,18 @@ def league_table(content: Content) -> pd.DataFrame:
 
 
 def _entries(content: Content) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(pooling, entry) of every method, with the mean and with its own pooling."""
-    plain = {e["method"]: e for e in reversed(content["final"])}  # the entry with the mean is first
+    """(pooling, entry) of every method: that with the mean is first, that with its own last."""
+    plain = {e["method"]: e for e in reversed(content["final"])}
     own = {e["method"]: e for e in content["final"]}
     yield from (("mean", plain[method]) for method in own)
     yield from (("own", entry) for entry in own.values())
 
 
-def held_out_scores(content: Content) -> pd.DataFrame:
-    """What held-out data said of every method as it was chosen: mAP over the parts, best first."""
-    rows = []
-    for pooling, entry in _entries(content):
-        parts = _parts_of(content, entry["method"], entry["pooling"])
-        score = fmean(part["mAP_by_pooling"][entry["predicts"]] for part in parts)
-        rows.append((pooling, entry["method"], whose(entry["method"]), score))
-    table = pd.DataFrame(rows, columns=["pooling", "method", "whose", "mAP"])
-    return table.sort_values("mAP", ascending=False, ignore_index=True)
-
-
-def _parts_of(content: Content, method: str, pooling: str) -> list[Mapping[str, Any]]:
-    """The rows of the search with a method's chosen settings, one for every held-out part."""
-    tried: dict[str, list[Mapping[str, Any]]] = {}
-    for row in content["search"]:
-        settings = {k: v for k, v in row.items() if k not in ("held_out", "mAP_by_pooling")}
-        if row["method"] == method and _pooling_of(settings) == pooling:
-            tried.setdefault(str(sorted(settings.items())), []).append(row)
-
-    def score(rows: list[Mapping[str, Any]]) -> float:
-        return fmean(row["mAP_by_pooling"]["mean"] for row in rows)
-
-    # The best were repeated with all parts, and the mean over these decided.
-    return max(tried.values(), key=lambda rows: (len(rows), score(rows)))
-
-
 def best_on_held_out(content: Content, pooling: str, origin: str) -> str:
     """The method of an origin (see WHOSE) that is best on held-out data, with one pooling."""
-    scores = held_out_scores(content)
-    found = scores[(scores["pooling"] == pooling) & (scores["whose"] == origin)]
-    return str(found["method"].iloc[0])
+    entries = [entry for how, entry in _entries(content) if how == pooling]
+    ours = [entry for entry in entries if whose(entry["method"]) == origin]
+    return max(ours, key=lambda entry: entry["held_out"])["method"]
 
 
 def poolings(content: Content) -> pd.DataFrame:

@@ -126,8 +126,8 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
     assert len({c.content for c in repeated}) == 2, "other images are other data"
     # The first part alone would take half the rate, which the others do not confirm.
     assert photographs.chosen("gr") == {"lr": usual}
-    (*parts,) = tables._parts_of({"search": tables.search_rows(photographs)}, "gr", "mean")
-    assert [part["mAP_by_pooling"]["mean"] for part in parts] == [59.0, 56.0, 56.0]
+    kept = tables.collect(photographs)
+    assert kept["final"][0]["held_out"] == (59.0 + 56.0 + 56.0) / 3
 
 
 def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_poolings(
@@ -146,8 +146,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
     # The first part alone would take "top", which the others do not confirm.
     assert photographs.chosen_pooling("gr") == (photographs.chosen("gr"), "mean")
     assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 4 + 2
-    rows = tables.search_rows(photographs)
-    assert len(rows) == 4 + 4 + 4 + 2
+    assert len(tables.collect(photographs)["search"]) == 4 + 4 + 4 + 2
 
 
 def test_the_cost_is_told_before_the_start(small, capsys):
