@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -38,7 +41,7 @@ from tqdm import tqdm
 
 from spcl_lib.analysis import league as leagues
 from spcl_lib.analysis.measurements import measure
-from spcl_lib.analysis.runs import keep, read_kept
+from spcl_lib.analysis.runs import read_kept
 from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
@@ -54,6 +57,7 @@ from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.snapshots import load_trace
 from spcl_lib.runs.splits import identify_all, load_splits
 from spcl_lib.runs.store import Run
+from spcl_lib.system.checksums import with_sum
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.machine import choose_device, count_cores
@@ -194,6 +198,37 @@ def overview(file: Path = HERE / "overview.png") -> str:
         figure.savefig(temporary, format="png", dpi=100)
         temporary.write_bytes(_with_fewer_colours(temporary.read_bytes()))
     return f"{file.name}: image {image} of scenes"
+
+
+# --- files of results ---------------------------------------------------------------------------
+
+
+def keep(name: str, content: Mapping[str, Any]) -> Path:
+    """Writes NAME.json with rounded numbers, a line for every row of a list; gives the file."""
+    parts = []
+    for key, value in with_sum(_rounded(dict(content))).items():
+        has_rows = isinstance(value, list) and isinstance(next(iter(value), None), dict)
+        text = "[\n" + ",\n".join(map(_line, value)) + "\n]" if has_rows else _line(value)
+        parts.append(f'"{key}": {text}')
+    file = HERE / f"{name}.json"
+    with atomic_write(file) as temporary:
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    return file
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with 6 digits (a score in percent: 4 decimals), but not in a run's configuration."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")  # JSON has no NaN
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
+    if isinstance(value, dict):
+        return {k: v if k == "config" else _rounded(v) for k, v in value.items()}
+    return value
 
 
 # --- what runs give -------------------------------------------------------------------------------

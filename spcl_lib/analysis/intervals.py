@@ -47,19 +47,14 @@ def t_ends(values: Iterable[float]) -> tuple[float, float]:
     return t_interval(values)[1:]
 
 
-def paired(table: pd.DataFrame, method: str, other: str = "an") -> pd.Series:
-    """By seed: the mAP of `method` less that of `other`, for the seeds that both have.
+def gain(table: pd.DataFrame, method: str, other: str = "an") -> Interval:
+    """The mAP of `method` less that of `other`, over the seeds that both have.
 
     The rows of the table must be of one data set, profile and pooling: none may have a seed twice.
     """
     scores = table.pivot(index="seed", columns="method", values="mAP")
     scores = scores.reindex(columns=[method, other])
-    return (scores[method] - scores[other]).dropna()
-
-
-def gain(table: pd.DataFrame, method: str, other: str = "an") -> Interval:
-    """The mean of `paired`, with its interval."""
-    return t_interval(paired(table, method, other))
+    return t_interval((scores[method] - scores[other]).dropna())
 
 
 def with_shares(table: pd.DataFrame) -> pd.DataFrame:

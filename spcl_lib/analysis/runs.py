@@ -6,8 +6,6 @@ Results come from this machine's runs, or from the small files under version con
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +19,8 @@ from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.runs.store import Metrics, Run, finished_below
 from spcl_lib.system import paths
-from spcl_lib.system.checksums import read_summed, with_sum
+from spcl_lib.system.checksums import read_summed
 from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.files import atomic_write
 
 # study: "runs" (one data set with the paper's methods), "league", "whole" (the league's best, with
 # the whole network trained) or "ablation". pooling: "mean", or "own" for the one that held-out data
@@ -136,34 +133,3 @@ def read_kept(name: str) -> dict[str, Any]:
         return read_summed(file)
     except (OSError, ValueError) as error:
         raise UserError(f"reference file '{file}' is damaged ({error}); make it again") from error
-
-
-def keep(name: str, content: Mapping[str, Any]) -> Path:
-    """Writes notebooks/reference/NAME.json with rounded numbers, and gives the file.
-
-    Every row of a list has its own line.
-    """
-    parts = []
-    for key, value in with_sum(_rounded(dict(content))).items():
-        has_rows = isinstance(value, list) and isinstance(next(iter(value), None), dict)
-        text = "[\n" + ",\n".join(map(_line, value)) + "\n]" if has_rows else _line(value)
-        parts.append(f'"{key}": {text}')
-    file = paths.reference() / f"{name}.json"
-    with atomic_write(file) as temporary:
-        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
-    return file
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _rounded(value: Any) -> Any:
-    """Floats with 6 digits (a score in percent: 4 decimals), but not in a run's configuration."""
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.6g}")  # JSON has no NaN
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    if isinstance(value, dict):
-        return {k: v if k == "config" else _rounded(v) for k, v in value.items()}
-    return value

@@ -42,16 +42,8 @@ def crop_scale_configs(
 ) -> list[RunConfig]:
     """All runs, each once: every method, scale and seed.
 
-    The league's best have the settings of CHOSEN. At the profile's own scale, the runs are those of
-    the profile, which may be finished already.
-
-    Args:
-        dataset: a key of PROFILES.
-        profile: a key of PROFILES[dataset].
-        seeds: seeds of the training.
-        scales: least areas of the crops, as shares of the image.
-        methods: by default CROP_METHODS, and RECOVERY_METHODS at RECOVERY_SCALE.
-        overrides: other settings.
+    By default the methods are CROP_METHODS, and RECOVERY_METHODS at RECOVERY_SCALE. The league's
+    best have the settings of CHOSEN. At the profile's own scale, the runs are those of the profile.
     """
     configs, chosen = [], CHOSEN.get(dataset, {})
     for scale in scales:

@@ -73,19 +73,16 @@ class Evaluation:
         for half, other in ((first, second), (second, first)):
             if not self.labels[half].any():
                 return rows
-            chosen[other] = self.scores[other] >= self._best_threshold(half)
+            chosen[other] = self.scores[other] >= self.threshold(expected_positives, half)
         return [*rows, self._row(_CHOSEN, chosen)]
 
-    def threshold(self, expected_positives: float) -> float:
-        """The best threshold for all these images.
+    def threshold(self, expected_positives: float, which: Tensor | slice = slice(None)) -> float:
+        """The best threshold for all or some of these images.
 
         With single labels, it is the score that `expected_positives` labels of an image reach.
         """
         if self.single:
-            return expected_threshold(self.scores, expected_positives)
-        return self._best_threshold(slice(None))
-
-    def _best_threshold(self, which: Tensor | slice) -> float:
+            return expected_threshold(self.scores[which], expected_positives)
         scores = self.scores
         if self.ignored is not None:  # no threshold chooses a score of 0
             scores = scores.masked_fill(self.ignored, 0)

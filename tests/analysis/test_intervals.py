@@ -7,7 +7,7 @@ import pytest
 from fake_runs import runs_of
 from scipy import stats
 
-from spcl_lib.analysis.intervals import gain, paired, summary, t_ends, t_interval, with_shares
+from spcl_lib.analysis.intervals import gain, summary, t_ends, t_interval, with_shares
 from spcl_lib.analysis.runs import as_table, table_of
 
 
@@ -38,11 +38,10 @@ def test_a_difference_is_settled_where_the_interval_excludes_zero(values, verdic
 
 def test_seeds_are_paired_by_their_number():
     table = table_of(runs_of(an=[70.0, 80.0, None, 60.0], cl=[None, 83.0, 99.0, 64.0]))
-    assert paired(table, "cl").to_dict() == {1: 3.0, 3: 4.0}
-    assert gain(table, "cl").mean == pytest.approx(3.5)
-    assert paired(table, "cl", "en").empty and math.isnan(gain(table, "cl", "en").mean)
+    assert gain(table, "cl") == t_interval([3.0, 4.0])
+    assert math.isnan(gain(table, "cl", "en").mean)
     with pytest.raises(ValueError, match="duplicate"):
-        paired(pd.concat([table, table]), "cl")
+        gain(pd.concat([table, table]), "cl")
 
 
 def test_a_summary_by_hand():

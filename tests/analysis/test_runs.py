@@ -17,7 +17,6 @@ from spcl_lib.analysis.league import (
 )
 from spcl_lib.analysis.runs import (
     COLUMNS,
-    keep,
     load_runs,
     read_kept,
     table_of,
@@ -25,6 +24,7 @@ from spcl_lib.analysis.runs import (
 )
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.runs.league import LEAGUES
+from spcl_lib.system.checksums import with_sum
 from spcl_lib.system.errors import UserError
 
 # --- where runs come from -------------------------------------------------------------------------
@@ -62,22 +62,11 @@ def test_no_runs_or_unknown_names_give_one_message(results, reference, arguments
         load_runs(*arguments)
 
 
-def test_kept_runs_are_those_that_were_given_rounded(results, reference):
-    write_results(fake_runs(seeds=(2, 0, 1)))
-    here = load_runs("results", "scenes", "cpu")
-    file = keep("scenes-cpu", {"runs": here})
-    assert [f.name for f in reference.iterdir()] == ["scenes-cpu.json"]  # nothing left beside it
-    assert len(file.read_text().splitlines()) == 5 + 21 and file.stat().st_size < 70_000
-    kept = load_runs("reference", "scenes", "cpu")
-    assert [new["config"] for new in kept] == [old["config"] for old in here]
-    assert [new["mAP"] for new in kept] == pytest.approx([old["mAP"] for old in here], abs=1e-4)
-
-
-@pytest.mark.parametrize("damage", [lambda t: t.replace("76.6", "67.6"), lambda t: t[:-9],
-                                    lambda t: "[]"])  # fmt: skip
+@pytest.mark.parametrize("damage", [lambda t: t.replace("76.6", "67.6"), lambda t: t[:-9]])
 def test_damage_in_a_kept_file_is_named(damage, reference):
-    file = keep("scenes-cpu", {"runs": fake_runs()})
-    file.write_text(damage(file.read_text()))
+    reference.mkdir()
+    text = json.dumps(with_sum({"runs": fake_runs()}))
+    (reference / "scenes-cpu.json").write_text(damage(text))
     with pytest.raises(UserError, match="scenes-cpu.json' is damaged"):
         load_runs("reference", "scenes", "cpu")
 

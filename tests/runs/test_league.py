@@ -6,13 +6,11 @@ import pytest
 
 from spcl_lib.analysis import league as tables
 from spcl_lib.analysis.intervals import summary
-from spcl_lib.analysis.runs import keep, read_kept
 from spcl_lib.reproduce import plan
 from spcl_lib.runs import league
 from spcl_lib.runs.league import League, grid, league_methods
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import run_folder
-from spcl_lib.system import paths
 
 SEEDS = (0, 1)
 
@@ -159,14 +157,12 @@ def test_the_cost_is_told_before_the_start(small, capsys):
     assert "to do" not in capsys.readouterr().out
 
 
-def test_a_league_is_kept_and_shown(small, tmp_path, monkeypatch):
+def test_a_league_is_kept_and_shown(small):
     finish_rounds(
         small,
         lambda c: {"an": 40.0, "full": 60.0}.get(c.method, 50.0) + c.seed + (c.pooling == "top"),
     )
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
-    keep("league-scenes", tables.collect(small))
-    kept = read_kept("league-scenes")
+    kept = tables.collect(small)
     assert kept["seeds"] == [0, 1] and len(kept["search"]) == 5 * 8
     found = summary(tables.league_table(kept)).set_index(["pooling", "method"])
     # The scale goes from AN with the mean, 40.5, to the best Full, 61.5 with the pooling "top".
