@@ -26,13 +26,9 @@ _NAMES = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
 class Checkpoint:
     """Saves and restores everything that a run needs to continue, in one atomic file.
 
-    The checkpoint before the newest is kept, too. It replaces the newest if that is damaged. With
-    several ranks, rank 0 writes what all of them keep about their images; every rank reads it.
-
-    Args:
-        folder: folder of the run.
-        config: configuration of the run.
-        parts: what is saved besides the progress: `model`, `optimizer`, `method`, and more.
+    `parts` are the model, the optimizer, the method, and more. The checkpoint before the newest is
+    kept, too. It replaces the newest if that is damaged. With several ranks, rank 0 writes what all
+    of them keep about their images; every rank reads it.
     """
 
     def __init__(self, folder: Path, config: RunConfig, **parts: Any) -> None:

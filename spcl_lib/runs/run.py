@@ -52,13 +52,11 @@ def run(
     force: bool = False,
     on_epoch: Listener = lambda progress: None,
 ) -> Metrics:
-    """Trains and evaluates one configuration, unless its run is finished.
+    """Trains and evaluates one configuration, unless its run is finished; gives its metrics.
 
-    The run's folder holds config.json, weights.safetensors, bank.safetensors (the running averages,
-    for methods that have them), scores.safetensors (of the images in the report),
-    snapshots.safetensors (if the configuration has snapshots) and metrics.json, which comes last.
-    During the run, checkpoint.pt holds the state for a resume. With several ranks, all call this,
-    each trains on its own images, and rank 0 writes the files.
+    The run's folder holds config.json, the weights, the running averages (bank), the scores of the
+    images in the report, snapshots if there are some, and metrics.json, which comes last. With
+    several ranks, all call this, each trains on its own images, and rank 0 writes the files.
 
     Args:
         config: the configuration.
@@ -66,16 +64,16 @@ def run(
         force: repeat a finished run. The repeat trains in a folder of its own. If it is stopped,
             the old run stays, and the next repeat goes on.
         on_epoch: called after every epoch, on rank 0; `progress.history[-1]` tells how it went.
-
-    Returns:
-        The content of metrics.json.
     """
     own = Run.of(identify_data(config, data_root), data_root)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_usual_threads())
         lock = lock_folder(own.folder, "training in")
         ranks.from_first(lambda: stack.enter_context(lock))
-        metrics, place = ranks.from_first(lambda: _begin(own, force))
+        # An earlier process may have stopped in the middle of this.
+        ranks.from_first(lambda: _replace_by_repeat(own.folder))
+        place = own.folder / REPEAT if force else own.folder
+        metrics = None if force else ranks.from_first(lambda: own.metrics)
         while metrics is None:
             with contextlib.suppress(DamagedError):  # of a checkpoint, which has been put aside
                 metrics = _train_and_report(own, place, on_epoch)
@@ -112,15 +110,6 @@ def print_epoch(config: RunConfig, progress: Progress) -> None:
         f"{clock} {config.method} seed {config.seed}: epoch {row['epoch']} of {config.epochs}, "
         f"loss {row['loss']:.4f}{score}", file=sys.stderr,
     )  # fmt: skip
-
-
-# --- repeats --------------------------------------------------------------------------------------
-
-
-def _begin(own: Run, force: bool) -> tuple[Metrics | None, Path]:
-    """The metrics if the run is finished, and the folder in which it trains if it is not."""
-    _replace_by_repeat(own.folder)  # an earlier process may have stopped in the middle of this
-    return (None, own.folder / REPEAT) if force else (own.metrics, own.folder)
 
 
 def _replace_by_repeat(folder: Path) -> None:

@@ -43,18 +43,10 @@ def run_all(
     title: str = "runs",
     in_turn: int = 1,
 ) -> list[Task]:
-    """Makes the unfinished runs, at most `jobs` processes at a time, and rewrites the summary.
+    """Makes the unfinished runs on one data set; gives the failed tasks, and rewrites the summary.
 
-    Args:
-        configs: configurations on one data set.
-        data_root: see `paths.data_root`.
-        jobs: number of processes at the same time.
-        force: repeat finished runs.
-        title: title of the bar.
-        in_turn: runs of one process, one after the other; its start takes seconds.
-
-    Returns:
-        The failed tasks.
+    At most `jobs` processes run at a time. Each makes `in_turn` runs, because its start takes
+    seconds.
 
     Raises:
         UserError: results cannot be written, or the data are missing. No run has started then.
