@@ -16,7 +16,7 @@ from spcl_lib.model import (
     normalise,
     small_resnet,
 )
-from spcl_lib.system.weights import save_weights
+from spcl_lib.system.weights import save_tensors
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_images_are_normalised_as_torchvision_does():
 def test_weights_come_back_from_a_file_even_if_it_is_float16(suffix, tmp_path):
     saved, file = small_resnet(), tmp_path / f"w{suffix}"
     if suffix == ".safetensors":
-        save_weights(saved.to(memory_format=torch.channels_last), file)
+        save_tensors(saved.to(memory_format=torch.channels_last).state_dict(), file)
     else:
         saved = saved.half()
         torch.save(saved.state_dict(), file)
@@ -156,7 +156,8 @@ def test_weights_that_cannot_be_used_give_one_line_that_names_the_file(kind, suf
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_weights_with_one_changed_number_are_damaged(suffix, tmp_path):
     file, model = tmp_path / f"w{suffix}", small_resnet()
-    torch.save(model.state_dict(), file) if suffix == ".pth" else save_weights(model, file)
+    write = torch.save if suffix == ".pth" else save_tensors
+    write(model.state_dict(), file)
     number = model.state_dict()["0.weight"].contiguous().numpy().tobytes()[:64]
     content = bytearray(file.read_bytes())
     content[content.index(number) + 5] ^= 1

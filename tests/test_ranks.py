@@ -19,6 +19,7 @@ from spcl_lib.runs import checkpoint, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths, ranks
 from spcl_lib.system.randomness import keyed_generator
+from spcl_lib.system.weights import load_tensors
 from spcl_lib.train import batches_of_epoch
 
 IMAGES, CLASSES, EPOCHS = 13, 4, 4
@@ -181,7 +182,7 @@ def killed_main(arguments, saves):
 
 def content_of(folder):
     names = ("weights", "bank", "scores", "snapshots")
-    tensors = {name: store.read_tensors(folder / f"{name}.safetensors") for name in names}
+    tensors = {name: load_tensors(folder / f"{name}.safetensors") for name in names}
     return store.Run.find(folder).metrics, tensors
 
 

@@ -25,8 +25,9 @@ from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import Method, title_of
 from spcl_lib.model import SpatialClassifier, normalise
 from spcl_lib.pooling import pooling_of
-from spcl_lib.runs.store import FinishedRun, Run, read_tensors
+from spcl_lib.runs.store import FinishedRun, Run
 from spcl_lib.system import ranks
+from spcl_lib.system.weights import load_tensors
 from spcl_lib.train import maps_of_views
 from spcl_lib.views import Views
 
@@ -141,7 +142,7 @@ def trace_of(run: FinishedRun) -> Trace:
     """The trace of a finished run; one that followed no image shows the last epoch of some."""
     config = run.config
     if config.snapshots:
-        taken = read_tensors(run.folder / FILE)
+        taken = load_tensors(run.folder / FILE)
     else:
         last = _take(run.model, run.bank, run.train.images[:_SHOWN], config.eval_side)
         taken = {name: tensor[None] for name, tensor in last.items()}

@@ -113,7 +113,7 @@ class Run:
         model = load_network(self.folder, self.config, len(train.classes))
         observed = draw_labels(train, self.config.draw, self.config.label_seed)
         stored = self.folder / "bank.safetensors"
-        bank = bank_of(read_tensors(stored)) if stored.is_file() else None
+        bank = bank_of(load_tensors(stored)) if stored.is_file() else None
         return FinishedRun(
             self.config, self.folder, metrics, model, train, report, observed, bank
         )  # fmt: skip
@@ -200,20 +200,6 @@ def _read_config(file: Path) -> tuple[RunConfig, str | None]:
             f"'{file}' is no configuration of a run ({type(error).__name__}: {error}); give the "
             "config.json of a run's folder"
         ) from error
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file of a run.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        return load_tensors(file)
-    except UserError:
-        raise
-    except Exception as error:  # safetensors raises many kinds for a damaged file
-        raise UserError(f"'{file}' cannot be read ({error}); run it again with --force") from error
 
 
 # --- summary.csv ----------------------------------------------------------------------------------

@@ -75,11 +75,6 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def save_weights(model: nn.Module, file: Path) -> None:
-    """Writes a state dict with `save_tensors`."""
-    save_tensors(model.state_dict(), file)
-
-
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Writes tensors as a safetensors file with a checksum, which the format lacks."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -87,10 +82,17 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Reads tensors that `save_tensors` wrote; files without a checksum are not checked."""
-    tensors = load_safetensors(file)
-    with safe_open(file, "pt") as handle:
-        expected = (handle.metadata() or {}).get(_CHECKSUM)
+    """Reads tensors that `save_tensors` wrote; files without a checksum are not checked.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        tensors = load_safetensors(file)
+        with safe_open(file, "pt") as handle:
+            expected = (handle.metadata() or {}).get(_CHECKSUM)
+    except Exception as error:  # safetensors raises many kinds
+        raise UserError(f"'{file}' cannot be read: {_reason(error)}") from error
     if expected not in (None, _checksum(tensors)):
         raise UserError(f"'{file}' is damaged: its checksum is wrong; run it again with --force")
     return tensors

@@ -196,7 +196,7 @@ def test_mistakes_about_places_are_one_line(predict, trained, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("weights.safetensors", b"torn", "do not fit"),
+        ("weights.safetensors", b"torn", "cannot be read"),
         ("metrics.json", b"{}", "has not finished"),
     ],
 )
