@@ -65,7 +65,7 @@ def write_index() -> Path:
         explorer = paths.results() / f"explorer-{name}.html"
         sections.append({
             "name": name, "run": runs[-1], "explorer": explorer.name * explorer.is_file(),
-            "table": readable(runs).to_html(border=0, index=False),
+            "table": readable(runs).to_html(border=0, index=False, na_rep=""),
         })  # fmt: skip
     page = paths.results() / "index.html"
     write_page(page, "index.html", sections=sections, notebooks=notebooks)
@@ -73,10 +73,11 @@ def write_index() -> Path:
 
 
 def _usual_runs() -> dict[str, list[Metrics]]:
-    """The finished runs with a profile's own settings, by their folder."""
+    """The finished runs with a profile's own settings, by their folder; not 00_tour's."""
     found: dict[str, list[Metrics]] = {}
     for file in sorted(paths.results().glob("*/*-seed*/metrics.json")):
-        if re.fullmatch(r"\w+-seed\d+", file.parent.name) and (metrics := Run.find(file).metrics):
+        usual = re.fullmatch(r"\w+-seed\d+", file.parent.name)
+        if usual and (metrics := Run.find(file).metrics) and metrics["profile"] != "tour":
             found.setdefault(file.parents[1].name, []).append(metrics)
     return found
 
@@ -85,8 +86,8 @@ def readable(runs: Sequence[Metrics]) -> pd.DataFrame:
     """Means over seeds in percent, with the 95 % interval of the gain over AN."""
     found = summary(table_of(runs))
     found["method"] = found["method"].map(title_of)
-    columns = ["method", "seeds", "mAP", "gain", "gain_low", "gain_high", "share"]
-    return found[columns].round(1)
+    names = {"gain": "gain over AN", "gain_low": "from", "gain_high": "to", "share": "gap closed"}
+    return found[["method", "seeds", "mAP", *names]].round(1).rename(columns=names)
 
 
 if __name__ == "__main__":

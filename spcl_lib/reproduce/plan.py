@@ -166,7 +166,7 @@ def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
     for experiment in experiments:
         runs = experiment.main + experiment.followed
         failed += run_all(runs, experiment.data_root, jobs, force)
-        done = [metrics for c in experiment.main if (metrics := Run.of(c).metrics) is not None]
+        done = [metrics for c in experiment.main if (metrics := Run.of(c).metrics)]
         print(f"\n{readable(done).to_string(index=False) if done else 'no run has finished'}\n")
     waiting = [task for task in later_steps(experiments) if force or not task.is_done()]
     failed += run_tasks(waiting, jobs, "pages")

@@ -47,15 +47,9 @@ def write_audit(
     file: Path, facts: Sequence[str], found: Sequence[Suggestions], read: ReadMaps, data: ImageSet,
     given: Tensor,
 ) -> None:  # fmt: skip
-    """Writes the page with the first suggestions of every kind.
+    """Writes the page with some facts about the run and the first suggestions of every kind.
 
-    Args:
-        file: the HTML file; it is replaced.
-        facts: sentences about the run.
-        found: suggestions of every kind.
-        read: gives the heatmaps of the images.
-        data: the images.
-        given: (N, C) bool, the labels that the run was trained on.
+    `read` gives the heatmaps; `given` (N, C) bool are the labels that the run was trained on.
     """
     parts = [(p.kind, list(_cards(p.first(SHOWN), read, data, given))) for p in found if len(p)]
     write_page(file, "audit.html", facts=list(map(printable, facts)), parts=parts)

@@ -35,13 +35,9 @@ def show(axes: Axes, picture: Image.Image, title: str = "") -> None:
 
 
 def panels(rows: int, columns: int, side: float, text: float = 0.3) -> tuple[Figure, np.ndarray]:
-    """A figure with a grid of square axes (rows, columns), which pyplot does not show itself.
+    """A figure with a grid of square axes, which pyplot does not show itself.
 
-    Args:
-        rows: number of rows.
-        columns: number of columns.
-        side: side of the axes in inches.
-        text: height of the text above them in inches.
+    The side of the axes and the height of the text above them are in inches.
     """
     size = (columns * side, rows * (side + text))
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")

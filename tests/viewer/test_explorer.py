@@ -153,11 +153,3 @@ def test_the_command_explores_any_finished_run_wherever_it_lies(spcl, results, t
 def test_explore_writes_pages_only(spcl, tmp_path):
     outcome = spcl("explore", "--run", tmp_path, "--out", tmp_path / "mine.jpg")
     assert outcome.status == 2 and "--out must be the name of an .html file" in outcome.err
-
-
-# --- over the epochs ---
-
-
-def test_the_first_image_is_the_one_that_was_corrected_most(trace):
-    found = (trace.heatmaps[-1].flatten(2).amax(2).float() * trace.hidden()).sum(1)
-    assert found[trace.most_corrected()[0]] == found.max()
