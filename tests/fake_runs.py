@@ -21,7 +21,8 @@ def fake_run(method, seed, score, dataset="scenes", profile="cpu"):
         "train_seconds": 40.0 + seed, "train_images": 1000, "report_images": 2000,
         "classes": list(CLASSES[dataset]),
         "history": [{"epoch": e, "loss": 0.5 / e} for e in range(1, 17)],
-        "config": make_config(dataset, method, seed, profile).flat(),
+        "config": make_config(dataset, method, seed, profile).flat(), "finished": "2025-11-22",
+        "machine": {"commit": "abc1234", "python": "3.11.7", "torch": "2.11.0", "device": "a CPU"},
     }  # fmt: skip
 
 
