@@ -1,8 +1,7 @@
 """The cache makes things once: decoded images, features, drawn scenes, parsed annotations.
 
-The name of a file says what it depends on: settings, the files it comes from, and the VERSION of
-the code that makes it. A file under its final name is whole, and its checksum travels with it. A
-damaged file is named, set aside and made again.
+The name of a file says what it depends on. A file under its final name is whole, and its checksum
+travels with it. A damaged file is named, set aside and made again.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ from spcl_lib.system.fingerprints import fingerprint
 def make_once(name: str, make: Callable[[], dict[str, Any]], *sources: object) -> dict[str, Any]:
     """What `make` returns, its tensors memory-mapped; the cache keeps it for later calls.
 
-    After a change of the `sources`, `make` runs again. They are all that the result depends on: the
-    VERSION of the code, settings, and the `stamp` of every file.
+    The `sources` are all that it depends on: VERSION, settings, the `stamp` of every file.
     """
     path = paths.cache() / f"{name}-{fingerprint(sources)}.pt"
     with lock_file(path):
@@ -81,9 +79,8 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop"
         raise UserError(f"{name} has no images")
     cached = needed <= paths.cache_limit()
     if not cached:
-        print(f"spcl: decoded, the images of {name} would take {needed / 1e9:.3g} GB, more than "
-              f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}; they are read from their files, "
-              "batch by batch", flush=True)  # fmt: skip
+        print(f"spcl: {name} needs {needed / 1e9:.3g} GB, more than {paths.CACHE_GB} allows; "
+              "images are read from their files", flush=True)  # fmt: skip
 
     def make() -> dict[str, Any]:
         for old in paths.cache().glob(f"{name}-{side}px-*.pt"):

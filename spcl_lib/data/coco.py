@@ -1,7 +1,4 @@
-"""`coco2014`, `coco2017`: MS-COCO, labels, boxes and masks from `instances_*.json`.
-
-pycocotools reads the annotations. It is needed for COCO only.
-"""
+"""`coco2014`, `coco2017`: MS-COCO, by pycocotools, which is needed only here."""
 
 from __future__ import annotations
 
@@ -25,8 +22,7 @@ VERSION = 2
 def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> ImageSet:
     """A split of COCO in ascending order of the image ids; the images are not read yet.
 
-    A class is present if it has an instance. As is usual, a crowd (`iscrowd`) counts as one.
-
+    As is usual, a crowd (`iscrowd`) counts as an instance.
     `unannotated="drop"` leaves out images without any instance, as is usual (82,081 of train2014's
     82,783 images remain); "keep" keeps them as all-negative.
     """
@@ -62,11 +58,7 @@ def _objects(parts: dict[str, Any]) -> Objects:
 
 
 def parse_instances(file: Path) -> dict[str, Any]:
-    """The images and classes of a file by ascending ids, and its M objects by image.
-
-    `size` (M, 2) is height and width. The masks' run lengths follow each other in `counts`, and
-    end at `end` (M,).
-    """
+    """Images and classes by ascending ids, and M objects, whose masks end at `end` in `counts`."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:

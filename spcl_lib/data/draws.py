@@ -38,10 +38,8 @@ def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
     if data.class_map is not None:
         objects = objects_of_map(data.class_map, len(data.classes))
     if objects is None:
-        raise UserError(
-            f"draw '{draw}' needs the boxes of the objects, and this data set has none; "
-            "choose --set draw=uniform or --set draw=cole"
-        )
+        raise UserError(f"draw '{draw}' needs the boxes of the objects, and this data set has "
+                        "none; choose --set draw=uniform or --set draw=cole")  # fmt: skip
     weights = label_weights(data.labels, objects, draw)
     rng = torch.Generator().manual_seed(seed)
     return _one_per_row(data.labels, torch.multinomial(weights, 1, generator=rng).flatten())
@@ -49,9 +47,7 @@ def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
 
 def single_label_draw(labels: Tensor, seed: int) -> Tensor:
     """Keeps one positive of the full labels (N, C) bool per image, drawn uniformly."""
-    # If every image has exactly one label, nothing is drawn: for ImageNet, the random numbers
-    # would take 5 GB.
-    if int(labels.count_nonzero()) == len(labels):
+    if int(labels.count_nonzero()) == len(labels):  # ImageNet's random numbers would take 5 GB
         return labels
     rng = torch.Generator().manual_seed(seed)
     chosen = torch.rand(labels.shape, generator=rng).masked_fill(~labels, -1).argmax(1)
@@ -61,10 +57,9 @@ def single_label_draw(labels: Tensor, seed: int) -> Tensor:
 def cole_draw(labels: Tensor, ids: tuple[str, ...], seed: int = 0) -> Tensor:
     """The draw of Cole et al.: (N, C) bool with exactly one positive per row.
 
-    One NumPy stream serves a whole split, so a label depends on all rows before its own. The result
-    equals theirs on all labelled images of VOC2012 or COCO2014, but not on a part of them.
-
-    The draw goes through the ids sorted as texts, as theirs does (COCO's "1000" comes before "9").
+    One NumPy stream serves a whole split, so the result equals theirs on all labelled images of
+    VOC2012 or COCO2014, but not on a part of them. The draw goes through the ids sorted as texts,
+    as theirs does (COCO's "1000" comes before "9").
     """
     rng = np.random.RandomState(COLE_SEED + seed)
     truth = labels.numpy()

@@ -1,7 +1,4 @@
-"""A user's own images: `folder` has one label each, `table` has all labels.
-
-Labels come from class folders, or from CSV files.
-"""
+"""A user's own images, in class folders or CSV files: `folder` has one label each, `table` all."""
 
 from __future__ import annotations
 
@@ -25,8 +22,6 @@ from spcl_lib.system.files import read_list
 
 HELD_OUT = 0.2  # share of every class that is held out from training, to evaluate on
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
-
-
 Rows = Mapping[str, tuple[str, ...]]  # labels by the path of the image below the folder
 
 
@@ -75,16 +70,11 @@ def list_folder_splits(
 ) -> tuple[ImageSet, ImageSet]:
     """The images to train on, with single labels, and those to report on, in a random order.
 
-    If no images have full labels, a fixed fifth of every class is held out from training and
-    evaluated against its single labels. Then a label that nobody gave counts as wrong, so the true
-    metrics are higher.
-
-    Args:
-        root: the folder.
-        labels: CSV file of single labels, as a path below the folder; empty if the images of every
-            class lie in a folder with its name, at any depth.
-        full_labels: CSV file of the images to report on; they are never trained on.
-        report: "val" reports on a fifth of the training images instead, "train" on all of them.
+    `labels` and `full_labels` are CSV files below the folder. Without `labels`, every class has a
+    folder of images. Images with full labels are never trained on. If there are none, a fixed fifth
+    of every class is held out and evaluated against its single labels: a label that nobody gave
+    counts as wrong, so the true metrics are higher. `report="val"` takes a fifth of the training
+    images in any case, and "train" reports on all of them again.
     """
     full = read_label_file(root / full_labels, root)[0] if full_labels else {}
     if labels:

@@ -18,9 +18,7 @@ from spcl_lib.data.images import Images, LazyImages
 
 HELD_OUT = 0.4  # share of a real training split that is used for choices
 PARTS = 3  # held-out parts, which together have all images
-_HELD_OUT_SEED = 1200
 _SAMPLED = 50_000  # with more files, only their sizes identify the content
-_SAMPLE_BYTES = 4096
 # How EXIF's orientations 1..8 turn stored pixels into the picture: the axes are exchanged, then
 # the picture is mirrored from left to right, then from top to bottom.
 _TURNS = (
@@ -31,7 +29,7 @@ _TURNS = (
 
 def hold_out(count: int, part: int = 0) -> tuple[Tensor, Tensor]:
     """Splits 0..count-1 into 60 % for training and 40 % held out for choices; ascending int64."""
-    generator = torch.Generator().manual_seed(_HELD_OUT_SEED)
+    generator = torch.Generator().manual_seed(1200)
     order = torch.randperm(count, generator=generator).roll(-(part * count // PARTS))
     held = round(HELD_OUT * count)
     return order[held:].sort().values, order[:held].sort().values
@@ -45,8 +43,7 @@ class Objects:
         image: (M,) int64; number of each object's image, ascending.
         label: (M,) int64; number of its class.
         box: (M, 4) float32; x0, y0, x1, y1 as fractions of the image.
-        runs: M masks as pycocotools writes them, or none; all of COCO's would fill terabytes as
-            pixels.
+        runs: M masks as pycocotools writes them, or none; as pixels, COCO's would be too large.
         turns: (N,) int64 or None; EXIF's orientations, which turn the images.
     """
 
@@ -98,8 +95,7 @@ class ImageSet:
 
     Attributes:
         images: (N, 3, S, S) uint8; whole images, resized to squares. (N, 0) before the decoding.
-        labels: (N, C) bool; the full labels.
-        classes: C names.
+        labels: (N, C) bool; the full labels of the C classes.
         ids: N names, for messages and predictions.
         class_map: (N, S, S) uint8 or None; number + 1 of the class visible at a pixel, 0 = none.
         objects: the annotated ones, or None if they are not known or not needed.
@@ -166,8 +162,8 @@ class ImageSet:
                 size = handle.seek(0, os.SEEK_END)
                 digest.update(str(size).encode())
                 if len(files) <= _SAMPLED:
-                    handle.seek(max(0, (size - _SAMPLE_BYTES) // 2))
-                    digest.update(handle.read(_SAMPLE_BYTES))
+                    handle.seek(max(0, (size - 4096) // 2))
+                    digest.update(handle.read(4096))
         return digest.hexdigest()[:8]
 
 

@@ -19,7 +19,6 @@ from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files
 from spcl_lib.data.images import ENDINGS
 from spcl_lib.system.errors import UserError
 
-_SAMPLE_SEED = 1200
 _VALIDATION = "ILSVRC2012_val_"
 Picture = tuple[str, Path, list[int]]  # name for people, file, class numbers
 
@@ -51,7 +50,7 @@ def list_imagenet(
 
 def _image_set(found: list[Picture], classes: tuple[str, ...], count: int) -> ImageSet:
     if 0 < count < len(found):  # chosen at random, because the first images share one class
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(_SAMPLE_SEED))
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(1200))
         found = [found[i] for i in order[:count].sort().values]
     ids, files, own = zip(*found, strict=True)
     labels = torch.zeros((len(files), len(classes)), dtype=torch.bool)

@@ -133,12 +133,9 @@ Images = Tensor | LazyImages  # the images of a data set: indexing gives tensors
 def squares(images: Any, side: int, size: int = 64) -> Iterator[Tensor]:
     """Gives images in batches (up to `size`, 3, side, side) uint8, as `try_image` gives files.
 
-    Args:
-        images: files, PIL images, NumPy arrays (H, W, 3) or tensors (3, H, W), alone, in a list,
-            as a batch with four axes, or in a DataLoader of such batches or of tuples that begin
-            with one. Arrays and tensors are uint8, or floats in 0..1, of 1 to 4 channels.
-        side: side of the squares, in pixels.
-        size: images in a batch.
+    Images are files, PIL images, NumPy arrays (H, W, 3) or tensors (3, H, W), alone, in a list, as
+    a batch with four axes, or in a DataLoader of such batches or of tuples that begin with one.
+    Arrays and tensors are uint8, or floats in 0..1, of 1 to 4 channels.
     """
     waiting = map_in_threads(lambda image: _square(image, side), _each(images))
     batch = list(islice(waiting, size))

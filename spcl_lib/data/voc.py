@@ -1,7 +1,6 @@
 """`voc2007`, `voc2012`: Pascal VOC in torchvision's VOCdevkit layout.
 
-Labels always come from ImageSets/Main. In some copies of the data, objects that these lists name
-have no box in Annotations.
+Labels come from ImageSets/Main, for which some copies of the data lack boxes in Annotations.
 """
 
 from __future__ import annotations
@@ -38,14 +37,9 @@ def list_voc(
 ) -> ImageSet:
     """A split of Pascal VOC in the order of its list; the images are not read yet.
 
-    Args:
-        root: data root; holds VOCdevkit/VOC{year}.
-        split: "train", "val", "trainval" or "test".
-        year: 2007 or 2012.
-        difficult: how a class counts in an image if all its objects there are "difficult" (0 in
-            ImageSets/Main): "negative", as is usual; "positive"; or "ignored": the evaluation
-            leaves it out, and in training it is not a positive.
-        objects: whether to read the boxes from Annotations, too.
+    `difficult` says how a class counts in an image if all its objects there are difficult:
+    "negative", as is usual; "positive"; or "ignored": the evaluation leaves it out, and in training
+    it is not a positive. With `objects`, the boxes from Annotations are read, too.
     """
     folder = voc_folder(root, year)
     if not folder.is_dir():
@@ -113,10 +107,7 @@ def _read_annotation(file: Path) -> list[tuple[int, list[float]]]:
 
 
 def download(dataset: str, root: Path) -> Path:
-    """Downloads trainval (0.5 to 2 GB) below the data root, if it is missing; gives its folder.
-
-    The folder appears only when it is complete. A failed download leaves nothing.
-    """
+    """Downloads trainval (0.5 to 2 GB) below the data root, wholly or not; gives its folder."""
     if dataset not in ("voc2007", "voc2012"):
         raise unknown_name("data set to download", dataset, ("voc2007", "voc2012"))
     archive, partial = ARCHIVES[dataset[-4:]], root / f".{dataset}.download"
@@ -130,10 +121,8 @@ def download(dataset: str, root: Path) -> Path:
             folder.parent.mkdir(exist_ok=True)
             os.replace(partial / archive["base_dir"], folder)
         except (OSError, RuntimeError, TarError) as error:
-            raise UserError(
-                f"the download of {dataset} failed ({error}) and nothing of it is left; try again, "
-                f"or unpack VOCtrainval as '{folder}' by hand"
-            ) from error
+            raise UserError(f"the download of {dataset} failed ({error}); try again, or unpack "
+                            f"VOCtrainval as '{folder}' by hand") from error  # fmt: skip
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -31,14 +31,6 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{name}'.{hint} Valid: {', '.join(valid)}")
 
 
-def is_text(value: object) -> bool:
-    """Whether it is a text that can be printed and be part of a file's name."""
-    try:
-        return isinstance(value, str) and b"\0" not in value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
-        return False
-
-
 def printable(text: str) -> str:
     """A text on one line: line breaks and other signs that cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

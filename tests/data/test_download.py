@@ -66,15 +66,6 @@ def test_a_failed_download_says_so_and_leaves_nothing(spcl, archive, root):
     assert spcl("download", "--dataset", "voc2007", "--data-root", root).status == 0
 
 
-def test_a_download_that_is_stopped_leaves_nothing(spcl, root, monkeypatch):
-    def stop(*given, **more):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(voc, "download_and_extract_archive", stop)
-    outcome = spcl("download", "--dataset", "voc2007", "--data-root", root)
-    assert outcome.status == 130 and files_in(root) == []
-
-
 def test_other_data_sets_are_refused(spcl, tmp_path):
     outcome = spcl("download", "--dataset", "coco2017", "--data-root", tmp_path)
     assert outcome.status == 2 and "Valid: voc2007, voc2012" in outcome.err

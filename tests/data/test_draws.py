@@ -15,7 +15,6 @@ from spcl_lib.data.draws import (
     single_label_draw,
 )
 from spcl_lib.data.image_set import ImageSet, Objects
-from spcl_lib.data.voc import CLASSES
 
 
 def some_labels(n=400, c=6):
@@ -120,28 +119,6 @@ def test_the_draw_of_cole_et_al_equals_a_slow_one(seed):
     assert drawn.int().argmax(1).tolist() == expected
     turned = image_set(labels.flip(0), ids=ids[::-1])  # the ids decide, not the order they come in
     assert torch.equal(draw_labels(turned, "cole", seed).flip(0), drawn)
-
-
-# Labels of each class that the draw of seed 1200 keeps on VOC2007's `train` (2,500 images: one of
-# the official 2,501 is not in the copy).
-VOC2007_COUNTS = [
-    100, 59, 172, 68, 77, 74, 282, 150, 114, 54, 48, 156, 67, 78, 623, 84, 43, 61, 109, 81,
-]  # fmt: skip
-
-
-def test_the_draw_of_cole_et_al_on_voc2007(real_data):
-    lists = real_data / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
-    if not lists.is_dir():
-        pytest.skip(f"needs {lists}")
-    rows = {i: [] for i in sorted((lists / "train.txt").read_text().split())}
-    for name in CLASSES:
-        flags = dict(map(str.split, (lists / f"{name}_train.txt").read_text().splitlines()))
-        for i, row in rows.items():
-            row.append(int(flags[i] == "1"))
-    labels = torch.tensor(list(rows.values()), dtype=torch.bool)
-    drawn = draw_labels(image_set(labels, ids=tuple(rows)), "cole", 0)
-    assert drawn.int().argmax(1).tolist() == cole_slowly(rows.values())
-    assert drawn.sum(0).tolist() == VOC2007_COUNTS
 
 
 # --- size and location ----------------------------------------------------------------------------

@@ -54,14 +54,6 @@ def test_a_subset_renumbers_the_boxes():
     assert boxes.box[0].tolist() == [0.25, 0, 0.75, 1]
 
 
-def test_an_image_may_be_asked_for_twice():
-    data, once = some_boxes(), torch.tensor([0, 1])
-    twice = torch.tensor([1, 0, 2, 1, 0])
-    assert torch.equal(data.regions(twice)[[1, 0]], data.regions(once))
-    assert torch.equal(data.regions(twice)[[4, 3]], data.regions(once))
-    assert data.subset(twice).objects.image.tolist() == [0, 1, 1, 3, 4, 4]
-
-
 def test_regions_of_boxes_are_their_pixels():
     regions = some_boxes().regions(torch.tensor([1, 0, 2]))
     column, corners = torch.zeros(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
