@@ -107,14 +107,7 @@ def grid(method: str, dataset: str) -> tuple[Settings, ...]:
 
 
 class League:
-    """The league of one data set: lists the next runs, and chooses settings by finished runs.
-
-    Args:
-        dataset: a key of LEAGUES.
-        methods: keys of METHODS; see `league_methods`.
-        seeds: seeds of the final runs.
-        data_root: see `paths.data_root`.
-    """
+    """The league of one data set: lists the next runs, and chooses settings by finished runs."""
 
     def __init__(
         self,

@@ -25,7 +25,6 @@ from spcl_lib.data.images import read_image
 from spcl_lib.evaluate import prepare
 from spcl_lib.runs.evaluation import choose_threshold
 from spcl_lib.runs.predict import predict_files
-from spcl_lib.runs.predictor import LabelRule
 from spcl_lib.runs.splits import load_splits
 from spcl_lib.viewer.overlays import overlays
 
@@ -312,17 +311,3 @@ def test_the_threshold_gives_the_expected_number_of_labels_on_training_images(tr
         threshold = choose_threshold(predictor.model, train.images, config)
         assert (predictor(train.images) >= threshold).sum() == pytest.approx(k * len(train), abs=2)
     assert threshold == pytest.approx(predictor.threshold, abs=1e-4)
-
-
-# --- which scores are labels ----------------------------------------------------------------------
-
-
-def test_a_rule_says_what_it_does():
-    assert str(LabelRule(0.25)) == "scores from 0.250"
-    assert str(LabelRule(0.25, 3)) == "the 3 highest scores from 0.250"
-    for wrong in ((float("nan"),), (1.5,), (None, 0)):
-        with pytest.raises(UserError):
-            LabelRule(*wrong)
-    for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        assert LabelRule(0.25).choose(torch.tensor([[0.2, 0.3]], dtype=kind)).tolist() == [[0, 1]]
-        assert LabelRule(0.25).choose(torch.zeros((0, 3), dtype=kind)).shape == (0, 3)
