@@ -52,12 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             goes_on = "; the same command goes on from the last checkpoint, if there is one"
         with explain_refusals():
             return options.command(options) or 0
-    except ModuleNotFoundError as error:
-        print(
-            f"spcl: error: this needs {error.name}: pip install 'spcl[notebooks]'", file=sys.stderr
-        )
-        return 2
-    except UserError as error:
+    except (UserError, ModuleNotFoundError) as error:  # some packages are needed by few commands
         print(f"spcl: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

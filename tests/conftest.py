@@ -45,17 +45,6 @@ def real_data():
 
 
 @pytest.fixture
-def make_pipe():
-    """Makes pipes that nobody writes to."""
-
-    def make(file):
-        os.mkfifo(file)
-        return file
-
-    return make
-
-
-@pytest.fixture
 def results(tmp_path, shared_cache, monkeypatch):
     """An empty folder that runs write their results to; real data are out of sight."""
     monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "results"))

@@ -18,7 +18,6 @@ import torch
 from spcl_lib.data.image_set import ImageSet, list_image_files
 from spcl_lib.data.images import ENDINGS, HEIF
 from spcl_lib.system.errors import UserError, unknown_name
-from spcl_lib.system.files import read_list
 
 HELD_OUT = 0.2  # share of every class that is held out from training, to evaluate on
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
@@ -204,7 +203,7 @@ def read_label_file(file: Path, root: Path, single: bool = False) -> tuple[Rows,
 def _records(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header; line numbers and fields of all other lines that are not empty."""
     try:
-        text = read_list(file).decode("utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
         reader = csv.reader(io.StringIO(text, newline=None))  # any line ending
         records = [(reader.line_num, fields) for fields in reader if any(fields)]
     except OSError as error:

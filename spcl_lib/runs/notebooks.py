@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError, one_line, unknown_name
+from spcl_lib.system.errors import UserError, printable, unknown_name
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.processes import end_with_parent
 
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(execute(options.name, options.parameters, options.out))
     except UserError as error:
-        print(f"spcl: error: {one_line(error)}", file=sys.stderr)
+        print(f"spcl: error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import put_aside, read_summed, with_sum
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.files import atomic_write, lock_file, parse_json, read_list, write_json
+from spcl_lib.system.files import atomic_write, lock_file, write_json
 from spcl_lib.system.weights import load_tensors
 
 Metrics = dict[str, Any]  # content of a run's metrics.json
@@ -193,7 +194,7 @@ def _read_metrics(folder: Path) -> Metrics | None:
 def _read_config(file: Path) -> tuple[RunConfig, str | None]:
     """The configuration and the data root that `Run.write_config` wrote."""
     try:
-        content = parse_json(read_list(file))
+        content = json.loads(file.read_bytes())
         return check_config(RunConfig.from_flat(dict(content["config"]))), content["data_root"]
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(

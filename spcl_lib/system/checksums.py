@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from spcl_lib.system.files import is_out_of_memory, parse_json, read_list
+from spcl_lib.system.files import is_out_of_memory
 
 
 class DamagedError(Exception):
@@ -64,7 +64,7 @@ def with_sum(content: Mapping[str, Any], varying: Collection[str] = ()) -> dict[
 
 def read_summed(file: Path, varying: Collection[str] = ()) -> dict[str, Any]:
     """The content that `with_sum` got; ValueError if it is damaged."""
-    content = parse_json(read_list(file))
+    content = json.loads(file.read_bytes())
     if content.pop("crc32", None) not in (None, with_sum(content, varying)["crc32"]):
         raise ValueError("its checksum is wrong")
     return content

@@ -15,12 +15,7 @@ class UserError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows."""
-        return [f"UserError: {one_line(self)}"]
-
-
-def one_line(error: Exception) -> str:
-    """The message for people, on one line."""
-    return printable(str(error))
+        return [f"UserError: {printable(str(self))}"]
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:

@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -90,21 +89,6 @@ def _remove(folder: Path, pattern: str) -> None:
         file.unlink(missing_ok=True)
 
 
-def read_list(file: Path) -> bytes:
-    """The content of a file that must end, such as a list of labels that the user names."""
-    if file.exists() and not file.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(file))
-    return file.read_bytes()
-
-
-def parse_json(text: str | bytes, **options: Any) -> Any:
-    """The value of a JSON text; `options` are those of `json.loads`."""
-    try:
-        return json.loads(text, **options)
-    except RecursionError:
-        raise ValueError("its lists are nested too deeply") from None
-
-
 @contextlib.contextmanager
 def explain_refusals(path: Path | None = None) -> Iterator[None]:
     """Turns a refusal of the system (disk full, not allowed, no memory) into a UserError.
@@ -122,9 +106,11 @@ def explain_refusals(path: Path | None = None) -> Iterator[None]:
                 f"there is too little memory ({error}); smaller images (image_side, crop_side, "
                 "eval_side) or a smaller batch need less"
             ) from error
-        if (refusal := _refusal_in(error)) is None:
+        refusal = _refusal_in(error)
+        if refusal is None:
             raise
-        raise UserError(_explanation(refusal, path)) from error
+        what = f"'{path}' cannot be written: " if path else ""
+        raise UserError(f"{what}{refusal}{_other_folder(path)}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -141,11 +127,8 @@ def _refusal_in(error: Exception) -> str | None:
     return next((reason for reason in _FULL if reason in said), None)
 
 
-def _explanation(refusal: str, path: Path | None) -> str:
-    if path is None:
-        return refusal
-    text = f"'{path}' cannot be written: {refusal}"
+def _other_folder(path: Path | None) -> str:
     for variable, folder in (("SPCL_RESULTS", results()), ("SPCL_CACHE", cache())):
-        if path.is_relative_to(folder):
-            text += f"; {variable}=DIR chooses another folder than '{folder}'"
-    return text
+        if path and path.is_relative_to(folder):
+            return f"; {variable}=DIR chooses another folder than '{folder}'"
+    return ""

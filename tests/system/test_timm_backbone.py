@@ -1,6 +1,5 @@
 """`backbone=timm:NAME`: features of timm's models as a grid, and one line for every mistake."""
 
-import json
 import sys
 
 import pytest
@@ -37,9 +36,8 @@ def features_of(model):
 # --- features -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
-def test_a_convolutional_model_gives_its_features_for_its_own_normalisation(timm, name):
-    model = timm.create_model(name).eval()
+def test_a_convolutional_model_gives_its_features_for_its_own_normalisation(timm):
+    model = timm.create_model("test_efficientnet").eval()
     with torch.no_grad():
         expected = model.forward_features(own_input(model))
     torch.testing.assert_close(features_of(model), expected, atol=1e-5, rtol=1e-4)
@@ -62,15 +60,11 @@ def test_the_tokens_of_a_transformer_become_a_grid_without_those_that_have_no_pl
     with torch.no_grad():
         tokens = model.forward_features(own_input(model))  # class, registers, rows of patches
     assert tokens.shape == (2, 1 + registers + 16, 64)
-    grid = features_of(model)
-    assert grid.shape == (2, 64, 4, 4)
-    for row in range(4):
-        for column in range(4):
-            token = tokens[:, 1 + registers + 4 * row + column]
-            torch.testing.assert_close(grid[:, :, row, column], token, atol=1e-5, rtol=1e-4)
+    expected = tokens[:, 1 + registers :].reshape(2, 4, 4, 64).permute(0, 3, 1, 2)
+    torch.testing.assert_close(features_of(model), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "densenet121"])
+@pytest.mark.parametrize("name", ["test_resnet", "densenet121"])
 def test_a_frozen_model_has_the_same_features(timm, name):
     """densenet121 has normalisations with an activation inside, right behind convolutions."""
     features, width = build_backbone(f"timm:{name}", None)
@@ -99,7 +93,7 @@ def test_dilation_makes_the_grid_twice_as_fine(timm):
 # --- weights --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "levit_128s"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "levit_128s"])
 @pytest.mark.parametrize("classes", [0, 7])
 def test_weights_come_from_a_file_with_and_without_a_classifier(timm, name, classes, tmp_path):
     file = tmp_path / "w.safetensors"
@@ -179,7 +173,6 @@ def test_a_run_trains_it_and_predicts_with_it(timm, name, more, spcl, results, t
     done = spcl("run", *folder, "--method", "en_scl", **settings)
     assert done.status == 0, done.err
     (file,) = results.rglob("metrics.json")
-    assert json.loads(file.read_text())["config"]["backbone"] == f"timm:{name}"
     predictor = Predictor.load(file.parent)
     if name == "test_vit":
         assert Predictor.load(file.parent, size=96).heatmaps(IMAGES).shape == (2, 2, 6, 6)
