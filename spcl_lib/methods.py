@@ -24,7 +24,6 @@ from spcl_lib.losses import (
     State,
     Term,
     cell_consistency,
-    consistency,
     spatial_consistency,
 )
 from spcl_lib.pooling import Pooling
@@ -61,11 +60,10 @@ class MethodSpec:
         self, shape: tuple[int, int], own: MethodSettings, annotated: Tensor | None, **options: Any
     ) -> HeatmapBank | None:
         """Its running averages of (N, C); None if it needs none. See SparseHeatmapBank."""
+        if not (self.consistency or self.row.reads_averages):
+            return None
         if self.consistency != "scl":  # one value per class: uint8 would be too coarse
-            needed = self.consistency or self.row.reads_averages
-            return (
-                HeatmapBank(*shape, 1, own.momentum, torch.float32, **options) if needed else None
-            )
+            return HeatmapBank(*shape, 1, own.momentum, torch.float32, **options)
         options |= {"momentum": own.momentum, "dtype": getattr(torch, own.bank_dtype)}
         if not own.bank_classes:
             return HeatmapBank(*shape, own.bank_size, **options)
@@ -78,10 +76,9 @@ PAPER_METHODS = ("an", "cl", "scl", "en", "en_cl", "en_scl", "full")
 
 
 def _all_methods() -> dict[str, MethodSpec]:
-    methods = {"an": MethodSpec("an", ""), "cl": MethodSpec("an", "cl"),
-               "scl": MethodSpec("an", "scl")}  # fmt: skip
+    methods = {"cl": MethodSpec("an", "cl"), "scl": MethodSpec("an", "scl")}
     for name, term in TERMS.items():
-        methods.setdefault(name, MethodSpec(name, ""))
+        methods[name] = MethodSpec(name, "")
         if term.sees is None and name != "an":
             methods |= {f"{name}_{c}": MethodSpec(name, c) for c in ("cl", "scl")}
     return {name: methods[name] for name in (*PAPER_METHODS, *methods)}
@@ -193,28 +190,29 @@ class Method(nn.Module):
         logits, presence = self.pooling(maps), None
         active = self.bank is not None and epoch >= self.settings.start
         if active:
-            target, seen = self._read(indices, views, maps.shape[-1])
+            cells, views = self._cells(maps, logits, views)
+            target, seen = self.bank.read(indices, views, cells.shape[-1])
             if self.spec.row.reads_averages and self.ended:
                 presence = self.pooling.presence(target, seen)
         context = Context(indices, epoch, self.epochs, self.settings, presence)
         total = self.term(logits, labels, context)
-        if not (active and self.spec.consistency):
-            return total
-        return total + self._weight(epoch) * self._agreement(maps, logits, target, seen)
+        if active and self.spec.consistency:
+            total = total + self._weight(epoch) * self._agreement(cells, target, seen)
+        return total
 
-    def _agreement(self, maps: Tensor, logits: Tensor, target: Tensor, seen: Tensor) -> Tensor:
-        """The consistency term; target and seen as `HeatmapBank.read` gives them."""
-        competes, kind = self.pooling.competes, self.settings.distance
-        if self.spatial and competes:
-            return cell_consistency(maps / self.pooling.temperature, target, seen)
+    def _cells(self, maps: Tensor, logits: Tensor, views: Views) -> tuple[Tensor, Views]:
+        """What agrees with the averages, and its views: CL has one cell, the whole image."""
         if self.spatial:
-            return spatial_consistency(maps, target, seen, kind)
-        # A new image is compared with its own prediction, not with 0.
-        own = torch.sigmoid(logits.detach())[..., None, None]
-        average = torch.where(seen > 0, target, own)
-        if competes:
-            return cell_consistency(F.logsigmoid(logits)[..., None, None], average, seen)
-        return consistency(logits, average[:, :, 0, 0], kind)
+            return maps, views
+        if self.pooling.competes:
+            logits = self.pooling.temperature * F.logsigmoid(logits)  # its softmax is p
+        return logits[..., None, None], Views.whole(len(views), maps.device)
+
+    def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
+        """The consistency term; target and seen as `HeatmapBank.read` gives them."""
+        if self.pooling.competes:
+            return cell_consistency(cells / self.pooling.temperature, target, seen)
+        return spatial_consistency(cells, target, seen, self.settings.distance)
 
     @torch.no_grad()
     def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
@@ -230,13 +228,10 @@ class Method(nn.Module):
             self.term.observe(logits, Context(indices, epoch, self.epochs, self.settings))
         if self.bank is None or epoch < self.settings.start - 1:
             return
-        if self.spatial:
-            self.bank.update(indices, views, self.pooling.heat(maps))
-        else:
-            whole = Views.whole(len(indices), maps.device)
-            self.bank.update(indices, whole, logits.sigmoid()[:, :, None, None])
+        cells, views = self._cells(maps, logits, views)
+        self.bank.update(indices, views, self.pooling.heat(cells))
         if self.spec.row.reads_averages:
-            presence = self.pooling.presence(*self._read(indices, views, maps.shape[-1]))
+            presence = self.pooling.presence(*self.bank.read(indices, views, cells.shape[-1]))
             self.presence[indices.to(self.presence.device)] = presence.to(self.presence)
 
     @torch.no_grad()
@@ -274,8 +269,3 @@ class Method(nn.Module):
         """Lambda of an epoch: its linear ramp in the middle of this epoch."""
         middle = int(epoch) + 0.5 - self.settings.start
         return self.settings.weight * min(1.0, middle / max(self.settings.ramp, 1e-6))
-
-    def _read(self, indices: Tensor, views: Views, grid: int) -> tuple[Tensor, Tensor]:
-        if self.spatial:
-            return self.bank.read(indices, views, grid)
-        return self.bank.read(indices, Views.whole(len(indices), views.boxes.device), 1)

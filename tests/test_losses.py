@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spcl_lib import MethodSettings, UserError
-from spcl_lib.losses import DISTANCES, TERMS, Context, consistency, spatial_consistency, stateless
+from spcl_lib.losses import DISTANCES, TERMS, Context, spatial_consistency, stateless
 from spcl_lib.losses.consistency import cell_consistency, distance
 from spcl_lib.losses.expected import class_priors, expected_negative_threshold
 
@@ -309,12 +309,14 @@ def d(logits, target, kind):
 
 @pytest.mark.parametrize("kind", DISTANCES)
 def test_cl_is_its_formula_and_0_without_a_slope_where_it_agrees(kind):
-    logits = batch()[0]
+    logits, cell = batch()[0], torch.ones(B, 1, 1, 1)
     target = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     target[0] = torch.tensor([0.0, 1, 0, 1])
     expected = d(logits.detach().numpy(), target.numpy(), kind).mean()
-    assert consistency(logits, target, kind).item() == pytest.approx(expected, rel=1e-6)
-    value = consistency(logits, logits.detach().sigmoid(), kind)
+    s = logits[..., None, None]
+    found = spatial_consistency(s, target[..., None, None], cell, kind)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+    value = spatial_consistency(s, s.detach().sigmoid(), cell, kind)
     value.backward()
     assert value.abs() < 1e-6 and logits.grad.abs().max() < 1e-6
     with pytest.raises(UserError, match="bce, l1, l2"):

@@ -1,6 +1,7 @@
-"""CL and SCL, the consistency terms: a prediction must agree with its running average.
+"""SCL, the consistency term: a prediction must agree with its running average.
 
-Both come from the paper. The distance is ours; second-hand sources say that the paper uses L1.
+CL is SCL with one cell, the whole image. Both come from the paper. The distance is ours;
+second-hand sources say that the paper uses L1.
 """
 
 from __future__ import annotations
@@ -34,11 +35,6 @@ def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
 def _entropy(p: Tensor) -> Tensor:
     """-p log p; several times as fast on a CPU as torch.special.entr, which is not vectorised."""
     return -p * p.clamp(min=1e-30).log()
-
-
-def consistency(logits: Tensor, average: Tensor, kind: str = "bce") -> Tensor:
-    """CL: mean over B * C of d(p, P), with P (B, C) the running average of p for each image."""
-    return distance(logits, average, kind).mean()
 
 
 def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = "bce") -> Tensor:
