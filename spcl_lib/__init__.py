@@ -3,7 +3,6 @@
 The method is in the modules beside this file. README.md in this folder says how to read them.
 """
 
-from importlib import import_module
 from typing import Any
 
 from spcl_lib.bank import HeatmapBank
@@ -30,12 +29,10 @@ __all__ = [
 ]
 
 
-# It loads many more modules than the rest, so it is imported on demand.
-_LATER = {"Predictor": "runs.predictor"}
-
-
 def __getattr__(name: str) -> Any:
-    """Imports a name of `_LATER`."""
-    if name not in _LATER:
+    """Imports Predictor on demand: it loads many more modules than the rest."""
+    if name != "Predictor":
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    from spcl_lib.runs.predictor import Predictor
+
+    return Predictor

@@ -46,9 +46,7 @@ class HeatmapBank(nn.Module):
         >>> bank = HeatmapBank(num_images=10, num_classes=3, size=8)
         >>> indices, views = torch.tensor([4]), Views.whole(1)
         >>> bank.update(indices, views, torch.full((1, 3, 4, 4), 0.6))
-        >>> target, seen = bank.read(indices, views, grid=4)
-        >>> target.shape, seen.shape
-        (torch.Size([1, 3, 4, 4]), torch.Size([1, 1, 4, 4]))
+        >>> target, seen = bank.read(indices, views, grid=4)  # (1, 3, 4, 4), (1, 1, 4, 4)
     """
 
     def __init__(

@@ -76,8 +76,7 @@ def precision_recall(
 ) -> dict[str, float]:
     """Precision, recall and F1, overall (OP, OR, OF1) and as a mean over classes (CP, CR, CF1).
 
-    CF1 is the F1 of the means CP and CR. A class that is never chosen has precision 0. CP and CR
-    leave out classes without a positive. `chosen` is 1 or True where the class is predicted.
+    A class that is never chosen has precision 0; one without a positive is left out.
     """
     labels, chosen = _checked(chosen, labels, ignored), _as_bool("chosen", chosen)
     if ignored is not None:
@@ -136,10 +135,7 @@ def evaluate_scores(
 
 
 def prepare(images: Tensor, side: int) -> Tensor:
-    """Network input (B, 3, side, side) of whole images (B, 3, H, W), uint8 or floats in 0..255.
-
-    It has no state and no branches, so it can be exported with a model, for any H and W.
-    """
+    """Network input (B, 3, side, side) of whole images (B, 3, H, W) in 0..255; exportable."""
     resized = F.interpolate(
         images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
     )

@@ -116,18 +116,18 @@ class Method(nn.Module):
     """One method in a training: its loss, and its running averages for the training images.
 
     As a part of a model, it is saved and restored with the model's state dict. The optimiser takes
-    `[*model.parameters(), *method.parameters()]`. With several processes, see `ranks.RankSampler`.
+    `[*model.parameters(), *method.parameters()]`. With several processes, see `RankSampler`.
 
     Args:
         name: a key of METHODS.
         num_images: N, training images.
         num_classes: C, the classes.
         settings: see MethodSettings.
-        seed: seed of the bank's rounding, and of the term's state.
+        seed: of the bank's rounding, and of the term's state.
         labels: z (N, C) of the whole training set; terms with state and `bank_classes` need them.
-        epochs: length of the whole training; some terms depend on it.
-        pooling: pooling of the network; by default the term's, which is the mean for most.
-        device: where the running averages are; see HeatmapBank.
+        epochs: length of the whole training.
+        pooling: that of the network; by default the term's, which is the mean for most.
+        device: where the running averages are.
 
     Example:
         >>> labels = torch.eye(3)[[0, 1, 2, 0]]  # of 4 images
@@ -216,17 +216,14 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
-        """Updates the state after a step, with the maps that the step predicted.
-
-        The averages begin one epoch before the loss uses them: earlier predictions are noise.
-        """
+        """Updates the state after a step, with the maps that the step predicted."""
         maps = self._check(maps, indices, views).detach()
         ranks.require_own(indices)
         logits = self.pooling(maps)
         self.steps += 1
         if isinstance(self.term, State):
             self.term.observe(logits, Context(indices, epoch, self.epochs, self.settings))
-        if self.bank is None or epoch < self.settings.start - 1:
+        if self.bank is None or epoch < self.settings.start - 1:  # still noise
             return
         cells, views = self._cells(maps, logits, views)
         self.bank.update(indices, views, self.pooling.heat(cells))
@@ -259,11 +256,9 @@ class Method(nn.Module):
         """Without these calls the method would silently be another one."""
         has_state = self.spec.row.has_state
         if epoch and not self.steps and (self.bank or has_state):
-            raise RuntimeError(f"epoch {epoch} begins, and method.update was never called; "
-                               "call it after every step; epochs count from 0")  # fmt: skip
+            raise RuntimeError(f"epoch {epoch}: method.update was never called after a step")
         if has_state and self.ended < epoch:
-            raise RuntimeError(f"epoch {epoch} begins, and method.end_epoch({self.ended}) was "
-                               "not called; call it after every epoch, from 0")  # fmt: skip
+            raise RuntimeError(f"epoch {epoch}: method.end_epoch({self.ended}) was not called")
 
     def _weight(self, epoch: float) -> float:
         """Lambda of an epoch: its linear ramp in the middle of this epoch."""

@@ -26,21 +26,17 @@ _EPSILON = 1 / 512  # keeps probabilities away from 0 and 1 before a logit: half
 
 @dataclass(frozen=True)
 class Pooling:
-    """One way to pool.
+    """One way to pool, with a `strength` where the kind has one; 0 is its default.
 
-    In the last three kinds the classes compete: p sums to 1 over the classes. Their logit is that
-    of p, so the sigmoid gives p for every kind.
+    "mean": of the logits. "boost": mean, after positive logits are multiplied by the strength
+    (BoostLU, Kim et al., CVPR 2023). "lse": log of the mean of exp(strength * f), divided by the
+    strength. "top": mean of the highest cells; the strength is their share. "attention": mean,
+    weighted by a softmax over the cells (Jouanneau et al.). "probability": logit of the mean of
+    sigmoid(f).
 
-    Attributes:
-        kind: "mean": mean of the logits. "boost": mean, after positive logits are multiplied by
-            `strength` (BoostLU, Kim et al., CVPR 2023; they use 5). "lse": log of the mean of
-            exp(strength * f), divided by the strength. "top": mean of the highest cells; `strength`
-            is their share. "attention": mean weighted by a softmax over the cells (Jouanneau et
-            al.). "probability": logit of the mean of sigmoid(f). "softmax": the softmax over the
-            classes of the mean logits; `strength` is its temperature. "cells" (ours): the mean of
-            the softmax over the classes in every cell; `strength` is its temperature. "cells_top"
-            (ours): the same over the highest cells of every class; `strength` is their share.
-        strength: see `kind`; 0 is the kind's default.
+    In the last three the classes compete: their logit is that of p, which sums to 1 over the
+    classes. "softmax": of the mean logits; the strength is its temperature. "cells" (ours): mean of
+    the softmax in every cell. "cells_top" (ours): the same over the highest cells of every class.
     """
 
     kind: str = "mean"

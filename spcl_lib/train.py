@@ -77,7 +77,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW; the 1x1 convolution learns `head_factor` times as fast as the backbone.
 
-    The estimated labels of a method learn ten times as fast, as in ROLE's paper, and do not decay.
+    Labels that a method learns do not decay, and learn ten times as fast, as in ROLE's paper.
     """
     groups = [
         {"params": [p for p in model.features.parameters() if p.requires_grad], "factor": 1.0},
@@ -108,8 +108,7 @@ def maps_of_views(
     """Score-map logits f (B, C, G, G) float32 of views of whole images, or of their features.
 
     A 1x1 convolution and a crop give the same result in both orders. So with features the head
-    comes first, and the crop reads C maps instead of D features. The features saw the whole image:
-    a view changes nothing but the position. A network that sees the crop sees it larger.
+    comes first, and the crop reads C maps instead of D features.
     """
     if config.trained == "head":
         with autocast(images.device, config.amp):
@@ -168,9 +167,9 @@ def train(
         optimizer: see `make_optimizer`.
         method: loss and running averages.
         images: read batch by batch.
-        labels: (N, C) labels that the method may see: see `methods.visible_labels`.
+        labels: (N, C), see `methods.visible_labels`.
         config: the run's configuration.
-        progress: the state to continue from; None to start.
+        progress: the state to continue from.
         on_step: called after every step, and at the end of an epoch after `on_epoch`.
         on_epoch: called after every epoch; the history gets the values that it returns.
     """
