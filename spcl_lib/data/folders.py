@@ -20,6 +20,7 @@ from spcl_lib.data.images import ENDINGS, HEIF
 from spcl_lib.system.errors import UserError, unknown_name
 
 HELD_OUT = 0.2  # share of every class that is held out from training, to evaluate on
+_COMPARED = 50_000  # in larger sets, identical files are not looked for
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
 Rows = Mapping[str, tuple[str, ...]]  # labels by the path of the image below the folder
 
@@ -92,7 +93,27 @@ def list_folder_splits(
         _image_set(root, {path: rows[path] for path in _by_lot("order", rows)}, classes)
         for rows in (train, held)
     )
-    return replace(first, notes=tuple(f"folder: {note}" for note in notes if note)), second
+    notes = [f"folder: {note}" for note in (*notes, _note_twins(root, train, held)) if note]
+    return replace(first, notes=tuple(notes)), second
+
+
+def _note_twins(root: Path, train: Rows, held: Rows) -> str:
+    """A note about identical files with other labels, or to train and to report on, or ""."""
+    place = {path: ("report", labels) for path, labels in held.items()}
+    place |= {path: ("train", labels) for path, labels in train.items()}
+    by_size, twins = defaultdict(list), defaultdict(list)
+    for path in place if len(place) <= _COMPARED else ():
+        by_size[os.path.getsize(root / path)].append(path)
+    for path in (path for paths in by_size.values() if len(paths) > 1 for path in paths):
+        twins[hashlib.sha256((root / path).read_bytes()).digest()].append(path)
+    wrong = [paths for paths in twins.values() if len({place[path] for path in paths}) > 1]
+    if not wrong:
+        return ""
+    one, other = wrong[0][:2]
+    return (
+        "photographs that are there twice, with other labels or to train and to report on: "
+        f"{len(wrong):,}, such as '{one}' and '{other}'; keep one of each"
+    )
 
 
 def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
@@ -101,7 +122,9 @@ def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
     _refuse_shared(train, val, root / "val.csv")
     classes = _classes_of(train, root / "train.csv")
     _check_known(val, classes, root / "val.csv")
-    return _image_set(root, train, classes), _image_set(root, val, classes)
+    note = _note_twins(root, train, val)
+    notes = (f"table: {note}",) if note else ()
+    return replace(_image_set(root, train, classes), notes=notes), _image_set(root, val, classes)
 
 
 def list_labelled(root: Path, file: Path, classes: tuple[str, ...]) -> tuple[ImageSet, bool]:

@@ -81,6 +81,25 @@ def test_every_ending_that_pillow_reads_is_found_and_what_is_left_out_is_counted
     assert "1 images directly in" in said
 
 
+def test_identical_photographs_with_two_labels_or_in_both_splits_are_told(root, capsys):
+    make_folder(root, cat=20, dog=20)
+    load(root)
+    assert "twice" not in capsys.readouterr().out
+    trained, reported = (part.ids[0] for part in load(root))
+    shutil.copy(root / trained, root / "cat" / "copy.png")
+    shutil.copy(root / trained, root / "dog" / "copy.png")
+    load(root, report="train")
+    assert "twice, with other labels or to train and to report on: 1," in capsys.readouterr().out
+    shutil.copy(root / reported, root / "cat" / "again.png")
+    full = write_csv(root / "full.csv", "path,labels", f"{reported},cat|dog")
+    load(root, full_labels=full)
+    assert "report on: 2, such as" in capsys.readouterr().out
+    for split, name in (("train", trained), ("val", "cat/copy.png")):
+        write_csv(root / f"{split}.csv", "path,labels", f"{name},cat", f"{split}.png,dog")
+        save_noise(root / f"{split}.png")
+    assert "to report on: 1" in list_table(root)[0].notes[0]
+
+
 def test_a_class_folder_may_be_a_link_and_no_image_is_read_twice(root, tmp_path):
     """A link to a parent gave ten images 41 names each, and half of them the wrong label."""
     make_folder(root, cat=5, dog=5)
