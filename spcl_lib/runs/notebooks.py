@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError, printable, unknown_name
+from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import atomic_write
 from spcl_lib.system.processes import end_with_parent
 
@@ -35,12 +34,6 @@ def notebook_file(name: str) -> Path:
     return paths.notebooks() / f"{name}.ipynb"
 
 
-def title_of_notebook(name: str) -> str:
-    """The heading of a notebook."""
-    cells = json.loads(notebook_file(name).read_text())["cells"]
-    return "".join(cells[0]["source"]).partition("\n")[0].strip("# ")
-
-
 def check_parameters(name: str, parameters: Iterable[str]) -> None:
     """Refuses a parameter that the notebook does not have; papermill would only warn."""
     import papermill
@@ -49,12 +42,6 @@ def check_parameters(name: str, parameters: Iterable[str]) -> None:
     for key in parameters:
         if key not in known:
             raise unknown_name(f"parameter of {name}", key, known)
-
-
-def check_output(file: Path) -> None:
-    """Refuses a place for an executed notebook where something else would be lost."""
-    if file.suffix != ".ipynb" or file.is_dir():
-        raise UserError(f"'{file}' cannot hold a notebook; give the name of a file, NAME.ipynb")
 
 
 def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
@@ -97,21 +84,16 @@ def describe_figures(notebook: NotebookNode) -> None:
                 out.metadata["image/png"] = {"alt": f"Figure: {heading}"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Executes a notebook, see the top of this file; returns the exit status."""
+def main() -> None:
+    """Executes a notebook, see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--out", type=Path, metavar="FILE", required=True)
     parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     end_with_parent()
-    try:
-        print(execute(options.name, options.parameters, options.out))
-    except UserError as error:
-        print(f"spcl: error: {printable(str(error))}", file=sys.stderr)
-        return 2
-    return 0
+    print(execute(options.name, options.parameters, options.out))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

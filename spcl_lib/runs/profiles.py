@@ -99,7 +99,6 @@ _CHOSEN: dict[str, dict[str, object]] = {
     "gpr": {"count_weight": 0.001}, "gpr_scl": {"count_weight": 0.001, "weight": 0.1},
 }  # fmt: skip
 _OWN = ("folder", "table", "coco18")
-METHODS_IN_SHORT = ("an", "scl", "en_scl", "ren_scl", "full")  # the help names these
 
 
 def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object]:

@@ -17,7 +17,6 @@ from spcl_lib.system.timm_backbone import PREFIX, require_timm_model
 # The training images of these data sets have no full labels, so there is no upper bound.
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
 TABLES = frozenset({"table", "coco18"})  # train.csv and val.csv list the images
-WITHOUT_OBJECTS = SINGLE_LABEL | TABLES  # these do not tell where objects are
 _OWN_VALIDATION = SINGLE_LABEL | {"scenes"}  # these hold out images in their own ways
 _FIELDS = {
     field.name: field

@@ -12,11 +12,9 @@ from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
 
-def test_a_wrong_parameter_is_an_error(tmp_path, capsys):
-    out = ("--out", str(tmp_path / "out.ipynb"))
-    assert notebooks.main(["01_train", "--parameters", '{"methd": "an"}', *out]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("spcl: error: unknown parameter of 01_train 'methd'. Did you mean")
+def test_a_wrong_parameter_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="unknown parameter of 01_train 'methd'. Did you mean 'met"):
+        notebooks.execute("01_train", {"methd": "an"}, tmp_path / "out.ipynb")
     with pytest.raises(UserError, match="unknown notebook '01_trian'. Did you mean '01_train'"):
         notebooks.check_parameters("01_trian", {})
     notebooks.check_parameters("01_train", {"method": "scl", "seed": 3, "force": True})

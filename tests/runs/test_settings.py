@@ -11,7 +11,7 @@ from spcl_lib.config import RETIRED, RunConfig
 from spcl_lib.data.draws import DRAWS
 from spcl_lib.data.image_set import PARTS
 from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
-from spcl_lib.runs.profiles import METHODS_IN_SHORT, PROFILES, cost
+from spcl_lib.runs.profiles import PROFILES, cost
 from spcl_lib.runs.settings import changes, make_config, methods_of, parse_overrides
 from spcl_lib.system import paths
 
@@ -76,7 +76,6 @@ def test_run_needs_no_method_and_names_all_of_them(spcl, monkeypatch):
                      ("scenes", "smoke", "en_scl", 2)]  # fmt: skip
     listed = spcl("run", "--method", "list").out.splitlines()
     assert [line.split()[0] for line in listed] == list(METHODS)
-    assert set(METHODS_IN_SHORT) <= set(METHODS)
 
 
 def test_options_beside_a_configuration_are_refused(spcl, tmp_path):
