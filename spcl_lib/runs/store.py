@@ -92,11 +92,10 @@ class Run:
         is_own = metrics is not None and RunConfig.from_flat(metrics["config"]) == self.config
         return metrics if is_own else None
 
-    def finished(self, command: str = "python -m spcl_lib run") -> Metrics:
-        """The metrics of a run that must have finished; the message names the command for it."""
-        metrics = self.metrics
-        if metrics is None:
-            raise UserError(f"the run '{self.folder}' has not finished; make it with: {command}")
+    def finished(self) -> Metrics:
+        """The metrics of a run that must have finished; else a UserError."""
+        if (metrics := self.metrics) is None:
+            raise UserError(f"the run '{self.folder}' has not finished; start its command again")
         return metrics
 
     def load(self, objects: bool = False, splits: Splits | None = None) -> FinishedRun:

@@ -1,6 +1,5 @@
 """Running notebooks: with checked parameters, and again in place."""
 
-from pathlib import Path
 
 import nbformat
 import papermill
@@ -62,17 +61,6 @@ def test_any_other_failure_of_a_notebook_is_raised(small, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
         notebooks.execute("small", {}, tmp_path / "out.ipynb")
     assert "so far" in (tmp_path / "out.ipynb").read_text()
-
-
-def test_a_notebook_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
-    def run(source, executed, *arguments, **options):
-        Path(executed).write_text("half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(papermill, "execute_notebook", run)
-    with pytest.raises(KeyboardInterrupt):
-        notebooks.execute("01_train", {}, tmp_path / "out.ipynb")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_made_again_in_place_it_keeps_outputs_and_counts_only(small, make):
