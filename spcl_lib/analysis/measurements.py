@@ -25,7 +25,6 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.features import inputs_of
-from spcl_lib.runs.splits import load_splits
 from spcl_lib.runs.store import FinishedRun, Run
 from spcl_lib.system import paths
 from spcl_lib.system.randomness import keyed_generator
@@ -61,16 +60,16 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
     Those with the smallest crops are measured in full, by views sampled as in their training; of
     the others, only the mAP is listed. The data must have masks or boxes.
     """
-    splits = load_splits(configs[0], data_root, objects=True)
     smallest, rows = min(c.scale_min for c in configs), []
     for config in tqdm(configs, desc="measuring", unit="run"):
-        run = Run.of(config, data_root).load(splits=splits)
+        run = Run.of(config, data_root)
         about = {"dataset": config.dataset, "profile": config.profile, "scale": config.scale_min,
                  "method": config.method, "seed": config.seed, "split": "report",
-                 "source": "network", "measure": "mAP", "value": run.metrics["mAP"]}  # fmt: skip
+                 "source": "network", "measure": "mAP", "value": run.finished()["mAP"]}  # fmt: skip
         rows.append(about)
         if config.scale_min == smallest:
-            rows += [about | row for row in (*_recovery(run), *_localisation(run))]
+            loaded = run.load(objects=True)
+            rows += [about | row for row in (*_recovery(loaded), *_localisation(loaded))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

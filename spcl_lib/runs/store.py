@@ -20,7 +20,7 @@ from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.settings import changes, check_config
-from spcl_lib.runs.splits import Splits, identify_data, load_splits
+from spcl_lib.runs.splits import identify_data, load_splits
 from spcl_lib.sparse_bank import bank_of
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import put_aside, read_summed, with_sum
@@ -98,18 +98,16 @@ class Run:
             raise UserError(f"the run '{self.folder}' has not finished; start its command again")
         return metrics
 
-    def load(self, objects: bool = False, splits: Splits | None = None) -> FinishedRun:
-        """Loads a finished run, with its data: `objects` and `splits` are as in `load_splits`.
+    def load(self, objects: bool = False) -> FinishedRun:
+        """Loads a finished run, with its data; `objects` is as in `load_splits`.
 
         Raises:
             UserError: the run has not finished, its files are damaged, or its data are missing or
                 have changed.
         """
         metrics = self.finished()
-        if splits is None:
-            identify_data(self.config, self.data_root)  # refuses other data
-            splits = load_splits(self.config, self.data_root, objects)
-        train, report = splits
+        identify_data(self.config, self.data_root)  # refuses other data
+        train, report = load_splits(self.config, self.data_root, objects)
         model = load_network(self.folder, self.config, len(train.classes))
         observed = draw_labels(train, self.config.draw, self.config.label_seed)
         stored = self.folder / "bank.safetensors"
