@@ -31,7 +31,6 @@ class Task:
     arguments: Sequence[str]
     log: Path  # the output is appended to it
     is_done: Callable[[], bool]  # whether the result exists
-    on_done: Callable[[], None] = lambda: None  # called once, as soon as it exists
     module: str = "spcl_lib"
 
 
@@ -95,9 +94,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
             for task, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((task, process))
                 bar.update()
-                if process.returncode == 0 and task.is_done():
-                    task.on_done()
-                else:
+                if process.returncode or not task.is_done():
                     failed.append(task)
                     cause = _cause(process.returncode, task.log)
                     bar.write(f"FAILED {task.name}: {cause} (log: {task.log})")

@@ -30,8 +30,8 @@ def tasks(tmp_path, monkeypatch):
             command = [sys.executable, "-c", task.arguments[0]]
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
-    def make(name, code, is_done=lambda: True, on_done=lambda: None):
-        return schedule.Task(name, [code], tmp_path / name / "log.txt", is_done, on_done)
+    def make(name, code, is_done=lambda: True):
+        return schedule.Task(name, [code], tmp_path / name / "log.txt", is_done)
 
     monkeypatch.setattr(schedule, "_start", start)
     return make
@@ -55,11 +55,9 @@ def test_a_task_that_fails_is_named_with_the_cause_and_its_log(code, cause, task
     assert bad.log.read_text().startswith("of an earlier try")
 
 
-def test_a_task_without_a_result_has_failed_and_others_are_noted_once(tasks, capsys):
-    noted = []
-    first = tasks("first", "print('mAP 63 %')", lambda: False, lambda: noted.append(1))
-    second = tasks("second", "", on_done=lambda: noted.append(2))
-    assert schedule.run_tasks([first, second], 1, "runs") == [first] and noted == [2]
+def test_a_task_without_a_result_has_failed(tasks, capsys):
+    first, second = tasks("first", "print('mAP 63 %')", lambda: False), tasks("second", "")
+    assert schedule.run_tasks([first, second], 1, "runs") == [first]
     out, err = capsys.readouterr()
     assert "FAILED first: it ended without a result" in out and "first" in err
 
@@ -81,7 +79,7 @@ def test_ctrl_c_ends_every_process(tasks):
 
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
     long, never = tasks("long", code), tasks("never", code)
-    quick = tasks("quick", "import time; time.sleep(1)", on_done=interrupt)
+    quick = tasks("quick", "import time; time.sleep(1)", interrupt)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         schedule.run_tasks([long, quick, never], 2, "runs")
