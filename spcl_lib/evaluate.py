@@ -30,22 +30,42 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
     scikit-learn's definition.
     """
     labels = _checked(scores, labels, ignored)
-    counted = torch.ones_like(labels) if ignored is None else ~ignored
-    parts = (scores.detach().double(), labels, counted)  # numpy has no bfloat16
-    columns = [part.cpu().T.contiguous().numpy() for part in parts]  # (C, N) each
+    columns, positive = _columns(scores.detach()), _columns(labels)  # (C, N)
+    counted = None if ignored is None else _columns(~ignored)
+
+    def of_class(c: int) -> float:
+        keys = _ranks(columns[c]) << 1 | positive[c]
+        return _average_precision(keys if counted is None else keys[counted[c]])
+
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # numpy sorts without the GIL
-        found = list(pool.map(_average_precision, *columns))
+        found = list(pool.map(of_class, range(scores.shape[1])))
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _average_precision(scores: np.ndarray, positive: np.ndarray, counted: np.ndarray) -> float:
-    """AP in percent of one class; NaN without a positive."""
-    scores, positive = scores[counted], positive[counted]
-    order = np.argsort(-scores)  # the highest score first
-    scores, hits = scores[order], np.cumsum(positive[order])
-    if not len(hits) or not hits[-1]:
+def _columns(values: Tensor) -> np.ndarray:
+    """(C, N), contiguous; numpy has no bfloat16."""
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    return values.cpu().T.contiguous().numpy()
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """(N,) int64 that are ordered as the scores (N,), with room for one bit more.
+
+    Sorted with the label in that bit, they take half of the time of an argsort of the scores.
+    """
+    if scores.dtype == np.float64:
+        return np.unique(scores, return_inverse=True)[1]
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
+    return np.where(bits < 0, np.int32(-(2**31)) - bits, bits).astype(np.int64)
+
+
+def _average_precision(keys: np.ndarray) -> float:
+    """AP in percent of (rank << 1 | label) in any order; NaN without a positive."""
+    keys = np.sort(keys)[::-1]  # the highest score first
+    hits = np.cumsum(keys & 1)
+    if not len(keys) or not hits[-1]:
         return math.nan
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # of equal scores
+    last = np.flatnonzero(np.append(keys[1:] >> 1 != keys[:-1] >> 1, True))  # of equal scores
     gained = np.diff(hits[last], prepend=0)
     return 100 * float((gained * (hits[last] / (last + 1))).sum() / hits[-1])
 

@@ -134,8 +134,8 @@ def _evaluate(
 def choose_threshold(model: nn.Module, images: Images, config: RunConfig) -> float:
     """The score that `expected_positives` labels of a training image reach, on average (ours).
 
-    On the README's runs (seed 0), this threshold raises OF1 of EN + SCL from 49 to 76 (scenes) and
-    68 to 70 (VOC 2007). OF1 of AN rises from 17 to 67 and 61 to 68. It uses no labels; of many
+    In the kept runs (seed 0), this threshold raises OF1 of EN + SCL from 48 to 77 (scenes) and from
+    68 to 71 (VOC 2007). OF1 of AN rises from 18 to 66 and from 60 to 68. It uses no labels; of many
     images (or their features), some.
     """
     order = torch.randperm(len(images), generator=keyed_generator("threshold", config.seed))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
-
 def notebook_names() -> list[str]:
     """Names of the project's notebooks, such as "01_train", in their order."""
     return sorted(f.stem for f in paths.notebooks().glob("*.ipynb"))

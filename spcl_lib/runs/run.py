@@ -214,7 +214,10 @@ def _train(parts: _Parts, folder: Path, on_epoch: Listener) -> Progress:
             recorder.record(model, method)
         if progress.epoch % config.eval_every or progress.epoch == config.epochs:
             return {}
-        (scores,) = predict_scores(model, report.images, config.eval_side, [model.pooling])
+        # In the training's precision, because it only shows the course; the end is in float32.
+        (scores,) = predict_scores(
+            model, report.images, config.eval_side, [model.pooling], config.amp
+        )
         return {"mAP": _mean(scores, report)}
 
     def after_step(progress: Progress) -> None:

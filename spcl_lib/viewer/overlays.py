@@ -30,7 +30,7 @@ _FONT = ImageFont.truetype(matplotlib.get_data_path() + "/fonts/ttf/DejaVuSans.t
 
 @dataclass(frozen=True)
 class OverlayFolder:
-    """A folder for pictures of heatmaps; `runs.predict.predict_files` takes it."""
+    """A folder for pictures of heatmaps, which `predict_files` fills."""
 
     folder: Path
 
