@@ -5,10 +5,9 @@ of seen cells, the resolution, bilinear resampling, and the first value of a cel
 unchanged. With `size=1` the bank holds the image-level running average P of CL.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +77,7 @@ class HeatmapBank(nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
 
     @classmethod
-    def of(cls, heatmaps: Tensor, seen: Tensor) -> HeatmapBank:
+    def of(cls, heatmaps: Tensor, seen: Tensor) -> Self:
         """A bank of heatmaps (N, C, W, W) and seen cells (N, W, W) bool, to read; not copied."""
         bank = cls(1, *heatmaps.shape[1:3], dtype=heatmaps.dtype)
         bank.num_images, bank.heatmaps, bank.seen = len(heatmaps), heatmaps, seen
@@ -134,7 +133,7 @@ class HeatmapBank(nn.Module):
         """What `of` needs, to write it to a file."""
         return {"heatmaps": self.heatmaps, "seen": self.seen}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeatmapBank:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return self  # it stays on its device and in its type
 
     def _tables(self, dtype: torch.dtype) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

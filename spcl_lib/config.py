@@ -4,14 +4,12 @@ All values are our choice, unless a text says otherwise: the paper does not publ
 `runs/profiles.py` has the values for every data set. `runs/settings.py` checks the user's settings.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from spcl_lib.losses.settings import MethodSettings, setting
 from spcl_lib.model import AMP, BACKBONES
@@ -95,7 +93,7 @@ class RunConfig:
         return values | values.pop("settings")
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> RunConfig:
+    def from_flat(cls, values: Mapping[str, Any]) -> Self:
         """The configuration from the values of `flat`; a missing value gets its default."""
         for name in RETIRED.keys() & values.keys():
             if values[name] not in RETIRED[name]:
@@ -109,7 +107,7 @@ class RunConfig:
         settings = MethodSettings(**{k: v for k, v in values.items() if k in names})
         return cls(**own, settings=settings)
 
-    def replace(self, **values: Any) -> RunConfig:
+    def replace(self, **values: Any) -> Self:
         """A copy with other values; the method's settings are allowed, too."""
         return self.from_flat(self.flat() | values)
 

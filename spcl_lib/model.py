@@ -1,13 +1,11 @@
 """SpatialClassifier: backbone -> 1x1 convolution -> score maps -> pooling -> logits."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools
 import itertools
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +60,7 @@ class SpatialClassifier(nn.Module):
             if type(layer) is nn.Conv2d and layer.groups > 1 and layer.stride != (1, 1):
                 layer.__class__ = _StridedDepthwise  # keeps the weights and their names
 
-    def train(self, mode: bool = True) -> SpatialClassifier:
+    def train(self, mode: bool = True) -> Self:
         """Sets the training mode of all blocks except the frozen ones."""
         super().train(mode)
         self.features[: self.frozen].eval()

@@ -4,8 +4,6 @@ Second-hand sources say that the paper takes the mean over the cells. The mean d
 objects. The best pooling depends on the data, so it is a setting of the model.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

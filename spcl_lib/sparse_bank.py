@@ -4,9 +4,8 @@ ImageNet needs 251 GB in a HeatmapBank of 14 x 14 cells, and most of it says tha
 there. This bank keeps the K classes of each image that are most likely present. It is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class SparseHeatmapBank(HeatmapBank):
     @classmethod
     def of(  # noqa: D102 (as in HeatmapBank)
         cls, heatmaps: Tensor, seen: Tensor, classes: Tensor, num_classes: Tensor
-    ) -> SparseHeatmapBank:
+    ) -> Self:
         images, kept, size = heatmaps.shape[:3]
         bank = cls(1, int(num_classes), kept, classes[:1, 0], size=size, dtype=heatmaps.dtype)
         bank.num_images, bank.heatmaps, bank.seen, bank.classes = images, heatmaps, seen, classes

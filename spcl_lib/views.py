@@ -4,11 +4,9 @@ Coordinates are fractions of the full image: x to the right, y down, (0, 0) is t
 A flip mirrors the crop left to right after it has been cut out, as torchvision does.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +45,7 @@ class Views:
             raise ValueError("every box must have 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
 
     @classmethod
-    def whole(cls, batch: int, device: torch.device | str = "cpu") -> Views:
+    def whole(cls, batch: int, device: torch.device | str = "cpu") -> Self:
         """Views that show each image whole and unflipped."""
         box = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device)
         return cls(box.repeat(batch, 1), torch.zeros(batch, dtype=torch.bool, device=device))
@@ -60,7 +58,7 @@ class Views:
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         generator: torch.Generator | None = None,
-    ) -> Views:
+    ) -> Self:
         """Samples views as torchvision's RandomResizedCrop and RandomHorizontalFlip do.
 
         `scale` is the crop's area as a fraction of the image's, `ratio` its width / height. Area
@@ -90,11 +88,11 @@ class Views:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, which: Tensor | slice) -> Views:
+    def __getitem__(self, which: Tensor | slice) -> Self:
         """The views at `which`, as a batch."""
         return Views(self.boxes[which], self.flipped[which])
 
-    def to(self, device: torch.device | str) -> Views:
+    def to(self, device: torch.device | str) -> Self:
         """The same views on another device."""
         if self.boxes.device == torch.device(device):
             return self

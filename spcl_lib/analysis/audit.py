@@ -18,10 +18,9 @@ So on photographs it is no better than out-of-fold softmax, which needs no heatm
 is. Both are averages over few draws, and differ by up to 8 between these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -57,7 +56,7 @@ class Suggestions:
     def __len__(self) -> int:
         return len(self.image)
 
-    def first(self, count: int) -> Suggestions:
+    def first(self, count: int) -> Self:
         """The first `count` suggestions."""
         parts = (self.image, self.label, self.score, self.box)
         return Suggestions(self.kind, *(part[:count] for part in parts))
@@ -153,7 +152,7 @@ def suggest(
     return missing, _best("wrong", 1 - presence * likely, given, most)
 
 
-def _best(kind: str, score: Tensor, asked: Tensor, most: int) -> Suggestions:
+def _best(kind: str, score: Tensor, asked: Tensor, most: int) -> Self:
     image, label = asked.nonzero(as_tuple=True)
     order = score[asked].argsort(descending=True, stable=True)[:most]
     box = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(order), 1)

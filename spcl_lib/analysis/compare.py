@@ -1,7 +1,5 @@
 """Compares finished runs of any settings that report on the same images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

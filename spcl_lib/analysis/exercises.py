@@ -1,7 +1,5 @@
 """Checks the answers of the notebook 09_exercises; the answers and the hints stand there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

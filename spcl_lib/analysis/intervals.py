@@ -5,8 +5,6 @@ are paired by seed. One is settled if the t interval of its mean at 95 % exclude
 nothing of other labels or other test images: all seeds share these.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Every method stands there twice: with the mean in training and prediction (pooli
 the poolings that held-out data chose for it ("own"), which may be the mean as well.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 from typing import Any

@@ -6,8 +6,6 @@ side. The IoU (intersection over union) asks whether the map, cut at a threshold
 shape. Ours: each map is divided by its own maximum.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ recovers the right supervision when the crop has cut out most of the one labelle
 are in one tidy table, which `notebooks/reference/make.py` keeps: `crop-recovery-*.csv`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

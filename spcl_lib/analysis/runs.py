@@ -4,8 +4,6 @@ Results come from this machine's runs, or from the small files under version con
 (notebooks/reference/), which `notebooks/reference/make.py` makes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path

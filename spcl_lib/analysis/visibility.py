@@ -1,7 +1,5 @@
 """Counts how much of every object a random crop still shows, on known regions (masks or boxes)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from spcl_lib.views import Views

@@ -4,8 +4,6 @@ The name of a file says what it depends on. A file under its final name is whole
 travels with it. A damaged file is named, set aside and made again.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence

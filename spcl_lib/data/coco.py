@@ -1,7 +1,5 @@
 """`coco2014`, `coco2017`: MS-COCO, by pycocotools, which is needed only here."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import replace
 from itertools import pairwise

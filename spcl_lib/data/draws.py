@@ -9,8 +9,6 @@
 The draw's seed is not the training seed: all methods and training seeds see the same labels.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

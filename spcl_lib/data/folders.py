@@ -1,7 +1,5 @@
 """A user's own images, in class folders or CSV files: `folder` has one label each, `table` all."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

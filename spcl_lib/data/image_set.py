@@ -1,7 +1,5 @@
 """ImageSet, the form of every data set: images, full labels and, where known, the objects."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -9,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -53,7 +51,7 @@ class Objects:
     runs: tuple[dict[str, Any], ...] = ()
     turns: Tensor | None = None
 
-    def subset(self, indices: Tensor) -> Objects:
+    def subset(self, indices: Tensor) -> Self:
         """The objects of the images at `indices` (B,), which get the numbers 0..B-1."""
         indices = indices.contiguous()
         first = torch.searchsorted(self.image, indices).tolist()
@@ -117,7 +115,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def subset(self, indices: Tensor) -> ImageSet:
+    def subset(self, indices: Tensor) -> Self:
         """The images at `indices` (M,) int64, in that order."""
 
         def pick(part: Any) -> Any:
@@ -131,7 +129,7 @@ class ImageSet:
         per_image = {name: part for name, part in vars(self).items() if name not in shared}
         return replace(self, **{name: pick(part) for name, part in per_image.items()})
 
-    def first(self, count: int) -> ImageSet:
+    def first(self, count: int) -> Self:
         """The first `count` images; all if there are fewer."""
         return self if count >= len(self) else self.subset(torch.arange(count))
 

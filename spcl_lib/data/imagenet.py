@@ -5,8 +5,6 @@ validation images the set of its valid classes. If the set is empty, the image i
 authors do.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

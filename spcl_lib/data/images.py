@@ -1,7 +1,5 @@
 """Reads pictures in the forms that people have them, as the RGB squares that networks are given."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os
@@ -10,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -122,7 +120,7 @@ class LazyImages:
         found = torch.from_numpy(np.stack(list(squares)))
         return found if rows.ndim else found[0]
 
-    def subset(self, indices: Tensor) -> LazyImages:
+    def subset(self, indices: Tensor) -> Self:
         """The images at `indices` (M,) int64, not read yet."""
         return LazyImages([self.files[i] for i in indices.tolist()], self.shape[-1])
 

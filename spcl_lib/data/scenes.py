@@ -4,8 +4,6 @@ The data set is ours; the paper has none like it. The pictographs come from the 
 that ships inside matplotlib. Classes occur together in themes, as in photographs.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from functools import lru_cache
 from pathlib import Path

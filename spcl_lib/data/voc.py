@@ -3,8 +3,6 @@
 Labels come from ImageSets/Main, for which some copies of the data lack boxes in Annotations.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

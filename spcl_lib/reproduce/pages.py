@@ -3,8 +3,6 @@
 `python -m spcl_lib.reproduce.pages NAME OUTPUT PARAMETERS` executes a notebook and writes its page.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -4,8 +4,6 @@ What is finished is skipped. A page is finished if it is newer than the notebook
 it shows.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shlex

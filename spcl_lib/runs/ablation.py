@@ -4,8 +4,6 @@ With small crops, the one label is more often wrong for the crop; the paper clai
 recovers the right supervision.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from spcl_lib.config import RunConfig

@@ -1,7 +1,5 @@
 """The checkpoint of a run: a stopped run continues from it to the same result."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import os

@@ -1,7 +1,5 @@
 """Exports a trained network, with its preprocessing, for programs without spcl."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

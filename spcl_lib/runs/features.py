@@ -1,7 +1,5 @@
 """Computes the features of whole images once, for runs that train only the head."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

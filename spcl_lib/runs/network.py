@@ -1,7 +1,5 @@
 """The network of a run: at its start, and after its end."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

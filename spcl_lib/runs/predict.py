@@ -1,7 +1,5 @@
 """Predictions of a finished run for image files, into a CSV or JSON file with a row per image."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

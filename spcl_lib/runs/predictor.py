@@ -1,11 +1,9 @@
 """Predictor: a trained classifier that takes images in any form, and the rule for its labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,43 @@ from spcl_lib.system.shapes import require_size
 BATCH = 64
 _NEARLY_ALL = 0.95  # share of the images
 _LEAST_IMAGES = 20  # of fewer images, a class may well be in all or in none
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Says which scores are labels: those from a threshold, the highest, or both.
+
+    A network that was trained on one label per image gives low probabilities, so few labels reach
+    0.5.
+    """
+
+    threshold: float | None  # lowest score of a label
+    top: int | None = None  # most labels of an image
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UserError(f"a threshold must be in 0..1; got {self.threshold}")
+        if self.top is not None and self.top < 1:
+            raise UserError(f"the number of labels must be at least 1; got {self.top}")
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """(B, C) bool for scores (B, C): True where the class is a label of the image."""
+        chosen = scores >= (self.threshold or 0)
+        if self.top is not None and self.top < scores.shape[1]:
+            highest = torch.zeros_like(chosen)
+            chosen &= highest.scatter_(1, scores.topk(self.top, 1).indices, True)
+        return chosen
+
+    def names(self, scores: Tensor, classes: Sequence[str]) -> list[list[str]]:
+        """The labels of every image, in the order of the classes; with `top`, the highest first."""
+        ranks = self.choose(scores) * (1.0 if self.top is None else 1 + scores)  # 0: no label
+        order = ranks.argsort(dim=1, descending=True, stable=True)  # (B, C)
+        pairs = zip(order.tolist(), ranks.count_nonzero(1), strict=True)
+        return [[classes[c] for c in numbers[:count]] for numbers, count in pairs]
+
+    def __str__(self) -> str:
+        scores = "scores" if self.top is None else f"the {self.top} highest scores"
+        return scores + ("" if self.threshold is None else f" from {self.threshold:.3f}")
 
 
 class Predictor:
@@ -64,7 +99,7 @@ class Predictor:
         self.rule = None if threshold is None else LabelRule(threshold)
 
     @classmethod
-    def load(cls, run: str | Path, size: int | None = None, amp: str = "off") -> Predictor:
+    def load(cls, run: str | Path, size: int | None = None, amp: str = "off") -> Self:
         """The network of a finished run (see `Run.find`), on the GPU if there is one.
 
         Only its metrics.json and weights.safetensors are needed. A larger size than that of the
@@ -117,43 +152,6 @@ class Predictor:
             if not bool(maps.isfinite().all()):
                 raise UserError("the network gives scores that are no numbers; train the run again")
             yield maps
-
-
-@dataclass(frozen=True)
-class LabelRule:
-    """Says which scores are labels: those from a threshold, the highest, or both.
-
-    A network that was trained on one label per image gives low probabilities, so few labels reach
-    0.5.
-    """
-
-    threshold: float | None  # lowest score of a label
-    top: int | None = None  # most labels of an image
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise UserError(f"a threshold must be in 0..1; got {self.threshold}")
-        if self.top is not None and self.top < 1:
-            raise UserError(f"the number of labels must be at least 1; got {self.top}")
-
-    def choose(self, scores: Tensor) -> Tensor:
-        """(B, C) bool for scores (B, C): True where the class is a label of the image."""
-        chosen = scores >= (self.threshold or 0)
-        if self.top is not None and self.top < scores.shape[1]:
-            highest = torch.zeros_like(chosen)
-            chosen &= highest.scatter_(1, scores.topk(self.top, 1).indices, True)
-        return chosen
-
-    def names(self, scores: Tensor, classes: Sequence[str]) -> list[list[str]]:
-        """The labels of every image, in the order of the classes; with `top`, the highest first."""
-        ranks = self.choose(scores) * (1.0 if self.top is None else 1 + scores)  # 0: no label
-        order = ranks.argsort(dim=1, descending=True, stable=True)  # (B, C)
-        pairs = zip(order.tolist(), ranks.count_nonzero(1), strict=True)
-        return [[classes[c] for c in numbers[:count]] for numbers, count in pairs]
-
-    def __str__(self) -> str:
-        scores = "scores" if self.top is None else f"the {self.top} highest scores"
-        return scores + ("" if self.threshold is None else f" from {self.threshold:.3f}")
 
 
 def one_sided(chosen: Tensor, classes: Sequence[str]) -> list[str]:

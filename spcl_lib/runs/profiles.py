@@ -4,8 +4,6 @@ All values are ours, unless a comment says otherwise. We chose them on validatio
 `report=val`, which never use the data of the final results.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 _MOBILENET = {

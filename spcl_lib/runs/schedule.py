@@ -1,7 +1,5 @@
 """The scheduler: starts a process for each run or notebook, several at the same time."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

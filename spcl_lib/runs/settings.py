@@ -1,7 +1,5 @@
 """Makes a checked RunConfig from names and `--set key=value`, and lists the changed settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping

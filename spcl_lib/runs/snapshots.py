@@ -9,8 +9,6 @@ They are uint8 (a probability p becomes round(255 * p)), 6.3 MB for 64 scenes an
 They do not change the training: they draw no random numbers, and the metrics have the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The splits of a run: its configuration says which images it trains on and reports on."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

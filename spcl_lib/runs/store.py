@@ -1,13 +1,11 @@
 """The store of runs: the folder of every run, the files in it, and results/summary.csv."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -40,6 +38,27 @@ def run_folder(config: RunConfig) -> Path:
 
 
 @dataclass(frozen=True)
+class FinishedRun:
+    """A finished run, loaded."""
+
+    config: RunConfig
+    folder: Path
+    metrics: Metrics
+    model: SpatialClassifier  # in evaluation mode
+    train: ImageSet
+    report: ImageSet
+    observed: Tensor  # (N, C) bool, the single labels of `train` (also for the method "full")
+    bank: HeatmapBank | None  # after training; None if the method keeps no running averages
+
+    @property
+    def grid(self) -> int:
+        """G, cells along each side of the score maps of a training crop."""
+        side = self.config.crop_side
+        crop = torch.zeros((1, 3, side, side), dtype=torch.uint8)
+        return predict_maps(self.model, crop, side, self.config.amp).shape[-1]
+
+
+@dataclass(frozen=True)
 class Run:
     """A run, finished or not: its configuration, its folder, and where its data are."""
 
@@ -48,7 +67,7 @@ class Run:
     data_root: str | Path | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, data_root: str | Path | None = None) -> Run:
+    def of(cls, config: RunConfig, data_root: str | Path | None = None) -> Self:
         """The run of a configuration, in its place below `paths.results`.
 
         Where the data are missing, it is the run on unknown data, which has not finished.
@@ -59,7 +78,7 @@ class Run:
         return cls(config, run_folder(config), data_root)
 
     @classmethod
-    def find(cls, place: str | Path, data_root: str | Path | None = None) -> Run:
+    def find(cls, place: str | Path, data_root: str | Path | None = None) -> Self:
         """The run at a place: its folder, its config.json, or a folder with one finished run below.
 
         A relative path that begins with "results" is looked for in `paths.results`, too. The data
@@ -122,27 +141,6 @@ class Run:
         root = None if self.data_root is None else str(paths.real_path(self.data_root))
         write_json(file, {"config": self.config.flat(), "data_root": root})
         return file
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A finished run, loaded."""
-
-    config: RunConfig
-    folder: Path
-    metrics: Metrics
-    model: SpatialClassifier  # in evaluation mode
-    train: ImageSet
-    report: ImageSet
-    observed: Tensor  # (N, C) bool, the single labels of `train` (also for the method "full")
-    bank: HeatmapBank | None  # after training; None if the method keeps no running averages
-
-    @property
-    def grid(self) -> int:
-        """G, cells along each side of the score maps of a training crop."""
-        side = self.config.crop_side
-        crop = torch.zeros((1, 3, side, side), dtype=torch.uint8)
-        return predict_maps(self.model, crop, side, self.config.amp).shape[-1]
 
 
 def finished_below(place: Path) -> list[Path]:

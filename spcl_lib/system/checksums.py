@@ -3,8 +3,6 @@
 A file's checksum travels with it: in the zip of `torch.save`, or under a key of JSON.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile

@@ -1,7 +1,5 @@
 """The exception for mistakes that the user can correct."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

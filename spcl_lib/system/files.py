@@ -1,7 +1,5 @@
 """Writes files whole or not at all, with one writer at a time."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

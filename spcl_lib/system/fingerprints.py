@@ -1,7 +1,5 @@
 """Fingerprints: short texts that identify what a cached result depends on."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

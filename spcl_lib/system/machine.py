@@ -1,7 +1,5 @@
 """The machine: its device, its cores, and the versions of its software."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

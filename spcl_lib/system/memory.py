@@ -1,7 +1,5 @@
 """Memory: how much is left, and the reuse of what a step frees."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

@@ -1,7 +1,5 @@
 """The places of results, caches and data; no other module builds these paths."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """No process lives longer than its parent."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

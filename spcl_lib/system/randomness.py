@@ -1,7 +1,5 @@
 """Keyed random numbers: every use of chance has its own generator, named by a key."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

@@ -5,8 +5,6 @@ image are with the rank that trains on it. Each rank's loss is the mean over its
 gradients are averaged, as DistributedDataParallel does. Without torch.distributed, R is 1.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator

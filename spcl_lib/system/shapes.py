@@ -4,8 +4,6 @@ A tensor of another shape is often spread over the others, and gives a wrong ans
 check takes microseconds, and does not wait for the tensor's device.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Backbones of timm: its models that keep the places of an image, without their classifiers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

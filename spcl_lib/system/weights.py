@@ -1,7 +1,5 @@
 """Files of tensors: reads weights safely, or gives the reason why it cannot."""
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ sets, the image's name), class, kind ("missing" or "wrong"), score (how sure, in
 x0, y0, x1, y1 as fractions of the image.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `evaluate` says: lines of text, and a file of numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

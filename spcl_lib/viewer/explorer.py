@@ -1,7 +1,5 @@
 """`HeatmapExplorer`: drag a crop over a training image and see what the heatmaps say about it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -7,8 +7,6 @@ Numbers of many cells are base64 texts of uint8, where 255 means 1. explorer.js 
 through crops as `HeatmapBank` does; a test compares the two.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from dataclasses import replace

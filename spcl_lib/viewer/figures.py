@@ -3,15 +3,14 @@
 Every function gives a matplotlib Figure and shows nothing itself. Images are (3, S, S) in 0..255.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
@@ -19,10 +18,6 @@ from torch import Tensor
 from spcl_lib.viewer.heat import draw_heat, picture_of
 from spcl_lib.viewer.style import HEAT
 from spcl_lib.views import Views
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _PIXELS = 240  # side of a picture
 

@@ -3,8 +3,6 @@
 It uses Pillow, because a matplotlib figure takes ten times as long.
 """
 
-from __future__ import annotations
-
 import matplotlib
 import numpy as np
 from PIL import Image

@@ -1,7 +1,5 @@
 """Pages that need no other file, from the jinja2 templates beside this module."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

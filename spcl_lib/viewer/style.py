@@ -1,7 +1,5 @@
 """The style of all figures: colours that people with any colour vision can tell apart."""
 
-from __future__ import annotations
-
 # Okabe and Ito's palette: one fixed colour for every method of the paper.
 COLOURS = {
     "an": "#6b6b6b", "cl": "#56b4e9", "scl": "#0072b2", "en": "#e69f00", "en_cl": "#cc79a7",
