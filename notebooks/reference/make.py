@@ -40,7 +40,7 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from tqdm import tqdm
 
 from spcl_lib.analysis import league as leagues
-from spcl_lib.analysis.measurements import measure
+from spcl_lib.analysis.measurements import SCALES, measure
 from spcl_lib.analysis.runs import read_kept
 from spcl_lib.analysis.visibility import LEAST
 from spcl_lib.bank import HeatmapBank
@@ -49,7 +49,7 @@ from spcl_lib.data import scenes
 from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
-from spcl_lib.runs.ablation import CROP_SCALES, FOLLOWED, crop_scale_configs
+from spcl_lib.reproduce.plan import FOLLOWED
 from spcl_lib.runs.league import League, Settings, run_league
 from spcl_lib.runs.notebooks import describe_figures, execute, notebook_file, notebook_names
 from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
@@ -254,6 +254,8 @@ def runs(dataset: str, profile: str) -> str:
     return str(keep(f"{dataset}-{profile}", {"runs": found}))
 
 
+CROP_METHODS, LEAGUES_BEST = ("an", "cl", "scl", "en_scl", "full"), ("gr_scl", "ren_scl")
+RECOVERY_SCALE = 0.1
 _SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
 
 
@@ -333,15 +335,35 @@ def _scores(configs: Sequence[RunConfig]) -> list[float]:
     return [Run.of(config).finished()["mAP"] for config in configs]
 
 
+def crop_scale_configs(
+    dataset: str, profile: str, scales: Sequence[float] = SCALES, methods: Sequence[str] = ()
+) -> list[RunConfig]:
+    """The runs of every scale (the least area of a crop), method and seed.
+
+    With small crops, the one label is more often wrong for the crop. Crop recovery is measured with
+    RECOVERY_SCALE, where the league's best methods take part, too. At the profile's own scale, the
+    runs are those of the profile.
+    """
+    configs, chosen = [], _chosen_by_league(dataset)
+    for scale in scales:
+        varied, usual = {"scale_min": scale}, CROP_METHODS
+        if scale == RECOVERY_SCALE:
+            varied, usual = varied | {"snapshots": FOLLOWED}, (*CROP_METHODS, *LEAGUES_BEST)
+        for m in methods or usual:
+            settings = varied | (chosen[m] if m in LEAGUES_BEST else {})
+            configs += [make_config(dataset, m, seed, profile, settings) for seed in SEEDS]
+    return configs
+
+
 def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
     """Measures crop recovery, for crops of at least `scale` of the image, and keeps the table."""
-    scales = CROP_SCALES if dataset == "scenes" else (float(scale),)
-    return _measure("crop-recovery", crop_scale_configs(dataset, profile, SEEDS, scales))
+    scales = SCALES if dataset == "scenes" else (float(scale),)
+    return _measure("crop-recovery", crop_scale_configs(dataset, profile, scales))
 
 
 def factored(dataset: str, profile: str) -> str:
     """The same for the factored targets, with two methods."""
-    configs = crop_scale_configs(dataset, profile, SEEDS, [0.1], ("scl", "ren_scl"))
+    configs = crop_scale_configs(dataset, profile, [0.1], ("scl", "ren_scl"))
     return _measure("crop-factored", configs)
 
 
@@ -365,6 +387,7 @@ def league(dataset: str) -> str:
     return str(keep(f"league-{dataset}", leagues.collect(made)))
 
 
+_RATES = ("lr", "weight_decay", "start")
 # data set -> who trains the whole network: methods of the paper, the number of the league's best
 # besides them, and whether those may be another paper's loss with SCL
 _WHOLE = {
@@ -378,14 +401,15 @@ def whole(dataset: str) -> str:
 
     The paper's methods have the settings of the profile, which held-out data chose. The others have
     what the search with the frozen network chose, because a search with full training would take
-    days; but rates and epochs do not carry over.
+    days.
     """
     ours, count, combined = _WHOLE[dataset]
-    chosen = dict.fromkeys(ours, {}) | _best_of_league(dataset, count, combined)
-    runs = {}
-    for method, settings in chosen.items():
-        kept = {k: v for k, v in settings.items() if k not in ("lr", "weight_decay", "start")}
-        runs[method] = [make_config(dataset, method, seed, "cpu", kept) for seed in SEEDS]
+    best = _best_of_league(dataset, count, combined)
+    chosen = dict.fromkeys(ours, {}) | {m: _chosen_by_league(dataset)[m] for m in best}
+    runs = {
+        method: [make_config(dataset, method, seed, "cpu", settings) for seed in SEEDS]
+        for method, settings in chosen.items()
+    }
     _finish([config for same in runs.values() for config in same], in_turn=1)
     return str(keep(f"full-training-{dataset}", {
         "dataset": dataset, "profile": "cpu", "seeds": list(SEEDS),
@@ -393,16 +417,23 @@ def whole(dataset: str) -> str:
     }))  # fmt: skip
 
 
-def _best_of_league(dataset: str, count: int, combined: bool) -> dict[str, Settings]:
-    """The best methods besides the paper's, with the mean, and their settings.
+def _best_of_league(dataset: str, count: int, combined: bool) -> list[str]:
+    """The best methods besides the paper's, with the mean.
 
     Another paper's loss with SCL counts if `combined`.
     """
     origins = {"ours", "another paper", *(["another paper, with SCL"] if combined else [])}
-    means = {e["method"]: e for e in reversed(read_kept(f"league-{dataset}")["final"])}
-    found = [e for method, e in means.items() if leagues.whose(method) in origins]
-    best = sorted(found, key=lambda entry: -fmean(entry["mAP"]))[:count]
-    return {entry["method"]: entry["settings"] for entry in best}
+    means = {e["method"]: e["mAP"] for e in reversed(read_kept(f"league-{dataset}")["final"])}
+    found = [method for method in means if leagues.whose(method) in origins]
+    return sorted(found, key=lambda method: -fmean(means[method]))[:count]
+
+
+def _chosen_by_league(dataset: str) -> dict[str, Settings]:
+    """The settings of every method, but for rates and epochs: these do not carry over."""
+    return {
+        e["method"]: {k: v for k, v in e["settings"].items() if k not in _RATES}
+        for e in read_kept(f"league-{dataset}")["final"]
+    }
 
 
 def notebooks(*names: str) -> str:

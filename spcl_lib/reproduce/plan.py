@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spcl_lib.config import RunConfig
-from spcl_lib.runs.ablation import FOLLOWED
 from spcl_lib.runs.league import League, run_league
 from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.profiles import cost, duration, usual_profile
@@ -23,6 +22,7 @@ from spcl_lib.runs.store import Run, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
+FOLLOWED = 64  # images that the runs for 04_heatmaps follow over the epochs
 _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet")
 
 

@@ -1,0 +1,36 @@
+"""The crop-scale runs of `make.py`: which there are, and that ours have what the league chose."""
+
+from dataclasses import replace
+
+import pytest
+
+from spcl_lib.analysis.runs import read_kept
+from spcl_lib.runs.settings import make_config
+from spcl_lib.runs.store import run_folder
+
+
+def test_every_method_scale_and_seed_once(make):
+    configs = make.crop_scale_configs("scenes", "cpu")
+    assert len(set(configs)) == len(configs) == 5 * 5 * 3 + 2 * 3
+    own = {c.method for c in configs if c.scale_min == make.RECOVERY_SCALE}
+    assert own == {*make.CROP_METHODS, "gr_scl", "ren_scl"}  # the best of the league
+    assert len({run_folder(c) for c in configs}) == len(configs)
+    assert {c.scale_min for c in configs} == {1.0, 0.5, 0.25, 0.1, 0.05}
+    assert all((c.snapshots > 0) == (c.scale_min == make.RECOVERY_SCALE) for c in configs)
+
+
+@pytest.mark.parametrize("dataset", ["scenes", "voc2007"])
+def test_ours_have_what_the_league_chose_but_the_rates_of_the_profile(dataset, make):
+    chosen = {e["method"]: e["settings"] for e in read_kept(f"league-{dataset}")["final"]}
+    configs = {c.method: c for c in make.crop_scale_configs(dataset, "cpu", [0.1])}
+    for method in ("gr_scl", "ren_scl"):
+        rates = {"lr", "weight_decay", "start"}
+        settings = {k: v for k, v in chosen[method].items() if k not in rates}
+        config, usual = configs[method], make_config(dataset, method)
+        assert config.settings == replace(usual.settings, **settings) and config.lr == usual.lr
+
+
+def test_the_profiles_own_scale_gives_the_profiles_own_runs(make):
+    own = make.crop_scale_configs("scenes", "cpu", [0.25])
+    assert make_config("scenes", "scl", 2) in own
+    assert {run_folder(c).name for c in own} >= {"scl-seed2", "an-seed2"}
