@@ -1,7 +1,5 @@
 """Command line: `python -m spcl_lib run | reproduce | predict | ...`; see --help."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform
@@ -11,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,13 +22,8 @@ from spcl_lib.runs.settings import describe_settings, make_config, parse_overrid
 from spcl_lib.system import VERSION, paths, ranks
 from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import explain_refusals
-from spcl_lib.system.machine import choose_device, count_cores
-from spcl_lib.system.memory import keep_freed_memory
+from spcl_lib.system.machine import choose_device, count_cores, keep_freed_memory
 from spcl_lib.system.processes import PARENT, end_with_parent
-
-if TYPE_CHECKING:
-    from spcl_lib.runs.predictor import Predictor
-    from spcl_lib.runs.store import Run
 
 Options = argparse.Namespace
 Command = Callable[[Options], int | None]  # returns the exit status; None counts as 0
@@ -139,14 +132,6 @@ def _refuse(options: Options, leading: str, *others: str) -> None:
             raise UserError(f"{leading} has all that it needs; --{name} does not go with it")
 
 
-def _overrides(options: Options) -> dict[str, object]:
-    """The settings of `--set`; a weights file as an absolute path, valid in other folders, too."""
-    found = parse_overrides(options.set)
-    if found.get("weights", "auto") not in ("auto", "none", "torchvision"):
-        found["weights"] = os.path.abspath(_path(str(found["weights"])))
-    return found
-
-
 # --- commands; each has its own imports, so that the others start fast ---------------------------
 
 
@@ -190,8 +175,8 @@ def _runs_of(options: Options) -> list[tuple[RunConfig, str | Path | None]]:
     dataset = options.dataset or usual_dataset(options.data_root)
     profile = options.profile or usual_profile(dataset)
     method = options.method or usual_method(profile)
-    config = make_config(dataset, method, options.seed or 0, profile, _overrides(options))
-    return [(config, options.data_root)]
+    settings = parse_overrides(options.set)
+    return [(make_config(dataset, method, options.seed or 0, profile, settings), options.data_root)]
 
 
 def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
@@ -230,8 +215,8 @@ def _reproduce(options: Options) -> int:
         _refuse(options, "--all", "only", "set", "profile")
         experiments = all_experiments(options.dataset, seeds, options.data_root)
     else:
-        dataset, only = options.dataset or "scenes", options.only or ()
-        profile, settings = options.profile or usual_profile(dataset), _overrides(options)
+        dataset, settings = options.dataset or "scenes", parse_overrides(options.set)
+        profile, only = options.profile or usual_profile(dataset), options.only or ()
         experiments = [experiment_of(dataset, profile, only, seeds, settings, options.data_root)]
     if options.list:
         show_plan(experiments, jobs)
@@ -253,8 +238,8 @@ def _league(options: Options, jobs: int) -> int:
     return 0
 
 
-def _predictor(options: Options) -> tuple[Predictor, Run]:
-    """The predictor of the options, and its run, which it prints.
+def _predictor(options: Options) -> Any:
+    """The Predictor of the options, of a run that it prints.
 
     It has no rule if the run's own threshold does not fit another pooling.
     """
@@ -273,7 +258,7 @@ def _predictor(options: Options) -> tuple[Predictor, Run]:
     elif predictor.rule and predictor.size != run.config.eval_side:
         usual = f"the run's threshold was chosen at {run.config.eval_side} px"
         print(f"spcl: {usual}; `evaluate` names a better one for this size", file=sys.stderr)
-    return predictor, run
+    return predictor
 
 
 @_command(
@@ -287,9 +272,8 @@ def _predict(options: Options) -> None:
     from spcl_lib.runs.predict import predict_files
     from spcl_lib.viewer.overlays import OverlayFolder
 
-    predictor, _ = _predictor(options)
-    overlays = OverlayFolder(options.heatmaps) if options.heatmaps else None
-    out = options.out
+    predictor = _predictor(options)
+    overlays, out = options.heatmaps and OverlayFolder(options.heatmaps), options.out
     done, skipped = predict_files(predictor, options.images, out, overlays, options.force)
     _name_skipped(skipped)
     print(f"{done} images, labels are {predictor.rule}: {out}")
@@ -312,17 +296,18 @@ def _evaluate(options: Options) -> None:
     """mAP, AP and F1 of a finished run on your labelled images; the best threshold."""
     from spcl_lib.runs.evaluation import evaluate_files, evaluate_own, expected_threshold
     from spcl_lib.runs.predictor import LabelRule
+    from spcl_lib.runs.store import Run
     from spcl_lib.viewer.evaluation import evaluation_lines, write_evaluation
 
     if (options.images is None) != (options.labels is None):
         raise UserError("give --images and --labels, or neither for the run's own held-out images")
-    predictor, run = _predictor(options)
+    predictor = _predictor(options)
     if options.images is None:
-        found = evaluate_own(predictor, options.data_root or run.data_root)
+        found = evaluate_own(predictor, Run.find(options.run, options.data_root).data_root)
     else:
         found = evaluate_files(predictor, options.images, options.labels)
     _name_skipped(found.skipped)
-    expected = run.config.settings.expected_positives
+    expected = predictor.config.settings.expected_positives
     if predictor.rule is None:
         print(f"the threshold is chosen here: so that an image has {expected:g} labels")
         predictor.rule = LabelRule(expected_threshold(found.scores, expected))
@@ -344,7 +329,7 @@ def _audit(options: Options) -> None:
     from spcl_lib.methods import visible_labels
     from spcl_lib.runs.predictor import one_sided
     from spcl_lib.runs.store import Run
-    from spcl_lib.viewer.audit_page import SHOWN, write_audit, write_suggestions
+    from spcl_lib.viewer.audit_page import SHOWN, write_audit
 
     run = Run.find(options.run, options.data_root).load(objects=True)
     given = visible_labels(run.config.method, run.train.labels, run.observed) > 0
@@ -358,10 +343,7 @@ def _audit(options: Options) -> None:
     if run.metrics.get("threshold") is not None:
         facts += one_sided(presence >= run.metrics["threshold"], run.train.classes)
     print("\n".join(facts))
-    page, table = options.out / "audit.html", options.out / "audit.csv"
-    write_suggestions(table, found, run.train)
-    write_audit(page, facts, found, read, run.train, given)
-    print(page, table, sep="\n")
+    print(*write_audit(options.out, facts, found, read, run.train, given), sep="\n")
 
 
 @_command(
@@ -401,7 +383,7 @@ def _compare(options: Options) -> None:
 
 
 @_command(
-    "--run", "--size", "--threshold", "--pooling", "--data-root", "--force",
+    "--run", "--size", "--threshold", "--pooling", "--force",
     format=_option("onnx or pt2", required=True, choices=("onnx", "pt2")),
     out=_option("the file", "FILE", required=True, type=_path),
 )  # fmt: skip
@@ -409,24 +391,8 @@ def _export(options: Options) -> None:
     """The network of a finished run, for programs without spcl."""
     from spcl_lib.runs.export import export
 
-    predictor, run = _predictor(options)
-    photographs = _report_photographs(run, options.data_root)
-    same, whole = export(predictor, options.format, options.out, options.force, photographs)
-    print(f"{options.out}: probabilities as `predict` gives them, to {same:.1g}")
-    if photographs:
-        print(f"for {len(photographs)} photographs to {whole:.1g}: Pillow rounds some pixels else")
-
-
-def _report_photographs(run: Run, data_root: str | None) -> list[Path]:
-    """Some photographs that the run was reported on; none where its data are missing."""
-    from spcl_lib.data.images import try_image
-    from spcl_lib.runs.splits import list_report
-
-    try:
-        files = list_report(run.config, data_root or run.data_root).files or ()
-    except UserError:
-        return []
-    return [file for file in files[:16] if not isinstance(try_image(file, 8), str)]
+    difference = export(_predictor(options), options.format, options.out, options.force)
+    print(f"{options.out}: probabilities as `predict` gives them, to {difference:.1g}")
 
 
 @_command("--data-root", dataset=_option("voc2007 or voc2012", required=True))

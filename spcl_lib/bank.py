@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from spcl_lib.system.memory import require_memory
+from spcl_lib.system.machine import require_memory
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.shapes import require_size, require_tensor
 from spcl_lib.views import Views, resample

@@ -182,7 +182,7 @@ def test_averages_that_do_not_fit_into_memory_are_refused_before_they_are_made(
     bank = Method(name, 1000, 20, settings, labels=labels).bank
     needed = bytes_of_averages(name, 1000, 20, settings)
     assert needed == sum(table.nbytes for table in bank.buffers()) if bank else needed == 0
-    monkeypatch.setattr("spcl_lib.system.memory.available_memory", lambda: needed // 2)
+    monkeypatch.setattr("spcl_lib.system.machine.available_memory", lambda: needed // 2)
     if bank:
         with pytest.raises(UserError, match="1,000 images x 20 classes x .*bank_classes"):
             Method(name, 1000, 20, settings, labels=labels)

@@ -20,10 +20,9 @@ from spcl_lib.data import images
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.data.images import LazyImages, map_in_threads, try_image
 from spcl_lib.system import paths
-from spcl_lib.system.checksums import DamagedError, load_saved, put_aside
+from spcl_lib.system.checksums import DamagedError, fingerprint, load_saved, put_aside
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write, lock_file
-from spcl_lib.system.fingerprints import fingerprint
 
 
 def make_once(name: str, make: Callable[[], dict[str, Any]], *sources: object) -> dict[str, Any]:

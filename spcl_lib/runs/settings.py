@@ -1,6 +1,7 @@
 """Makes a checked RunConfig from names and `--set key=value`, and lists the changed settings."""
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.profiles import PROFILES, chosen_settings
 from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.paths import expand_home
 from spcl_lib.system.timm_backbone import PREFIX, require_timm_model
 
 # The training images of these data sets have no full labels, so there is no upper bound.
@@ -71,12 +73,17 @@ def changes(config: RunConfig) -> dict[str, object]:
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:
-    """The `key=value` texts of the command line as a dictionary, for `make_config`."""
+    """The `key=value` texts of the command line as a dictionary, for `make_config`.
+
+    A file of weights gets its absolute path, so that it is found from other folders, too.
+    """
     found = {}
     for pair in pairs:
         key, separator, found[key] = pair.partition("=")
         if not separator:
             raise UserError(f"'--set {pair}' has no value; write --set key=value")
+    if found.get("weights", "auto") not in ("auto", "none", "torchvision"):
+        found["weights"] = os.path.abspath(expand_home(found["weights"]))
     return found
 
 

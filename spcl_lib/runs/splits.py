@@ -20,9 +20,9 @@ from spcl_lib.data.voc import list_voc
 from spcl_lib.methods import bytes_of_averages
 from spcl_lib.runs.settings import SINGLE_LABEL, TABLES
 from spcl_lib.system import paths
+from spcl_lib.system.checksums import fingerprint
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.fingerprints import fingerprint
-from spcl_lib.system.memory import require_memory
+from spcl_lib.system.machine import require_memory
 
 # Names of both parts in the cache, by the setting `report`.
 _PARTS = {"test": ("train", "val"), "val": ("remaining", "held-out"), "train": ("all", "all")}

@@ -1,19 +1,20 @@
-"""Finds damage in files that are read again long after they were written.
+"""Checksums find damage in files, and tell whether what a result depends on has changed.
 
 A file's checksum travels with it: in the zip of `torch.save`, or under a key of JSON.
 """
 
+import hashlib
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from spcl_lib.system.files import is_out_of_memory
+from spcl_lib.system.errors import is_out_of_memory
 
 
 class DamagedError(Exception):
@@ -38,19 +39,15 @@ def put_aside(file: Path, error: Exception) -> None:
 def load_saved(file: Path, mmap: bool = False) -> dict[str, Any]:
     """The content of a file of `torch.save`; DamagedError if it is not as it was written."""
     try:
-        check_saved(file)
+        if zipfile.is_zipfile(file):  # else it is of torch before 1.6, without checksums
+            with zipfile.ZipFile(file) as parts:
+                broken = parts.testzip()  # by its CRC-32, at which `torch.load` does not look
+            if broken is not None:
+                raise ValueError(f"the checksum of '{broken}' is wrong")
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         raise_if_sound(error)
         raise DamagedError(f"{type(error).__name__}: {error}") from error
-
-
-def check_saved(file: Path) -> None:
-    """Compares a file of `torch.save` with the CRC-32 in its zip, which `torch.load` does not."""
-    with zipfile.ZipFile(file) as parts:
-        broken = parts.testzip()
-    if broken is not None:
-        raise DamagedError(f"the checksum of '{broken}' is wrong")
 
 
 def with_sum(content: Mapping[str, Any], varying: Collection[str] = ()) -> dict[str, Any]:
@@ -66,3 +63,8 @@ def read_summed(file: Path, varying: Collection[str] = ()) -> dict[str, Any]:
     if content.pop("crc32", None) not in (None, with_sum(content, varying)["crc32"]):
         raise ValueError("its checksum is wrong")
     return content
+
+
+def fingerprint(sources: Sequence[object]) -> str:
+    """Twelve characters that change when any source does; their `repr` says all about them."""
+    return hashlib.sha256("".join(map(repr, sources)).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The exception for mistakes that the user can correct."""
+"""The exception for mistakes that the user can correct, and what errors say."""
 
 import difflib
 from collections.abc import Iterable
@@ -22,6 +22,12 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(name), valid, n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return UserError(f"unknown {kind} '{name}'.{hint} Valid: {', '.join(valid)}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory, also that of a GPU, did not suffice."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
 
 
 def printable(text: str) -> str:

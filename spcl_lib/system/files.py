@@ -8,11 +8,12 @@ import secrets
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spcl_lib.system.errors import UserError
+from spcl_lib.system.errors import UserError, is_out_of_memory
 from spcl_lib.system.paths import cache, results
 
 _PATIENCE = 1.0  # seconds to wait for a lock without a word
@@ -44,29 +45,24 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
-@contextlib.contextmanager
-def lock_file(path: Path) -> Iterator[None]:
+def lock_file(path: Path) -> AbstractContextManager[None]:
     """Waits for an exclusive lock on a file, and removes what killed writers of it left."""
-    with _locked(path.with_name(f".{path.name}.lock"), f"writing '{path}'"):
-        _remove(path.parent, f".{path.name}.????????.tmp")
-        yield
+    own = f".{path.name}"
+    return _locked(path.with_name(f"{own}.lock"), f"writing '{path}'", f"{own}.????????.tmp")
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path, what: str) -> Iterator[None]:
+def lock_folder(folder: Path, what: str) -> AbstractContextManager[None]:
     """Waits for an exclusive lock on a folder, and removes what killed writers left in it.
 
     Args:
         folder: it is created if it is missing.
         what: what the holder does, for the message while another process waits: "training in".
     """
-    with _locked(folder / ".lock", f"{what} '{folder}'"):
-        _remove(folder, ".*tmp*")  # also those of safetensors
-        yield
+    return _locked(folder / ".lock", f"{what} '{folder}'", ".*tmp*")  # also those of safetensors
 
 
 @contextlib.contextmanager
-def _locked(file: Path, what: str) -> Iterator[None]:
+def _locked(file: Path, what: str, leftovers: str) -> Iterator[None]:
     """The system frees the lock when the process ends, even if it is killed."""
     with explain_refusals(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,14 +73,11 @@ def _locked(file: Path, what: str) -> Iterator[None]:
             print(f"spcl: waits for another process, which is {what}", file=sys.stderr, flush=True)
             lock.acquire()
     try:
+        for left in file.parent.glob(leftovers):
+            left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
-
-
-def _remove(folder: Path, pattern: str) -> None:
-    for file in folder.glob(pattern):
-        file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -109,12 +102,6 @@ def explain_refusals(path: Path | None = None) -> Iterator[None]:
             raise
         what = f"'{path}' cannot be written: " if path else ""
         raise UserError(f"{what}{refusal}{_other_folder(path)}") from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory, also that of a GPU, did not suffice."""
-    said = str(error)
-    return isinstance(error, MemoryError) or "allocate memory" in said or "out of memory" in said
 
 
 def _refusal_in(error: Exception) -> str | None:

@@ -1,6 +1,5 @@
 """Files of tensors: reads weights safely, or gives the reason why it cannot."""
 
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 from torch import Tensor, nn
 
+from spcl_lib.system.checksums import load_saved
 from spcl_lib.system.errors import UserError
 
 _CHECKSUM = "crc32"
@@ -18,19 +18,13 @@ _CHECKSUM = "crc32"
 
 def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
     """Fills a backbone with the weights of a file, or with ImageNet's for "torchvision"."""
-    if weights == "torchvision":
-        model.load_state_dict(_fetch_weights(name))
-    else:
-        load_weights(model, Path(weights), name)
-
-
-def _fetch_weights(name: str) -> Mapping[str, Tensor]:
-    """ImageNet's weights of torchvision, from torch's hub cache or the network."""
+    if weights != "torchvision":
+        return load_weights(model, Path(weights), name)
     from torchvision.models import get_model_weights
 
     options = {"map_location": "cpu", "check_hash": True, "weights_only": True}
-    try:
-        return get_model_weights(name)["DEFAULT"].get_state_dict(**options)
+    try:  # torch's hub cache, or the network
+        model.load_state_dict(get_model_weights(name)["DEFAULT"].get_state_dict(**options))
     except Exception as error:  # of the network, or of a damaged file
         raise UserError(
             f"torchvision's weights of {name} cannot be loaded ({_reason(error)}); delete a "
@@ -52,21 +46,13 @@ def load_weights(model: nn.Module, file: Path, name: str, without: Sequence[str]
         raise UserError(f"weights file '{file}' does not exist; give one with --set weights=FILE")
     own, left_out = model.state_dict(), tuple(f"{layer}." for layer in without)
     try:
-        state = load_tensors(file) if file.suffix == ".safetensors" else _load_saved(file)
+        state = load_tensors(file) if file.suffix == ".safetensors" else load_saved(file)
         state = {k: v for k, v in state.items() if k in own or not k.startswith(left_out)}
         model.load_state_dict(state)
     except UserError:
         raise
     except Exception as error:  # torch and safetensors raise many kinds
         raise UserError(f"weights '{file}' do not fit {name}: {_reason(error)}") from error
-
-
-def _load_saved(file: Path) -> Mapping[str, Tensor]:
-    from spcl_lib.system.checksums import check_saved  # here: the lesson needs none of it
-
-    if zipfile.is_zipfile(file):  # else it is of torch before 1.6, without checksums
-        check_saved(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:

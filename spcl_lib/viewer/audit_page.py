@@ -27,8 +27,23 @@ SHOWN = 100  # most suggestions of each kind on the page
 _SIDE = 240  # pixels, longer side of a picture
 
 
-def write_suggestions(file: Path, found: Sequence[Suggestions], data: ImageSet) -> None:
-    """Writes audit.csv, see above, with the suggestions of every kind."""
+def write_audit(
+    folder: Path, facts: Sequence[str], found: Sequence[Suggestions], read: ReadMaps,
+    data: ImageSet, given: Tensor,
+) -> tuple[Path, Path]:  # fmt: skip
+    """Writes the page with some facts about the run and the first suggestions of every kind.
+
+    `read` gives the heatmaps; `given` (N, C) bool are the labels that the run was trained on.
+    audit.csv, see above, has all suggestions.
+    """
+    page, table = folder / "audit.html", folder / "audit.csv"
+    _write_table(table, found, data)
+    parts = [(p.kind, list(_cards(p.first(SHOWN), read, data, given))) for p in found if len(p)]
+    write_page(page, "audit.html", facts=list(map(printable, facts)), parts=parts)
+    return page, table
+
+
+def _write_table(file: Path, found: Sequence[Suggestions], data: ImageSet) -> None:
     # File names that are not valid text are written unchanged, as in files of predictions.
     text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     with atomic_write(file) as temporary, open(temporary, "w", **text) as handle:
@@ -39,18 +54,6 @@ def write_suggestions(file: Path, found: Sequence[Suggestions], data: ImageSet) 
                 numbers = (f"{v:.4f}" for v in (part.score[m], *part.box[m]))
                 path, name = plain(data.ids[image], "./"), plain(data.classes[label])
                 writer.writerow([path, name, part.kind, *numbers])
-
-
-def write_audit(
-    file: Path, facts: Sequence[str], found: Sequence[Suggestions], read: ReadMaps, data: ImageSet,
-    given: Tensor,
-) -> None:  # fmt: skip
-    """Writes the page with some facts about the run and the first suggestions of every kind.
-
-    `read` gives the heatmaps; `given` (N, C) bool are the labels that the run was trained on.
-    """
-    parts = [(p.kind, list(_cards(p.first(SHOWN), read, data, given))) for p in found if len(p)]
-    write_page(file, "audit.html", facts=list(map(printable, facts)), parts=parts)
 
 
 def _cards(

@@ -89,12 +89,12 @@ def test_options_beside_a_configuration_are_refused(spcl, tmp_path):
 
 def test_defaults_give_way_to_the_profile_and_that_to_overrides(monkeypatch):
     monkeypatch.setitem(PROFILES, "scenes", {"cpu": {"lr": 0.1, "epochs": 5, "weight": 0.5}})
-    texts = ["lr=3e-1", "weights=a=b.pth", "momentum=0"]
+    texts = ["lr=3e-1", "weights=/a=b.pth", "momentum=0"]
     config = make_config("scenes", "scl", overrides=parse_overrides(texts))
     values = config.flip, config.epochs, config.lr, config.settings.weight, config.weights
-    assert values == (RunConfig().flip, 5, 0.3, 0.5, "a=b.pth")
+    assert values == (RunConfig().flip, 5, 0.3, 0.5, "/a=b.pth")
     assert isinstance(config.settings.momentum, float)
-    assert changes(config) == {"lr": 0.3, "weights": "a=b.pth", "momentum": 0.0}
+    assert changes(config) == {"lr": 0.3, "weights": "/a=b.pth", "momentum": 0.0}
 
 
 def test_a_flat_configuration_is_the_same_one_again_and_knows_no_other_name():

@@ -7,20 +7,20 @@ import sys
 
 import pytest
 
-from spcl_lib.system import memory
+from spcl_lib.system import machine
 
 
 def test_memory_that_is_left_is_less_than_the_machine_has():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < memory.available_memory() <= total
+    assert 0 < machine.available_memory() <= total
 
 
 def test_the_limit_of_a_container_counts_less_what_it_holds(tmp_path):
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.stat").write_text("anon 1500000\nfile 3000000\n")
-    assert memory._left_below(tmp_path) == 3_500_000
+    assert machine._left_below(tmp_path) == 3_500_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._left_below(tmp_path) == memory._left_below(tmp_path / "none") == sys.maxsize
+    assert machine._left_below(tmp_path) == machine._left_below(tmp_path / "none") == sys.maxsize
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
@@ -28,7 +28,7 @@ def test_the_limit_of_a_container_counts_less_what_it_holds(tmp_path):
 def test_a_step_uses_the_memory_that_the_last_one_freed(keeps):
     code = f"""
 import resource
-from spcl_lib.system.memory import keep_freed_memory
+from spcl_lib.system.machine import keep_freed_memory
 if {keeps}:
     keep_freed_memory()
 import torch
