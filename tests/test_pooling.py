@@ -5,10 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from spcl_lib import UserError
-from spcl_lib.losses.stateless import annotated_only
 from spcl_lib.pooling import KINDS, Pooling, parse_pooling
 
 B, C, G = 3, 2, 4
@@ -100,15 +98,6 @@ def test_a_pooling_in_which_classes_compete_is_its_formula(kind, is_usual):
     if kind != "cells_top":
         torch.testing.assert_close(got.sum(1), torch.ones(B).double(), rtol=1e-5, atol=0)
         torch.testing.assert_close(pooling.heat(f).sum(1), torch.ones(B, G, G).double())
-
-
-def test_the_losses_of_softmax_and_cells_are_the_ones_that_anybody_would_write():
-    z = torch.eye(C)[[0, 1, 1]]
-    softmax, cells = (Pooling(kind)(maps()) for kind in ("softmax", "cells"))
-    expected = F.cross_entropy(maps().mean((2, 3)), z.argmax(1))
-    torch.testing.assert_close(annotated_only(softmax, z, None), expected)
-    own = maps().softmax(1)[torch.arange(B), z.argmax(1)].mean((1, 2))
-    torch.testing.assert_close(annotated_only(cells, z, None), -own.log().mean())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -109,7 +109,10 @@ def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(
     assert (tmp_path / "audit" / "audit.html").is_file()
 
 
-@pytest.mark.parametrize("name", ["ren_scl", "en_cl", "gpr_scl", "role", "ll_cp_scl", "asset_scl"])
+STATEFUL = "en_cl gpr_scl ren_scl role apl crisp ll_cp_scl asset_scl".split()
+
+
+@pytest.mark.parametrize("name", STATEFUL)
 def test_its_loop_trains_with_every_kind_of_state(name):
     torch.manual_seed(0)
     labels, images = torch.eye(3)[[0, 1, 2, 0]], torch.rand(4, 3, 64, 64)
@@ -123,7 +126,11 @@ def test_its_loop_trains_with_every_kind_of_state(name):
     assert len(text.splitlines()) <= 15
     text = text.replace("ren_scl", name).replace("loss.backward()", "loss.backward(); note(loss)")
     before = [p.detach().clone() for p in names["model"].parameters()]
-    exec(text, names | {"note": lambda loss: losses.append(loss.item())})
+    names["note"] = lambda loss: losses.append(loss.item())
+    exec(text, names)
     assert len(losses) == 20 and all(map(math.isfinite, losses))
     after = names["model"].parameters()
     assert all(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    first, last = names["Method"](name, 4, 3, labels=labels).term, names["method"].term
+    pairs = zip(first.state_dict().values(), last.state_dict().values(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)  # its state has changed
