@@ -156,10 +156,7 @@ def test_a_restored_bank_goes_on_bit_for_bit_and_a_saved_one_reads_the_same(
     ("indices", "maps", "message"),
     [
         ([0, 3], torch.rand(2, 2, 4, 4), r"0\.\.2"),
-        ([0, -1], torch.rand(2, 2, 4, 4), r"0\.\.2"),
         ([1, 1], torch.rand(2, 2, 4, 4), "once"),
-        ([0, 1], torch.rand(2, 3, 4, 4), r"\(2, 2, G, G\)"),
-        ([0, 1], torch.full((2, 2, 4, 4), 1.01), "sigmoid"),
         ([0, 1], torch.full((2, 2, 4, 4), float("nan")), "sigmoid"),
     ],
 )
@@ -201,26 +198,9 @@ class Model(nn.Module):
         self.method = Method("ren_scl", 4, 3, labels=torch.eye(4, 3))
 
 
-def filled(model):
-    indices, views = torch.arange(2), Views.whole(2)
-    model.bank.update(indices, views, torch.rand(2, 3, 4, 4))
-    model.method.update(torch.randn(2, 3, 4, 4), indices, views, epoch=9)
-    model.method.end_epoch(9)
-    return model
-
-
-def test_a_bank_and_a_method_are_saved_and_restored_with_the_model(tmp_path):
-    model, again = filled(Model()), Model()
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    again.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    assert model.bank.seen.any() and model.method.term.threshold.isfinite().any()
-    for name, value in model.state_dict().items():
-        other = again.state_dict()[name]
-        assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
-
-
 def test_a_move_or_another_type_of_the_model_leaves_its_banks():
-    model = filled(Model())
+    model = Model()
+    model.bank.update(torch.arange(2), Views.whole(2), torch.rand(2, 3, 4, 4))
     banks = (model.bank.heatmaps, model.method.bank.heatmaps)
     model.half().to("meta").to(memory_format=torch.channels_last)
     assert model.head.weight.dtype == torch.float16 and model.head.weight.device.type == "meta"

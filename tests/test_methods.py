@@ -251,13 +251,12 @@ def auroc(scores, positive):
     return float((above + 1).mean() / 2)
 
 
-@pytest.mark.parametrize(("name", "least"), [("scl", 0.62), ("cells_scl", 0.75)])
-def test_scl_knows_when_a_view_has_cut_out_the_labelled_object(name, least):
+def test_scl_knows_when_a_view_has_cut_out_the_labelled_object():
     """AN says "present" in every view: its AUROC is 0.5. So is that of other images' heatmaps."""
     images, labels, masks = annotated_scenes(400)
     torch.manual_seed(0)
     weights = paths.project() / "notebooks" / "reference" / "small_resnet.safetensors"
-    method = Method(name, 400, 12, MethodSettings(start=1, ramp=1.0, distance="l1"), labels=labels)
+    method = Method("scl", 400, 12, MethodSettings(start=1, ramp=1.0, distance="l1"), labels=labels)
     model = SpatialClassifier(*build_backbone("small_resnet", weights), 12, 3, method.pooling)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for epoch in range(8):
@@ -279,7 +278,7 @@ def test_scl_knows_when_a_view_has_cut_out_the_labelled_object(name, least):
     for images_read in (numbers, (numbers + 1) % 400):
         target, _ = method.bank.read(images_read, views, 8)
         found.append(auroc(target[torch.arange(2000), own].flatten(1).amax(1), shown))
-    assert found[0] > least and found[0] > found[1] + 0.1 and abs(found[1] - 0.5) < 0.1, found
+    assert found[0] > 0.62 and found[0] > found[1] + 0.1 and abs(found[1] - 0.5) < 0.1, found
 
 
 def test_en_with_scl_lets_through_the_expected_number_of_unknown_labels_per_crop():

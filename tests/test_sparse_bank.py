@@ -1,14 +1,12 @@
 """SparseHeatmapBank agrees with loops, and with HeatmapBank where it keeps all classes."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import slow_reference as slow
 import torch
 from test_bank import updates, views_of_every_kind
 
-from spcl_lib import HeatmapBank, Method, MethodSettings, Views, spatial_consistency
+from spcl_lib import HeatmapBank, Views, spatial_consistency
 from spcl_lib.runs import run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.sparse_bank import SparseHeatmapBank
@@ -98,15 +96,6 @@ def test_classes_enter_and_leave_as_in_the_slow_reference(kept):
             np.testing.assert_allclose(target[image, c].numpy()[read], expected[0][read], atol=4e-4)
 
 
-def test_the_documented_bytes_of_imagenet_are_those_of_the_tables():
-    images = 1_281_167
-    bank = SparseHeatmapBank(
-        images, 1000, 10, torch.zeros(images, device="meta"), size=14, device="meta"
-    )
-    needed = sum(table.nbytes for table in bank.buffers()) / 1e9
-    assert f"{needed:.2f} GB" in SparseHeatmapBank.__doc__
-
-
 # --- in the method --------------------------------------------------------------------------------
 
 
@@ -121,25 +110,6 @@ def test_classes_that_are_not_kept_count_as_if_they_agreed():
     torch.testing.assert_close(
         spatial_consistency(maps, target, some), spatial_consistency(maps, agreeing, seen)
     )
-
-
-@pytest.mark.parametrize("name", ["scl", "en_scl", "gpr_scl"])
-def test_a_method_that_keeps_all_classes_has_the_losses_of_the_dense_one(name):
-    labels = torch.eye(4)[torch.arange(6) % 4]
-    settings = MethodSettings(start=1, ramp=1.0, bank_size=5)
-    losses = []
-    for kept in (0, 4, 9):  # more classes than there are: all
-        more = dataclasses.replace(settings, bank_classes=kept)
-        method = Method(name, 6, 4, more, labels=labels, epochs=4)
-        assert isinstance(method.bank, SparseHeatmapBank) == (kept > 0)
-        losses.append([])
-        for step, (indices, views, maps) in enumerate(updates(6, 6, 4, 3)):
-            epoch = step // 2
-            losses[-1].append(float(method.loss(maps, labels[indices], indices, views, epoch)))
-            method.update(maps, indices, views, epoch)
-            if step % 2:
-                method.end_epoch(epoch)
-    assert losses[0] == losses[1] == losses[2]
 
 
 def test_a_run_with_few_classes_ends_and_can_be_loaded(results, tiny):
