@@ -14,12 +14,12 @@ from spcl_lib.analysis.intervals import gain
 from spcl_lib.analysis.runs import as_table
 from spcl_lib.methods import METHODS, PAPER_METHODS, title_of
 from spcl_lib.pooling import Pooling
-from spcl_lib.runs.league import League, Settings
+from spcl_lib.runs.league import League, Settings, own_pooling
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import Run
 
 Content = Mapping[str, Any]  # of a file league-DATASET.json
-OURS = frozenset({"ren"})  # our own terms
+OURS = frozenset({"ren", "cells"})  # our own terms
 WHOSE = ("sees all labels", "the paper", "ours", "another paper", "another paper, with SCL")
 
 
@@ -52,7 +52,7 @@ def collect(league: League) -> dict[str, Any]:
     ]
     entries = []
     for method in league.methods:
-        entries.append(_entry(league, method, league.chosen(method), "mean"))
+        entries.append(_entry(league, method, league.chosen(method), own_pooling(method)))
         entries.append(_entry(league, method, *league.chosen_pooling(method)))
     _, first = runs[0]
     return {

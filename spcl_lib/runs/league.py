@@ -2,10 +2,11 @@
 
 1. All methods share backbone, views, epochs, batch size, usual learning rate and observed labels.
 2. Held-out data (`report=val`, seed 0) decide all choices. Every method tries SEARCHED settings: of
-   its own parameters, or of the optimiser if it has none. A method with SCL takes the choice of its
-   term, and tries as many settings of SCL. Every method then tries POOLINGS in training, and all
-   poolings in prediction. One held-out part of photographs cannot tell the best from the second
-   best: the FINALISTS best are repeated with other parts, and the mean over the parts decides.
+   its own parameters, or of the optimiser if it has none; then all LENGTHS of the training. A method
+   with SCL takes the choices of its term, and tries as many settings of SCL. Every method then tries
+   POOLINGS in training, and all poolings in prediction. One held-out part of photographs cannot tell
+   the best from the second best: the FINALISTS best are repeated with other parts, and the mean over
+   the parts decides.
 3. The chosen settings train on five seeds, and are evaluated once on the final data: with the mean
    in training and prediction, and with the two chosen poolings.
 """
@@ -38,7 +39,8 @@ LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
 SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}}
 SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = 4  # tried settings of every method, before the poolings
-FINALISTS = 2  # the best settings, and then poolings, that are repeated with other held-out parts
+LENGTHS = (1.0, 0.5, 2.0)  # times the profile's epochs: softmax needs fewer than others, for one
+FINALISTS = 2  # the best of every step, which are repeated with other held-out parts
 
 
 def _each(name: str, *values: float) -> tuple[Settings, ...]:
@@ -62,6 +64,8 @@ _GRIDS: dict[str, tuple[Settings, ...]] = {
                   (0.1, 0.02), (0.1, 0.5), (0.2, 0.02), (0.2, 0.5)),
     "an_ls": _each("smoothing", 0.05, 0.1, 0.2, 0.3),
     "em": _each("entropy_weight", 0.05, 0.1, 0.2, 0.4),
+    # The last one is what a person would write first: softmax of whole images.
+    "softmax": (*_each("lr", 1e-3, 2e-3, 4e-3), {"scale_min": 1.0}),
     **dict.fromkeys(("ll_r", "ll_ct", "ll_cp"), _each("rejected", 0.1, 0.2, 0.4, 0.8)),
 }  # fmt: skip
 _CONSISTENCY = (*_each("weight", 0.1, 0.3, 1.0), {"weight": 0.3, "distance": "l2"})
@@ -83,17 +87,26 @@ def search_settings(dataset: str, method: str, chosen: Settings) -> Settings:
 
     The search on photographs trains without the held-out images. With the usual number of epochs
     it would make fewer steps, its logits would be smaller, and it would choose too sharp poolings.
-    So it has more epochs, with all times and rates per epoch in proportion.
+    So it has more epochs.
     """
-    final = make_config(dataset, method, 0, LEAGUES[dataset], chosen)
     longer = 1.0 if dataset == "scenes" else 1 / (1 - HELD_OUT)
+    return lengthen(dataset, method, chosen, longer) | {"report": "val"}
+
+
+def lengthen(dataset: str, method: str, chosen: Settings, factor: float) -> Settings:
+    """The settings with `factor` times the epochs, and all times and rates in proportion."""
+    usual = make_config(dataset, method, 0, LEAGUES[dataset], chosen)
     return chosen | {
-        "report": "val",
-        "epochs": round(final.epochs * longer),
-        "start": round(final.settings.start * longer),
-        "ramp": final.settings.ramp * longer,
-        "rejected": final.settings.rejected / longer,  # it counts per epoch
+        "epochs": round(usual.epochs * factor),
+        "start": round(usual.settings.start * factor),
+        "ramp": usual.settings.ramp * factor,
+        "rejected": usual.settings.rejected / factor,  # it counts per epoch
     }
+
+
+def own_pooling(method: str) -> str:
+    """How a method is read that has chosen no pooling: by the mean, or as its term needs."""
+    return METHODS[method].row.pooling or "mean"
 
 
 def grid(method: str, dataset: str) -> tuple[Settings, ...]:
@@ -133,55 +146,69 @@ class League:
             yield title, new
 
     def _rounds(self) -> Iterator[tuple[str, list[RunConfig]]]:
-        yield from self._search("terms", [METHODS[m].term for m in self.methods])
+        terms = [METHODS[m].term for m in self.methods]
+        yield from self._search("settings", terms)
+        yield from self._search("length", terms)
         yield from self._search("consistency", [m for m in self.methods if METHODS[m].consistency])
-        yield from self._search("pooling", self.methods, poolings=True)
+        yield from self._search("pooling", self.methods)
         final = [(m, s) for m in self.methods for s in (self.chosen(m), self.chosen_pooling(m)[0])]
         yield "final", [config for m, s in final for config in self.final_configs(m, s)]
 
-    def _search(
-        self, title: str, methods: Sequence[str], poolings: bool = False
-    ) -> Iterator[tuple[str, list[RunConfig]]]:
-        tried = [self.config(m, s) for m in methods for s in self.tried(m, poolings)]
-        yield f"search: {title}", tried
+    def _search(self, step: str, methods: Sequence[str]) -> Iterator[tuple[str, list[RunConfig]]]:
+        tried = [self.config(m, s) for m in methods for s in self.tried(m, step)]
+        yield f"search: {step}", tried
         if len(self.parts) > 1:
-            best = [(m, s) for m in methods for s in self.best(m, poolings)]
+            best = [(m, s) for m in methods for s in self.best(m, step)]
             repeats = [self.config(m, s, part) for m, s in best for part in self.parts[1:]]
-            yield f"search: {title}, other parts", repeats
+            yield f"search: {step}, other parts", repeats
 
     def most_runs(self) -> int:
         """The number of all runs, if every method chooses another pooling than the mean."""
-        searched = len({*self.methods, *(METHODS[m].term for m in self.methods)})
+        terms = len({METHODS[m].term for m in self.methods})
+        combined = sum(bool(METHODS[m].consistency) for m in self.methods)
         repeats, most = FINALISTS * (len(self.parts) - 1), len(self.methods)
-        once = searched * (SEARCHED + repeats) + most * (len(POOLINGS) + repeats)
-        return once + most * 2 * len(self.seeds)
+        searched = (terms + combined) * (SEARCHED + repeats)
+        lengths = terms * (len(LENGTHS) - 1 + repeats)
+        return searched + lengths + most * (len(POOLINGS) + repeats + 2 * len(self.seeds))
 
-    def tried(self, method: str, poolings: bool = False) -> list[Settings]:
-        """What is tried for a method: its settings, or its chosen ones with all poolings."""
-        if poolings:
-            return [self.chosen(method) | pooling for pooling in ({}, *POOLINGS)]
+    def tried(self, method: str, step: str) -> list[Settings]:
+        """What a step tries for a method, with the choices of the steps before it."""
         term = METHODS[method].term
+        if step == "pooling":
+            tried = [] if METHODS[method].row.pooling else POOLINGS  # it has one of its own
+            return [self.chosen(method) | pooling for pooling in ({}, *tried)]
+        if step == "length":
+            usual = self.chosen(method, "settings")
+            return [self._of_length(method, usual, factor) for factor in LENGTHS]
         base = SHARED.get(self.dataset, {}) if term == method else self.chosen(term)
         return [base | settings for settings in grid(method, self.dataset)]
 
-    def best(self, method: str, poolings: bool = False) -> list[Settings]:
+    def _of_length(self, method: str, usual: Settings, factor: float) -> Settings:
+        return usual if factor == 1 else lengthen(self.dataset, method, usual, factor)
+
+    def best(self, method: str, step: str) -> list[Settings]:
         """The FINALISTS best of `tried` by the first held-out part, which others then repeat."""
 
         def score(settings: Settings) -> float:
             found = self.scores(method, settings)
-            return max(found.values()) if poolings else found["mean"]
+            return max(found.values()) if step == "pooling" else found[own_pooling(method)]
 
-        return sorted(self.tried(method, poolings), key=score, reverse=True)[:FINALISTS]
+        return sorted(self.tried(method, step), key=score, reverse=True)[:FINALISTS]
 
-    def chosen(self, method: str) -> Settings:
-        """The best of a method's settings, with the mean in training and prediction."""
-        return max(self.best(method), key=lambda s: self.scores(method, s, self.parts)["mean"])
+    def chosen(self, method: str, step: str = "") -> Settings:
+        """The best of a method's settings after a step, with the mean; by default the last step."""
+        step = step or ("consistency" if METHODS[method].consistency else "length")
+
+        def score(settings: Settings) -> float:
+            return self.scores(method, settings, self.parts)[own_pooling(method)]
+
+        return max(self.best(method, step), key=score)
 
     def chosen_pooling(self, method: str) -> tuple[Settings, str]:
         """The best settings with poolings in training, and the best pooling in prediction."""
         scores = [
             (score, settings, name)
-            for settings in self.best(method, poolings=True)
+            for settings in self.best(method, "pooling")
             for name, score in self.scores(method, settings, self.parts).items()
         ]
         return max(scores, key=lambda row: row[0])[1:]

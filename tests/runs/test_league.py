@@ -87,9 +87,27 @@ def test_the_best_settings_and_poolings_are_taken(small):
     assert finals == {(0, "mean"), (1, "mean"), (0, "top"), (1, "top")}
 
 
+def test_the_best_length_is_taken_with_all_times_in_proportion(small):
+    finish_rounds(small, lambda config: 50.0 + (config.epochs == 16))
+    found = make_config("scenes", "gr_scl", 0, "smoke", small.chosen("gr_scl"))
+    usual = make_config("scenes", "gr_scl", 0, "smoke")
+    assert (found.epochs, found.settings.start) == (2 * usual.epochs, 2 * usual.settings.start)
+    assert found.settings.ramp == 2 * usual.settings.ramp
+
+
+def test_classes_that_compete_are_read_by_their_own_pooling(results, monkeypatch):
+    monkeypatch.setattr(league, "LEAGUES", {"scenes": "smoke"})
+    made = League("scenes", ["softmax"], SEEDS)
+    for _, configs in made.rounds():
+        for config in configs:
+            finish(config, 50.0, {"softmax": 60.0 + (config.scale_min == 1), "mean": 70.0})
+    assert made.chosen("softmax")["scale_min"] == 1
+    assert tables.collect(made)["final"][0]["mAP"] == [61.0, 61.0]
+
+
 def test_another_pooling_in_prediction_can_be_chosen(small):
     finish_rounds(small)
-    settings = small.tried("ren")[0]
+    settings = small.tried("ren", "settings")[0]
     finish(small.config("ren", settings), 50.0, {"lse:0.3": 58.0})
     assert small.chosen_pooling("ren") == (settings, "lse:0.3")
 
@@ -116,7 +134,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
         return scores[config.lr] - 5 * (config.weight_decay == 0.1), {}
 
     photographs = on_photographs(voc, monkeypatch, score_of)
-    repeated = dict(photographs.rounds())["search: terms, other parts"]
+    repeated = dict(photographs.rounds())["search: settings, other parts"]
     assert {(c.lr, c.held_out) for c in repeated} == {
         (r, p) for r in (usual / 2, usual) for p in (1, 2)
     }
@@ -143,16 +161,18 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_po
     assert {(c.pooling, c.held_out) for c in parts} == {("top", 1), ("top", 2)}
     # The first part alone would take "top", which the others do not confirm.
     assert photographs.chosen_pooling("gr") == (photographs.chosen("gr"), "mean")
-    assert sum(map(len, titles.values())) <= photographs.most_runs() == 4 + 4 + 4 + 4 + 2
-    assert len(tables.collect(photographs)["search"]) == 4 + 4 + 4 + 2
+    assert sum(map(len, titles.values())) <= photographs.most_runs()
+    assert photographs.most_runs() == (4 + 4) + (2 + 4) + (4 + 4) + 2
+    assert len(tables.collect(photographs)["search"]) == (4 + 4) + (2 + 2) + (4 + 2)
 
 
 def test_the_cost_is_told_before_the_start(small, capsys):
     plan.show_league_plan(small, 2)
-    # 4 settings for each of an, gr, ren, full and for gr_scl; 5 x 4 poolings; 5 x 2 x 2 at the end
-    assert "to do: at most 60 runs, about 5 min in all with 2 side" in capsys.readouterr().out
+    # 4 settings and 2 other lengths for each of an, gr, ren, full; 4 settings for gr_scl;
+    # 5 x 4 poolings; 5 x 2 x 2 at the end
+    assert "to do: at most 68 runs, about 6 min in all with 2 side" in capsys.readouterr().out
     finish_rounds(small, lambda c: 50.0 + (c.pooling == "top"))
-    assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 60
+    assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 68
     plan.show_league_plan(small, 2)
     assert "to do" not in capsys.readouterr().out
 
@@ -163,7 +183,7 @@ def test_a_league_is_kept_and_shown(small):
         lambda c: {"an": 40.0, "full": 60.0}.get(c.method, 50.0) + c.seed + (c.pooling == "top"),
     )
     kept = tables.collect(small)
-    assert kept["seeds"] == [0, 1] and len(kept["search"]) == 5 * 8
+    assert kept["seeds"] == [0, 1] and len(kept["search"]) == 5 * 8 + 4 * 2
     found = summary(tables.league_table(kept)).set_index(["pooling", "method"])
     # The scale goes from AN with the mean, 40.5, to the best Full, 61.5 with the pooling "top".
     assert found["share"].round(1).to_dict() == {
