@@ -7,13 +7,11 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from spcl_lib.config import RunConfig
 from spcl_lib.losses import TERMS
 from spcl_lib.methods import METHODS, title_of
 from spcl_lib.pooling import KINDS, parse_pooling
@@ -144,7 +142,6 @@ def _refuse(options: Options, leading: str, *others: str) -> None:
 def _run(options: Options) -> None:
     """Train and evaluate one method."""
     from spcl_lib.runs.run import print_epoch, run
-    from spcl_lib.runs.splits import identify_data
     from spcl_lib.runs.store import write_summary
 
     if ranks.count_started() > 1:
@@ -156,39 +153,37 @@ def _run(options: Options) -> None:
         return
     waiting = _runs_of(options)
     with ranks.join():
-        for config, root in waiting:
-            config = identify_data(config, root)
-            metrics = run(config, root, options.force, partial(print_epoch, config))
-            _say_what_came_out(config, metrics)
+        for own in waiting:
+            report = partial(print_epoch, own.config)
+            _say_what_came_out(own, run(own.config, own.data_root, options.force, report))
         if ranks.rank() == 0 and not options.config:  # the scheduler writes it once, at its end
             write_summary()
 
 
-def _runs_of(options: Options) -> list[tuple[RunConfig, str | Path | None]]:
-    """The runs that the options of `run` name, each with its data root."""
+def _runs_of(options: Options) -> list[Any]:
+    """Every Run that the options of `run` name."""
     from spcl_lib.runs.store import Run
 
     if options.config:
         _refuse(options, "--config", "dataset", "profile", "method", "seed", "set")
-        found = [Run.find(file, options.data_root) for file in options.config]
-        return [(own.config, own.data_root) for own in found]
+        return [Run.find(file, options.data_root) for file in options.config]
     dataset = options.dataset or usual_dataset(options.data_root)
     profile = options.profile or usual_profile(dataset)
-    method = options.method or usual_method(profile)
-    settings = parse_overrides(options.set)
-    return [(make_config(dataset, method, options.seed or 0, profile, settings), options.data_root)]
+    method, settings = options.method or usual_method(profile), parse_overrides(options.set)
+    config = make_config(dataset, method, options.seed or 0, profile, settings)
+    return [Run.of(config, options.data_root)]
 
 
-def _say_what_came_out(config: RunConfig, metrics: Mapping[str, Any]) -> None:
-    from spcl_lib.runs.store import run_folder
-
-    more = " against single labels" if metrics.get("report_labels") == "single" else ""
+def _say_what_came_out(own: Any, metrics: Mapping[str, Any]) -> None:
+    config, more = own.config, ""
+    if metrics.get("report_labels") == "single":
+        more = " against single labels"
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
     smoke = "; a smoke test: the number means nothing" if config.profile == "smoke" else ""
     print(
         f"{config.dataset} {config.method} seed {config.seed}: mAP {metrics['mAP']:.2f} %{more} "
-        f"(trained {metrics['train_seconds']:.0f} s{smoke}); {run_folder(config)}/metrics.json",
+        f"(trained {metrics['train_seconds']:.0f} s{smoke}); {own.folder}/metrics.json",
         *metrics.get("warnings", ()), sep="\n", flush=True,
     )  # fmt: skip
 

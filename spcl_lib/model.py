@@ -5,7 +5,7 @@ import copy
 import functools
 import itertools
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,11 @@ from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.system.weights import load_backbone
 
+# Whole images (N, 3, S, S) uint8, or their features (N, D, G, G): a tensor, or what is indexed so.
+Images = Any
 AMP = ("auto", "bfloat16", "off")
 BACKBONES = ("small_resnet", "mobilenet_v2", "resnet18", "resnet50")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in torchvision's weights
-
-
-class Images(Protocol):
-    """Whole images (N, 3, S, S) uint8, or their features (N, D, G, G); a tensor, or like one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, which: Tensor) -> Tensor: ...
 
 
 class SpatialClassifier(nn.Module):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
@@ -28,17 +27,6 @@ class Progress:
     loss_sum: float = 0.0  # of those batches
     seconds: float = 0.0  # training time so far, over all interruptions
     history: list[dict[str, float]] = field(default_factory=list)  # a row per finished epoch
-
-
-class _Batches(Dataset):
-    """Batches of (images, labels, indices), read by the numbers of the images."""
-
-    def __init__(self, images: Images, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __getitems__(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        indices = torch.tensor(numbers)
-        return self.images[indices], self.labels[indices], indices
 
 
 def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
@@ -175,7 +163,9 @@ def train(
     model.train()
     while progress.epoch < config.epochs:
         order = batches_of_epoch(len(images), config.batch, config.seed, progress.epoch)
-        for batch in _progress_bar(images, labels, order, progress, config):
+        for numbers in _progress_bar(order, progress, config):
+            indices = torch.tensor(numbers)
+            batch = images[indices], labels[indices], indices
             clock = time.perf_counter()
             generator = _generator_of_rank("views", config.seed, progress.epoch, progress.step)
             epochs_done = progress.epoch + progress.step / len(order)
@@ -195,18 +185,11 @@ def train(
 
 
 def _progress_bar(
-    images: Images, labels: Tensor, order: list[list[int]], progress: Progress, config: RunConfig
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    order: list[list[int]], progress: Progress, config: RunConfig
+) -> Iterator[list[int]]:
     """The batches of the epoch that are not done yet, with a bar on rank 0."""
-    loader = DataLoader(
-        _Batches(images, labels),
-        batch_sampler=order[progress.step :],
-        collate_fn=lambda batch: batch,
-        num_workers=getattr(images, "workers", 0),  # images that are not in memory have some
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
     return tqdm(
-        loader,
+        order[progress.step :],
         desc=f"{config.method} epoch {progress.epoch + 1}/{config.epochs}",
         initial=progress.step, total=len(order), leave=False, mininterval=1,
         **({"disable": True} if ranks.rank() else {}),

@@ -5,7 +5,7 @@ A flip mirrors the crop left to right after it has been cut out, as torchvision 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import torch
@@ -32,16 +32,12 @@ class Views:
 
     boxes: Tensor
     flipped: Tensor
-    _axes: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
         boxes = self.boxes
         require_tensor("boxes", boxes, ("B", 4), "float")
         require_tensor("flipped", self.flipped, (len(boxes),), "bool")
-        ordered = bool((boxes[:, :2] < boxes[:, 2:]).all())
-        if not (ordered and bool(((boxes >= 0) & (boxes <= 1)).all())):
+        if not ((boxes[:, :2] < boxes[:, 2:]).all() and ((boxes >= 0) & (boxes <= 1)).all()):
             raise ValueError("every box must have 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
 
     @classmethod
@@ -103,14 +99,10 @@ class Views:
 
         Row i of Y holds the weights with which the rows of H make row i of the view; two are not 0.
         """
-        sizes = (grid, height, width or height)
-        if sizes not in self._axes:  # a step asks for the same ones several times
-            x0, y0, x1, y1 = self._sides()
-            centres = _centres(grid, self.boxes.device).expand(len(self), grid)
-            across = self._flip(centres)
-            rows = _weights(y0 + centres * (y1 - y0), height)
-            self._axes[sizes] = rows, _weights(x0 + across * (x1 - x0), width or height)
-        return self._axes[sizes]
+        x0, y0, x1, y1 = self._sides()
+        centres = _centres(grid, self.boxes.device).expand(len(self), grid)
+        rows = _weights(y0 + centres * (y1 - y0), height)
+        return rows, _weights(x0 + self._flip(centres) * (x1 - x0), width or height)
 
     def crop(self, images: Tensor, size: int) -> Tensor:
         """Cuts the views out of full images or maps (B, K, H, W): T_v of the method.
