@@ -4,7 +4,6 @@ The name of a file says what it depends on. A file under its final name is whole
 travels with it. A damaged file is named, set aside and made again.
 """
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -82,8 +81,6 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop"
     def make() -> dict[str, Any]:
         for old in paths.cache().glob(f"{name}-{side}px-*.pt"):
             old.unlink()
-        if cached:
-            require_space(2 * needed, f"the decoded images of {name}")
         return _decode(files, side, name, cached)
 
     sources = images.VERSION, PIL.__version__, cached, *map(stamp, files)
@@ -117,13 +114,3 @@ def _decode(files: Sequence[Path], side: int, name: str, cached: bool) -> dict[s
     found = on_disk(squares())
     shape = (len(turns) if cached else 0, 3, side, side)
     return {"images": found.view(shape), "flaws": flaws, "turns": torch.tensor(turns)}
-
-
-def require_space(needed: int, what: str) -> None:
-    """Refuses to write `needed` bytes to the cache where less is free."""
-    free = shutil.disk_usage(paths.cache()).free
-    if free < needed:
-        raise UserError(
-            f"{what} need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free in "
-            f"'{paths.cache()}'. Choose another folder with SPCL_CACHE=DIR, or set {paths.CACHE_GB}"
-        )

@@ -44,7 +44,7 @@ def list_coco(root: Path, split: str, year: int, unannotated: str = "drop") -> I
     annotated = labels.any(1).nonzero().flatten()
     if unannotated == "keep" or len(annotated) == len(data):
         return data
-    note = f"{file.stem}: {len(data) - len(annotated):,} images without any annotation are left out"
+    note = f"{len(data) - len(annotated):,} images of {file.stem} have no annotation; left out"
     return replace(data.subset(annotated), notes=(note,))
 
 

@@ -17,7 +17,6 @@ from torchvision.ops import masks_to_boxes
 from spcl_lib.data.image_set import ImageSet, Objects
 from spcl_lib.system.errors import UserError
 
-DRAWS = ("uniform", "cole", "size", "location")
 NEED_BOXES = ("size", "location")  # for these draws a loader must also read the objects
 COLE_SEED = 1200  # the seed of Cole et al.'s experiments
 _NEAREST = 1e-6  # least distance from the image's centre, as a fraction of the image's side

@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -87,12 +87,8 @@ def list_folder_splits(
     else:
         train, held = (single, full) if full else _hold_out(single, root, "test")
         train, held = _hold_out(train, root, "val") if report == "val" else (train, held)
-    first, second = (
-        _image_set(root, {path: rows[path] for path in _by_lot("order", rows)}, classes)
-        for rows in (train, held)
-    )
-    notes = [f"folder: {note}" for note in (*notes, _note_twins(root, train, held)) if note]
-    return replace(first, notes=tuple(notes)), second
+    train, held = ({path: rows[path] for path in _by_lot("order", rows)} for rows in (train, held))
+    return _image_sets(root, train, held, classes, notes)
 
 
 def _note_twins(root: Path, train: Rows, held: Rows) -> str:
@@ -120,9 +116,7 @@ def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
     _refuse_shared(train, val, root / "val.csv")
     classes = _classes_of(train, root / "train.csv")
     _check_known(val, classes, root / "val.csv")
-    note = _note_twins(root, train, val)
-    notes = (f"table: {note}",) if note else ()
-    return replace(_image_set(root, train, classes), notes=notes), _image_set(root, val, classes)
+    return _image_sets(root, train, val, classes)
 
 
 def list_labelled(root: Path, file: Path, classes: tuple[str, ...]) -> tuple[ImageSet, bool]:
@@ -182,6 +176,13 @@ def _hold_out(single: Rows, root: Path, key: str) -> tuple[Rows, Rows]:
 def _by_lot(key: str, paths: Iterable[str]) -> list[str]:
     """The paths in a fixed random order; a place depends on no machine and on no other image."""
     return sorted(paths, key=lambda path: hashlib.sha256(os.fsencode(f"{key}/{path}")).digest())
+
+
+def _image_sets(
+    root: Path, train: Rows, held: Rows, classes: tuple[str, ...], notes: Sequence[str] = ()
+) -> tuple[ImageSet, ImageSet]:
+    notes = tuple(filter(None, [*notes, _note_twins(root, train, held)]))
+    return replace(_image_set(root, train, classes), notes=notes), _image_set(root, held, classes)
 
 
 def _image_set(root: Path, rows: Rows, classes: tuple[str, ...]) -> ImageSet:

@@ -153,10 +153,7 @@ class ImageSet:
         digest.update(json.dumps([self.classes, self.ids]).encode("utf-8", "surrogatepass"))
         files = self.files or ()
         for file in files:  # the decoding reports what cannot be read
-            with (
-                contextlib.suppress(OSError),
-                open(file, "rb") as handle,
-            ):
+            with contextlib.suppress(OSError), open(file, "rb") as handle:
                 size = handle.seek(0, os.SEEK_END)
                 digest.update(str(size).encode())
                 if len(files) <= _SAMPLED:

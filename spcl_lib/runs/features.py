@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
-from spcl_lib.data.cache import make_once, on_disk, require_space
+from spcl_lib.data.cache import make_once, on_disk
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
 from spcl_lib.system import paths
@@ -65,7 +65,6 @@ def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Im
         )
 
     def make() -> dict[str, Tensor]:
-        require_space(2 * needed, f"the features of {len(data):,} images")
         return {"cells": on_disk(_compute(model, data, config)).view(_DTYPE).view(shape)}
 
     backbone = re.sub(r"[^\w.-]", "-", config.backbone)  # timm:NAME is no name of a file everywhere

@@ -45,7 +45,7 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     """
     train, evaluation = _list_splits(config, data_root, objects)
     for note in (*train.notes, *evaluation.notes):
-        print(note, flush=True)
+        print(f"{config.dataset}: {note}", flush=True)
     if train.classes != evaluation.classes:
         raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
     train = _keep_labelled(train, config.dataset).first(config.train_images or len(train))

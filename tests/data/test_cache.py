@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-import types
 
 import numpy as np
 import pytest
@@ -197,7 +196,7 @@ def test_a_split_without_an_intact_image_is_an_error(files, damaged):
         decode([])
 
 
-# --- too large, or a full disk --------------------------------------------------------------------
+# --- too large -----------------------------------------------------------------------------------
 
 
 def test_above_the_limit_images_are_read_from_their_files(files, monkeypatch, capsys):
@@ -209,17 +208,3 @@ def test_above_the_limit_images_are_read_from_their_files(files, monkeypatch, ca
     assert "split" in said and "9.6e-07 GB" in said and "SPCL_CACHE_GB" in said
     monkeypatch.delenv("SPCL_CACHE_GB")
     assert isinstance(decode(files).images, torch.Tensor)
-
-
-def test_a_disk_with_too_little_space_is_known_before_an_image_is_decoded(
-    files, folder, tries, monkeypatch
-):
-    usage = types.SimpleNamespace(free=1919)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError) as caught:
-        decode(files)
-    for text in (str(folder), "split", "need 1.92e-06 GB", "1.92e-06 GB are free", "SPCL_CACHE"):
-        assert text in str(caught.value)
-    assert kept(folder) == [] and tries == []
-    usage.free = 1920
-    decode(files)

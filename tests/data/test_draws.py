@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from spcl_lib import UserError
+from spcl_lib.config import RunConfig
 from spcl_lib.data import scenes
-from spcl_lib.data.draws import (
-    DRAWS,
-    draw_labels,
-    objects_of_map,
-    single_label_draw,
-)
+from spcl_lib.data.draws import draw_labels, objects_of_map, single_label_draw
 from spcl_lib.data.image_set import ImageSet, Objects
+
+DRAWS = RunConfig.__dataclass_fields__["draw"].metadata["choices"]
 
 
 def some_labels(n=400, c=6):

@@ -8,7 +8,6 @@ import pytest
 
 from spcl_lib import UserError
 from spcl_lib.config import RETIRED, RunConfig
-from spcl_lib.data.draws import DRAWS
 from spcl_lib.data.image_set import PARTS
 from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
 from spcl_lib.runs.profiles import PROFILES, cost
@@ -170,7 +169,6 @@ def test_every_setting_says_what_it_is_and_refuses_what_lies_outside(field):
 
 def test_limits_are_those_of_the_code_that_uses_them():
     fields = RunConfig.__dataclass_fields__
-    assert fields["draw"].metadata["choices"] == DRAWS
     assert fields["held_out"].metadata["high"] == PARTS - 1
     assert "'seed' must be in" in mistake("scenes", "an", seed=-1)
 
