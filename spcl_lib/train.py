@@ -148,16 +148,9 @@ def train(
 ) -> Progress:
     """Trains until `config.epochs` epochs are done; all ranks call it with the same arguments.
 
-    Args:
-        model: on its device.
-        optimizer: see `make_optimizer`.
-        method: loss and running averages.
-        images: read batch by batch.
-        labels: (N, C), see `methods.visible_labels`.
-        config: the run's configuration.
-        progress: the state to continue from.
-        on_step: called after every step, and at the end of an epoch after `on_epoch`.
-        on_epoch: called after every epoch; the history gets the values that it returns.
+    `labels` (N, C) are those of `methods.visible_labels`, and `progress` is the state to continue
+    from. `on_step` is called after every step; after the last one of an epoch, `on_epoch` is called
+    before it, and the history gets the values that it returns.
     """
     progress = progress or Progress()
     model.train()

@@ -20,18 +20,14 @@ Image = TypeVar("Image")
 class Views:
     """One view (a crop box and a flip) for each image of a batch.
 
-    Attributes:
-        boxes: (B, 4) float32; x0, y0, x1, y1 as fractions of the full image.
-        flipped: (B,) bool; True where the crop is mirrored left to right.
-
     Example:
         >>> views = Views.sample(8, scale=(0.25, 1.0))
         >>> views.crop(torch.rand(8, 3, 64, 64), 32).shape
         torch.Size([8, 3, 32, 32])
     """
 
-    boxes: Tensor
-    flipped: Tensor
+    boxes: Tensor  # (B, 4) float32; x0, y0, x1, y1 as fractions of the full image
+    flipped: Tensor  # (B,) bool; True where the crop is mirrored left to right
 
     def __post_init__(self) -> None:
         boxes = self.boxes
@@ -108,10 +104,8 @@ class Views:
         """Cuts the views out of full images or maps (B, K, H, W): T_v of the method.
 
         It samples bilinearly at the cell centres, as
-        `torchvision.ops.roi_align(sampling_ratio=1, aligned=True)` does.
-
-        Returns:
-            (B, K, size, size), in the floating type of `images`; of uint8, float32 in 0..255.
+        `torchvision.ops.roi_align(sampling_ratio=1, aligned=True)` does. The result (B, K, size,
+        size) has the floating type of `images`; of uint8, float32 in 0..255.
         """
         require_tensor("images", images, (len(self), "K", "H", "W"))
         require_size(size)
@@ -129,8 +123,7 @@ class Views:
     def uncrop(self, maps: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """Carries the views' maps (B, C, G, G) back to the full image: T_v^-1 of the method.
 
-        Returns:
-            (B, C, size, size) float32, and `visible`: only in these cells it has a meaning.
+        It gives (B, C, size, size) float32, and `visible`: the cells where this has a meaning.
         """
         centres = _centres(size, self.boxes.device)
         x0, y0, x1, y1 = self._sides()

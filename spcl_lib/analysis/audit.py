@@ -137,14 +137,10 @@ def presence_of(read: ReadMaps, count: int) -> Tensor:
 def suggest(
     read: ReadMaps, presence: Tensor, given: Tensor, most: int, likely: Tensor | float = 1.0
 ) -> tuple[Suggestions, Suggestions]:
-    """Ranks the labels that look missing, and those that look wrong.
+    """Ranks the labels that look missing, and those that look wrong; at most `most` of each kind.
 
-    Args:
-        read: gives heatmaps of N images.
-        presence: (N, C), see `presence_of`. High without a label: it looks missing.
-        given: (N, C) bool, the labels that the run was trained on.
-        most: most suggestions of each kind.
-        likely: (N, C), see `out_of_fold`. A label looks wrong if presence times this is low.
+    Of the labels `given` (N, C) bool, one is missing where the presence (N, C; see `presence_of`)
+    is high without it, and wrong where presence times `likely` (N, C; see `out_of_fold`) is low.
     """
     missing = _best("missing", presence, ~given, most)
     for which, maps in maps_of_pairs(read, missing.image, missing.label):

@@ -62,13 +62,9 @@ def localise(
 def pointing(maps: Tensor, objects: Tensor, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
     """The pointing game: is the centre of the highest cell on the object, or next to it?
 
-    Args:
-        maps: (M, G, G).
-        objects: (M, S, S) bool; a pixel counts as the circle through its corners.
-        tolerance: allowed distance from a pixel of the object, as a share of the side.
-
-    Returns:
-        (M,) the share of the highest cells that hit; and (M,) that of all cells, the chance level.
+    Maps are (M, G, G), objects (M, S, S) bool; a pixel counts as the circle through its corners,
+    and `tolerance` is a share of the side. It gives (M,) the share of the highest cells that hit;
+    and (M,) that of all cells, the chance level.
     """
     side = objects.shape[-1]
     circle = math.sqrt(0.5) / side

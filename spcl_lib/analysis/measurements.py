@@ -106,13 +106,8 @@ def visible_heat(bank: HeatmapBank, indices: Tensor, views: Views) -> Tensor:
 def score(target: Tensor, truth: Tensor, asked: Tensor) -> dict[str, float]:
     """How well a target (M, C) ranks the views that show a class before those that do not.
 
-    Args:
-        target: of M views.
-        truth: (M, C) bool, whether the view shows the class.
-        asked: (M, C) bool, the pairs of view and class that count.
-
-    Returns:
-        AUROC and AP in percent, means over the classes with both answers; NaN without such a class.
+    `truth` (M, C) bool says which those are, `asked` (M, C) bool which pairs count. AUROC and AP
+    are in percent, means over the classes with both answers; NaN without such a class.
     """
     found: dict[str, list[float]] = {"AUROC": [], "AP": []}
     for says, is_true, counts in zip(target.T, truth.T, asked.T, strict=True):

@@ -52,14 +52,9 @@ def load_runs(
 ) -> list[Metrics]:
     """The metrics of the finished runs of a data set.
 
-    Args:
-        source: "results" takes this machine's runs with the profile's settings; "reference" takes
-            the runs under version control.
-        dataset: a key of PROFILES.
-        profile: a key of PROFILES[dataset].
-        overrides: other settings of this machine's runs.
-        data_root: the data of this machine's runs, see `paths.data_root`. It matters only if
-            there are runs on more than one copy of the data.
+    The source "results" takes this machine's runs with the profile's settings and `overrides`;
+    "reference" takes the runs under version control. `data_root` matters only if this machine has
+    runs on more than one copy of the data.
     """
     if source not in ("reference", "results"):
         raise unknown_name("source", source, ("reference", "results"))

@@ -35,21 +35,14 @@ def hold_out(count: int, part: int = 0) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Objects:
-    """The annotated objects of a split, in the pixels as they are stored.
+    """The M annotated objects of N images, in the pixels as they are stored."""
 
-    Attributes:
-        image: (M,) int64; number of each object's image, ascending.
-        label: (M,) int64; number of its class.
-        box: (M, 4) float32; x0, y0, x1, y1 as fractions of the image.
-        runs: M masks as pycocotools writes them, or none; as pixels, COCO's would be too large.
-        turns: (N,) int64 or None; EXIF's orientations, which turn the images.
-    """
-
-    image: Tensor
-    label: Tensor
-    box: Tensor
+    image: Tensor  # (M,) int64; number of each object's image, ascending
+    label: Tensor  # (M,) int64; number of its class
+    box: Tensor  # (M, 4) float32; x0, y0, x1, y1 as fractions of the image
+    # M masks as pycocotools writes them, or none; as pixels, COCO's would be too large.
     runs: tuple[dict[str, Any], ...] = ()
-    turns: Tensor | None = None
+    turns: Tensor | None = None  # (N,) int64; EXIF's orientations, which turn the images
 
     def subset(self, indices: Tensor) -> Self:
         """The objects of the images at `indices` (B,), which get the numbers 0..B-1."""
@@ -89,28 +82,17 @@ class Objects:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split of a data set.
+    """One split of a data set."""
 
-    Attributes:
-        images: (N, 3, S, S) uint8; whole images, resized to squares. (N, 0) before the decoding.
-        labels: (N, C) bool; the full labels of the C classes.
-        ids: N names, for messages and predictions.
-        class_map: (N, S, S) uint8 or None; number + 1 of the class visible at a pixel, 0 = none.
-        objects: the annotated ones, or None if they are not known or not needed.
-        ignored: (N, C) bool or None; labels that do not count. They are False in `labels`.
-        files: N image files, or None for drawn images.
-        notes: messages about the selection, such as "3 images left out".
-    """
-
-    images: Images
-    labels: Tensor
+    images: Images  # (N, 3, S, S) uint8, whole, resized to squares; (N, 0) before the decoding
+    labels: Tensor  # (N, C) bool; the full labels of the C classes
     classes: tuple[str, ...]
-    ids: tuple[str, ...]
-    class_map: Tensor | None = None
-    objects: Objects | None = None
-    ignored: Tensor | None = None
-    files: tuple[Path, ...] | None = None
-    notes: tuple[str, ...] = ()
+    ids: tuple[str, ...]  # N names, for messages and predictions
+    class_map: Tensor | None = None  # (N, S, S) uint8; number + 1 of a pixel's class, 0 = none
+    objects: Objects | None = None  # None if they are not known or not needed
+    ignored: Tensor | None = None  # (N, C) bool; labels that do not count, False in `labels`
+    files: tuple[Path, ...] | None = None  # N image files; None for drawn images
+    notes: tuple[str, ...] = ()  # messages about the selection, such as "3 images left out"
 
     def __len__(self) -> int:
         return len(self.images)

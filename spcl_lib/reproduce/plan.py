@@ -28,16 +28,10 @@ _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet
 
 @dataclass(frozen=True)
 class Experiment:
-    """All runs on one data set with one profile.
+    """All runs on one data set with one profile."""
 
-    Attributes:
-        main: the runs of the table: methods x seeds.
-        followed: runs that follow some images over the epochs, for 04_heatmaps.
-        data_root: see `paths.data_root`.
-    """
-
-    main: tuple[RunConfig, ...]
-    followed: tuple[RunConfig, ...]
+    main: tuple[RunConfig, ...]  # the runs of the table: methods x seeds
+    followed: tuple[RunConfig, ...]  # they follow some images over the epochs, for 04_heatmaps
     data_root: str | None
 
     @property

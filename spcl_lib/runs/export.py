@@ -58,18 +58,11 @@ def export(predictor: Predictor, form: str, out: Path, force: bool = False) -> f
     Its input "images" are RGB images (B, 3, H, W) uint8 of any size. Its outputs are
     "probabilities" (B, C) and "heatmaps" (B, C, G, G), in float32. It also holds two texts of JSON:
     "classes", the C names, and "threshold", the least probability of a label, or null. ONNX keeps
-    them in its metadata, pt2 as extra files.
+    them in its metadata, pt2 as extra files. `form` is a key of FORMATS.
 
-    Args:
-        predictor: its size, its pooling and the threshold of its rule go into the file.
-        form: a key of FORMATS.
-        out: the file.
-        force: replace an existing file.
-
-    Returns:
-        The largest difference to the predictor on squares of noise. On photographs it is larger,
-        up to 0.01: Pillow resizes the columns of some before the rows, and rounds halves in its own
-        way, so that up to a fifth of the pixels differ by one step of 255.
+    It returns the largest difference to the predictor on squares of noise. On photographs it is up
+    to 0.01: Pillow resizes the columns of some before the rows, and rounds halves in its own way,
+    so that up to a fifth of the pixels differ by one step of 255.
     """
     if os.path.lexists(out) and not force:
         raise UserError(f"'{out}' exists; give another name, or --force to replace it")

@@ -48,10 +48,8 @@ class FeatureMaps:
 def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> ImageSet:
     """The input of a run: the split itself, or with features if only the head is trained.
 
-    The features (N, D, G, G) take the place of the images, memory-mapped from the cache.
-
-    Raises:
-        UserError: the features would be larger than `paths.cache_limit`, or the disk is full.
+    The features (N, D, G, G) take the place of the images, memory-mapped from the cache. Those that
+    would be larger than `paths.cache_limit` are refused.
     """
     if config.trained != "head":
         return data

@@ -83,9 +83,6 @@ class Run:
 
         A relative path that begins with "results" is looked for in `paths.results`, too. The data
         are by default where they were.
-
-        Raises:
-            UserError: there is no run, there are several, or the files are damaged.
         """
         place = paths.expand_home(place)
         if place.parts[:1] == ("results",) and not place.exists():
@@ -118,12 +115,7 @@ class Run:
         return metrics
 
     def load(self, objects: bool = False) -> FinishedRun:
-        """Loads a finished run, with its data; `objects` is as in `load_splits`.
-
-        Raises:
-            UserError: the run has not finished, its files are damaged, or its data are missing or
-                have changed.
-        """
+        """Loads a finished run, with its data, if they are still the same; see `load_splits`."""
         metrics = self.finished()
         identify_data(self.config, self.data_root)  # refuses other data
         train, report = load_splits(self.config, self.data_root, objects)

@@ -52,12 +52,7 @@ def lock_file(path: Path) -> AbstractContextManager[None]:
 
 
 def lock_folder(folder: Path, what: str) -> AbstractContextManager[None]:
-    """Waits for an exclusive lock on a folder, and removes what killed writers left in it.
-
-    Args:
-        folder: it is created if it is missing.
-        what: what the holder does, for the message while another process waits: "training in".
-    """
+    """The same for a folder; `what` the holder does there is told to others that wait."""
     return _locked(folder / ".lock", f"{what} '{folder}'", ".*tmp*")  # also those of safetensors
 
 
@@ -84,8 +79,7 @@ def _locked(file: Path, what: str, leftovers: str) -> Iterator[None]:
 def explain_refusals(path: Path | None = None) -> Iterator[None]:
     """Turns a refusal of the system (disk full, not allowed, no memory) into a UserError.
 
-    Args:
-        path: what the block writes, for the message.
+    `path` is what the block writes, for the message.
     """
     try:
         yield

@@ -102,13 +102,9 @@ def _left_below(group: Path) -> int:
 
 
 def require_memory(what: str, needed: int) -> None:
-    """Refuses running averages that do not fit into memory.
+    """Refuses running averages (`what`, in words) that need more bytes than there are.
 
     The system gives memory page by page. Without this check the run would stop hours later.
-
-    Args:
-        what: what needs the memory, in words, for the message.
-        needed: bytes.
     """
     if needed > (free := available_memory()):
         raise UserError(

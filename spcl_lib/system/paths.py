@@ -78,11 +78,7 @@ def weights(backbone: str, given: str | Path | None = None) -> Path | None:
 
 
 def data_root(given: str | Path | None = None, needed_for: str = "this data set") -> Path:
-    """Folder that holds the real data sets: `given`, else `SPCL_DATA`, else `data/`.
-
-    Raises:
-        UserError: the folder does not exist.
-    """
+    """Folder that holds the real data sets: `given`, else `SPCL_DATA`, else `data/`."""
     root = real_path(given or os.environ.get("SPCL_DATA") or project() / "data")
     if not root.is_dir():
         raise UserError(

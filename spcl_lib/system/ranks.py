@@ -52,11 +52,9 @@ def join() -> Iterator[None]:
 
 
 class RankSampler(Sampler[int]):
-    """The images of this rank in a random order, for a DataLoader; as many on every rank.
+    """The images of this rank in a random order, another one in every epoch, for a DataLoader.
 
-    Args:
-        num_images: N, images of the training set; the last N mod R images are left out.
-        seed: seed of the order, which changes with every epoch.
+    As many on every rank: of N training images, the last N mod R are left out.
     """
 
     def __init__(self, num_images: int, seed: int = 0) -> None:

@@ -17,10 +17,7 @@ PREFIX = "timm:"
 class TimmBackbone(nn.Module):
     """A model of timm that maps images (B, 3, H, W) to features (B, D, G, G).
 
-    Args:
-        model: the model; it gets its input as its own weights need it.
-        mean: mean of the three colours with which the input has been normalised.
-        std: their standard deviation.
+    The images have been normalised with `mean` and `std`; it gets them as its own weights need.
     """
 
     def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -34,13 +34,9 @@ def load_backbone(model: nn.Module, weights: str | Path, name: str) -> None:
 
 
 def load_weights(model: nn.Module, file: Path, name: str, without: Sequence[str] = ()) -> None:
-    """Reads a state dict, of safetensors or of `torch.save`, into a model.
+    """Reads a state dict, of safetensors or of `torch.save`, into a model; float16 is fine, too.
 
-    Args:
-        model: its weights are replaced.
-        file: the file; its values may be float16.
-        name: name of the model, for error messages.
-        without: layers that only the file's model may have, such as "head".
+    `without` names layers that only the file's model may have, such as "head".
     """
     if not file.is_file():
         raise UserError(f"weights file '{file}' does not exist; give one with --set weights=FILE")
@@ -66,11 +62,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Reads tensors that `save_tensors` wrote; files without a checksum are not checked.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Reads tensors that `save_tensors` wrote; files without a checksum are not checked."""
     try:
         tensors = load_safetensors(file)
         with safe_open(file, "pt") as handle:

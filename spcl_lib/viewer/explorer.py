@@ -14,11 +14,9 @@ from spcl_lib.views import Views
 class HeatmapExplorer(anywidget.AnyWidget):
     """Pick a run, an image, a class and an epoch; drag a crop; see target and prediction.
 
-    explorer.js draws it in the browser, and asks for one image at a time, and for the network's
-    prediction for every crop. All can be done with a mouse, by touch and from the keyboard.
-
-    Args:
-        traces: one trace for each run to choose from, all with the same images.
+    The runs are given by traces of the same images. explorer.js draws it in the browser, and asks
+    for one image at a time, and for the network's prediction for every crop. All can be done with a
+    mouse, by touch and from the keyboard.
     """
 
     _esm = Path(__file__).with_name("explorer.js")

@@ -95,9 +95,7 @@ def view_without_label(trace: Trace, image: int) -> Views | None:
     """Finds a crop without the labelled class that shows most of the class to start with.
 
     Where the objects are not known, the upper half of the last heatmaps' values stands for them.
-
-    Returns:
-        One view, the same at every call; None if none of the random crops has lost the label.
+    It is the same at every call, and None if none of the random crops has lost the label.
     """
     generator = torch.Generator().manual_seed(image)
     views = Views.sample(_TRIES, (0.1, 0.6), flip=0.0, generator=generator)
@@ -131,9 +129,6 @@ def write_explorer_page(file: Path, *traces: Trace) -> None:
 
     The network cannot run in the page. So the page has its predictions for a lattice of crops,
     shows that of the nearest one, and draws which it is.
-
-    Raises:
-        UserError: the runs follow different images.
     """
     header_of(traces)  # checks the traces before the work
     images = torch.tensor(traces[0].most_corrected()[:_PAGE_IMAGES])

@@ -56,13 +56,9 @@ def contact_sheet(
 
 
 def show_views(image: Tensor, views: Views, crops: Tensor, titles: Sequence[str]) -> Figure:
-    """Shows one image with the boxes of its views, and every view beside it.
+    """Shows one image with the boxes of its V views, and every view beside it.
 
-    Args:
-        image: the full image.
-        views: V views of this one image.
-        crops: (V, 3, s, s) in 0..255, as `views.crop` gives them.
-        titles: 1 + V texts, for the full image and for every crop.
+    `crops` (V, 3, s, s) are those of `views.crop`; the first of 1 + V titles is the image's.
     """
     figure, (row,) = panels(1, 1 + len(views), 2.45)
     for axes, picture, title in zip(row, [image, *crops], titles, strict=True):
