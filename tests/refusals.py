@@ -1,11 +1,22 @@
-"""Makes the system refuse to write: by a real limit, which also stops torch, or by an error."""
+"""What a refusal says; and a system that refuses to write, by a limit, which also stops torch."""
 
 import contextlib
 import errno
 import os
 import resource
 
+import pytest
+
+from spcl_lib import UserError
 from spcl_lib.system import files
+
+
+def message_of(call, *arguments, **options):
+    """The one line of the UserError that a call gives."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @contextlib.contextmanager

@@ -66,11 +66,6 @@ def test_a_failed_download_says_so_and_leaves_nothing(spcl, archive, root):
     assert spcl("download", "--dataset", "voc2007", "--data-root", root).status == 0
 
 
-def test_other_data_sets_are_refused(spcl, tmp_path):
-    outcome = spcl("download", "--dataset", "coco2017", "--data-root", tmp_path)
-    assert outcome.status == 2 and "Valid: voc2007, voc2012" in outcome.err
-
-
 def test_who_lacks_the_data_is_told_where_to_put_them_and_how_to_fetch_them(spcl, tmp_path):
     outcome = spcl("run", "--dataset", "voc2012", "--method", "an", "--data-root", tmp_path)
     assert outcome.status == 2

@@ -11,12 +11,6 @@ from spcl_lib.data.draws import objects_of_map
 from spcl_lib.data.image_set import PARTS, ImageSet, Objects, hold_out
 
 
-def some_labels(n=400, c=6):
-    labels = torch.rand(n, c, generator=torch.Generator().manual_seed(0)) < 0.4
-    labels[torch.arange(n), torch.arange(n) % c] = True
-    return labels
-
-
 def test_the_held_out_parts_together_have_all_images():
     splits = [hold_out(100, part) for part in range(PARTS)]
     for stay, held in splits:
@@ -30,7 +24,7 @@ def test_the_held_out_parts_together_have_all_images():
 
 def test_a_subset_keeps_everything_together():
     images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
-    labels = some_labels(5, 3)
+    labels = torch.eye(5, 3).bool()
     data = ImageSet(images, labels, ("a", "b", "c"), tuple("vwxyz"), images[:, 0], ignored=~labels)
     part = data.subset(torch.tensor([3, 0]))
     assert len(part) == 2
@@ -45,7 +39,7 @@ def some_boxes() -> ImageSet:
     box = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.25, 0, 0.75, 1]])
     boxes = Objects(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]), box)
     images = torch.zeros((3, 3, 4, 4), dtype=torch.uint8)
-    return ImageSet(images, some_labels(3, 2), ("a", "b"), tuple("xyz"), objects=boxes)
+    return ImageSet(images, torch.eye(3, 2).bool(), ("a", "b"), tuple("xyz"), objects=boxes)
 
 
 def test_a_subset_renumbers_the_boxes():

@@ -17,11 +17,6 @@ UNTRAINED = {"backbone": "small_resnet", "weights": "none", "image_side": 16, "c
              "eval_side": 16, "epochs": 1}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPCL_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(params=["flat"])
 def folder(tmp_path, request):
     """The folder imagenet of a small data root."""
