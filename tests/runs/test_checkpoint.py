@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_resume import Stopped, run_in
+from test_resume import Stopped, die_after, run_in
 
 from spcl_lib.runs import checkpoint, store
 from spcl_lib.runs.settings import make_config
@@ -30,10 +30,6 @@ def flip_a_bit_of_the_weights(file):
     file.write_bytes(content)
 
 
-def leave_out_the_optimiser(file):
-    torch.save({k: v for k, v in state_of(file).items() if k != "optimizer"}, file)
-
-
 def leave_out_a_weight(file):
     state = state_of(file)
     del state["model"]["head.weight"]
@@ -46,8 +42,7 @@ def change_a_shape(file):
     torch.save(state, file)
 
 
-DAMAGES = [cut, flip_a_bit_of_the_weights, leave_out_the_optimiser, leave_out_a_weight,
-           change_a_shape]  # fmt: skip
+DAMAGES = [cut, flip_a_bit_of_the_weights, leave_out_a_weight, change_a_shape]
 
 
 @pytest.fixture
@@ -56,16 +51,7 @@ def stopped(results, tmp_path, tiny, monkeypatch):
     config = make_config("scenes", "scl", 0, "smoke", tiny)
     expected = run_in(tmp_path / "whole", config, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
-        save, saves = checkpoint.Checkpoint.save, []
-
-        def save_and_die(self, progress):
-            save(self, progress)
-            saves.append(1)
-            if len(saves) == 8:
-                raise Stopped
-
-        patch.setattr(checkpoint.Checkpoint, "save", save_and_die)
+        die_after(patch, 8)
         with pytest.raises(Stopped):
             run_in(tmp_path / "stopped", config, monkeypatch)
     folder = store.run_folder(config)

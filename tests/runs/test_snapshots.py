@@ -7,7 +7,6 @@ from small_folder import QUICK, make_folder
 
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import PAPER_METHODS
-from spcl_lib.runs import checkpoint
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.snapshots import FILE, as_bytes, load_trace
@@ -49,7 +48,7 @@ def test_bytes_are_nearest():
     assert torch.equal(as_bytes(same), same) and as_bytes(same) is not same
 
 
-@pytest.mark.parametrize("method", ["an", "cl", "scl", "en_scl"])
+@pytest.mark.parametrize("method", ["an", "scl"])
 def test_metrics_weights_and_bank_are_the_same_bits_with_and_without(method, results, tiny):
     configs = [config_of(method, tiny), config_of(method, tiny, snapshots=0)]
     metrics = [run(config) for config in configs]
@@ -62,37 +61,6 @@ def test_metrics_weights_and_bank_are_the_same_bits_with_and_without(method, res
     assert (folders[0] / FILE).exists() and not (folders[1] / FILE).exists()
 
 
-class Stopped(BaseException):
-    """As sudden as a signal: nothing in the library catches it."""
-
-
-@pytest.mark.parametrize("method", ["an", "scl"])
-def test_a_run_that_is_stopped_again_and_again_gives_the_same_file(
-    method, results, tiny, tmp_path, monkeypatch
-):
-    config = config_of(method, tiny, train_images=40)  # 3 epochs of 5 steps
-    run(config)
-    expected = (run_folder(config) / FILE).read_bytes()
-
-    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "stopped"))
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
-    save, count = checkpoint.Checkpoint.save, [0]
-
-    def save_and_die(self, progress):
-        save(self, progress)
-        count[0] += 1
-        if count[0] % 4 == 0:
-            raise Stopped
-
-    monkeypatch.setattr(checkpoint.Checkpoint, "save", save_and_die)
-    for _ in range(3):
-        with pytest.raises(Stopped):
-            run(config)
-        assert not (run_folder(config) / FILE).exists()
-    run(config)
-    assert (run_folder(config) / FILE).read_bytes() == expected
-
-
 def test_more_than_there_are_means_all_and_damage_is_told(results, tiny):
     config = config_of("cl", tiny, snapshots=1000)
     run(config)
@@ -100,9 +68,6 @@ def test_more_than_there_are_means_all_and_damage_is_told(results, tiny):
     (run_folder(config) / FILE).write_bytes(b"torn")
     with pytest.raises(UserError, match="snapshots.safetensors' cannot be read"):
         load_trace(config)
-
-
-# --- traces, which the explorer shows ---
 
 
 def test_a_trace_of_a_users_folder_needs_no_fingerprint(results, tmp_path):
