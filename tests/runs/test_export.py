@@ -147,20 +147,6 @@ def test_the_documented_lines_read_every_photograph_as_predict_does(tmp_path):
         assert np.array_equal(names["read"](tmp_path / "odd" / name), expected), name
 
 
-def test_the_documented_lines_give_the_labels_of_predict(runs, tmp_path, monkeypatch):
-    require("onnx")
-    monkeypatch.chdir(tmp_path)
-    predictor = Predictor.load(runs("head"))
-    export(predictor, "onnx", tmp_path / "model.onnx")
-    odd_photographs(tmp_path)
-    names = {}
-    exec(documented_lines().replace("photo.jpg", "turned.jpg"), names)
-    expected = predictor(tmp_path / "turned.jpg").numpy()
-    np.testing.assert_allclose(names["probabilities"], expected, atol=2e-3)
-    chosen = (names["probabilities"][0] >= predictor.threshold).nonzero()[0]
-    assert names["found"] == [predictor.classes[c] for c in chosen]
-
-
 # --- what is refused ------------------------------------------------------------------------------
 
 

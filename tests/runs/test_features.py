@@ -50,18 +50,6 @@ def test_features_are_those_of_the_network_and_computed_once(given, monkeypatch)
     assert torch.equal(inputs_of(*given).images[:], known[:])
 
 
-def test_damaged_features_are_computed_again_with_a_word(given, capsys):
-    whole = inputs_of(*given).images[:].clone()
-    (file,) = paths.cache().glob("features-voc2007-*.pt")
-    content = bytearray(file.read_bytes())
-    content[9999] ^= 64
-    file.write_bytes(content)
-    for _ in range(2):
-        assert torch.equal(inputs_of(*given).images[:], whole)
-    said = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
-    assert len(said) == 1 and f"'{file}'" in said[0]
-
-
 def test_other_weights_or_other_images_have_other_features(given):
     model, data, config = given
     inputs_of(*given)

@@ -162,11 +162,7 @@ def test_no_name_loses_the_predictions_or_is_a_formula(predict, trained, tmp_pat
 # --- mistakes -------------------------------------------------------------------------------------
 
 
-LABELS = "path,labels\ncat/cat 1.png,cat|dog\n"
-SPLITS = "path,split,labels\ncat/cat 1.png,train,cat|dog\n"
-
-
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n", b"a\0b", LABELS.encode(), SPLITS.encode()])
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n", b"path,labels\ncat/cat 1.png,cat|dog\n"])
 def test_a_file_that_holds_no_predictions_is_replaced_only_by_force(
     predict, trained, tmp_path, content
 ):
@@ -190,21 +186,6 @@ def test_mistakes_about_places_are_one_line(predict, trained, tmp_path):
     assert rows is None and not (new / "heat").exists()
     assert_mistake(predict(new, "--out", tmp_path)[0], tmp_path, "no regular file")
     assert_mistake(predict(new, run=tmp_path)[0], tmp_path, "is no run")
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "said"),
-    [
-        ("weights.safetensors", b"torn", "cannot be read"),
-        ("metrics.json", b"{}", "has not finished"),
-    ],
-)
-def test_a_damaged_run_is_named(predict, trained, tmp_path, file, content, said):
-    run = shutil.copytree(trained[0], tmp_path / "run")
-    (run / file).write_bytes(content)
-    outcome, rows = predict(trained[1] / "dog", run=run)
-    assert_mistake(outcome, said, run)
-    assert rows is None
 
 
 def test_a_run_without_a_threshold_needs_one(predict, trained, tmp_path):

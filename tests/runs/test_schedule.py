@@ -129,17 +129,6 @@ def test_what_is_finished_is_not_run_again_and_short_runs_share_a_process(result
     assert [task.is_done() for task in asked] == [True, False]
 
 
-def test_results_that_cannot_be_written_are_found_before_anything_is_made(
-    spcl, tmp_path, monkeypatch
-):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "file"))
-    monkeypatch.setattr(schedule, "prepare", lambda *given: pytest.fail("data were prepared"))
-    outcome = spcl("reproduce", "--only", "an", "--seeds", "0", "--profile", "smoke")
-    assert outcome.status == 2
-    assert f"'{tmp_path / 'file'}" in outcome.err
-
-
 # --- kill -9 --------------------------------------------------------------------------------------
 
 

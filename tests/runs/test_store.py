@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import fake_run, write_results
+from refusals import message_of
 
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import REPEAT, Run, run_folder, write_metrics, write_summary
@@ -119,23 +120,17 @@ def test_damaged_metrics_are_named_and_set_aside(damage, results, capsys):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        ({"seed": 1.5}, "'seed' must be of type int"), ({"epochs": -1}, "'epochs' must be in 1.."),
-        ({"momentum": [0.5]}, "'momentum'"), ({"method": "none"}, "unknown method"),
-        ({"novelty": 1}, "novelty"),
-    ],
+    [({"seed": 1.5}, "'seed' must be of type int"), ({"method": "none"}, "unknown method"),
+     ({"novelty": 1}, "novelty")],
 )  # fmt: skip
 def test_a_configuration_with_a_wrong_value_is_named(change, said, tmp_path):
     values = make_config("scenes", "scl").flat() | change
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"config": values, "data_root": None}))
-    with pytest.raises(UserError, match=said) as error:
-        Run.find(file)
-    assert f"'{file}'" in str(error.value)
+    message = message_of(Run.find, file)
+    assert said in message and f"'{file}'" in message
 
 
-@pytest.mark.parametrize("content", ["null", '{"config": null}'])
-def test_what_is_no_configuration_is_named(content, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="config.json' is no configuration of a run"):
-        Run.find(tmp_path)
+def test_what_is_no_configuration_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"config": null}')
+    assert "config.json' is no configuration of a run" in message_of(Run.find, tmp_path)
