@@ -6,7 +6,8 @@
     runs scenes cpu          the paper's methods, three seeds (also: voc2007 cpu, voc2007 long)
     ablations scenes cpu     one setting varied at a time (also: voc2007 frozen)
     recovery scenes cpu      what a crop still shows (also: voc2007 cpu, voc2007 frozen)
-    factored scenes cpu      the same for the factored targets (also: voc2007 cpu)
+    factored scenes cpu      the same for the factored targets (also: voc2007 frozen)
+    worth scenes cpu         what knowledge of the crop is worth in training
     league scenes            every loss, the same search for each (also: voc2007, coco18); hours
     whole voc2007            the league's best with the whole network (also: coco18); a night
     notebooks 02_results     runs notebooks again in place, in their folder (by default all)
@@ -23,13 +24,16 @@ import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import nbformat
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.cm import ScalarMappable
@@ -40,17 +44,21 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from tqdm import tqdm
 
 from spcl_lib.analysis import league as leagues
-from spcl_lib.analysis.measurements import SCALES, measure
+from spcl_lib.analysis.measurements import SCALES, measure, visible_heat
 from spcl_lib.analysis.runs import read_kept
-from spcl_lib.analysis.visibility import LEAST
+from spcl_lib.analysis.visibility import LEAST, in_view, visible_fraction
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
 from spcl_lib.data import scenes
-from spcl_lib.methods import PAPER_METHODS
+from spcl_lib.data.draws import draw_labels
+from spcl_lib.data.image_set import ImageSet
+from spcl_lib.evaluate import mean_average_precision, predict_scores
+from spcl_lib.methods import PAPER_METHODS, Method
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.reproduce.plan import FOLLOWED
 from spcl_lib.runs.league import League, Settings, run_league
+from spcl_lib.runs.network import build_network
 from spcl_lib.runs.notebooks import describe_figures, execute, notebook_file, notebook_names
 from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
 from spcl_lib.runs.settings import make_config, methods_of
@@ -63,7 +71,7 @@ from spcl_lib.system.files import atomic_write
 from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.weights import save_tensors
-from spcl_lib.train import batches_of_epoch, make_optimizer, set_learning_rates
+from spcl_lib.train import batches_of_epoch, make_optimizer, set_learning_rates, train
 from spcl_lib.viewer import figures, style
 from spcl_lib.viewer.explorer_page import starting_class, view_without_label
 from spcl_lib.viewer.heat import draw_heat, picture_of
@@ -358,25 +366,110 @@ def crop_scale_configs(
 def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
     """Measures crop recovery, for crops of at least `scale` of the image, and keeps the table."""
     scales = SCALES if dataset == "scenes" else (float(scale),)
-    return _measure("crop-recovery", crop_scale_configs(dataset, profile, scales))
+    return _measure("recovery", crop_scale_configs(dataset, profile, scales))
 
 
 def factored(dataset: str, profile: str) -> str:
     """The same for the factored targets, with two methods."""
     configs = crop_scale_configs(dataset, profile, [0.1], ("scl", "ren_scl"))
-    return _measure("crop-factored", configs)
+    return _measure("factored", configs)
 
 
 def _measure(name: str, configs: Sequence[RunConfig]) -> str:
     table, first = measure(_finish(configs)), configs[0]
-    if name == "crop-factored":
+    if name == "factored":
         table = table[table.measure.isin(["AUROC", "AP"]) & (table.least == LEAST)]
-    file = HERE / f"{name}-{first.dataset}-{first.profile}.csv"
+    return _keep_table(name, first.dataset, first.profile, table.round({"value": 4}))
+
+
+def _keep_table(name: str, dataset: str, profile: str, table: pd.DataFrame) -> str:
+    file = HERE / f"crop-{name}-{dataset}-{profile}.csv"
     with atomic_write(file) as temporary, temporary.open("w") as out:
-        what = f"{name.removeprefix('crop-')} {first.dataset} {first.profile}"
-        out.write(f"# make.py {what}; {date.today()}; torch {torch.__version__}\n")
-        table.round({"value": 4}).to_csv(out, index=False)
+        made = f"make.py {name} {dataset} {profile}; {date.today()}; torch {torch.__version__}"
+        out.write(f"# {made}\n")
+        table.to_csv(out, index=False)
     return f"{file.name}: {len(table)} rows"
+
+
+# --- what knowledge of the crop is worth ----------------------------------------------------------
+
+WORTH_SCALES = (0.25, 0.05)  # least areas of a crop
+# (methods, what becomes of the annotated label, what becomes of SCL's target)
+WORTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("an", "scl", "en_scl"), "given", "view"),
+    (("an", "en_scl"), "crop size", "view"),
+    (("an", "en_scl"), "heatmap", "view"),
+    (("an", "en_scl"), "truth", "view"),
+    (("scl", "en_scl"), "given", "visible"),
+    (("scl", "en_scl"), "given", "empty"),
+)  # fmt: skip
+
+
+class CropMethod(Method):
+    """A method that is told what the crop shows of its label, or that has another target of SCL.
+
+    The label becomes 1 - (1 - 1 / C) (1 - area)^2 ("crop size": Soft Augmentation, Liu et al., CVPR
+    2023), the share v of its heat in the crop ("heatmap"), or whether the crop shows it ("truth",
+    for comparison only). The target is multiplied by v ("visible"), or 0 ("empty").
+    """
+
+    label: str
+    target: str
+    data: ImageSet
+
+    def loss(
+        self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
+    ) -> Tensor:
+        self.shown = None if self.bank is None else visible_heat(self.bank, indices, views)
+        if self.label != "given" and epoch >= self.settings.start:
+            labels = labels * self._of_label(indices, views)
+        return super().loss(maps, labels, indices, views, epoch)
+
+    def _of_label(self, indices: Tensor, views: Views) -> Tensor:
+        if self.label == "heatmap":
+            return self.shown
+        if self.label == "truth":
+            return in_view(visible_fraction(self.data.regions(indices), views)).float()
+        area = (views.boxes[:, 2:] - views.boxes[:, :2]).prod(1, keepdim=True)
+        return 1 - (1 - 1 / self.num_classes) * (1 - area).square()
+
+    def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
+        share = {"view": 1.0, "visible": self.shown[..., None, None], "empty": 0.0}[self.target]
+        return super()._agreement(cells, target * share, seen)
+
+
+def worth(dataset: str, profile: str) -> str:
+    """Trains with what is known of the crop, and keeps the mAP on the final data."""
+    cases = [
+        (dataset, profile, method, label, target, scale, seed)
+        for methods, label, target in WORTH for method in methods
+        for scale in WORTH_SCALES for seed in SEEDS
+    ]  # fmt: skip
+    with ProcessPoolExecutor(_jobs(), get_context("spawn")) as pool:
+        rows = list(tqdm(pool.map(_train_on_crops, *zip(*cases, strict=True)), total=len(cases)))
+    return _keep_table("worth", dataset, profile, pd.DataFrame(rows))
+
+
+def _train_on_crops(
+    dataset: str, profile: str, method: str, label: str, target: str, scale: float, seed: int
+) -> dict[str, Any]:
+    """A row: the method trained with this label and target; the mAP is that of the last epoch."""
+    about = {"dataset": dataset, "profile": profile, "method": method, "label": label,
+             "target": target, "scale": scale, "seed": seed}  # fmt: skip
+    torch.set_num_threads(1)
+    settings: Settings = {"scale_min": scale}
+    if method == "an":  # with heatmaps, which only the label reads
+        method, settings["weight"] = "scl", 0.0
+    config = make_config(dataset, method, seed, profile, settings)
+    data, report = load_splits(config, None)
+    observed = draw_labels(data, config.draw, config.label_seed)
+    model = build_network(config, len(data.classes)).to(memory_format=torch.channels_last)
+    own = CropMethod(method, *observed.shape, config.settings, seed, observed, config.epochs)
+    own.label, own.target, own.data = label, target, data
+    optimizer = make_optimizer(model, config.lr, config.head_lr_factor, config.weight_decay)
+    train(model, optimizer, own, data.images, observed, config)
+    (scores,) = predict_scores(model, report.images, config.eval_side, [MEAN_POOLING])
+    return about | {"mAP": round(mean_average_precision(scores, report.labels), 4)}
 
 
 def league(dataset: str) -> str:
@@ -481,8 +574,8 @@ def _with_fewer_colours(png: bytes) -> bytes:
 
 MAKERS = {
     "backbone": backbone, "photograph": photograph, "overview": overview, "runs": runs,
-    "ablations": ablate, "recovery": recovery, "factored": factored, "league": league,
-    "whole": whole, "notebooks": notebooks,
+    "ablations": ablate, "recovery": recovery, "factored": factored, "worth": worth,
+    "league": league, "whole": whole, "notebooks": notebooks,
 }  # fmt: skip
 
 if __name__ == "__main__":
