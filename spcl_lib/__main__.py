@@ -378,16 +378,21 @@ def _compare(options: Options) -> None:
 
 
 @_command(
-    "--run", "--size", "--threshold", "--pooling", "--force",
+    "--run", "--size", "--threshold", "--pooling", "--data-root", "--force",
     format=_option("onnx or pt2", required=True, choices=("onnx", "pt2")),
     out=_option("the file", "FILE", required=True, type=_path),
 )  # fmt: skip
 def _export(options: Options) -> None:
     """The network of a finished run, for programs without spcl."""
-    from spcl_lib.runs.export import export
+    from spcl_lib.runs.export import export, photographs_of
+    from spcl_lib.runs.store import Run
 
-    difference = export(_predictor(options), options.format, options.out, options.force)
-    print(f"{options.out}: probabilities as `predict` gives them, to {difference:.1g}")
+    predictor = _predictor(options)
+    files = photographs_of(predictor, Run.find(options.run, options.data_root).data_root)
+    same, whole = export(predictor, options.format, options.out, options.force, files)
+    print(f"{options.out}: probabilities as `predict` gives them, to {same:.1g}")
+    if files:
+        print(f"for {len(files)} photographs to {whole:.1g}: Pillow rounds some pixels else")
 
 
 @_command("--data-root", dataset=_option("voc2007 or voc2012", required=True))

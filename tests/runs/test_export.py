@@ -87,7 +87,7 @@ def test_the_file_gives_the_numbers_of_predict(kind, form, runs, spcl, tmp_path)
     file = tmp_path / f"model.{form}"
     done = spcl("export", "--run", runs(kind), "--format", form, "--out", file)
     assert done.status == 0, done.err
-    assert str(file) in done.out
+    assert str(file) in done.out and ("photographs" in done.out) == (kind != "scenes")
     predictor = Predictor.load(runs(kind))
     for images, tolerance in ((IMAGES[..., :16, :16], 1e-5), (IMAGES, 0.01)):  # 0.01: rounding
         scores, heatmaps = outputs_of(form, file, images)
@@ -123,7 +123,7 @@ def test_every_pooling_has_a_form_as_onnx(tmp_path):
     for kind in POOLINGS:
         model = torch.nn.Conv2d(3, 4, 4, 4)
         model.pooling = Pooling(kind)
-        assert export(Predictor(model, "abcd", 16), "onnx", tmp_path / kind) < 1e-4
+        assert export(Predictor(model, "abcd", 16), "onnx", tmp_path / kind)[0] < 1e-4
 
 
 # --- the lines of the documentation ---------------------------------------------------------------
@@ -145,6 +145,20 @@ def test_the_documented_lines_read_every_photograph_as_predict_does(tmp_path):
         with Image.open(tmp_path / "odd" / name) as image:
             expected = np.asarray(upright(image)).transpose(2, 0, 1)[None]
         assert np.array_equal(names["read"](tmp_path / "odd" / name), expected), name
+
+
+def test_the_documented_lines_give_the_labels_of_predict(runs, tmp_path, monkeypatch):
+    require("onnx")
+    monkeypatch.chdir(tmp_path)
+    predictor = Predictor.load(runs("head"))
+    export(predictor, "onnx", tmp_path / "model.onnx")
+    odd_photographs(tmp_path)
+    names = {}
+    exec(documented_lines().replace("photo.jpg", "turned.jpg"), names)
+    expected = predictor(tmp_path / "turned.jpg").numpy()
+    np.testing.assert_allclose(names["probabilities"], expected, atol=2e-3)
+    chosen = (names["probabilities"][0] >= predictor.threshold).nonzero()[0]
+    assert names["found"] == [predictor.classes[c] for c in chosen]
 
 
 # --- what is refused ------------------------------------------------------------------------------
