@@ -5,14 +5,12 @@ of seen cells, the resolution, bilinear resampling, and the first value of a cel
 unchanged. With `size=1` the bank holds the image-level running average P of CL.
 """
 
-import math
 from collections.abc import Callable
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from spcl_lib.system.machine import require_memory
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.shapes import require_size, require_tensor
 from spcl_lib.views import Views, resample
@@ -66,14 +64,7 @@ class HeatmapBank(nn.Module):
         self.num_images, self.num_classes, self.size = num_images, num_classes, size
         self.momentum, self.seed = momentum, seed
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))  # batches so far
-        tables = self._tables(dtype)
-        if torch.device(device).type == "cpu":
-            needed = sum(math.prod(shape) * kind.itemsize for shape, kind in tables.values())
-            require_memory(
-                f"running averages of {num_images:,} images x {num_classes:,} classes x "
-                f"{size} x {size} cells", needed,
-            )  # fmt: skip
-        for name, (shape, kind) in tables.items():
+        for name, (shape, kind) in self._tables(dtype).items():
             self.register_buffer(name, torch.zeros(shape, dtype=kind, device=device))
 
     @classmethod

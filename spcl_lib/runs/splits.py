@@ -22,7 +22,7 @@ from spcl_lib.runs.settings import SINGLE_LABEL, TABLES
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import fingerprint
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.machine import require_memory
+from spcl_lib.system.machine import available_memory
 
 # Names of both parts in the cache, by the setting `report`.
 _PARTS = {"test": ("train", "val"), "val": ("remaining", "held-out"), "train": ("all", "all")}
@@ -37,11 +37,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     With `report="val"`, no image of the final report is used. Scenes are then evaluated on `val`;
     the `train` of a real data set is split into 60 % for training and 40 % for evaluation.
 
-    With `objects`, the objects are read too for data sets where this takes time (VOC).
-
-    Raises:
-        UserError: the data are missing or damaged, or the method's running averages do not fit.
-            This is found before the images are decoded, which can take hours.
+    With `objects`, the objects are read too for data sets where this takes time (VOC). Running
+    averages that do not fit into memory are refused before the decoding, which can take hours.
     """
     train, evaluation = _list_splits(config, data_root, objects)
     for note in (*train.notes, *evaluation.notes):
@@ -50,9 +47,15 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
         raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
     train = _keep_labelled(train, config.dataset).first(config.train_images or len(train))
     evaluation = evaluation.first(config.eval_images or len(evaluation))
-    size = len(train), len(train.classes)
-    needed = bytes_of_averages(config.method, *size, config.settings)
-    require_memory("running averages of {:,} images x {:,} classes".format(*size), needed)
+    images, classes = train.labels.shape
+    needed = bytes_of_averages(config.method, images, classes, config.settings)
+    if needed > (free := available_memory()):  # else the system would end the run hours later
+        raise UserError(
+            f"running averages of {images:,} images x {classes:,} classes need {needed / 1e9:,.1f} "
+            f"GB of memory, and {free / 1e9:,.1f} GB are left; train on fewer images "
+            "(train_images), with fewer cells (bank_size) or with heatmaps of fewer classes per "
+            "image (bank_classes)"
+        )
     first, second = _PARTS[config.report]
     return _decode(train, first, config), _decode(evaluation, second, config)
 

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+from spcl_lib import UserError
+from spcl_lib.runs import splits
+from spcl_lib.runs.settings import make_config
 from spcl_lib.system import machine
 
 
@@ -21,6 +24,14 @@ def test_the_limit_of_a_container_counts_less_what_it_holds(tmp_path):
     assert machine._left_below(tmp_path) == 3_500_000
     (tmp_path / "memory.max").write_text("max\n")
     assert machine._left_below(tmp_path) == machine._left_below(tmp_path / "none") == sys.maxsize
+
+
+def test_averages_that_do_not_fit_are_refused_before_the_images_are_decoded(results, monkeypatch):
+    config = make_config("scenes", "scl", 0, "smoke")
+    monkeypatch.setattr(splits, "available_memory", lambda: 1_000_000)
+    monkeypatch.setattr(splits, "_decode", lambda *given: pytest.fail("they were decoded"))
+    with pytest.raises(UserError, match="500 images x 12 classes need 0.0 GB .*bank_classes"):
+        splits.load_splits(config, None)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
