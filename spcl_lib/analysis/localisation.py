@@ -67,22 +67,18 @@ def pointing(maps: Tensor, objects: Tensor, tolerance: float = TOLERANCE) -> tup
     and (M,) that of all cells, the chance level.
     """
     side = objects.shape[-1]
-    circle = math.sqrt(0.5) / side
-    near = _distances(maps.shape[-1], side) <= tolerance + circle + 1e-6  # (G * G, S * S)
+    distances = torch.cdist(_centres(maps.shape[-1]), _centres(side))  # (G * G, S * S)
+    near = distances <= tolerance + math.sqrt(0.5) / side + 1e-6
     hits = (objects.flatten(1).float() @ near.T.float()) > 0  # (M, G * G)
     cells = maps.flatten(1)
     highest = cells == cells.amax(1, keepdim=True)
     return (hits & highest).sum(1) / highest.sum(1), hits.float().mean(1)
 
 
-def _distances(grid: int, side: int) -> Tensor:
-    """(G * G, S * S) distances between centres of cells and pixels, as shares of the side."""
-
-    def centres(count: int) -> Tensor:
-        line = (torch.arange(count) + 0.5) / count
-        return torch.cartesian_prod(line, line)  # (count * count, 2) y, x
-
-    return torch.cdist(centres(grid), centres(side))
+def _centres(count: int) -> Tensor:
+    """(count * count, 2) y, x of the centres of a square's cells, as shares of its side."""
+    line = (torch.arange(count) + 0.5) / count
+    return torch.cartesian_prod(line, line)
 
 
 def overlaps(maps: Tensor, objects: Tensor) -> Tensor:

@@ -94,8 +94,11 @@ def explain_refusals(path: Path | None = None) -> Iterator[None]:
         refusal = _refusal_in(error)
         if refusal is None:
             raise
-        what = f"'{path}' cannot be written: " if path else ""
-        raise UserError(f"{what}{refusal}{_other_folder(path)}") from error
+        said = f"'{path}' cannot be written: {refusal}" if path else refusal
+        for variable, folder in (("SPCL_RESULTS", results()), ("SPCL_CACHE", cache())):
+            if path and path.is_relative_to(folder):
+                said += f"; {variable}=DIR chooses another folder than '{folder}'"
+        raise UserError(said) from error
 
 
 def _refusal_in(error: Exception) -> str | None:
@@ -104,10 +107,3 @@ def _refusal_in(error: Exception) -> str | None:
         return str(error)
     said = "".join(traceback.format_exception(error))
     return next((reason for reason in _FULL if reason in said), None)
-
-
-def _other_folder(path: Path | None) -> str:
-    for variable, folder in (("SPCL_RESULTS", results()), ("SPCL_CACHE", cache())):
-        if path and path.is_relative_to(folder):
-            return f"; {variable}=DIR chooses another folder than '{folder}'"
-    return ""

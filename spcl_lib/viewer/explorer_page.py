@@ -45,19 +45,14 @@ def header_of(traces: Sequence[Trace]) -> dict[str, Any]:
         {"name": printable(name), "labels": _numbers(labels)}
         for name, labels in zip(data.ids, data.labels, strict=True)
     ]
-    return {
-        "classes": [printable(name) for name in data.classes], "images": images,
-        "runs": [_describe(trace) for trace in traces],
-        "palette": as_text(heat_colours(np.linspace(0, 1, 256))),
-    }  # fmt: skip
-
-
-def _describe(trace: Trace) -> dict[str, Any]:
-    return {
+    runs = [{
         "name": trace.name, "epochs": list(trace.epochs), "averaged": trace.averaged,
         "grid": trace.predict(0, Views.whole(1)).shape[-1],
         "observed": [_numbers(row) for row in trace.observed], "order": trace.most_corrected(),
-    }  # fmt: skip
+    } for trace in traces]  # fmt: skip
+    palette = as_text(heat_colours(np.linspace(0, 1, 256)))
+    classes = [printable(name) for name in data.classes]
+    return {"classes": classes, "images": images, "runs": runs, "palette": palette}
 
 
 def record_of(trace: Trace, image: int) -> dict[str, Any]:
