@@ -7,8 +7,8 @@ import pytest
 from fake_runs import runs_of
 from scipy import stats
 
-from spcl_lib.analysis.intervals import gain, summary, t_ends, t_interval, with_shares
-from spcl_lib.analysis.runs import as_table, table_of
+from spcl_lib.analysis.intervals import gain, summary, t_ends, t_interval
+from spcl_lib.analysis.runs import table_of
 
 
 def test_three_seeds_have_4_3_standard_errors_to_each_side():
@@ -55,20 +55,6 @@ def test_a_summary_by_hand():
     assert found["gain_high"][1] == pytest.approx(4 + 4.3027, abs=1e-3)
     assert list(found["share"]) == pytest.approx([0, 20, 100])
     assert found["share_low"][1] == pytest.approx(100 * (4 - 4.3027) / 20, abs=1e-2)
-
-
-def test_the_scale_goes_from_an_with_the_mean_to_the_best_full():
-    scores = [("an", "mean", 50), ("an", "own", 60), ("full", "mean", 80), ("full", "own", 90)]
-    about = {"study": "league", "dataset": "scenes", "profile": "cpu"}
-    rows = [
-        about | {"method": m, "pooling": p, "seed": seed, "mAP": score + seed}
-        for m, p, score in scores
-        for seed in (0, 1)
-    ]
-    shares = with_shares(as_table(rows)).groupby(["method", "pooling"])["share"].mean()
-    assert shares.to_dict() == {
-        ("an", "mean"): 0, ("an", "own"): 25, ("full", "mean"): 75, ("full", "own"): 100,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("scores", [{"an": [70.0]}, {"scl": [75.0], "full": [90.0]},

@@ -33,18 +33,6 @@ def test_pointing_against_a_search_of_all_pixels(grid, tolerance):
         assert by_chance[m] == pytest.approx(sum(cells.values()) / grid**2)
 
 
-def test_a_map_of_the_objects_shape_overlaps_fully_whatever_its_height():
-    objects = torch.zeros(2, 8, 8, dtype=torch.bool)
-    objects[0, 2:5, 1:7] = True
-    objects[1, :, :4] = True
-    maps = objects.float() * torch.tensor([0.9, 0.004])[:, None, None]
-    assert (overlaps(maps, objects) == 1).all()
-    everywhere = overlaps(torch.full((2, 3, 3), 0.2), objects)
-    assert everywhere[0].tolist() == pytest.approx([18 / 64] * len(THRESHOLDS))
-    assert (overlaps(torch.zeros(2, 4, 4), objects) == 0).all()
-    assert (overlaps(1 - maps.ceil(), objects) == 0).all()  # just beside the object
-
-
 def test_overlaps_against_sets_of_pixels():
     rng = torch.Generator().manual_seed(0)
     maps, objects = torch.rand(15, 6, 6, generator=rng), torch.rand(15, 6, 6, generator=rng) < 0.3

@@ -9,7 +9,7 @@ from spcl_lib.config import RunConfig
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.model import SpatialClassifier, build_backbone, normalise
 from spcl_lib.runs import features
-from spcl_lib.runs.features import FeatureMaps, inputs_of
+from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network, load_network
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
@@ -64,15 +64,6 @@ def test_too_many_features_are_refused(given, monkeypatch):
     monkeypatch.setenv("SPCL_CACHE_GB", "0.0001")
     with pytest.raises(UserError, match="SPCL_CACHE_GB=0.0001.*--profile cpu"):
         inputs_of(*given)
-
-
-def test_maps_index_like_a_tensor():
-    cells = torch.randn(5, 3, 3, 7)
-    maps, tensor = FeatureMaps(cells), cells.permute(0, 3, 1, 2)
-    which = torch.tensor([4, 0, 4])
-    assert torch.equal(maps[which], tensor[which])
-    assert torch.equal(maps[1:3], tensor[1:3]) and len(maps) == 5
-    assert maps[which].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_head_and_a_crop_change_places():

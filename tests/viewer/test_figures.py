@@ -3,12 +3,10 @@
 import pytest
 import torch
 from matplotlib import pyplot
-from matplotlib.colors import to_rgb
 
 from spcl_lib import Views
 from spcl_lib.data import scenes
-from spcl_lib.methods import PAPER_METHODS
-from spcl_lib.viewer import figures, style
+from spcl_lib.viewer import figures
 
 pyplot.switch_backend("agg")
 
@@ -46,18 +44,3 @@ def test_nothing_is_cut_off_and_no_titles_overlap(name, images):
 def test_heat_has_a_scale_with_its_unit(images):
     bar = FIGURES["overlay"](images).axes[-1]
     assert bar.get_ylabel() == "probability" and bar.get_ylim()[0] == 0
-
-
-def test_every_method_has_its_own_colour_for_any_colour_vision():
-    colours = {name: to_rgb(style.COLOURS[name]) for name in PAPER_METHODS}
-    assert len(set(colours.values())) == len(PAPER_METHODS)
-    # Apart in lightness or in blue against yellow, which all common colour vision keeps.
-    for a in colours.values():
-        for b in colours.values():
-            apart = [abs(x - y) for x, y in zip(seen_by_all(a), seen_by_all(b), strict=True)]
-            assert a == b or max(apart) > 0.07
-
-
-def seen_by_all(rgb):
-    red, green, blue = rgb
-    return 0.3 * red + 0.6 * green + 0.1 * blue, blue - (red + green) / 2
