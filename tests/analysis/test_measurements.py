@@ -17,14 +17,10 @@ from spcl_lib.analysis.measurements import (
     score,
     visible_heat,
 )
-from spcl_lib.analysis.visibility import visible_fraction
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.store import Run
 from spcl_lib.system import paths
-from spcl_lib.system.randomness import keyed_generator
-from spcl_lib.train import sample_views
 
 
 @pytest.fixture
@@ -60,25 +56,6 @@ def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path, m
         found.to_csv(file, index=False)
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)
     pd.testing.assert_frame_equal(kept(), found, check_dtype=False)
-
-
-def test_the_numbers_are_those_of_the_parts(configs):
-    """Recomputed for one source: the heatmaps read through the same views."""
-    config, found = configs[2], measure(configs)
-    loaded = Run.of(config).load(objects=True)
-    every, pooling = torch.arange(len(loaded.train)), loaded.model.pooling
-    target, fraction = [], []
-    for i in range(measurements.VIEWS):
-        views = sample_views(len(every), config, keyed_generator("recovery", 0, i))
-        target.append(presence_in_views(loaded.bank, every, views, loaded.grid, pooling))
-        fraction.append(visible_fraction(loaded.train.regions(every), views))
-    asked = ~loaded.observed.repeat(measurements.VIEWS, 1)
-    expected = score(torch.cat(target), torch.cat(fraction) >= 0.1, asked)
-    (row,) = found.query(
-        "source == 'heatmap' and read == 'view' and group == 'unlabelled' and least == 0.1 "
-        "and measure == 'AUROC'"
-    ).value
-    assert row == pytest.approx(expected["AUROC"])
 
 
 def test_voc_is_measured_by_its_boxes(voc, results):
@@ -142,15 +119,6 @@ def test_heatmaps_are_read_through_the_view_and_averages_whole(halves):
     )
     found = presence_in_views(flat, indices, views, 4, MEAN_POOLING) * 255
     torch.testing.assert_close(found, torch.tensor([[10.0, 20], [30, 40], [30, 40]]))
-
-
-def test_many_views_are_read_in_parts():
-    rng = torch.Generator().manual_seed(0)
-    bank = perfect_bank(torch.rand(50, 3, 6, 6, generator=rng) < 0.5)
-    indices = torch.randint(50, (2500,), generator=rng)
-    views = Views.sample(2500, (0.1, 1.0), generator=rng)
-    expected = MEAN_POOLING.presence(*bank.read(indices, views, 4))
-    torch.testing.assert_close(presence_in_views(bank, indices, views, 4, MEAN_POOLING), expected)
 
 
 def test_the_visible_share_of_the_heat_by_hand(halves):

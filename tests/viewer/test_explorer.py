@@ -59,9 +59,6 @@ def test_the_explorer_answers_with_the_network(trace):
     found = torch.from_numpy(numbers(answer["answer"]) / 255)
     assert (found - expected).abs().max() < 0.51 / 255
     assert explorer.answer(question | {"box": [0, 0, 1, 1]})["answer"]  # whole numbers
-    competing = HeatmapExplorer(fake_trace(pooling="softmax"))  # its cells share a probability of 1
-    shared = numbers(competing.answer(question)["answer"]) / 255
-    assert shared.max() < found.max()
     header = explorer.answer({"id": 1, "kind": "header"})["answer"]
     json.dumps(header, allow_nan=False)
     assert header["runs"][0]["epochs"] == [1, 2, 3]
@@ -105,8 +102,6 @@ def test_the_first_crop_has_lost_the_label_and_shows_the_class(trace, known):
         share = visible_fraction(fake_trace().region(image)[None], view)[0]
         assert not in_view(share[given], 0.1 if known else 0.35)
         assert other == given or share[other] > 0
-        again = explorer_page.view_without_label(trace, image)
-        assert torch.equal(view.boxes, again.boxes)
     assert found >= 3
 
 
@@ -148,8 +143,5 @@ def test_the_command_explores_any_finished_run_wherever_it_lies(spcl, results, t
     said = spcl("explore", "--run", plain, scl, "--out", file)
     assert said.status == 2 and "give runs that followed the same images" in said.err
     assert file.read_bytes() == before
-
-
-def test_explore_writes_pages_only(spcl, tmp_path):
-    outcome = spcl("explore", "--run", tmp_path, "--out", tmp_path / "mine.jpg")
-    assert outcome.status == 2 and "--out must be the name of an .html file" in outcome.err
+    said = spcl("explore", "--run", plain, "--out", tmp_path / "mine.jpg")
+    assert said.status == 2 and "--out must be the name of an .html file" in said.err
