@@ -35,9 +35,6 @@ def whose(method: str) -> str:
     return WHOSE[4] if spec.consistency else WHOSE[3]
 
 
-# --- keeping --------------------------------------------------------------------------------------
-
-
 def collect(league: League) -> dict[str, Any]:
     """What is kept of a league, whose runs must have finished.
 
@@ -64,9 +61,10 @@ def collect(league: League) -> dict[str, Any]:
 def _entry(league: League, method: str, settings: Settings, predicts: str) -> dict[str, Any]:
     """A method with one pooling in training and one in prediction."""
     runs = [Run.of(config).finished() for config in league.final_configs(method, settings)]
+    own = Pooling(settings.get("pooling", "mean"), settings.get("pooling_strength", 0.0))
     by_pooling = {n: fmean(r["mAP_by_pooling"][n] for r in runs) for n in runs[0]["mAP_by_pooling"]}
     return {
-        "method": method, "pooling": _pooling_of(settings), "predicts": predicts,
+        "method": method, "pooling": str(own), "predicts": predicts,
         "settings": league.chosen(method),
         "held_out": league.scores(method, settings, league.parts)[predicts],
         "mAP": [run["mAP_by_pooling"][predicts] for run in runs], "mAP_by_pooling": by_pooling,
@@ -74,13 +72,6 @@ def _entry(league: League, method: str, settings: Settings, predicts: str) -> di
         "OF1_at_0.5": fmean(run["at_0.5"]["OF1"] for run in runs),
         "train_seconds": fmean(run["train_seconds"] for run in runs),
     }  # fmt: skip
-
-
-def _pooling_of(settings: Mapping[str, Any]) -> str:
-    return str(Pooling(settings.get("pooling", "mean"), settings.get("pooling_strength", 0.0)))
-
-
-# --- tables ---------------------------------------------------------------------------------------
 
 
 def league_table(content: Content) -> pd.DataFrame:

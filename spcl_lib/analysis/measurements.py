@@ -71,9 +71,6 @@ def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-# --- crop recovery --------------------------------------------------------------------------------
-
-
 def presence_in_views(
     bank: HeatmapBank, indices: Tensor, views: Views, grid: int, pooling: Pooling
 ) -> Tensor:
@@ -171,9 +168,6 @@ def _targets(run: FinishedRun, views: Views) -> dict[tuple[str, str], Tensor]:
     v = visible_heat(bank, indices, views)
     factored = {("heatmap", f"e={e:g}"): whole * v**e for e in EXPONENTS}
     return {("heatmap", "whole"): whole, ("heatmap", "view"): through} | factored
-
-
-# --- localisation ---------------------------------------------------------------------------------
 
 
 def _localisation(run: FinishedRun) -> Rows:

@@ -40,9 +40,6 @@ def as_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
 
-# --- runs of one data set -------------------------------------------------------------------------
-
-
 def load_runs(
     source: str,
     dataset: str,
@@ -89,9 +86,6 @@ def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:
     )
 
 
-# --- ablations and training of the whole network --------------------------------------------------
-
-
 def whole_table(content: Mapping[str, Any]) -> pd.DataFrame:
     """The table of a kept `full-training-DATASET` (study "whole")."""
     return as_table(_by_seed(content, content["final"], "whole"))
@@ -111,9 +105,6 @@ def _by_seed(
     for entry in entries:
         for seed, score in zip(content["seeds"], entry["mAP"], strict=True):
             yield about | dict(entry) | {"seed": seed, "mAP": score}
-
-
-# --- kept files -----------------------------------------------------------------------------------
 
 
 def read_kept(name: str) -> dict[str, Any]:

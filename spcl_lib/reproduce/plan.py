@@ -79,7 +79,7 @@ def all_experiments(
 def later_steps(experiments: Sequence[Experiment]) -> list[Task]:
     """Every notebook, those that show runs once for each experiment; and the explorers."""
     found = [task for experiment in experiments for task in _steps_of(experiment)]
-    known = {task.arguments[0] for task in found}
+    known = {task.arguments[1] for task in found}
     found += [_execution(name, name, {}) for name in notebook_names() if name not in known]
     return sorted(found, key=lambda task: task.name)
 
@@ -103,9 +103,9 @@ def _steps_of(experiment: Experiment) -> list[Task]:
         )
     ]
     page = paths.results() / f"explorer-{experiment.name}.html"
-    arguments = ["explore", "--out", str(page), "--run"]
+    arguments = ["spcl_lib", "explore", "--out", str(page), "--run"]
     arguments += [str(run_folder(config)) for config in experiment.followed]
-    return [*steps, _task("spcl_lib", arguments, page, [], experiment.followed)]
+    return [*steps, _task(arguments, page, [], experiment.followed)]
 
 
 def _execution(
@@ -113,12 +113,12 @@ def _execution(
 ) -> Task:
     """The execution of a notebook as results/notebooks/NAME.ipynb; `runs` are what it shows."""
     page = paths.results() / "notebooks" / f"{name}.html"
-    arguments = [notebook, str(page.with_suffix(".ipynb")), json.dumps(parameters)]
-    return _task("spcl_lib.reproduce.pages", arguments, page, [notebook_file(notebook)], runs)
+    arguments = ["spcl_lib.reproduce.pages", notebook, str(page.with_suffix(".ipynb"))]
+    return _task([*arguments, json.dumps(parameters)], page, [notebook_file(notebook)], runs)
 
 
 def _task(
-    module: str, arguments: list[str], page: Path, files: list[Path], runs: Sequence[RunConfig]
+    arguments: list[str], page: Path, files: list[Path], runs: Sequence[RunConfig]
 ) -> Task:
     """A task that writes a page, unless it is newer than the files and runs that it shows."""
     sources = files + [run_folder(config) / "metrics.json" for config in runs]
@@ -127,7 +127,7 @@ def _task(
         times = [source.stat().st_mtime_ns for source in sources if source.is_file()]
         return page.is_file() and page.stat().st_mtime_ns > max(times, default=0)
 
-    return Task(page.stem, arguments, page.with_suffix(".log"), is_done, module=module)
+    return Task(page.stem, arguments, page.with_suffix(".log"), is_done)
 
 
 def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:

@@ -143,9 +143,6 @@ def _largest(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     return float(torch.stack([torch.zeros(()), *differences]).max())  # NaN if one is NaN
 
 
-# --- formats --------------------------------------------------------------------------------------
-
-
 def _write_pt2(network: Exportable, about: Texts, file: Path) -> None:
     program = torch.export.export(network, (_EXAMPLE,), dynamic_shapes=_SIZES)
     for node in list(program.graph.nodes):  # it would refuse images on another device

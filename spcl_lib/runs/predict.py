@@ -22,7 +22,6 @@ from spcl_lib.system.files import atomic_write
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet starts a formula
 _OPEN = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # names as they are
 _START = re.compile(r'\[\n\{"path": "|path,.*,labels\n.*,[01]\.\d{4},', re.DOTALL)
-_START_LENGTH = 2**20  # characters; enough for the names of all classes
 
 Row = tuple[str, Tensor, list[str]]  # path of an image, its scores (C,), its labels
 
@@ -74,9 +73,6 @@ def _predict(
             seen = zip(predictor.pooling.heat(maps), scores, rule.choose(scores), strict=True)
             for name, what in zip(batch, seen, strict=True):
                 overlays.draw(root / name, name, classes, *what, str(rule))
-
-
-# --- images ---------------------------------------------------------------------------------------
 
 
 def _find_images(places: Sequence[Path], overlays: Any) -> tuple[Path, list[str]]:
@@ -131,9 +127,6 @@ def read_batches(
         raise UserError(f"none of the {len(names)} images can be read: {name} {skipped[name]}")
 
 
-# --- the file -------------------------------------------------------------------------------------
-
-
 def _check_place(out: Path, force: bool) -> None:
     """Refuses a place where something else than predictions would be lost."""
     if out.exists() and not out.is_file():
@@ -141,7 +134,7 @@ def _check_place(out: Path, force: bool) -> None:
     if force or not out.exists():
         return
     with open(out, **_OPEN) as file:
-        start = file.read(_START_LENGTH)
+        start = file.read(2**20)  # enough for the names of all classes
     if start and not _START.match(start):
         raise UserError(
             f"'{out}' exists and holds no predictions; give another name, or --force to replace it"

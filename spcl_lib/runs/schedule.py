@@ -23,13 +23,12 @@ RUNS_IN_TURN = 8  # of a process that makes short runs
 
 @dataclass(frozen=True)
 class Task:
-    """The work of one process, `python -m` MODULE with arguments."""
+    """The work of one process."""
 
     name: str  # in messages
-    arguments: Sequence[str]
+    arguments: Sequence[str]  # of `python -m`
     log: Path  # the output is appended to it
     is_done: Callable[[], bool]  # whether the result exists
-    module: str = "spcl_lib"
 
 
 def run_all(
@@ -66,15 +65,11 @@ def run_all(
 
 
 def _task_of(runs: Sequence[Run], force: bool) -> Task:
+    name, log = runs[0].folder.name, runs[0].folder / "log.txt"
     more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    files = [str(run.write_config()) for run in runs]
-    return Task(
-        runs[0].folder.name + more, ["run", "--config", *files, *(["--force"] if force else [])],
-        runs[0].folder / "log.txt", lambda: all(run.metrics is not None for run in runs),
-    )  # fmt: skip
-
-
-# --- processes ------------------------------------------------------------------------------------
+    arguments = ["spcl_lib", "run", "--config", *(str(run.write_config()) for run in runs)]
+    arguments += ["--force"] if force else []
+    return Task(name + more, arguments, log, lambda: all(run.metrics is not None for run in runs))
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
@@ -114,7 +109,7 @@ def _start(task: Task) -> subprocess.Popen:
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", task.module, *task.arguments],
+            [sys.executable, "-m", *task.arguments],
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
         )  # fmt: skip
 

@@ -25,7 +25,8 @@ _FIELDS = {
     if field.name != "settings"  # the group of the method's settings
 }
 # --set does not take these: they have their own options, or the code sets them.
-_SETTABLE = _FIELDS.keys() - {"dataset", "method", "seed", "profile", "content"}
+_OTHERS = ("dataset", "method", "seed", "profile", "content")
+_SETTABLE = {name: field for name, field in _FIELDS.items() if name not in _OTHERS}
 
 
 def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
@@ -50,7 +51,7 @@ def make_config(
     _check_names(dataset, method, profile)
     for key in overrides or {}:
         if key not in _SETTABLE:
-            raise unknown_name("setting", key, [name for name in _FIELDS if name in _SETTABLE])
+            raise unknown_name("setting", key, _SETTABLE)
     values = PROFILES[dataset][profile] | chosen_settings(dataset, profile, method)
     values |= overrides or {}
     values |= {"dataset": dataset, "method": method, "seed": seed, "profile": profile}
@@ -90,17 +91,13 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:
 def describe_settings() -> list[str]:
     """Lines about every setting of `--set`: its default, its help text and its choices."""
     lines = []
-    for name, field in _FIELDS.items():
-        if name in _SETTABLE:
-            value, about = field.default, field.metadata
-            start = f"  {name}={value:g}" if isinstance(value, float) else f"  {name}={value}"
-            one_of = f" ({', '.join(about['choices'])})" if about["choices"] else ""
-            first, *rest = textwrap.wrap(about["help"] + one_of, 64)
-            lines += [f"{start:32}{first}", *(" " * 32 + more for more in rest)]
+    for name, field in _SETTABLE.items():
+        value, about = field.default, field.metadata
+        start = f"  {name}={value:g}" if isinstance(value, float) else f"  {name}={value}"
+        one_of = f" ({', '.join(about['choices'])})" if about["choices"] else ""
+        first, *rest = textwrap.wrap(about["help"] + one_of, 64)
+        lines += [f"{start:32}{first}", *(" " * 32 + more for more in rest)]
     return lines
-
-
-# --- checks ---------------------------------------------------------------------------------------
 
 
 def _check_names(dataset: str, method: str, profile: str) -> None:

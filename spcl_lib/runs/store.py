@@ -28,6 +28,10 @@ from spcl_lib.system.weights import load_tensors
 
 Metrics = dict[str, Any]  # content of a run's metrics.json
 REPEAT = "repeat"  # the folder, in a run's folder, of a repeat that has not finished
+# These differ between two equal runs, and are no part of the checksum.
+_VARYING = frozenset({"train_seconds", "wall_seconds", "finished", "machine"})
+_FROM_METRICS = ["dataset", "profile", "method", "seed", "mAP", "epochs", "train_seconds"]
+_COLUMNS = [*_FROM_METRICS, "CF1", "OF1", "report", "folder", "content", "changes"]
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -152,13 +156,6 @@ def _only_run_below(place: Path) -> Path:
     return runs[0]
 
 
-# --- reading and writing --------------------------------------------------------------------------
-
-# These differ between two equal runs. They are no part of the checksum, so that equal runs still
-# have equal results.
-_VARYING = frozenset({"train_seconds", "wall_seconds", "finished", "machine"})
-
-
 def write_metrics(folder: Path, metrics: Metrics) -> None:
     """Writes metrics.json with its checksum."""
     write_json(folder / "metrics.json", with_sum(metrics, _VARYING))
@@ -188,12 +185,6 @@ def _read_config(file: Path) -> tuple[RunConfig, str | None]:
             f"'{file}' is no configuration of a run ({type(error).__name__}: {error}); give the "
             "config.json of a run's folder"
         ) from error
-
-
-# --- summary.csv ----------------------------------------------------------------------------------
-
-_FROM_METRICS = ["dataset", "profile", "method", "seed", "mAP", "epochs", "train_seconds"]
-_COLUMNS = [*_FROM_METRICS, "CF1", "OF1", "report", "folder", "content", "changes"]
 
 
 def write_summary() -> Path:

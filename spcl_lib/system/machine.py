@@ -59,9 +59,6 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# --- memory ---------------------------------------------------------------------------------------
-
-
 def keep_freed_memory() -> None:
     """Lets this process use freed memory again, instead of returning it to the system.
 

@@ -55,10 +55,14 @@ def header_of(traces: Sequence[Trace]) -> dict[str, Any]:
     return {"classes": classes, "images": images, "runs": runs, "palette": palette}
 
 
-def record_of(trace: Trace, image: int) -> dict[str, Any]:
-    """One image (by its number in the trace), with up to twelve classes, the most telling first."""
+def record_of(trace: Trace, image: int, boxes: Views | None = None) -> dict[str, Any]:
+    """One image (by its number in the trace), with up to twelve classes, the most telling first.
+
+    It has the network's predictions for the crops `boxes`.
+    """
     classes, regions = _telling(trace, image), trace.region(image)
     lost = view_without_label(trace, image)
+    predicted = boxes and as_text(highest_cells(trace, image, boxes)[:, classes])
     return {
         "picture": embedded(picture_in(trace.data, image, _SIDE)),
         "size": trace.heatmaps.shape[-1], "classes": classes,
@@ -69,7 +73,7 @@ def record_of(trace: Trace, image: int) -> dict[str, Any]:
             c: as_text(np.packbits(regions[c].numpy())) for c in classes if regions[c].any()
         },
         "start": starting_class(trace, image),
-        "lost": None if lost is None else lost.boxes[0].tolist(),
+        "lost": None if lost is None else lost.boxes[0].tolist(), "predictions": predicted,
     }  # fmt: skip
 
 
@@ -128,7 +132,7 @@ def write_explorer_page(file: Path, *traces: Trace) -> None:
     header_of(traces)  # checks the traces before the work
     images = torch.tensor(traces[0].most_corrected()[:_PAGE_IMAGES])
     parts, boxes = [_part(trace, images) for trace in traces], lattice()
-    records = [[_with_predictions(part, i, boxes) for i in range(len(images))] for part in parts]
+    records = [[record_of(part, i, boxes) for i in range(len(images))] for part in parts]
     page = {"header": header_of(parts), "records": records, "boxes": boxes.boxes.tolist()}
     write_page(file, "explorer.html", page=page, runs=[trace.name for trace in traces])
 
@@ -142,12 +146,6 @@ def lattice() -> Views:
         for x in torch.linspace(0, 1 - side, count).tolist()
     ]
     return Views(torch.tensor(boxes), torch.zeros(len(boxes), dtype=torch.bool))
-
-
-def _with_predictions(trace: Trace, image: int, boxes: Views) -> dict[str, Any]:
-    record = record_of(trace, image)
-    predicted = highest_cells(trace, image, boxes)[:, record["classes"]]
-    return record | {"predictions": as_text(predicted)}
 
 
 def _part(trace: Trace, images: Tensor) -> Trace:

@@ -76,13 +76,13 @@ def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results)
     names = [task.name for task in tasks]
     assert len(scenes().main) == 7 * 3 and {c.method for c in scenes().followed} == {"scl", "an"}
     assert len(set(names)) == len(names)
-    notebooks = [task for task in tasks if task.module == "spcl_lib.reproduce.pages"]
-    assert {task.arguments[0] for task in notebooks} == set(notebook_names())
+    notebooks = [task for task in tasks if task.arguments[0] == "spcl_lib.reproduce.pages"]
+    assert {task.arguments[1] for task in notebooks} == set(notebook_names())
     assert {"02_results-scenes-smoke", "00_tour", "explorer-scenes-smoke"} <= set(names)
     assert "02_results" not in names
     for task in notebooks:
-        check_parameters(task.arguments[0], json.loads(task.arguments[2]))
-    assert any("lr=0.001" in task.arguments[2] for task in notebooks)
+        check_parameters(task.arguments[1], json.loads(task.arguments[3]))
+    assert any("lr=0.001" in task.arguments[3] for task in notebooks)
 
 
 def test_the_list_names_every_step_its_state_and_what_all_runs_cost(spcl, results):

@@ -111,7 +111,7 @@ def test_a_run_is_started_with_one_file_that_says_all_of_it(results, asked):
     config = make_config("scenes", "scl", 3, "smoke", {"weight": 0.5, "lr": 1e-3})
     schedule.run_all([config, config], "somewhere", 1, True)
     (task,) = asked
-    command, option, file, force = task.arguments
+    module, command, option, file, force = task.arguments
     assert (command, option, force) == ("run", "--config", "--force")
     assert Path(file).parent == store.run_folder(config) == task.log.parent
     assert store.Run.find(file).config == config
@@ -122,7 +122,7 @@ def test_what_is_finished_is_not_run_again_and_short_runs_share_a_process(result
     write_results(fake_runs(methods=("an",), seeds=(0,)))
     configs = [make_config("scenes", "an", seed) for seed in range(6)]
     assert schedule.run_all(configs, None, 1, in_turn=3) == []
-    assert [len(task.arguments) - 2 for task in asked] == [3, 2]
+    assert [len(task.arguments) - 3 for task in asked] == [3, 2]
     assert [task.name for task in asked] == ["an-seed1 and 2 more", "an-seed4 and 1 more"]
     assert not any(task.is_done() for task in asked)
     write_results(fake_runs(methods=("an",), seeds=range(1, 4)))
