@@ -1,27 +1,23 @@
-"""The code on the library's page works: own crops, Lightning, an own loss, an exported run."""
+"""The code on the library's page works: own crops, Lightning, an own loss."""
 
-import json
-import os
 import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_folder import QUICK, make_folder
 from torch import nn
 from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from spcl_lib import Method, Predictor, RandomView, Views, losses, methods
-from spcl_lib.__main__ import main
+from spcl_lib import Method, RandomView, Views, losses, methods
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
 
 PAGE = (paths.project() / "spcl_lib" / "README.md").read_text()
-CROPS, LIGHTNING, LOSS, PROGRAM = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+CROPS, LIGHTNING, LOSS, _ = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
 
 
 def test_views_of_own_crops_are_those_crops():
@@ -71,26 +67,3 @@ def test_a_function_and_a_row_make_three_methods_that_train(results, tiny, monke
     metrics = run(make_config("scenes", "mine_scl", 0, "smoke", tiny))
     assert metrics["method"] == "mine_scl" and metrics["mAP"] > 0
     assert methods.title_of("mine_scl") == "Mine + SCL"
-
-
-def test_an_exported_run_labels_a_photograph(results, tmp_path, monkeypatch):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"needs {package}")
-    import onnxruntime
-
-    monkeypatch.chdir(tmp_path)
-    photos = make_folder(tmp_path / "photos")
-    quick = [text for k, v in QUICK.items() for text in ("--set", f"{k}={v}")]
-    folder = ["--dataset", "folder", "--data-root", str(photos), "--profile", "smoke"]
-    assert main(["run", *folder, "--method", "an", *quick]) == 0
-    command = re.search(r"`python -m spcl_lib (export .*?)`", PAGE)[1]
-    assert main(command.split()) == 0
-    os.rename(photos / "cat" / "cat 0.png", "photo.jpg")
-    names = {"json": json, "np": np, "onnxruntime": onnxruntime, "Image": Image}
-    exec(PROGRAM, names)
-    predictor = Predictor.load("results")
-    expected = predictor("photo.jpg").numpy()
-    np.testing.assert_allclose(names["probabilities"], expected, atol=0.02)  # Pillow rounds
-    labels = [c for c, p in zip(predictor.classes, names["probabilities"][0], strict=True)
-              if p >= predictor.threshold]  # fmt: skip
-    assert names["found"] == labels and names["heatmaps"].shape[:2] == (1, 2)

@@ -33,6 +33,11 @@ def evaluate(spcl, trained):
     return call
 
 
+def f1(scores, labels, threshold):
+    chosen = scores >= threshold
+    return 2 * int((chosen & labels).sum()) / int(chosen.sum() + labels.sum())
+
+
 def test_the_numbers_are_those_of_the_scores_and_the_threshold_fits_predict(
     evaluate, spcl, trained, tmp_path
 ):
@@ -49,16 +54,15 @@ def test_the_numbers_are_those_of_the_scores_and_the_threshold_fits_predict(
     assert found["images"] == 24 and found["known_labels"] == "full"
     assert [row["images"] for row in found["classes"]] == truth.sum(0).tolist()
     assert f"mAP {found['mAP']:.2f} %" in outcome.out
-    for row, own, chosen in zip(found["classes"], truth.T, (scores >= 0.5).T, strict=True):
-        right = int((own & chosen).sum())
-        assert row["F1"] == pytest.approx(200 * right / int(own.sum() + chosen.sum()))
+    for row, own, chosen in zip(found["classes"], truth.T, scores.T, strict=True):
+        assert row["F1"] == pytest.approx(100 * f1(chosen, own, 0.5))
         assert row["AP"] == pytest.approx(found["AP"][row["class"]])
     best = best_threshold(scores, truth)
     assert found["threshold"] == pytest.approx(best)
     assert outcome.out.splitlines()[-2] == f"chosen on all these images: --threshold {best:.4f}"
 
 
-def test_a_class_that_all_images_get_is_named(evaluate, trained, tmp_path):
+def test_a_class_that_all_images_get_is_named(evaluate):
     """A run called all 1,500 photographs "person", and nobody was told."""
     assert "warning: given to nearly all images: cat, dog, eel" in evaluate("--threshold", 0).out
     assert "warning: given to no image: cat, dog, eel" in evaluate("--threshold", 1).out
@@ -83,15 +87,14 @@ def test_single_labels_give_no_f1(evaluate, trained, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("any/any 1.png,cow", ("unknown class in", "'cow'",)),
-        ("any/any 1.png,cot", ("'cot'", "Did you mean 'cat'?")),
-        ("any/other.png,cat", ("line 2", "other.png' is not in")),
-        ("any/any 1.png,", ("gives no image a label",)),
+        ("any/any 1.png,cot", "'cot'. Did you mean 'cat'?"),
+        ("any/other.png,cat", "other.png' is not in"),
+        ("any/any 1.png,", "gives no image a label"),
     ],
 )
 def test_a_wrong_line_is_named(evaluate, tmp_path, line, said):
     write_csv(tmp_path / "wrong.csv", "path,labels", line)
-    assert_mistake(evaluate(labels=tmp_path / "wrong.csv"), tmp_path / "wrong.csv", *said)
+    assert_mistake(evaluate(labels=tmp_path / "wrong.csv"), tmp_path / "wrong.csv", said)
 
 
 def test_without_images_the_runs_own_held_out_ones_are_measured_wherever_they_are(
@@ -116,17 +119,8 @@ def test_without_images_the_runs_own_held_out_ones_are_measured_wherever_they_ar
         shutil.move(moved, photos)
 
 
-# --- thresholds -----------------------------------------------------------------------------------
-
-
-def f1(scores, labels, threshold):
-    chosen = scores >= threshold
-    return 2 * int((chosen & labels).sum()) / int(chosen.sum() + labels.sum())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_best_threshold_has_the_highest_f1_of_all_that_can_be_tried(seed):
-    generator = torch.Generator().manual_seed(seed)
+def test_the_best_threshold_has_the_highest_f1_of_all_that_can_be_tried():
+    generator = torch.Generator().manual_seed(0)
     labels = torch.rand((40, 3), generator=generator) < 0.3
     scores = (torch.rand((40, 3), generator=generator) + 0.5 * labels).mul(8).round() / 12  # ties
     tried = sorted(set(scores.flatten().tolist()))

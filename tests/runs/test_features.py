@@ -91,12 +91,6 @@ def test_a_dilated_stage_gives_the_same_cells_and_those_between(backbone):
     assert torch.allclose(fine[..., ::2, ::2], coarse, atol=1e-4 * coarse.abs().max())
 
 
-@pytest.mark.parametrize("backbone", ["small_resnet", "resnet18"])
-def test_a_backbone_without_a_dilated_form_is_refused(backbone):
-    with pytest.raises(UserError, match="no dilated form"):
-        build_backbone(backbone, None, dilation=2)
-
-
 def test_a_run_trains_the_head_only_and_can_predict(config, voc):
     metrics = run(config, voc)
     start = build_network(config, 20, voc)

@@ -112,16 +112,6 @@ def test_another_pooling_in_prediction_can_be_chosen(small):
     assert small.chosen_pooling("ren") == (settings, "lse:0.3")
 
 
-def on_photographs(voc, monkeypatch, score_of):
-    """A league of GR on photographs, all of its runs finished with the scores of `score_of`."""
-    monkeypatch.setattr(league, "LEAGUES", {"voc2007": "smoke"})
-    photographs = League("voc2007", ["gr"], [0], voc)
-    for _, configs in photographs.rounds():
-        for config in configs:
-            finish(config, *score_of(config))
-    return photographs
-
-
 def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_settings(
     voc, results, monkeypatch
 ):
@@ -131,9 +121,11 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
 
     def score_of(config):
         scores = other_parts if config.held_out else first_part
-        return scores[config.lr] - 5 * (config.weight_decay == 0.1), {}
+        return scores[config.lr] - 5 * (config.weight_decay == 0.1)
 
-    photographs = on_photographs(voc, monkeypatch, score_of)
+    monkeypatch.setattr(league, "LEAGUES", {"voc2007": "smoke"})
+    photographs = League("voc2007", ["gr"], [0], voc)
+    finish_rounds(photographs, score_of)
     repeated = dict(photographs.rounds())["search: settings, other parts"]
     assert {(c.lr, c.held_out) for c in repeated} == {
         (r, p) for r in (usual / 2, usual) for p in (1, 2)
@@ -144,26 +136,6 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
     assert photographs.chosen("gr") == {"lr": usual}
     kept = tables.collect(photographs)
     assert kept["final"][0]["held_out"] == (59.0 + 56.0 + 56.0) / 3
-
-
-def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_poolings(
-    voc, results, monkeypatch
-):
-    def score_of(config):
-        top, first = config.pooling == "top", config.held_out == 0
-        score = 60.0 if top and first else 59.0 if config.pooling == "mean" else 50.0
-        return score, {"lse:0.3": score - (5 if top or first else -0.5)}
-
-    photographs = on_photographs(voc, monkeypatch, score_of)
-    titles = {title: configs for title, configs in photographs.rounds()}
-    # The mean has been repeated with the settings.
-    parts = titles["search: pooling, other parts"]
-    assert {(c.pooling, c.held_out) for c in parts} == {("top", 1), ("top", 2)}
-    # The first part alone would take "top", which the others do not confirm.
-    assert photographs.chosen_pooling("gr") == (photographs.chosen("gr"), "mean")
-    assert sum(map(len, titles.values())) <= photographs.most_runs()
-    assert photographs.most_runs() == (4 + 4) + (2 + 4) + (4 + 4) + 2
-    assert len(tables.collect(photographs)["search"]) == (4 + 4) + (2 + 2) + (4 + 2)
 
 
 def test_the_cost_is_told_before_the_start(small, capsys):

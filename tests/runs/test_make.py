@@ -28,9 +28,3 @@ def test_ours_have_what_the_league_chose_but_the_rates_of_the_profile(dataset, m
         settings = {k: v for k, v in chosen[method].items() if k not in rates}
         config, usual = configs[method], make_config(dataset, method)
         assert config.settings == replace(usual.settings, **settings) and config.lr == usual.lr
-
-
-def test_the_profiles_own_scale_gives_the_profiles_own_runs(make):
-    own = make.crop_scale_configs("scenes", "cpu", [0.25])
-    assert make_config("scenes", "scl", 2) in own
-    assert {run_folder(c).name for c in own} >= {"scl-seed2", "an-seed2"}

@@ -34,9 +34,7 @@ def test_scenes_start_from_the_kept_weights_which_know_shapes(make):
 
 
 def test_the_recipe_makes_such_a_file(make, tmp_path):
-    assert 0 <= make.backbone(tmp_path / "a", images=200, epochs=1) <= 100
-    make.backbone(tmp_path / "b", images=200, epochs=1)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    made, kept = load_file(tmp_path / "a"), load_file(FILE)
+    assert 0 <= make.backbone(tmp_path / "made", images=200, epochs=1) <= 100
+    made, kept = load_file(tmp_path / "made"), load_file(FILE)
     assert made.keys() == kept.keys()
     assert all((made[k].shape, made[k].dtype) == (kept[k].shape, kept[k].dtype) for k in kept)
