@@ -6,7 +6,6 @@ import re
 
 import nbformat
 import pytest
-import torch
 
 from spcl_lib.analysis.exercises import check
 from spcl_lib.system import paths
@@ -59,11 +58,9 @@ def test_usual_mistakes_are_named():
     ("answer", "words"),
     [
         (None, "Not answered yet"),
-        ([0.1, 0.2], "Right."),
         ([0.1004, 0.2], "Right."),  # by hand, rounded
         ([0.2, 0.1], "turned round"),
         ([0.1, float("nan")], "1 of 2 values differ"),
-        (torch.zeros(3), "must have the shape (2,); got (3,)"),
         ("all", "must hold numbers; got str"),
     ],
 )

@@ -100,14 +100,6 @@ def test_every_pin_is_exact_and_everything_that_is_needed_has_one():
     assert {*project["dependencies"], *extras["notebooks"], *extras["test"]} <= set(names)
 
 
-@pytest.mark.parametrize("args", [["-h"], ["--dataset", "scenes", "--help"]])
-def test_help_needs_no_set_up(box, args):
-    result = box.run(*args)
-    assert (result.returncode, result.stderr, box.calls()) == (0, "", [])
-    assert "Usage: ./reproduce.sh" in result.stdout
-    assert not (box.project / ".setup").exists()
-
-
 def test_venv_holds_exactly_the_pins_and_the_run_gets_arguments_and_status(box):
     result = box.run("--only", "an scl", "--list", SHIM_STATUS="7", PYTHONPATH="/elsewhere")
     env, pip = box.project / ".venv", "python -m pip install --progress-bar off"
@@ -157,23 +149,21 @@ def test_a_failed_installation_shows_the_log_and_is_repeated(box):
 
 
 def test_without_a_python_that_is_new_enough_it_says_what_to_install(box):
-    for env in ({"SHIM_OLD": "1"}, {}):
-        result = box.run(**env)
-        assert result.returncode == 1 and "Python 3.11 or newer" in result.stderr
-        assert not (box.project / ".venv").exists()
-        (box.path / "python3").unlink(missing_ok=True)
+    result = box.run(SHIM_OLD="1")
+    assert result.returncode == 1 and "Python 3.11 or newer" in result.stderr
+    assert not (box.project / ".venv").exists()
 
 
-@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
-def test_an_active_environment_is_taken_if_it_has_the_packages(box, variable):
-    active = box.add("active/bin/python", PYTHON).parents[1]
-    assert box.run("test", "-k", "x y", **{variable: str(active)}).returncode == 0
+def test_an_active_environment_is_taken_if_it_has_the_packages(box):
+    active = str(box.add("active/bin/python", PYTHON).parents[1])
+    assert box.run("--help").stdout.startswith("Usage: ./reproduce.sh") and box.calls() == []
+    assert box.run("test", "-k", "x y", VIRTUAL_ENV=active).returncode == 0
     assert box.calls() == [
         "python -m pytest -n 2 --dist loadscope --nbval --nbval-current-env -k x y"
     ]
     assert not (box.project / ".venv").exists()
     box.add("active/bin/python", BARE)
-    assert box.run(**{variable: str(active)}).returncode == 0
+    assert box.run(CONDA_PREFIX=active).returncode == 0
     assert (box.project / ".venv").exists()
 
 
@@ -184,6 +174,4 @@ def test_spcl_python_is_used_as_it_is_or_refused_with_what_it_lacks(box):
     assert box.calls() == ["python -P -m spcl_lib reproduce --only a b"]
     lacking = box.run(SPCL_PYTHON=str(box.add("bare", BARE)))
     assert lacking.returncode == 1 and "lacks torch" in lacking.stderr
-    missing = box.run(SPCL_PYTHON="/no/such/python")
-    assert missing.returncode == 1 and "lacks a Python that starts" in missing.stderr
     assert not (box.project / ".venv").exists()
