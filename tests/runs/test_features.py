@@ -50,6 +50,13 @@ def test_features_are_those_of_the_network_and_computed_once(given, monkeypatch)
     assert torch.equal(inputs_of(*given).images[:], known[:])
 
 
+def test_scenes_start_from_the_kept_weights(results):
+    kept = load_file(paths.reference() / "small_resnet.safetensors")
+    found = build_network(make_config("scenes", "an"), 12).features.state_dict()
+    assert found.keys() == kept.keys()
+    assert all(torch.equal(value.to(kept[name]), kept[name]) for name, value in found.items())
+
+
 def test_other_weights_or_other_images_have_other_features(given):
     model, data, config = given
     inputs_of(*given)

@@ -1,6 +1,5 @@
 """Running notebooks: with checked parameters, and again in place."""
 
-
 import nbformat
 import papermill
 import pytest
@@ -76,11 +75,3 @@ def test_made_again_in_place_it_keeps_outputs_and_counts_only(small, make):
     first = file.read_bytes()
     make.notebooks()
     assert file.read_bytes() == first
-
-
-def test_a_notebook_that_fails_stays_as_it_was(small, make):
-    file = small("1 / 0")
-    before = file.read_bytes()
-    with pytest.raises(papermill.PapermillExecutionError):
-        make.notebooks("small")
-    assert file.read_bytes() == before

@@ -1,8 +1,6 @@
-"""The memory that is left, and the reuse of what a step frees."""
+"""The memory that is left."""
 
 import os
-import platform
-import subprocess
 import sys
 
 import pytest
@@ -32,26 +30,3 @@ def test_averages_that_do_not_fit_are_refused_before_the_images_are_decoded(resu
     monkeypatch.setattr(splits, "_decode", lambda *given: pytest.fail("they were decoded"))
     with pytest.raises(UserError, match="500 images x 12 classes need 0.0 GB .*bank_classes"):
         splits.load_splits(config, None)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
-@pytest.mark.parametrize("keeps", [True, False])
-def test_a_step_uses_the_memory_that_the_last_one_freed(keeps):
-    code = f"""
-import resource
-from spcl_lib.system.machine import keep_freed_memory
-if {keeps}:
-    keep_freed_memory()
-import torch
-def touched():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 24)  # 64 MiB: {{1 << 14}} pages
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-print(min(touched() for _ in range(8)))
-"""
-    # Without the large pages, which some systems never give.
-    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "0"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) < 2000) is keeps
