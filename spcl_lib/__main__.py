@@ -400,8 +400,7 @@ def _download(options: Options) -> None:
     """Fetch Pascal VOC (its archive's SHA-256 is checked)."""
     from spcl_lib.data.voc import download
 
-    root = paths.data_root(options.data_root, f"the data set '{options.dataset}'")
-    print(download(options.dataset, root))
+    print(download(options.dataset, paths.data_root(options.data_root)))
 
 
 if __name__ == "__main__":

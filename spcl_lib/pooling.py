@@ -45,10 +45,7 @@ class Pooling:
             raise unknown_name("pooling", self.kind, KINDS)
         limit = 1 if "top" in self.kind else 1000  # a share of the cells
         if not 0 <= self.strength <= limit:
-            raise UserError(
-                f"the strength of pooling '{self.kind}' must be in 0..{limit} "
-                f"(0: the usual {_USUAL[self.kind]:g}); got {self.strength}"
-            )
+            raise UserError(f"strength of '{self.kind}' must be in 0..{limit}; got {self.strength}")
 
     @property
     def competes(self) -> bool:
@@ -164,9 +161,7 @@ def parse_pooling(text: str) -> Pooling:
     try:
         return Pooling(kind, float(strength) if colon else 0.0)
     except ValueError:
-        raise UserError(
-            f"pooling '{text}' has a strength that is no number; write {kind}:3"
-        ) from None
+        raise UserError(f"pooling '{text}': the strength is no number; write {kind}:3") from None
 
 
 def pooling_of(model: object) -> Pooling:

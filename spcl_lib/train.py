@@ -127,10 +127,8 @@ def train_step(
     ranks.average_gradients(model.parameters())
     optimizer.step()
     if not math.isfinite(value := loss.item()):  # before it changes the running averages
-        raise UserError(
-            f"the loss became {value} in epoch {int(epochs_done) + 1}; "
-            f"lower the learning rate: --set lr={config.lr / 10:g}"
-        )
+        when, lower = f"epoch {int(epochs_done) + 1}", f"--set lr={config.lr / 10:g}"
+        raise UserError(f"the loss became {value} in {when}; lower the learning rate: {lower}")
     method.update(maps, indices, views, epochs_done)
     return value
 

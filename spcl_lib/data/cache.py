@@ -75,8 +75,8 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop"
         raise UserError(f"{name} has no images")
     cached = needed <= paths.cache_limit()
     if not cached:
-        print(f"spcl: {name} needs {needed / 1e9:.3g} GB, more than {paths.CACHE_GB} allows; "
-              "images are read from their files", flush=True)  # fmt: skip
+        print(f"spcl: {name} needs {needed / 1e9:.3g} GB, above {paths.CACHE_GB}: the images are "
+              "read from their files whenever they are needed", flush=True)  # fmt: skip
 
     def make() -> dict[str, Any]:
         for old in paths.cache().glob(f"{name}-{side}px-*.pt"):

@@ -66,10 +66,7 @@ def parse_instances(file: Path) -> dict[str, Any]:
             coco = COCO(file)
         return _parse(coco, f"masks of {file.name}")
     except (ValueError, LookupError, TypeError, AssertionError) as error:
-        raise UserError(
-            f"'{file}' holds no annotations of COCO ({type(error).__name__}: {error}); unpack them "
-            "there again"
-        ) from error
+        raise UserError(f"'{file}' holds no annotations of COCO ({error!r})") from error
 
 
 def _parse(coco: Any, title: str) -> dict[str, Any]:

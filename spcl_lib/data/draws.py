@@ -35,8 +35,7 @@ def draw_labels(data: ImageSet, draw: str, seed: int) -> Tensor:
     if data.class_map is not None:
         objects = objects_of_map(data.class_map, len(data.classes))
     if objects is None:
-        raise UserError(f"draw '{draw}' needs the boxes of the objects, and this data set has "
-                        "none; choose --set draw=uniform or --set draw=cole")  # fmt: skip
+        raise UserError(f"draw '{draw}' needs the boxes of objects: take draw=uniform or draw=cole")
     weights = label_weights(data.labels, objects, draw)
     rng = torch.Generator().manual_seed(seed)
     return _one_per_row(data.labels, torch.multinomial(weights, 1, generator=rng).flatten())

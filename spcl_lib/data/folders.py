@@ -128,9 +128,7 @@ def list_labelled(root: Path, file: Path, classes: tuple[str, ...]) -> tuple[Ima
 
 def _refuse_shared(rows: Rows, others: Rows, other_file: Path) -> None:
     for path in sorted(rows.keys() & others.keys()):
-        raise UserError(
-            f"image '{path}' is also in '{other_file}'; evaluation images must not be trained on"
-        )
+        raise UserError(f"'{path}' is also in '{other_file}', which must not be trained on")
 
 
 def _classes_of(rows: Rows, where: Path) -> tuple[str, ...]:

@@ -70,9 +70,7 @@ def _read_json(path: Path, publisher: str) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"'{path}' cannot be read as JSON ({error}); {publisher} publishes it"
-        ) from error
+        raise UserError(f"'{path}' cannot be read ({error}); {publisher} publishes it") from error
 
 
 def list_training(folder: Path, wnids: tuple[str, ...]) -> list[Picture]:

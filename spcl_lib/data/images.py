@@ -175,9 +175,7 @@ def _picture(pixels: Tensor) -> Image.Image:
     if pixels.is_floating_point():
         low, high = float(pixels.min()), float(pixels.max())
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # NaN too
-            raise ValueError(
-                f"floats must be in 0..1, before any normalisation; got {low:.3g} to {high:.3g}"
-            )
+            raise ValueError(f"floats must be in 0..1, not normalised; got {low:.3g} to {high:.3g}")
         pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if pixels.dtype != torch.uint8:
         raise ValueError(f"pixels must be uint8, or floats in 0..1; got {pixels.dtype}")

@@ -98,9 +98,7 @@ def _read_annotation(file: Path) -> list[tuple[int, list[float]]]:
             label = CLASSES.index(item.findtext("name").strip())
             found.append((label, [v / side for v, side in zip(box, size * 2, strict=True)]))
     except (ElementTree.ParseError, TypeError, ValueError, OSError) as error:
-        raise UserError(
-            f"annotation '{file}' cannot be read ({error}); unpack VOCtrainval's folder Annotations"
-        ) from error
+        raise UserError(f"'{file}' cannot be read ({error}); unpack VOCtrainval again") from error
     return found
 
 

@@ -57,9 +57,8 @@ def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Im
     needed = math.prod(shape) * _DTYPE.itemsize
     if needed > paths.cache_limit():
         raise UserError(
-            f"the features of {len(data):,} images would take {needed / 1e9:.3g} GB, more than "
-            f"{paths.CACHE_GB}={paths.cache_limit() / 1e9:g}. Set it higher, take fewer images "
-            "(--set train_images=N), or train the whole network (--profile cpu)"
+            f"the features need {needed / 1e9:.3g} GB, more than {paths.CACHE_GB}: set it higher, "
+            "take fewer images (--set train_images=N), or train the whole network (--profile cpu)"
         )
 
     def make() -> dict[str, Tensor]:

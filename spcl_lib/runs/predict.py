@@ -90,8 +90,7 @@ def _find_images(places: Sequence[Path], overlays: Any) -> tuple[Path, list[str]
 def _images_of(folder: Path, overlays: Any) -> list[Path]:
     if overlays and paths.real_path(overlays.folder).is_relative_to(paths.real_path(folder)):
         raise UserError(
-            f"the heatmaps' folder '{overlays.folder}' is inside '{folder}', where the next "
-            "prediction would take them for images; give a folder outside"
+            f"'{overlays.folder}' is inside '{folder}', whose images are predicted; give another"
         )
     names, others = find_images(folder)
     if not names:
@@ -136,9 +135,7 @@ def _check_place(out: Path, force: bool) -> None:
     with open(out, **_OPEN) as file:
         start = file.read(2**20)  # enough for the names of all classes
     if start and not _START.match(start):
-        raise UserError(
-            f"'{out}' exists and holds no predictions; give another name, or --force to replace it"
-        )
+        raise UserError(f"'{out}' exists and holds no predictions; --force replaces it")
 
 
 def _write_csv(file: IO[str], classes: Sequence[str], rows: Iterable[Row]) -> None:

@@ -139,17 +139,11 @@ def _check_together(config: RunConfig) -> None:
     """Checks values that depend on each other."""
     is_head, report = config.trained == "head", f"report={config.report}"
     if config.backbone.startswith(PREFIX) and config.frozen and not is_head:
-        raise UserError(
-            f"'frozen' counts blocks, and {config.backbone} is one block; train all of it with "
-            "--set frozen=0, or only the last layer with --set trained=head"
-        )
+        raise UserError(f"{config.backbone} is one block: --set frozen=0, or --set trained=head")
     if config.scale_min > config.scale_max:
         raise UserError(f"scale_min={config.scale_min} is above scale_max={config.scale_max}")
     if is_head and not config.crop_side <= config.image_side == config.eval_side:
-        raise UserError(
-            "with trained=head the features of whole images are used for both: image_side and "
-            "eval_side must be equal, and crop_side not larger"
-        )
+        raise UserError("trained=head needs image_side = eval_side, and no larger crop_side")
     if config.report == "train" and config.dataset != "folder":
         raise UserError(f"{report}, which trains on all images, goes with the data set folder")
     if config.held_out and (config.report != "val" or config.dataset in _OWN_VALIDATION):

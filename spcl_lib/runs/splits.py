@@ -52,9 +52,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     if needed > (free := available_memory()):  # else the system would end the run hours later
         raise UserError(
             f"running averages of {images:,} images x {classes:,} classes need {needed / 1e9:,.1f} "
-            f"GB of memory, and {free / 1e9:,.1f} GB are left; train on fewer images "
-            "(train_images), with fewer cells (bank_size) or with heatmaps of fewer classes per "
-            "image (bank_classes)"
+            f"GB of memory, and {free / 1e9:,.1f} GB are left; take fewer images (train_images), "
+            "cells (bank_size) or classes per image (bank_classes)"
         )
     first, second = _PARTS[config.report]
     return _decode(train, first, config), _decode(evaluation, second, config)
@@ -128,10 +127,8 @@ def _hold_out(train: ImageSet, config: RunConfig) -> Splits:
 
 def _root(config: RunConfig, data_root: str | Path | None) -> Path:
     if config.dataset in ("folder", "table") and not data_root:  # the default root holds others
-        raise UserError(
-            f"the data set '{config.dataset}' needs --data-root DIR: the folder of your images"
-        )
-    return paths.data_root(data_root, f"the data set '{config.dataset}'")
+        raise UserError(f"'{config.dataset}' needs --data-root DIR: the folder of your images")
+    return paths.data_root(data_root)
 
 
 def _scenes(split: str, config: RunConfig) -> ImageSet:

@@ -88,8 +88,7 @@ def explain_refusals(path: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(
-                f"there is too little memory ({error}); smaller images (image_side, crop_side, "
-                "eval_side) or a smaller batch need less"
+                f"there is too little memory ({error}); smaller images or a smaller batch need less"
             ) from error
         refusal = _refusal_in(error)
         if refusal is None:

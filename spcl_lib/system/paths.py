@@ -77,12 +77,9 @@ def weights(backbone: str, given: str | Path | None = None) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def data_root(given: str | Path | None = None, needed_for: str = "this data set") -> Path:
+def data_root(given: str | Path | None = None) -> Path:
     """Folder that holds the real data sets: `given`, else `SPCL_DATA`, else `data/`."""
     root = real_path(given or os.environ.get("SPCL_DATA") or project() / "data")
     if not root.is_dir():
-        raise UserError(
-            f"data root '{root}' does not exist; {needed_for} is read from there. "
-            "Give its folder with --data-root DIR or the environment variable SPCL_DATA"
-        )
+        raise UserError(f"data root '{root}' does not exist; give --data-root DIR, or SPCL_DATA")
     return root

@@ -37,10 +37,7 @@ def header_of(traces: Sequence[Trace]) -> dict[str, Any]:
     data = traces[0].data
     for trace in traces:
         if (trace.data.ids, trace.data.classes) != (data.ids, data.classes):
-            raise UserError(
-                f"'{trace.name}' follows other images than '{traces[0].name}'; give runs that "
-                "followed the same images"
-            )
+            raise UserError(f"'{trace.name}' follows other images than '{traces[0].name}'")
     images = [
         {"name": printable(name), "labels": _numbers(labels)}
         for name, labels in zip(data.ids, data.labels, strict=True)

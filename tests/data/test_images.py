@@ -209,7 +209,7 @@ def test_grey_and_transparent_pixels_are_as_in_a_file(shape, tmp_path):
     [
         ([], ValueError, "no image"),
         (torch.zeros(64, 64, 3), ValueError, "> 4 channels"),
-        (torch.full((3, 4, 4), 255.0), ValueError, "before any normalisation; got 255 to 255"),
+        (torch.full((3, 4, 4), 255.0), ValueError, "not normalised; got 255 to 255"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), ValueError, "or floats in 0..1; got torch.int64"),
         ("nowhere.png", UserError, "'nowhere.png' is missing"),
     ],

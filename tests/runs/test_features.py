@@ -69,7 +69,7 @@ def test_other_weights_or_other_images_have_other_features(given):
 
 def test_too_many_features_are_refused(given, monkeypatch):
     monkeypatch.setenv("SPCL_CACHE_GB", "0.0001")
-    with pytest.raises(UserError, match="SPCL_CACHE_GB=0.0001.*--profile cpu"):
+    with pytest.raises(UserError, match="SPCL_CACHE_GB.*--profile cpu"):
         inputs_of(*given)
 
 

@@ -168,7 +168,7 @@ def test_limits_are_those_of_the_code_that_uses_them():
         ("scenes", {"scale_min": 0.5, "scale_max": 0.4}, "scale_min=0.5 is above scale_max=0.4"),
         ("scenes", {"report": "val", "held_out": 1}, "does not go with report=val of scenes"),
         ("scenes", {"report": "train"}, "goes with the data set folder"),
-        ("voc2007", {"trained": "head"}, "image_side and eval_side must be equal"),
+        ("voc2007", {"trained": "head"}, "needs image_side = eval_side"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(dataset, settings, said):

@@ -141,7 +141,7 @@ def test_the_command_explores_any_finished_run_wherever_it_lies(spcl, results, t
     assert "Runs: AN, seed 0." in " ".join(file.read_text().split())
     before = file.read_bytes()
     said = spcl("explore", "--run", plain, scl, "--out", file)
-    assert said.status == 2 and "give runs that followed the same images" in said.err
+    assert said.status == 2 and "follows other images than" in said.err
     assert file.read_bytes() == before
     said = spcl("explore", "--run", plain, "--out", tmp_path / "mine.jpg")
     assert said.status == 2 and "--out must be the name of an .html file" in said.err
