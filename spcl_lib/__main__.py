@@ -29,10 +29,7 @@ _COMMANDS: dict[str, tuple[Command, dict[str, dict[str, Any]]]] = {}  # with the
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status.
-
-    0 success, 1 a failed run, 2 a user's mistake, 128 + N after signal N.
-    """
+    """Runs a command; gives 0, or 1 for a failed run, 2 for a mistake, 128 + N after signal N."""
     goes_on = ""
     keep_freed_memory()
     try:

@@ -23,12 +23,8 @@ class SparseHeatmapBank(HeatmapBank):
     no cell has been seen. Classes that are not kept read as 0, and as not seen. With K = C every
     bit is that of a HeatmapBank. With K = 10 and W = 14, ImageNet takes 5.07 GB.
 
-    Args:
-        num_images: N, images of the training set.
-        num_classes: C, the classes.
-        kept: K, classes per image, from 1 to C.
-        annotated: (N,) int64, the annotated class of every image.
-        options: size, momentum, dtype, device and seed, as in HeatmapBank.
+    `kept` is K, `annotated` (N,) int64 the annotated class of every image, and the options are
+    size, momentum, dtype, device and seed, as in HeatmapBank.
     """
 
     def __init__(

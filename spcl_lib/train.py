@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
@@ -60,7 +61,7 @@ def make_optimizer(
     head_factor: float,
     weight_decay: float,
     labels: Sequence[Tensor] = (),
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     """AdamW; the 1x1 convolution learns `head_factor` times as fast as the backbone.
 
     Labels that a method learns do not decay, and learn ten times as fast, as in ROLE's paper.
@@ -71,12 +72,10 @@ def make_optimizer(
     ]
     if labels := list(labels):
         groups.append({"params": labels, "factor": 10.0, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    return AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, lr: float, done: float, warmup: float
-) -> None:
+def set_learning_rates(optimizer: Optimizer, lr: float, done: float, warmup: float) -> None:
     """Sets the rate of every group after the share `done` of all steps; lr: the highest rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"] * learning_rate(done, warmup)
@@ -107,17 +106,16 @@ def maps_of_views(
 
 def train_step(
     model: SpatialClassifier,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     method: Method,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
+    batch: tuple[Tensor, Tensor, Tensor],
     config: RunConfig,
     epochs_done: float,
     generator: torch.Generator,
 ) -> float:
-    """One step on the images (B, 3, S, S), or features, with the numbers `indices`; the loss."""
+    """One step on images (B, 3, S, S), or features, their labels and their numbers; the loss."""
     device = next(model.parameters()).device
+    images, labels, indices = batch
     set_learning_rates(optimizer, config.lr, epochs_done / config.epochs, config.warmup)
     views = sample_views(len(indices), config, generator).to(device)
     maps = maps_of_views(model, images.to(device), views, config)
@@ -135,7 +133,7 @@ def train_step(
 
 def train(
     model: SpatialClassifier,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     method: Method,
     images: Images,
     labels: Tensor,
@@ -160,7 +158,7 @@ def train(
             clock = time.perf_counter()
             generator = _generator_of_rank("views", config.seed, progress.epoch, progress.step)
             epochs_done = progress.epoch + progress.step / len(order)
-            loss = train_step(model, optimizer, method, *batch, config, epochs_done, generator)
+            loss = train_step(model, optimizer, method, batch, config, epochs_done, generator)
             progress.loss_sum += loss
             progress.step += 1
             progress.seconds += time.perf_counter() - clock
@@ -175,9 +173,7 @@ def train(
     return progress
 
 
-def _progress_bar(
-    order: list[list[int]], progress: Progress, config: RunConfig
-) -> Iterator[list[int]]:
+def _progress_bar(order: list[list[int]], progress: Progress, config: RunConfig) -> tqdm:
     """The batches of the epoch that are not done yet, with a bar on rank 0."""
     return tqdm(
         order[progress.step :],

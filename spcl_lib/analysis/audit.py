@@ -7,15 +7,9 @@ and 89.4 on coco18, 92.3 and 85.5 on scenes; AN's network 95.0 and 75.3, 94.0 an
 
 Wrong labels: we replaced the labels of 5 to 6 % of the images by a class that is not there, trained
 on them, and took as many first suggestions as there are wrong labels. Right of these, in %, with
-REN + SCL (4 draws of 960 photographs of coco18; 2 of 1,600 scenes):
-
-    source                                  photographs   scenes
-    the presence by the heatmaps alone             49.5     57.0
-    out-of-fold softmax on features alone          54.9     53.0
-    their product, which is used here              53.8     62.5
-
-So on photographs it is no better than out-of-fold softmax, which needs no heatmaps; on scenes it
-is. Both are averages over few draws, and differ by up to 8 between these.
+REN + SCL (4 draws of 960 photographs of coco18; 2 of 1,600 scenes): presence by heatmaps alone 49.5
+on photographs and 57.0 on scenes, out-of-fold softmax on features alone 54.9 and 53.0, and their
+product, which is used here, 53.8 and 62.5. So heatmaps help on scenes only. Draws differ by 8.
 """
 
 from collections.abc import Callable, Iterator

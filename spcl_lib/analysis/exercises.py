@@ -8,12 +8,9 @@ _CLOSE = 2e-3  # an answer by hand has three decimals
 
 
 def check(answer: object, right: object, hints: Mapping[str, object] | None = None) -> str:
-    """Says whether an answer is right, or what is wrong with it.
+    """Says whether an answer is right, or what is wrong with it; None is no answer yet.
 
-    Args:
-        answer: numbers in any form that torch takes; None if there is no answer yet.
-        right: the right numbers, of the shape that is asked for.
-        hints: what is wrong with answers that many give -> these answers.
+    `hints` are: what is wrong with answers that many give -> these answers.
     """
     if answer is None:
         return "Not answered yet: fill in the cell above and run it."

@@ -23,18 +23,12 @@ _STEP = 64  # images at a time
 def localise(
     maps: Tensor, data: ImageSet, observed: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
-    """Compares maps with the regions of the classes that are in the images.
+    """Compares maps (N, C, G, G), in any scale, with the regions of the classes in the images.
 
-    Args:
-        maps: (N, C, G, G) on the whole images, in any scale.
-        data: the N images, with known regions.
-        observed: (N, C) bool single labels, to separate labelled from unlabelled classes.
-
-    Returns:
-        For "all" and, with `observed`, for "labelled" and "unlabelled" classes, in percent, means
-        over pairs of image and present class: pointing, its chance level, IoU at the best
-        threshold, and the IoU of the whole image. Images with even numbers choose the threshold,
-        the other images give the values.
+    For "all" and, with the single labels `observed` (N, C), for "labelled" and "unlabelled" classes
+    it gives, in percent, means over pairs of image and present class: pointing, its chance level,
+    IoU at the best threshold, and the IoU of the whole image. Images with even numbers choose the
+    threshold, the other images give the values.
     """
     parts = []
     for indices in torch.arange(len(data)).split(_STEP):

@@ -8,11 +8,9 @@ LEAST = 0.1  # ours: a class counts as in the view from this visible fraction on
 
 
 def visible_fraction(regions: Tensor, views: Views) -> Tensor:
-    """Share (B, C) of every class's pixels whose centre the view shows; NaN without a pixel.
+    """Share (B, C) of the pixels of regions (B, C, S, S) bool whose centre the view shows.
 
-    Args:
-        regions: (B, C, S, S) bool, True where an object of the class is.
-        views: B views.
+    It is NaN for a class without a pixel.
 
     Example:
         >>> regions = torch.tensor([[[[True, True], [False, True]]]])  # three pixels of one class

@@ -117,9 +117,7 @@ def _execution(
     return _task([*arguments, json.dumps(parameters)], page, [notebook_file(notebook)], runs)
 
 
-def _task(
-    arguments: list[str], page: Path, files: list[Path], runs: Sequence[RunConfig]
-) -> Task:
+def _task(arguments: list[str], page: Path, files: list[Path], runs: Sequence[RunConfig]) -> Task:
     """A task that writes a page, unless it is newer than the files and runs that it shows."""
     sources = files + [run_folder(config) / "metrics.json" for config in runs]
 

@@ -44,9 +44,7 @@ def make_config(
 ) -> RunConfig:
     """A checked configuration: defaults, then profile, then the method's choices, then overrides.
 
-    Raises:
-        UserError: a name is unknown, the data set does not allow the method, or a value has the
-            wrong type or is outside its range.
+    A UserError names what is unknown, not allowed for the data set, or outside its range.
     """
     _check_names(dataset, method, profile)
     for key in overrides or {}:

@@ -62,10 +62,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
 def identify_data(config: RunConfig, data_root: str | Path | None) -> RunConfig:
     """The configuration with `content`, the fingerprint of the run's data.
 
-    Without it, a run on more images would count as finished. Scenes need none: code draws them.
-
-    Raises:
-        UserError: the data are missing, or the configuration belongs to other data.
+    Without it, a run on more images would count as finished. Scenes need none: code draws them. If
+    it belongs to other data, it is refused.
     """
     if config.dataset == "scenes":
         return config

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in the input. Its message says what is wrong, where, and what would be right.
 
-    The command line prints it as one line without a traceback and exits with status 2. A notebook
-    shows the line in place of a traceback, and stops.
+    The command line and notebooks show it as one line, without a traceback.
     """
 
     def _render_traceback_(self) -> list[str]:

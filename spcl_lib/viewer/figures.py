@@ -79,13 +79,10 @@ def draw_box(axes: Axes, box: Tensor) -> None:
 def overlay(
     images: Tensor, heatmaps: Tensor, titles: Sequence[str], boxes: Tensor | None = None
 ) -> Figure:
-    """Shows heatmaps over their images in grey, side by side, with one colour scale for all.
+    """Shows N heatmaps over their images in grey, side by side, with one colour scale for all.
 
-    Args:
-        images: (N, 3, S, S), or one image (3, S, S) for all.
-        heatmaps: (N, W, W) probabilities in [0, 1].
-        titles: N texts.
-        boxes: (N, 4) or (4,) crop boxes to draw, as fractions of the image; none by default.
+    Images are (N, 3, S, S), or (3, S, S) for all; heatmaps (N, W, W) probabilities; the boxes of
+    crops, if there are any, (N, 4) or (4,).
     """
     count, highest = len(heatmaps), max(float(heatmaps.max()), 1e-3)
     images = images.expand(count, *images.shape[-3:])

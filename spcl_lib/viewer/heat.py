@@ -18,13 +18,10 @@ _SMOOTH = 0.6  # the same for probability 1 over a photograph in colour
 def draw_heat(
     image: Image.Image, heat: Tensor, seen: Tensor | None = None, highest: float = 1.0
 ) -> Image.Image:
-    """Draws a heatmap over its image in grey, so that the object stays visible.
+    """Draws probabilities (W, W) over their image in grey, so that the object stays visible.
 
-    Args:
-        image: RGB.
-        heat: (W, W) probabilities.
-        seen: (W, W) bool; unseen cells show only the grey image. None: all cells are seen.
-        highest: the probability with the last colour of the scale.
+    Cells that are not in `seen` (W, W) bool show only the grey image. The probability `highest` has
+    the last colour of the scale.
     """
     values = (heat.detach().float().cpu() / highest).clamp(0, 1)
     opacity = _FAINT + (_STRONG - _FAINT) * values
