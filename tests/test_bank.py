@@ -159,22 +159,15 @@ def test_the_bytes_of_averages_are_known_before_they_are_made(name, more):
 # --- as a part of a model -------------------------------------------------------------------------
 
 
-class Model(nn.Module):
-    """A user's model that keeps its bank, and the method of another training."""
-
-    def __init__(self, size=4):
-        super().__init__()
-        self.head = nn.Linear(2, 3)
-        self.bank = HeatmapBank(4, 3, size, dtype=torch.float32)
-        self.method = Method("ren_scl", 4, 3, labels=torch.eye(4, 3))
-
-
 def test_a_move_or_another_type_of_the_model_leaves_its_banks():
-    model = Model()
-    model.bank.update(torch.arange(2), Views.whole(2), torch.rand(2, 3, 4, 4))
-    banks = (model.bank.heatmaps, model.method.bank.heatmaps)
+    model = nn.ModuleDict({
+        "head": nn.Linear(2, 3), "bank": HeatmapBank(4, 3, 4, dtype=torch.float32),
+        "method": Method("ren_scl", 4, 3, labels=torch.eye(4, 3)),
+    })  # fmt: skip
+    banks = (model["bank"].heatmaps, model["method"].bank.heatmaps)
     model.half().to("meta").to(memory_format=torch.channels_last)
-    assert model.head.weight.dtype == torch.float16 and model.head.weight.device.type == "meta"
-    assert (model.bank.heatmaps, model.method.bank.heatmaps) == banks
+    assert model["head"].weight.dtype == torch.float16
+    assert model["head"].weight.device.type == "meta"
+    assert (model["bank"].heatmaps, model["method"].bank.heatmaps) == banks
     assert banks[0].dtype == torch.float32 and banks[1].device.type == "cpu"
     assert [name for name, _ in model.named_parameters()] == ["head.weight", "head.bias"]

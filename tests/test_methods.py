@@ -184,18 +184,13 @@ def test_the_loss_changes_no_state_and_a_restored_method_gives_the_same_next_los
     assert learned == ([(N, C)] if method.spec.term == "role" else [])
 
 
-@pytest.mark.parametrize(("name", "plain"), [
-    ("en", "an"), ("gpr", "gr"), ("ren", None), ("crisp", "an"), ("en_scl", None), ("gpr_cl", None),
-])  # fmt: skip
-def test_with_start_0_the_first_epoch_still_teaches_all_labels(name, plain):
+@pytest.mark.parametrize("name", ["en", "ren", "crisp", "en_scl", "gpr_cl"])
+def test_with_start_0_the_first_epoch_still_teaches_all_labels(name):
     """Without averages, the threshold was minus infinity: no unknown label had a gradient."""
     method, (maps, *rest) = new_method(name, start=0), batch()
     maps.requires_grad_()
-    loss = method.loss(maps, *rest, 0)
-    loss.backward()
+    method.loss(maps, *rest, 0).backward()
     assert (maps.grad.abs().sum((2, 3)) > 0).all()
-    if plain:
-        assert loss.item() == pytest.approx(new_method(plain, start=0).loss(maps, *rest, 0).item())
 
 
 @pytest.mark.parametrize("name", ["en", "gpr_scl", "role", "scl"])

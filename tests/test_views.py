@@ -50,14 +50,6 @@ def test_crop_and_uncrop_are_the_slow_reference(kind, height, width, grid, size)
         np.testing.assert_allclose(full[i, k].numpy()[shown], expected[shown], atol=2e-4)
 
 
-def test_tiny_views_can_show_no_cell_and_a_centre_on_the_edge_is_visible():
-    tiny = Views(torch.tensor([[0.26, 0.26, 0.36, 0.36]]), torch.tensor([False]))
-    assert not tiny.visible(4).any()  # centres at 0.125, 0.375, ...
-    assert tiny.visible(5).sum() == 1  # 0.3 is one
-    edges = Views(torch.tensor([[0.375, 0.0, 0.625, 1.0]]), torch.tensor([False]))
-    assert edges.visible(4)[0, 0].tolist() == [[False, True, True, False]] * 4
-
-
 def test_the_two_matrices_are_the_view_and_half_precision_and_autocast_lose_nothing():
     """T_v(H) = Y @ H @ X.mT, whatever the sides of H; no row has more than two weights."""
     views, maps = boxes_of("random", 6), torch.rand(6, 2, 9, 5)

@@ -5,6 +5,8 @@ import os
 import pickle
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -21,36 +23,31 @@ def on_two_ranks(function, *arguments, seconds=120, **environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(2)]
     folders = {name: value for name, value in os.environ.items() if name.startswith("SPCL_")}
-    processes = [
-        _CONTEXT.Process(
-            target=_answer,
-            args=(rank, port, folders | environment, pipe[1], function, arguments),
-        )
-        for rank, pipe in enumerate(pipes)
-    ]
-    results = []
-    for process in processes:
-        process.start()
-    for reader, writer in pipes:
-        writer.close()
-        try:
-            results.append(pickle.loads(reader.recv_bytes()) if reader.poll(seconds) else None)
-        except EOFError:
-            results.append(None)
-    for process in processes:
-        process.join(seconds)
-        process.kill()
-        process.join()
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place, str(rank)) for rank in range(2)]
+        processes = [
+            _CONTEXT.Process(
+                target=_answer,
+                args=(rank, port, folders | environment, file, function, arguments),
+            )
+            for rank, file in enumerate(files)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(seconds)
+            process.kill()
+            process.join()
+        results = [pickle.loads(f.read_bytes()) if f.exists() else None for f in files]
     return results, [process.exitcode for process in processes]
 
 
-def _answer(rank, port, environment, pipe, function, arguments):
+def _answer(rank, port, environment, file, function, arguments):
     os.environ.update(
         environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test",
     )  # fmt: skip
     torch.set_num_threads(1)
-    pipe.send_bytes(pickle.dumps(function(*arguments)))  # torch's own way needs the sender alive
+    file.write_bytes(pickle.dumps(function(*arguments)))
     sys.stdout.flush()

@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 from small_folder import QUICK, make_folder
 
 from spcl_lib.evaluate import predict_maps
-from spcl_lib.methods import PAPER_METHODS
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.snapshots import FILE, as_bytes, load_trace
@@ -20,7 +19,7 @@ def config_of(method, tiny, **settings):
     return make_config("scenes", method, 0, "smoke", tiny | {"snapshots": FOLLOWED} | settings)
 
 
-@pytest.mark.parametrize("method", PAPER_METHODS)
+@pytest.mark.parametrize("method", ["an", "cl", "en_scl"])
 def test_they_follow_the_first_images_over_all_epochs(method, results, tiny):
     config = config_of(method, tiny, bank_dtype="float32" if method == "en_scl" else "uint8")
     run(config)
@@ -32,20 +31,13 @@ def test_they_follow_the_first_images_over_all_epochs(method, results, tiny):
     size = 8 if trace.averaged else 4
     assert trace.heatmaps.shape == (3, FOLLOWED, 12, size, size)
     assert trace.seen.shape == (3, FOLLOWED, size, size)
-    if method in ("an", "full"):
+    if method == "an":
         assert list(taken) == ["maps"]
         return
     kept = load_file(run_folder(config) / "bank.safetensors")
     assert torch.equal(taken["heatmaps"][-1], as_bytes(kept["heatmaps"][:FOLLOWED]))
     assert torch.equal(taken["seen"][-1], kept["seen"][:FOLLOWED])
     assert not torch.equal(taken["heatmaps"][1], taken["heatmaps"][2])  # the epochs differ
-
-
-def test_bytes_are_nearest():
-    values = torch.tensor([0.0, 0.1 / 255, 0.6 / 255, 0.5, 1.0])
-    assert as_bytes(values).tolist() == [0, 0, 1, 128, 255]
-    same = torch.tensor([3, 255], dtype=torch.uint8)
-    assert torch.equal(as_bytes(same), same) and as_bytes(same) is not same
 
 
 @pytest.mark.parametrize("method", ["an", "scl"])
