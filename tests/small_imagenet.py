@@ -41,9 +41,9 @@ def make_train(folder):
 
 
 def make_validation(folder, nested):
-    """Flat; in folders that say nothing of the class; or some of the files in one."""
+    """Flat; or some of the files in folders that say nothing of the class."""
     for place, number in enumerate(VALIDATION):
-        wnid = {"flat": "", "nested": WNIDS[999 - place], "mixed": WNIDS[5] * (place % 2)}[nested]
+        wnid = {"flat": "", "mixed": WNIDS[999 - place] * (place % 2)}[nested]
         picture(folder / "val" / wnid / f"ILSVRC2012_val_{number:08d}.JPEG", grey_of(number))
 
 

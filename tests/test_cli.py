@@ -12,14 +12,11 @@ from pathlib import Path
 
 import pytest
 from refusals import full_disk_for, no_file_above
-from small_folder import QUICK
 
 from spcl_lib.runs import run, store
 from spcl_lib.system import paths
 
 RUN = ("run", "--dataset", "scenes", "--profile", "smoke")
-# The tiny VOC with a network from random weights: only the way of the data matters.
-VOC = ("run", "--dataset", "voc2007", "--profile", "smoke", "--method", "an")
 
 
 def files_in(folder):
@@ -177,13 +174,6 @@ def test_from_a_shell_a_mistake_is_one_line_and_plots_and_notebooks_are_not_load
     assert {"spcl_lib", "torch"} <= loaded
     assert not loaded & {"matplotlib", "seaborn", "pandas", "papermill", "nbformat", "nbclient",
                          "anywidget", "IPython", "pycocotools", "sklearn"}  # fmt: skip
-
-
-def test_a_mistake_does_not_cost_the_results_that_were_there(spcl, results, voc, tmp_path):
-    assert spcl(*VOC, "--data-root", voc, **QUICK).status == 0
-    before = content_of(results)
-    outcome = spcl(*VOC, "--force", "--data-root", tmp_path / "nowhere", **QUICK)
-    assert outcome.status == 2 and content_of(results) == before
 
 
 # --- a system that refuses ------------------------------------------------------------------------

@@ -197,7 +197,6 @@ def test_ll_cp_remembers_what_it_has_made_positive():
         before = state.made.clone()
         state.observe(logits, context())
         assert int(state.made.sum()) == count and (state.made | ~before).all()
-        assert not (state.made & labels.bool()).any()
 
 
 # --- losses with state ----------------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
 import math
 
-import pandas as pd
 import pytest
 from fake_runs import runs_of
 from scipy import stats
 
-from spcl_lib.analysis.intervals import gain, summary, t_ends, t_interval
+from spcl_lib.analysis.intervals import summary, t_ends, t_interval
 from spcl_lib.analysis.runs import table_of
 
 
@@ -34,14 +33,6 @@ def test_three_seeds_have_4_3_standard_errors_to_each_side():
 def test_a_difference_is_settled_where_the_interval_excludes_zero(values, verdict, text):
     found = t_interval(values)
     assert (found.verdict, str(found)) == (verdict, text)
-
-
-def test_seeds_are_paired_by_their_number():
-    table = table_of(runs_of(an=[70.0, 80.0, None, 60.0], cl=[None, 83.0, 99.0, 64.0]))
-    assert gain(table, "cl") == t_interval([3.0, 4.0])
-    assert math.isnan(gain(table, "cl", "en").mean)
-    with pytest.raises(ValueError, match="duplicate"):
-        gain(pd.concat([table, table]), "cl")
 
 
 def test_a_summary_by_hand():

@@ -24,7 +24,6 @@ from spcl_lib.analysis.runs import (
 )
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.runs.league import LEAGUES
-from spcl_lib.system.checksums import with_sum
 from spcl_lib.system.errors import UserError
 
 
@@ -56,15 +55,6 @@ def test_results_are_the_unmodified_finished_runs(results):
 def test_no_runs_or_unknown_names_give_one_message(results, reference, arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
         load_runs(*arguments)
-
-
-@pytest.mark.parametrize("damage", [lambda t: t.replace("76.6", "67.6"), lambda t: t[:-9]])
-def test_damage_in_a_kept_file_is_named(damage, reference):
-    reference.mkdir()
-    text = json.dumps(with_sum({"runs": fake_runs()}))
-    (reference / "scenes-cpu.json").write_text(damage(text))
-    with pytest.raises(UserError, match="scenes-cpu.json' is damaged"):
-        load_runs("reference", "scenes", "cpu")
 
 
 # --- the kept leagues -----------------------------------------------------------------------------

@@ -6,17 +6,6 @@ import pytest
 
 from spcl_lib.analysis.runs import read_kept
 from spcl_lib.runs.settings import make_config
-from spcl_lib.runs.store import run_folder
-
-
-def test_every_method_scale_and_seed_once(make):
-    configs = make.crop_scale_configs("scenes", "cpu")
-    assert len(set(configs)) == len(configs) == 5 * 5 * 3 + 2 * 3
-    own = {c.method for c in configs if c.scale_min == make.RECOVERY_SCALE}
-    assert own == {*make.CROP_METHODS, "gr_scl", "ren_scl"}  # the best of the league
-    assert len({run_folder(c) for c in configs}) == len(configs)
-    assert {c.scale_min for c in configs} == {1.0, 0.5, 0.25, 0.1, 0.05}
-    assert all((c.snapshots > 0) == (c.scale_min == make.RECOVERY_SCALE) for c in configs)
 
 
 @pytest.mark.parametrize("dataset", ["scenes", "voc2007"])

@@ -60,17 +60,6 @@ def test_a_task_without_a_result_has_failed(tasks, capsys):
     assert "FAILED first: it ended without a result" in capsys.readouterr().out
 
 
-def test_as_many_run_side_by_side_as_were_asked_for(tasks, tmp_path):
-    code = (
-        "import os, time, pathlib; me = pathlib.Path({0!r}, str(os.getpid())); me.touch();"
-        "time.sleep(0.3); print(len(list(me.parent.iterdir()))); me.unlink()"
-    )
-    (tmp_path / "now").mkdir()
-    made = [tasks(name, code.format(str(tmp_path / "now"))) for name in "abcde"]
-    assert schedule.run_tasks(made, 2, "runs") == []
-    assert max(int(task.log.read_text()) for task in made) == 2
-
-
 def test_ctrl_c_ends_every_process(tasks):
     def interrupt():
         raise KeyboardInterrupt

@@ -15,10 +15,9 @@ from spcl_lib.model import normalise
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import Run
-from spcl_lib.system.errors import UserError
 from spcl_lib.viewer import explorer_page
 from spcl_lib.viewer.explorer import HeatmapExplorer
-from spcl_lib.viewer.explorer_page import header_of, record_of, write_explorer_page
+from spcl_lib.viewer.explorer_page import record_of, write_explorer_page
 from spcl_lib.views import Views
 
 
@@ -78,11 +77,6 @@ def test_a_network_with_a_trained_head_only_reads_crops_of_its_maps(trace):
     found = head.predict(1, views)
     assert torch.allclose(found, views.crop(whole, grid), atol=1e-5)
     assert not torch.allclose(found, trace.predict(1, views), atol=1e-3)  # of the crops themselves
-
-
-def test_traces_of_other_images_are_refused(trace):
-    with pytest.raises(UserError, match="'few' follows other images than 'SCL, seed 0'"):
-        header_of([trace, fake_trace("few", count=4)])
 
 
 @pytest.mark.parametrize("known", [True, False])
