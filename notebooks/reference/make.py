@@ -65,6 +65,7 @@ from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.snapshots import load_trace
 from spcl_lib.runs.splits import identify_all, load_splits
 from spcl_lib.runs.store import Run
+from spcl_lib.system import paths
 from spcl_lib.system.checksums import with_sum
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
@@ -393,16 +394,16 @@ def _keep_table(name: str, dataset: str, profile: str, table: pd.DataFrame) -> s
 
 # --- what knowledge of the crop is worth ----------------------------------------------------------
 
-WORTH_SCALES = (0.25, 0.05)  # least areas of a crop
-# (methods, what becomes of the annotated label, what becomes of SCL's target)
-WORTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("an", "scl", "en_scl"), "given", "view"),
-    (("an", "en_scl"), "crop size", "view"),
-    (("an", "en_scl"), "heatmap", "view"),
-    (("an", "en_scl"), "truth", "view"),
-    (("scl", "en_scl"), "given", "visible"),
-    (("scl", "en_scl"), "given", "empty"),
-)  # fmt: skip
+# methods, what becomes of the annotated label and of SCL's target, least areas of a crop
+WORTH: tuple[tuple[tuple[str, ...], str, str, tuple[float, ...]], ...] = (
+    (("an", "en_scl"), "given", "view", (0.25, 0.05)),
+    (("an", "en_scl"), "crop size", "view", (0.25, 0.05)),
+    (("an", "en_scl"), "heatmap", "view", (0.25, 0.05)),
+    (("an", "en_scl"), "truth", "view", (0.25, 0.05)),
+    (("scl",), "given", "view", (0.25,)),
+    (("scl", "en_scl"), "given", "factored", (0.25,)),
+    (("scl", "en_scl"), "given", "empty", (0.25,)),
+)
 
 
 class CropMethod(Method):
@@ -410,7 +411,8 @@ class CropMethod(Method):
 
     The label becomes 1 - (1 - 1 / C) (1 - area)^2 ("crop size": Soft Augmentation, Liu et al., CVPR
     2023), the share v of its heat in the crop ("heatmap"), or whether the crop shows it ("truth",
-    for comparison only). The target is multiplied by v ("visible"), or 0 ("empty").
+    for comparison only). The target is shifted, as logits, so that its presence is that in the
+    whole image times v ("factored"), or it is 0 ("empty"). Nothing of this was tuned.
     """
 
     label: str
@@ -420,30 +422,41 @@ class CropMethod(Method):
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
     ) -> Tensor:
-        self.shown = None if self.bank is None else visible_heat(self.bank, indices, views)
+        self.seen_now = indices, views
         if self.label != "given" and epoch >= self.settings.start:
             labels = labels * self._of_label(indices, views)
         return super().loss(maps, labels, indices, views, epoch)
 
     def _of_label(self, indices: Tensor, views: Views) -> Tensor:
         if self.label == "heatmap":
-            return self.shown
+            return visible_heat(self.bank, indices, views)
         if self.label == "truth":
             return in_view(visible_fraction(self.data.regions(indices), views)).float()
         area = (views.boxes[:, 2:] - views.boxes[:, :2]).prod(1, keepdim=True)
         return 1 - (1 - 1 / self.num_classes) * (1 - area).square()
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
-        share = {"view": 1.0, "visible": self.shown[..., None, None], "empty": 0.0}[self.target]
-        return super()._agreement(cells, target * share, seen)
+        if self.target == "empty":
+            target = torch.zeros_like(target)
+        elif self.target == "factored":
+            indices, views = self.seen_now
+            whole = self.bank.read(indices, Views.whole(len(indices)), self.bank.size)
+            wanted = self.pooling.presence(*whole) * visible_heat(self.bank, indices, views)
+            shift = _logit(wanted) - _logit(self.pooling.presence(target, seen))
+            target = (_logit(target) + shift[..., None, None]).sigmoid()
+        return super()._agreement(cells, target, seen)
+
+
+def _logit(p: Tensor) -> Tensor:
+    return torch.logit(p, eps=1 / 512)
 
 
 def worth(dataset: str, profile: str) -> str:
     """Trains with what is known of the crop, and keeps the mAP on the final data."""
     cases = [
         (dataset, profile, method, label, target, scale, seed)
-        for methods, label, target in WORTH for method in methods
-        for scale in WORTH_SCALES for seed in SEEDS
+        for methods, label, target, scales in WORTH for method in methods
+        for scale in scales for seed in SEEDS
     ]  # fmt: skip
     with ProcessPoolExecutor(_jobs(), get_context("spawn")) as pool:
         rows = list(tqdm(pool.map(_train_on_crops, *zip(*cases, strict=True)), total=len(cases)))
@@ -453,9 +466,12 @@ def worth(dataset: str, profile: str) -> str:
 def _train_on_crops(
     dataset: str, profile: str, method: str, label: str, target: str, scale: float, seed: int
 ) -> dict[str, Any]:
-    """A row: the method trained with this label and target; the mAP is that of the last epoch."""
+    """A row: the method trained with this label and target; a finished one is taken as it is."""
     about = {"dataset": dataset, "profile": profile, "method": method, "label": label,
              "target": target, "scale": scale, "seed": seed}  # fmt: skip
+    file = paths.results() / "crop-worth" / f"{'-'.join(map(str, about.values()))}.json"
+    if file.is_file():
+        return json.loads(file.read_text())
     torch.set_num_threads(1)
     settings: Settings = {"scale_min": scale}
     if method == "an":  # with heatmaps, which only the label reads
@@ -469,7 +485,10 @@ def _train_on_crops(
     optimizer = make_optimizer(model, config.lr, config.head_lr_factor, config.weight_decay)
     train(model, optimizer, own, data.images, observed, config)
     (scores,) = predict_scores(model, report.images, config.eval_side, [MEAN_POOLING])
-    return about | {"mAP": round(mean_average_precision(scores, report.labels), 4)}
+    row = about | {"mAP": round(mean_average_precision(scores, report.labels), 4)}
+    with atomic_write(file) as temporary:
+        temporary.write_text(json.dumps(row))
+    return row
 
 
 def league(dataset: str) -> str:
