@@ -92,12 +92,14 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop"
             raise UserError(f"{text}. Repair them, or leave out some with --set damaged=skip")
         print(f"spcl: left out: {text}", flush=True)
         data = data.subset(torch.tensor([n for n in range(len(files)) if n not in flaws]))
-    return replace(data, images=known["images"] if cached else LazyImages(data.files, side))
+    objects = data.objects and replace(data.objects, turns=known["turns"])
+    squares = known["images"] if cached else LazyImages(data.files, side)
+    return replace(data, images=squares, objects=objects)
 
 
 def _decode(files: Sequence[Path], side: int, name: str, cached: bool) -> dict[str, Any]:
-    """The squares of the readable images, if the cache holds them, and the flaws of the others."""
-    flaws: dict[int, str] = {}
+    """The squares and EXIF's turns of the readable images, and the flaws of the others."""
+    flaws, turns = {}, []
     results = map_in_threads(lambda file: try_image(file, side), files)
     bar = tqdm(results, desc=f"decoding {name}", total=len(files), unit="image", mininterval=1)
 
@@ -105,7 +107,10 @@ def _decode(files: Sequence[Path], side: int, name: str, cached: bool) -> dict[s
         for row, result in enumerate(bar):
             if isinstance(result, str):
                 flaws[row] = result
-            elif cached:
-                yield result
+            else:
+                turns.append(result[1])
+                yield result[0] if cached else result[0][:0]
 
-    return {"images": on_disk(squares()).view(-1, 3, side, side), "flaws": flaws}
+    found = on_disk(squares())
+    shape = (len(turns) if cached else 0, 3, side, side)
+    return {"images": found.view(shape), "flaws": flaws, "turns": torch.tensor(turns)}

@@ -17,6 +17,12 @@ from spcl_lib.data.images import Images, LazyImages
 HELD_OUT = 0.4  # share of a real training split that is used for choices
 PARTS = 3  # held-out parts, which together have all images
 _SAMPLED = 50_000  # with more files, only their sizes identify the content
+# How EXIF's orientations 1..8 turn stored pixels into the picture: the axes are exchanged, then
+# the picture is mirrored from left to right, then from top to bottom.
+_TURNS = (
+    (False, False, False), (False, True, False), (False, True, True), (False, False, True),
+    (True, False, False), (True, True, False), (True, True, True), (True, False, True),
+)  # fmt: skip
 
 
 def hold_out(count: int, part: int = 0) -> tuple[Tensor, Tensor]:
@@ -29,13 +35,14 @@ def hold_out(count: int, part: int = 0) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Objects:
-    """The M annotated objects of a split."""
+    """The M annotated objects of N images, in the pixels as they are stored."""
 
     image: Tensor  # (M,) int64; number of each object's image, ascending
     label: Tensor  # (M,) int64; number of its class
     box: Tensor  # (M, 4) float32; x0, y0, x1, y1 as fractions of the image
     # M masks as pycocotools writes them, or none; as pixels, COCO's would be too large.
     runs: tuple[dict[str, Any], ...] = ()
+    turns: Tensor | None = None  # (N,) int64; EXIF's orientations, which turn the images
 
     def subset(self, indices: Tensor) -> Self:
         """The objects of the images at `indices` (B,), which get the numbers 0..B-1."""
@@ -45,7 +52,8 @@ class Objects:
         pairs = [(b, m) for b, own in enumerate(map(range, first, end)) for m in own]
         place, kept = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).T.contiguous()
         runs = tuple(self.runs[m] for m in kept.tolist()) if self.runs else ()
-        return Objects(place, self.label[kept], self.box[kept], runs)
+        turns = None if self.turns is None else self.turns[indices]
+        return Objects(place, self.label[kept], self.box[kept], runs, turns)
 
     def regions(self, indices: Tensor, num_classes: int, side: int) -> Tensor:
         """The objects' pixels in images of side S; see `ImageSet.regions`."""
@@ -53,6 +61,10 @@ class Objects:
         found = torch.zeros((len(indices), num_classes, side, side), dtype=torch.bool)
         for m, (image, label) in enumerate(zip(chosen.image, chosen.label, strict=True)):
             found[image, label] |= chosen._covered(m, side)
+        for region, turn in zip(found, [] if chosen.turns is None else chosen.turns, strict=False):
+            swap, left, top = _TURNS[turn - 1]
+            turned = region.transpose(1, 2) if swap else region
+            region.copy_(turned.flip([2] * left + [1] * top))
         return found
 
     def _covered(self, m: int, side: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
@@ -42,11 +42,11 @@ def read_image(file: Path, side: int) -> np.ndarray:
     result = try_image(file, side)
     if isinstance(result, str):
         raise UserError(f"image '{file}' {result}; replace it by an intact image file")
-    return result
+    return result[0]
 
 
-def try_image(file: Path, side: int) -> np.ndarray | str:
-    """One image as (3, side, side) uint8; or a flaw: "is missing".
+def try_image(file: Path, side: int) -> tuple[np.ndarray, int] | str:
+    """One image as (3, side, side) uint8, and its EXIF turn (1 to 8); or a flaw: "is missing".
 
     The whole image is turned as its EXIF data says, converted to RGB and resized to a square
     (antialiased; this is usual). Transparent parts become white. 16-bit values keep their upper 8
@@ -55,7 +55,7 @@ def try_image(file: Path, side: int) -> np.ndarray | str:
     try:
         with Image.open(file) as image:
             image.draft(None, (_DRAFT * side, _DRAFT * side))  # makes large JPEGs faster
-            return _make_square(image, side)
+            return _make_square(image, side), _orientation(image)
     except FileNotFoundError:
         return "is missing"
     except Exception as error:  # Pillow raises many kinds for a damaged file
@@ -67,6 +67,13 @@ def _cause(file: Path, error: Exception) -> str:
         is_heif = file.suffix.lower() in HEIF
         return "it needs a package: pip install pillow-heif" if is_heif else "it is no image"
     return " ".join(str(error).split())  # one line
+
+
+def _orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if found in range(1, 9) else 1
+    return 1
 
 
 def _make_square(image: Image.Image, side: int) -> np.ndarray:

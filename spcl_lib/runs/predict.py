@@ -115,7 +115,7 @@ def read_batches(
         if isinstance(image, str):
             skipped[name] = image
         else:
-            batch[name] = torch.from_numpy(image)
+            batch[name] = torch.from_numpy(image[0])
         if len(batch) == BATCH:
             yield batch
             batch = {}

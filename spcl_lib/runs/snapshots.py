@@ -116,9 +116,10 @@ class Trace:
 
     def region(self, image: int) -> Tensor | None:
         """(C, S, S) bool, the pixels of each class in an image; None if they are not known."""
-        if self.data.class_map is None and self.data.objects is None:
+        try:
+            return self.data.regions(torch.tensor([image]))[0]
+        except ValueError:
             return None
-        return self.data.regions(torch.tensor([image]))[0]
 
     def hidden(self) -> Tensor:
         """(n, C) bool, the classes that are in the image but were never labelled."""

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from refusals import message_of
 from small_coco import (
     CLASSES,
@@ -14,6 +16,7 @@ from small_coco import (
     crowd_mask,
     instance,
     load_coco,
+    rectangle,
     small_coco,
     write_coco,
 )
@@ -165,6 +168,25 @@ def test_boxes_are_fractions_of_the_image(root):
         ("41", "toothbrush", 0, 0, 24, 24), ("300", "person", 0, 4, 21, 16),
         ("300", "person", 18, 0, 24, 24), ("1000", "toothbrush", 0, 0, 21, 20),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_and_masks_turn_with_the_picture(tmp_path, orientation):
+    """The object is the bright corner of the pixels as they are stored."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[:3, :4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = small_coco()
+    content["annotations"] = [instance(5, 7, [rectangle(0, 0, 4, 3)], (0, 0, 4, 3)) | {"id": 1}]
+    write_coco(tmp_path, content=content)
+    file = tmp_path / "coco" / "train2017" / "000000000005.jpg"
+    Image.fromarray(pixels).save(file, exif=exif, quality=95)
+    data = load_coco(tmp_path, "train", 8)
+    bright = data.images[0].float().mean(0) > 128
+    assert torch.equal(data.regions(torch.tensor([0]))[0, 1], bright)
+    boxes = replace(data.objects, runs=())
+    assert torch.equal(boxes.regions(torch.tensor([0]), 3, 8)[0, 1], bright)
 
 
 def test_without_pycocotools_it_is_said_what_to_install(root, monkeypatch):

@@ -118,7 +118,7 @@ FILES = {
         *list_folder_splits(p / "photos", "single.csv", "full.csv"))),
     "table": ("data", "photos/[tv]*.csv", "text", lambda p: described(*list_table(p / "photos"))),
     "image": ("data", "images/*", "bytes", lambda p: [
-        np.reshape(i, (3, 16, 16)) for f in p.glob("images/*")
+        np.reshape(i[0], (3, 16, 16)) for f in p.glob("images/*")
         if not isinstance(i := try_image(f, 16), str)]),
     "cache": ("run", "cache/**/*.pt", "bytes", trained_again),
     "weights": ("run", "results/*/*/weights*", "bytes", predictions),
