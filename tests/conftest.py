@@ -1,13 +1,12 @@
 """Fixtures for all tests: own folders, the command line, a tiny Pascal VOC, real data."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_folder import save_noise, set_options
 from small_voc import voc_ids, write_lists
 
 from spcl_lib.__main__ import main
@@ -15,18 +14,15 @@ from spcl_lib.system import paths
 
 torch.set_num_threads(1)  # the models are tiny, and bit-identical results need a fixed number
 
-# Settings under which a run on scenes takes a second or two, after the session's first.
-TINY = {
-    "image_side": 32, "crop_side": 32, "eval_side": 32, "train_images": 48, "eval_images": 64,
-    "report": "val", "epochs": 3, "batch": 8,
-    "start": 1, "ramp": 1.0, "eval_every": 1, "bank_size": 8,
-}  # fmt: skip
-
 
 @pytest.fixture
 def tiny():
-    """Settings of a run that takes about a second."""
-    return dict(TINY)
+    """Settings of a run on scenes that takes about a second, after the session's first."""
+    return {
+        "image_side": 32, "crop_side": 32, "eval_side": 32, "train_images": 48, "eval_images": 64,
+        "report": "val", "epochs": 3, "batch": 8, "start": 1, "ramp": 1.0, "eval_every": 1,
+        "bank_size": 8,
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -68,24 +64,15 @@ def own_kernels(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
 
 
-@dataclass
-class Outcome:
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-
 @pytest.fixture
 def spcl(results, capsys):
-    """Calls `python -m spcl_lib` in this process."""
+    """Calls `python -m spcl_lib` in this process; gives its status, and what it said."""
 
     def call(*arguments, **settings):
         capsys.readouterr()
-        pairs = [text for k, v in settings.items() for text in ("--set", f"{k}={v}")]
-        status = main([str(a) for a in arguments] + pairs)
-        return Outcome(status, *capsys.readouterr())
+        status = main([*map(str, arguments), *set_options(settings)])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(status=status, out=out, err=err)
 
     return call
 
@@ -93,12 +80,9 @@ def spcl(results, capsys):
 @pytest.fixture
 def voc(tmp_path):
     """A data root with a VOC2007 of 6 + 4 images in seeded noise; see `voc_flags` for labels."""
-    rng = np.random.default_rng(0)
     folder = tmp_path / "root" / "VOCdevkit" / "VOC2007"
-    (folder / "JPEGImages").mkdir(parents=True)
     write_lists(folder)
     for ids in voc_ids().values():
         for i in ids:
-            noise = rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / "JPEGImages" / f"{i}.jpg", quality=95)
+            save_noise(folder / "JPEGImages" / f"{i}.jpg")
     return tmp_path / "root"

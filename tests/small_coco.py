@@ -65,7 +65,7 @@ def small_coco(first_id=0):
 
 def write_coco(root, split="train", year=2017, content=None):
     """Writes a split below the data root; returns the file of its annotations."""
-    content = content or small_coco({"train": 0, "val": 2000}[split])
+    content = content or small_coco(2000 * (split == "val"))
     folder = root / "coco" / f"{split}{year}"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

@@ -14,6 +14,11 @@ QUICK = {"backbone": "small_resnet", "weights": "none", "image_side": 16, "crop_
 FOLDER = ("run", "--dataset", "folder", "--profile", "smoke", "--method", "an")
 
 
+def set_options(settings):
+    """Settings as options of the command line."""
+    return [text for k, v in settings.items() for text in ("--set", f"{k}={v}")]
+
+
 def save_noise(file):
     """Writes seeded noise, different for every name, as the kind of image that the name says.
 
@@ -40,11 +45,11 @@ def write_csv(file, *lines):
 
 def train_on(root, base, *more, **settings):
     """Trains on a folder, with results below `base`; gives the run's folder."""
-    pairs = [text for k, v in (QUICK | settings).items() for text in ("--set", f"{k}={v}")]
+    options = set_options(QUICK | settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPCL_RESULTS", str(base / "results"))
         patch.setenv("SPCL_CACHE", str(base / "cache"))
-        assert main([*FOLDER, "--data-root", str(root), *more, *pairs]) == 0
+        assert main([*FOLDER, "--data-root", str(root), *more, *options]) == 0
     (file,) = (base / "results").rglob("metrics.json")
     return file.parent
 

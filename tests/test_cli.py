@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from refusals import full_disk_for, no_file_above
+from small_folder import set_options
 
 from spcl_lib.runs import run, store
 from spcl_lib.system import paths
@@ -211,9 +212,8 @@ def test_a_disk_that_is_full_at_the_very_end_is_one_message_and_the_training_is_
 
 
 def test_sigterm_during_a_run_says_how_to_go_on(results, tiny, own_kernels):
-    settings = [part for k, v in tiny.items() for part in ("--set", f"{k}={v}")]
-    command = [sys.executable, "-m", "spcl_lib", *RUN, "--method", "an", *settings]
-    command += ["--set", "epochs=2000"]
+    options = set_options(tiny | {"epochs": 2000})
+    command = [sys.executable, "-m", "spcl_lib", *RUN, "--method", "an", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while not list(results.rglob("config.json")):
             assert process.poll() is None

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from small_folder import set_options
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = PROJECT / "notebooks"
@@ -74,9 +75,8 @@ def test_it_has_one_version(wheel, installed):
 
 def test_a_wheel_runs_and_keeps_its_results_in_the_home_folder(installed, site, tmp_path, tiny):
     before = files_of(site)
-    pairs = [text for k, v in tiny.items() for text in ("--set", f"{k}={v}")]
     run = ("run", "--dataset", "scenes", "--profile", "smoke", "--method", "an")
-    said = installed("spcl_lib", *run, *pairs)
+    said = installed("spcl_lib", *run, *set_options(tiny))
     assert said.returncode == 0, said.stderr
     (file,) = (tmp_path / "home" / "spcl" / "results").glob("*/*/metrics.json")
     assert json.loads(file.read_text())["machine"]["commit"] is None

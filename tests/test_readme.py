@@ -8,7 +8,7 @@ import shlex
 import pandas as pd
 import pytest
 import torch
-from small_folder import QUICK, make_folder
+from small_folder import QUICK, make_folder, set_options
 from torch import nn
 
 from spcl_lib.__main__ import main
@@ -98,8 +98,7 @@ def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(
     make_folder(tmp_path / "new", any=3)
     (block,) = blocks("Your own photographs", "bash")
     train, predict, audit = (shlex.split(line)[3:] for line in block.splitlines())
-    quick = [text for k, v in QUICK.items() for text in ("--set", f"{k}={v}")]
-    assert main([*train, "--profile", "smoke", *quick]) == 0
+    assert main([*train, "--profile", "smoke", *set_options(QUICK)]) == 0
     assert main(predict) == 0 and main(audit) == 0, capsys.readouterr().err
     with open("predictions.csv", encoding="utf-8") as file:
         header, *rows = csv.reader(file)

@@ -22,7 +22,7 @@ import pytest
 import torch
 from damages import DAMAGES, ODD_WORDS
 from PIL import Image
-from small_folder import QUICK, make_folder, save_noise, write_csv
+from small_folder import QUICK, make_folder, save_noise, set_options, write_csv
 
 from spcl_lib import Predictor, UserError
 from spcl_lib.__main__ import main
@@ -34,7 +34,7 @@ from spcl_lib.data.images import try_image
 MINUTES = float(os.environ.get("SPCL_FUZZ_MINUTES") or 0)
 SEED = os.environ.get("SPCL_FUZZ_SEED")
 RUN = ["run", "--dataset", "folder", "--profile", "smoke", "--method", "en_scl", "--data-root",
-       "photos", *(t for k, v in QUICK.items() for t in ("--set", f"{k}={v}"))]  # fmt: skip
+       "photos", *set_options(QUICK)]  # fmt: skip
 
 
 def call(work):

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from small_folder import set_options
 from test_resume import run_in, what_counts
 
 from spcl_lib.runs import checkpoint, store
@@ -62,17 +63,13 @@ def forks(shared_cache):
         process.stdin.close()
 
 
-def command_of(config, settings):
-    words = ["run", "--profile", "smoke", "--method", config.method, "--seed", str(config.seed)]
-    return words + [text for k, v in settings.items() for text in ("--set", f"{k}={v}")]
-
-
 def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
     forks, results, tmp_path, tiny, monkeypatch
 ):
     settings = tiny | {"eval_every": 2}  # 18 steps, with a checkpoint after each
     config = make_config("scenes", "en_scl", 1, "smoke", settings)
-    command = command_of(config, settings)
+    command = ["run", "--profile", "smoke", "--method", "en_scl", "--seed", "1"]
+    command += set_options(settings)
 
     def start(place, seconds, *words):
         """Runs a command, kills it after so many seconds, and gives its exit status."""
