@@ -21,6 +21,7 @@ RETIRED = {"pretrain_images": (10000, 4000), "pretrain_epochs": (12, 4)}
 
 _MOST_IMAGES, _MOST_PIXELS, _MOST_SEEDS = 10**9, 2**14, 2**31
 _ABOVE_0 = 1e-12
+_DRAWS = ("uniform", "cole", "size", "location")
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,11 @@ class RunConfig:
     seed: int = setting(0, "of the network, the order of images and the views", 0, _MOST_SEEDS)
     profile: str = "cpu"
     # data
-    draw: str = setting(
-        "uniform", "rule that selects the kept label of an image",
-        choices=("uniform", "cole", "size", "location"),
-    )  # fmt: skip
+    draw: str = setting("uniform", "rule that selects the kept label of an image", choices=_DRAWS)
     label_seed: int = setting(0, "all methods and seeds see the same labels", 0, _MOST_SEEDS)
     report: str = setting(
-        "test", "test: final; val: for choices, never touches the final data; train: all images "
-        "of a folder are trained on, and reported on again", choices=("test", "val", "train"),
+        "test", "test: final; val: for choices, never the final data; train: all images of a "
+        "folder are trained on, and reported on again", choices=("test", "val", "train"),
     )  # fmt: skip
     held_out: int = setting(0, "with report=val: number of the held-out part", 0, 2)
     content: str = ""  # fingerprint of the data set's files and labels; "" for drawn scenes
@@ -69,9 +67,8 @@ class RunConfig:
     pooling_strength: float = setting(0.0, "0 = the usual strength of the pooling's kind")
     frozen: int = setting(0, "leading blocks of the backbone that are not trained", 0, 1000)
     trained: str = setting(
-        "network", "head: only the 1x1 convolution, on features computed once",
-        choices=("network", "head"),
-    )  # fmt: skip
+        "network", "head: only the 1x1 layer, on kept features", choices=("network", "head")
+    )
     dilation: int = setting(1, "of the last stage; 2 makes score maps twice as fine", 1, 2)
     # optimisation: AdamW, one-cycle
     epochs: int = setting(16, "passes over the training images", 1, 10**6)

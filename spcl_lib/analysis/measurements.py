@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
@@ -100,19 +100,18 @@ def visible_heat(bank: HeatmapBank, indices: Tensor, views: Views) -> Tensor:
     return torch.cat(shares)
 
 
-def score(target: Tensor, truth: Tensor, asked: Tensor) -> dict[str, float]:
-    """How well a target (M, C) ranks the views that show a class before those that do not.
+def score(target: Tensor, truth: Tensor, asked: Tensor) -> float:
+    """How well a target (M, C) ranks the views that show a class before those that do not: AUROC.
 
-    `truth` (M, C) bool says which those are, `asked` (M, C) bool which pairs count. AUROC and AP
-    are in percent, means over the classes with both answers; NaN without such a class.
+    `truth` (M, C) bool says which those are, `asked` (M, C) bool which pairs count. It is in
+    percent, the mean over the classes with both answers; NaN without such a class.
     """
-    found: dict[str, list[float]] = {"AUROC": [], "AP": []}
+    found = []
     for says, is_true, counts in zip(target.T, truth.T, asked.T, strict=True):
         answers = is_true[counts].numpy(), says[counts].numpy()
         if 0 < answers[0].sum() < len(answers[0]):
-            found["AUROC"].append(roc_auc_score(*answers))
-            found["AP"].append(average_precision_score(*answers))
-    return {name: 100 * float(torch.tensor(values).mean()) for name, values in found.items()}
+            found.append(roc_auc_score(*answers))
+    return 100 * float(torch.tensor(found).mean())
 
 
 def _recovery(run: FinishedRun) -> Rows:
@@ -130,12 +129,12 @@ def _recovery(run: FinishedRun) -> Rows:
     together = Views(torch.cat([v.boxes for v in views]), torch.cat([v.flipped for v in views]))
     asked = {"labelled": observed, "unlabelled": ~observed, "all": torch.ones_like(observed)}
     for (source, read), target in _targets(run, together).items():
-        about = {"split": "train", "source": source, "read": read}
+        about = {"split": "train", "source": source, "read": read, "measure": "AUROC"}
         for least in LIMITS:
             truth = in_view(fraction, least)
             for group, pairs in asked.items():
-                for name, value in score(target, truth, pairs).items():
-                    yield about | {"group": group, "least": least, "measure": name, "value": value}
+                value = score(target, truth, pairs)
+                yield about | {"group": group, "least": least, "value": value}
 
 
 def _views(config: RunConfig, count: int) -> list[Views]:

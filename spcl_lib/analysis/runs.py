@@ -28,9 +28,10 @@ COLUMNS = (
     "study", "dataset", "profile", "method", "title", "pooling", "setting", "value", "usual",
     "seed", "mAP", "OF1", "train_seconds",
 )  # fmt: skip
+Row = Mapping[str, Any]  # also the content of a kept file
 
 
-def as_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def as_table(rows: Iterable[Row]) -> pd.DataFrame:
     """Rows with some of COLUMNS as a table with all, methods in the order of METHODS."""
     usual = {"pooling": "mean", "setting": "", "value": "", "usual": True}
     table = pd.DataFrame([usual | dict(row) for row in rows], columns=[*COLUMNS])
@@ -86,20 +87,18 @@ def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:
     )
 
 
-def whole_table(content: Mapping[str, Any]) -> pd.DataFrame:
+def whole_table(content: Row) -> pd.DataFrame:
     """The table of a kept `full-training-DATASET` (study "whole")."""
     return as_table(_by_seed(content, content["final"], "whole"))
 
 
-def ablation_table(content: Mapping[str, Any]) -> pd.DataFrame:
+def ablation_table(content: Row) -> pd.DataFrame:
     """The table of a kept `ablations-DATASET-PROFILE`, values in their order."""
     rows = ({**row, "setting": row["ablation"]} for row in content["rows"])
     return as_table(_by_seed(content, rows, "ablation"))
 
 
-def _by_seed(
-    content: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], study: str
-) -> Iterator[dict[str, Any]]:
+def _by_seed(content: Row, entries: Iterable[Row], study: str) -> Iterator[dict[str, Any]]:
     """A row for every seed of each entry."""
     about = {"study": study, "dataset": content["dataset"], "profile": content["profile"]}
     for entry in entries:
