@@ -1,5 +1,6 @@
 """Fixtures for all tests: own folders, the command line, a tiny Pascal VOC, real data."""
 
+import importlib.util
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,15 @@ def own_kernels(monkeypatch):
     """Other processes find the package that is tested, installed or not."""
     found = [str(paths.project()), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
+
+
+@pytest.fixture(scope="session")
+def make():
+    """The program that makes the kept files."""
+    spec = importlib.util.spec_from_file_location("make", paths.reference() / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from multiprocessing import get_context
@@ -44,7 +44,8 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from tqdm import tqdm
 
 from spcl_lib.analysis import league as leagues
-from spcl_lib.analysis.measurements import SCALES, measure, visible_heat
+from spcl_lib.analysis.localisation import localise
+from spcl_lib.analysis.measurements import presence_in_views, score, visible_heat
 from spcl_lib.analysis.runs import read_kept
 from spcl_lib.analysis.visibility import LEAST, in_view, visible_fraction
 from spcl_lib.bank import HeatmapBank
@@ -52,11 +53,12 @@ from spcl_lib.config import RunConfig
 from spcl_lib.data import scenes
 from spcl_lib.data.draws import draw_labels
 from spcl_lib.data.image_set import ImageSet
-from spcl_lib.evaluate import mean_average_precision, predict_scores
+from spcl_lib.evaluate import mean_average_precision, predict_maps, predict_scores
 from spcl_lib.methods import PAPER_METHODS, Method
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.reproduce.plan import FOLLOWED
+from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.league import League, Settings, run_league
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.notebooks import describe_figures, execute, notebook_file, notebook_names
@@ -64,7 +66,7 @@ from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.snapshots import load_trace
 from spcl_lib.runs.splits import identify_all, load_splits
-from spcl_lib.runs.store import Run
+from spcl_lib.runs.store import FinishedRun, Run
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import with_sum
 from spcl_lib.system.errors import UserError
@@ -72,7 +74,7 @@ from spcl_lib.system.files import atomic_write
 from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.randomness import keyed_generator
 from spcl_lib.system.weights import save_tensors
-from spcl_lib.train import batches_of_epoch, make_optimizer, set_learning_rates, train
+from spcl_lib.train import batches_of_epoch, make_optimizer, sample_views, set_learning_rates, train
 from spcl_lib.viewer import figures, style
 from spcl_lib.viewer.explorer_page import starting_class, view_without_label
 from spcl_lib.viewer.heat import draw_heat, picture_of
@@ -263,6 +265,7 @@ def runs(dataset: str, profile: str) -> str:
     return str(keep(f"{dataset}-{profile}", {"runs": found}))
 
 
+SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)  # least areas of a crop
 CROP_METHODS, LEAGUES_BEST = ("an", "cl", "scl", "en_scl", "full"), ("gr_scl", "ren_scl")
 RECOVERY_SCALE = 0.1
 _SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
@@ -390,6 +393,115 @@ def _keep_table(name: str, dataset: str, profile: str, table: pd.DataFrame) -> s
         out.write(f"# {made}\n")
         table.to_csv(out, index=False)
     return f"{file.name}: {len(table)} rows"
+
+
+# --- crop recovery and localisation ---------------------------------------------------------------
+
+# See `measurements.kept`.
+COLUMNS = (
+    "dataset", "profile", "scale", "method", "seed", "split", "source", "read", "group", "least",
+    "measure", "value",
+)  # fmt: skip
+VIEWS = 4  # random views of each image
+VIEWED = 2500  # training images that are viewed: the first ones
+EXPONENTS = (0.25, 0.5, 1.0)  # of the visible heat, in the factored targets
+LOCALISED = 1000  # images of each split whose maps are compared with the objects: the first ones
+LIMITS = (0.0, LEAST, 0.5)  # show how much the findings depend on LEAST; 0 means any pixel
+Rows = Iterator[dict[str, Any]]
+
+
+def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -> pd.DataFrame:
+    """Measures finished runs of one data set that differ in method, seed and crops only.
+
+    Those with the smallest crops are measured in full, by views sampled as in their training; of
+    the others, only the mAP is listed. The data must have masks or boxes.
+    """
+    smallest, rows = min(c.scale_min for c in configs), []
+    for config in tqdm(configs, desc="measuring", unit="run"):
+        run = Run.of(config, data_root)
+        about = {"dataset": config.dataset, "profile": config.profile, "scale": config.scale_min,
+                 "method": config.method, "seed": config.seed, "split": "report",
+                 "source": "network", "measure": "mAP", "value": run.finished()["mAP"]}  # fmt: skip
+        rows.append(about)
+        if config.scale_min == smallest:
+            loaded = run.load(objects=True)
+            rows += [about | row for row in (*_recovery(loaded), *_localisation(loaded))]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _recovery(run: FinishedRun) -> Rows:
+    """How well the run's supervision says what views show; for AN, how often its label is wrong."""
+    data, observed = run.train.first(VIEWED), run.observed[:VIEWED].repeat(VIEWS, 1)
+    if run.config.method == "an":
+        for scale in SCALES:
+            views = _views(run.config.replace(scale_min=scale), len(data))
+            shown = _visible(data, views)[observed]  # NaN: a label without a known region
+            wrong = ~in_view(shown[~shown.isnan()])
+            yield {"scale": scale, "split": "train", "source": "label", "measure": "wrong",
+                   "value": 100 * float(wrong.double().mean())}  # fmt: skip
+    views = _views(run.config, len(data))
+    fraction = _visible(data, views)
+    together = Views(torch.cat([v.boxes for v in views]), torch.cat([v.flipped for v in views]))
+    asked = {"labelled": observed, "unlabelled": ~observed, "all": torch.ones_like(observed)}
+    for (source, read), target in _targets(run, together).items():
+        about = {"split": "train", "source": source, "read": read, "measure": "AUROC"}
+        for least in LIMITS:
+            truth = in_view(fraction, least)
+            for group, pairs in asked.items():
+                value = score(target, truth, pairs)
+                yield about | {"group": group, "least": least, "value": value}
+
+
+def _views(config: RunConfig, count: int) -> list[Views]:
+    """VIEWS times one view of each image, sampled as in the training."""
+    keys = [keyed_generator("recovery", config.seed, i) for i in range(VIEWS)]
+    return [sample_views(count, config, key) for key in keys]
+
+
+def _visible(data: ImageSet, views: Sequence[Views]) -> Tensor:
+    """The `visible_fraction` (VIEWS * N, C) of every view, for some images at a time."""
+    parts = []
+    for indices in torch.arange(len(data)).split(32):
+        regions = data.regions(indices)
+        parts.append(torch.stack([visible_fraction(regions, v[indices]) for v in views]))
+    return torch.cat(parts, 1).flatten(0, 1)
+
+
+def _targets(run: FinishedRun, views: Views) -> dict[tuple[str, str], Tensor]:
+    """What the run's supervision says of the views, (M, C), by source and way of reading."""
+    bank, pooling = run.bank, run.model.pooling
+    indices = torch.arange(len(views) // VIEWS).repeat(VIEWS)
+    if run.config.method == "an":
+        return {("label", "whole"): run.observed[indices].float()}
+    if bank is None:
+        return {}
+    whole = presence_in_views(bank, indices, Views.whole(len(views)), bank.size, pooling)
+    if bank.size == 1:
+        return {("average", "whole"): whole}
+    through = presence_in_views(bank, indices, views, run.grid, pooling)
+    v = visible_heat(bank, indices, views)
+    factored = {("heatmap", f"e={e:g}"): whole * v**e for e in EXPONENTS}
+    return {("heatmap", "whole"): whole, ("heatmap", "view"): through} | factored
+
+
+def _localisation(run: FinishedRun) -> Rows:
+    """How well the network's maps on both splits, and the heatmaps, find the objects."""
+    train, report = run.train.first(LOCALISED), run.report.first(LOCALISED)
+    observed = run.observed[:LOCALISED]
+    cases = [("train", "network", _maps(run, run.train), train, observed),
+             ("report", "network", _maps(run, run.report), report, None)]  # fmt: skip
+    if run.bank is not None and run.bank.size > 1:
+        heatmaps, _ = run.bank.stored(slice(len(train)))
+        cases.append(("train", "heatmap", heatmaps, train, observed))
+    for split, source, maps, data, labels in cases:
+        for group, values in localise(maps, data, labels).items():
+            about = {"split": split, "source": source, "read": "whole", "group": group}
+            yield from ({**about, "measure": k, "value": v} for k, v in values.items())
+
+
+def _maps(run: FinishedRun, split: ImageSet) -> Tensor:
+    images = inputs_of(run.model, split, run.config).images[:LOCALISED]
+    return run.model.pooling.heat(predict_maps(run.model, images, run.config.eval_side))
 
 
 # --- what knowledge of the crop is worth ----------------------------------------------------------

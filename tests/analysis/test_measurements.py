@@ -8,15 +8,7 @@ import torch
 from small_voc import voc_ids, write_annotations
 
 from spcl_lib import HeatmapBank, Views
-from spcl_lib.analysis import measurements
-from spcl_lib.analysis.measurements import (
-    COLUMNS,
-    kept,
-    measure,
-    presence_in_views,
-    score,
-    visible_heat,
-)
+from spcl_lib.analysis.measurements import kept, presence_in_views, score, visible_heat
 from spcl_lib.pooling import MEAN_POOLING
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
@@ -33,13 +25,13 @@ def configs(results, tiny):
     return found
 
 
-def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path, monkeypatch):
-    found = measure(configs)
-    assert list(found.columns) == list(COLUMNS) and set(found.seed) == {0}
-    assert not found.duplicated(list(COLUMNS[:-1])).any() and not found.value.isna().any()
+def test_everything_is_measured_once_for_the_smallest_crops(configs, make, tmp_path, monkeypatch):
+    found = make.measure(configs)
+    assert list(found.columns) == list(make.COLUMNS) and set(found.seed) == {0}
+    assert not found.duplicated(list(make.COLUMNS[:-1])).any() and not found.value.isna().any()
     assert set(found[found.measure == "mAP"].scale) == {0.1, 0.5}
     wrong = found[found.measure == "wrong"].set_index("scale").value
-    assert list(wrong.index) == list(measurements.SCALES) and wrong[1.0] == 0 < wrong[0.05]
+    assert list(wrong.index) == list(make.SCALES) and wrong[1.0] == 0 < wrong[0.05]
     ranked = found[found.measure == "AUROC"]
     assert set(zip(ranked.method, ranked.source, ranked["read"], strict=True)) == {
         ("an", "label", "whole"), ("cl", "average", "whole"), ("scl", "heatmap", "whole"),
@@ -58,7 +50,7 @@ def test_everything_is_measured_once_for_the_smallest_crops(configs, tmp_path, m
     pd.testing.assert_frame_equal(kept(), found, check_dtype=False)
 
 
-def test_voc_is_measured_by_its_boxes(voc, results):
+def test_voc_is_measured_by_its_boxes(voc, results, make):
     """The box covers the left third: the columns of 16 whose centres are left of it, 5 of 16."""
     for split, side in (("train", 8), ("val", 24)):
         objects = {i: [("person", 0, 0, side, 18)] for i in voc_ids()[split]}
@@ -69,16 +61,16 @@ def test_voc_is_measured_by_its_boxes(voc, results):
     }  # fmt: skip
     config = make_config("voc2007", "an", 0, "smoke", untrained)
     run(config, voc)
-    found = measure([config], voc).query("measure == 'iou_whole' and split == 'train'")
+    found = make.measure([config], voc).query("measure == 'iou_whole' and split == 'train'")
     assert set(found.query("group == 'all'").value) == {100 * 5 / 16}
 
 
-def test_what_has_been_kept_covers_the_data_sets_of_the_notebook():
+def test_what_has_been_kept_covers_the_data_sets_of_the_notebook(make):
     found = kept()
     assert set(zip(found.dataset, found.profile, strict=True)) == {
         ("scenes", "cpu"), ("voc2007", "cpu"), ("voc2007", "frozen"),
     }  # fmt: skip
-    assert not found.duplicated(list(COLUMNS[:-1])).any() and found.value.between(0, 100).all()
+    assert not found.duplicated(list(make.COLUMNS[:-1])).any() and found.value.between(0, 100).all()
 
 
 # --- readings of made-up banks --------------------------------------------------------------------
