@@ -156,9 +156,6 @@ def test_the_bytes_of_averages_are_known_before_they_are_made(name, more):
     assert needed == sum(table.nbytes for table in bank.buffers()) if bank else needed == 0
 
 
-# --- as a part of a model -------------------------------------------------------------------------
-
-
 def test_a_move_or_another_type_of_the_model_leaves_its_banks():
     model = nn.ModuleDict({
         "head": nn.Linear(2, 3), "bank": HeatmapBank(4, 3, 4, dtype=torch.float32),

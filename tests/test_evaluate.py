@@ -159,9 +159,6 @@ def test_ignored_labels_by_hand():
     assert metrics["top_3"]["OP"] == pytest.approx(100 * 3 / 9)
 
 
-# --- prediction -----------------------------------------------------------------------------------
-
-
 class Brightness(nn.Module):
     """Score maps that are the channels of the (normalised) image, at half its resolution."""
 

@@ -101,9 +101,6 @@ def test_nothing_of_the_machine_that_ran_it_is_left(notebook):
         assert str(paths.project()) not in text and "/root" not in text and "0x7" not in text
 
 
-# --- nbval is strict ------------------------------------------------------------------------------
-
-
 def nbval(file):
     """Exit status and output of nbval on a file, in a folder without the project's settings."""
     command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", file.name]

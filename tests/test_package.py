@@ -87,8 +87,6 @@ def files_of(folder):
     return {f for f in folder.rglob("*") if f.is_file() and f.suffix != ".pyc"}
 
 
-# --- other systems --------------------------------------------------------------------------------
-
 _WITHOUT_POSIX = """
 import importlib, os, pkgutil, signal, sys, spcl_lib
 names = [m.name for m in pkgutil.walk_packages(spcl_lib.__path__, "spcl_lib.")]

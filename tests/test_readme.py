@@ -30,9 +30,6 @@ def blocks(title, language):
     return re.findall(rf"^```{language}\n(.*?)^```", section(title), re.M | re.S)
 
 
-# --- what it says ---------------------------------------------------------------------------------
-
-
 def test_it_is_read_in_four_minutes():
     words = re.sub(r"[|±#`*-]", " ", README).split()
     assert len(words) <= 950, "900 and the marks of Markdown"
@@ -85,9 +82,6 @@ def test_what_it_says_of_crops_is_measured():
         ("voc2007", "unlabelled", "worse what else is there ({} to {})"),
     ):
         assert words.format(*means[dataset, group][["whole", "view"]]) in PROSE
-
-
-# --- what it does ---------------------------------------------------------------------------------
 
 
 def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(

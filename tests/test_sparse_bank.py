@@ -96,9 +96,6 @@ def test_classes_enter_and_leave_as_in_the_slow_reference(kept):
             np.testing.assert_allclose(target[image, c].numpy()[read], expected[0][read], atol=4e-4)
 
 
-# --- in the method --------------------------------------------------------------------------------
-
-
 def test_classes_that_are_not_kept_count_as_if_they_agreed():
     maps, target = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
     seen = (torch.rand(2, 1, 4, 4) < 0.7).float()

@@ -38,9 +38,6 @@ def parts_of(config, images=26):
     return model, optimizer_of(model, config), method
 
 
-# --- order and schedule ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("images", "batch"), [(26, 8), (8, 8), (9, 8), (5, 8), (1, 1), (100, 7)])
 def test_an_epoch_visits_every_image_once_in_batches_of_nearly_equal_size(images, batch):
     batches = batches_of_epoch(images, batch, seed=0, epoch=0)
@@ -82,9 +79,6 @@ def test_the_optimizer_gets_the_schedule_and_the_head_its_factor(data):
     assert [r[1] for r in rates] == pytest.approx([5 * e for e in expected])
     trained = {id(p) for g in optimizer.param_groups for p in g["params"]}
     assert trained == {id(p) for p in model.parameters()}
-
-
-# --- the loop -------------------------------------------------------------------------------------
 
 
 class Recorder(Method):

@@ -103,9 +103,6 @@ def test_where_no_crop_fits_the_fallback_is_torchvisions_central_crop(ratio):
     torch.testing.assert_close(views.boxes, expected.repeat(16, 1), atol=1e-3, rtol=0)
 
 
-# --- mistakes -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("boxes", "flipped"),
     [
@@ -119,7 +116,7 @@ def test_impossible_views_are_refused(boxes, flipped):
         Views(torch.tensor(boxes), torch.tensor(flipped))
 
 
-# --- RandomView; test_readme_loop.py compares its crops with those of Views -----------------------
+# --- RandomView ----------------------------------------------------------------------------------
 
 
 def test_a_random_view_samples_as_torchvision_does():

@@ -132,9 +132,6 @@ def test_the_network_predicts_what_the_averages_do_not_know_or_if_it_is_asked():
         torch.testing.assert_close(presence, torch.full((3, CLASSES), 2.0).sigmoid())
 
 
-# --- how many are right ---------------------------------------------------------------------------
-
-
 def test_precision_by_hand():
     images = torch.zeros(4, 3, 10, 10, dtype=torch.uint8)
     labels = torch.tensor([[1, 1, 0], [0, 1, 1], [1, 0, 0], [1, 0, 0]]).bool()
@@ -149,9 +146,6 @@ def test_precision_by_hand():
     text = precision_of_missing(found, replace(data, ignored=ignored), given)
     assert text == "Of the first 2 missing labels, 100% are right (a random pair: 28.6%)."
     assert precision_of_missing(found, replace(data, labels=given), given) is None
-
-
-# --- wrong labels ---------------------------------------------------------------------------------
 
 
 def test_a_wrong_label_is_found_by_a_softmax_that_has_not_seen_it():

@@ -73,8 +73,6 @@ def test_what_has_been_kept_covers_the_data_sets_of_the_notebook(make):
     assert not found.duplicated(list(make.COLUMNS[:-1])).any() and found.value.between(0, 100).all()
 
 
-# --- readings of made-up banks --------------------------------------------------------------------
-
 LEFT, RIGHT, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
 HIGH, LOW = 230, 13  # stored probabilities, about 0.9 and 0.05
 

@@ -57,9 +57,6 @@ def test_no_runs_or_unknown_names_give_one_message(results, reference, arguments
         load_runs(*arguments)
 
 
-# --- the kept leagues -----------------------------------------------------------------------------
-
-
 def test_every_method_has_an_origin():
     assert {whose(method) for method in METHODS} == set(WHOSE)
     assert whose("en_scl") == "the paper" and whose("iun") == "sees all labels"

@@ -185,9 +185,6 @@ def test_a_split_without_an_intact_image_is_an_error(files):
     assert "5 of 5 images" in message_of(decode, files, damaged="skip")
 
 
-# --- too large -----------------------------------------------------------------------------------
-
-
 def test_above_the_limit_images_are_read_from_their_files(files, monkeypatch, capsys):
     monkeypatch.setenv("SPCL_CACHE_GB", "9.5e-7")  # five images of 8 x 8 pixels are 960 bytes
     images = decode(files).images

@@ -232,6 +232,3 @@ def test_annotations_that_are_damaged_or_missing_are_named(root):
     annotations_of(root).unlink()
     with pytest.raises(UserError, match="annotations are not at .*Unpack"):
         load_coco(root, "train", 16)
-
-
-# --- real data ------------------------------------------------------------------------------------

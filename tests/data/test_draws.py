@@ -36,9 +36,6 @@ def one_box_per_label(labels):
     return Objects(image, label, torch.cat((low, low + 0.01 + corner[:, 2:] * (0.99 - low)), 1))
 
 
-# --- all draws ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("draw", DRAWS)
 def test_one_label_an_image_is_kept_one_of_its_own_and_its_seed_alone_decides(draw):
     labels = some_labels()
@@ -50,9 +47,6 @@ def test_one_label_an_image_is_kept_one_of_its_own_and_its_seed_alone_decides(dr
     assert (drawn[0].sum(1) == 1).all() and not (drawn[0] & ~labels).any()
     assert torch.equal(*drawn)
     assert not torch.equal(drawn[0], draw_labels(data, draw, 8))
-
-
-# --- uniform --------------------------------------------------------------------------------------
 
 
 def test_each_label_of_an_image_is_as_likely():
@@ -68,9 +62,6 @@ def test_the_uniform_draw_stays_what_finished_runs_saw():
     expected = [1, 0, 0, 4, 1, 1, 5, 0, 1, 3, 0, 5]
     assert single_label_draw(labels, 3).int().argmax(1).tolist() == expected
     assert torch.equal(draw_labels(image_set(labels), "uniform", 3), single_label_draw(labels, 3))
-
-
-# --- Cole et al. ----------------------------------------------------------------------------------
 
 
 def shuffled(numbers, words):
@@ -108,8 +99,6 @@ def test_the_draw_of_cole_et_al_equals_a_slow_one(seed):
     turned = image_set(labels.flip(0), ids=ids[::-1])  # the ids decide, not the order they come in
     assert torch.equal(draw_labels(turned, "cole", seed).flip(0), drawn)
 
-
-# --- size and location ----------------------------------------------------------------------------
 
 # One image: class 0 has two boxes, 1 one in the centre, 2 none, 3 a box but is not positive.
 BOXES = torch.tensor([[0, 0, 0.2, 0.5], [0.5, 0, 1, 0.2], [0.1, 0.2, 0.9, 0.7], [0, 0, 1, 1]])

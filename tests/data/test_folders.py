@@ -217,9 +217,6 @@ def test_a_list_that_is_missing_or_no_text_is_named(root):
     assert "nowhere.csv' cannot be read" in message_of(load, root, labels="nowhere.csv")
 
 
-# --- which data a run is of -----------------------------------------------------------------------
-
-
 def test_the_content_changes_with_every_file_and_label_and_a_copy_is_the_same(root, tmp_path):
     make_folder(root)
     full = write_csv(root / "full.csv", "path,labels", "cat/cat 1.png,cat")

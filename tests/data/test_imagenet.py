@@ -30,9 +30,6 @@ def classes_of(labels):
     return [row.nonzero().flatten().tolist() for row in labels]
 
 
-# --- what is right --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("folder", ["flat", "mixed"], indirect=True)
 def test_labels_are_those_of_folders_and_of_real_by_the_names_of_files(folder):
     train, report = splits(folder)
@@ -79,9 +76,6 @@ def test_choices_need_no_validation_images_and_have_the_labels_of_training(folde
         assert [WNIDS[c] for (c,) in classes_of(data.labels)] == [i[:9] for i in data.ids]
 
 
-# --- what is wrong --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [("real.json", "publishes"), ("imagenet_class_index.json", "publishes"),
@@ -91,9 +85,6 @@ def test_missing_parts_are_named(folder, tmp_path, name, words):
     (folder / name).rename(tmp_path / name)
     said = message_of(splits, folder)
     assert str(folder / name) in said and words in said
-
-
-# --- runs and the published files -----------------------------------------------------------------
 
 
 def test_a_run_reports_real_accuracy_on_validation_images_only(spcl, results, folder):

@@ -178,9 +178,6 @@ def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, res
     assert lazy["history"] == cached["history"] and lazy["AP"] == cached["AP"]
 
 
-# --- real data ------------------------------------------------------------------------------------
-
-
 def test_real_labels_and_boxes_are_those_of_the_files(real_data):
     split = "val"
     folder = devkit(real_data)

@@ -107,9 +107,6 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
     assert not {name for name in left if name.endswith(".tmp") or "checkpoint" in name}
 
 
-# --- power cuts -----------------------------------------------------------------------------------
-
-
 class Disk:
     """Copies the folder of results as a power cut would leave it, at some of the system's calls.
 

@@ -222,9 +222,6 @@ def test_predictions_are_in_float32_unless_speed_is_asked_for(predict, trained):
     assert predict(trained[1] / "dog", "--fast")[0].status == 0
 
 
-# --- heatmaps -------------------------------------------------------------------------------------
-
-
 def test_an_overlay_is_coloured_where_the_map_is_high_and_keeps_the_photograph_elsewhere():
     image = Image.new("RGB", (300, 200), (200, 90, 40))
     maps = torch.zeros(1, 4, 4)

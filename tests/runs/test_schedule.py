@@ -116,9 +116,6 @@ def test_what_is_finished_is_not_run_again_and_short_runs_share_a_process(result
     assert [task.is_done() for task in asked] == [True, False]
 
 
-# --- kill -9 --------------------------------------------------------------------------------------
-
-
 # Schedules runs: its arguments are their configurations, as JSON, and the runs side by side.
 SCHEDULER = """
 import json, sys

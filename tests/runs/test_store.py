@@ -49,9 +49,6 @@ def test_a_copy_of_a_run_is_no_further_seed(results):
     assert row["folder"] == folder.name
 
 
-# --- which run ------------------------------------------------------------------------------------
-
-
 def test_a_run_is_found_by_its_folder_its_files_and_alone_below_a_folder(results, monkeypatch):
     folder = write_run(50)
     config = make_config("scenes", "scl", 0)
@@ -98,9 +95,6 @@ def test_an_unfinished_run_is_found_but_not_loaded(results):
     for call in (Run.find(file).load, Run.of(config).load):
         with pytest.raises(UserError, match="has not finished; start its command"):
             call()
-
-
-# --- damage ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-5], lambda text: text.replace("50", "51"),

@@ -36,9 +36,6 @@ def write_all(folder, *names):
         (folder / name).write_text("x")
 
 
-# --- atomic_write ---------------------------------------------------------------------------------
-
-
 def test_a_file_appears_only_when_it_is_complete(tmp_path):
     path = tmp_path / "new" / "page"
     with atomic_write(path) as temporary:
@@ -64,9 +61,6 @@ def test_a_file_has_the_mode_that_the_umask_gives(tmp_path):
         save_file({"x": torch.ones(2)}, temporary)  # which makes files for their owner only
     modes = {file.stat().st_mode for file in tmp_path.iterdir()}
     assert len(modes) == 1
-
-
-# --- locks ----------------------------------------------------------------------------------------
 
 
 def test_a_lock_removes_what_killed_writers_left_and_nothing_else(tmp_path):
@@ -97,9 +91,6 @@ def test_one_holder_at_a_time_and_the_next_one_says_that_it_waits(tmp_path, monk
         thread.join()
     assert events == ["begin", "end"] * 3
     assert capfd.readouterr().err.count("spcl: waits for another process, which is ") >= 3
-
-
-# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("library", ["python", "torch", "safetensors"])

@@ -34,9 +34,6 @@ def features_of(model):
     return TimmBackbone(model, MEAN, STD).eval()(normalise(IMAGES))
 
 
-# --- features -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "axes"), [("efficientnet", (0, 1, 2, 3)), ("mambaout", (0, 3, 1, 2))]
 )
@@ -78,9 +75,6 @@ def test_dilation_makes_the_grid_twice_as_fine(timm):
         build_backbone("timm:test_vit", None, dilation=2)
 
 
-# --- weights --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("name", "classes"), [("test_vit", 0), ("levit_128s", 7)])
 def test_weights_come_from_a_file_with_and_without_a_classifier(timm, name, classes, tmp_path):
     file = tmp_path / "w.safetensors"
@@ -112,9 +106,6 @@ def test_auto_means_the_weights_of_timm(timm, results, monkeypatch):
     assert list(dict.fromkeys(asked)) == [True, False]
 
 
-# --- mistakes -------------------------------------------------------------------------------------
-
-
 def mistake(**overrides):
     return message_of(make_config, "voc2007", "an", 0, "frozen", {"weights": "none"} | overrides)
 
@@ -128,9 +119,6 @@ def test_a_model_that_cannot_be_made_is_named(timm, monkeypatch):
     assert "No such file" in said and "--set weights=FILE" in said and "weights=none" in said
     monkeypatch.setitem(sys.modules, "timm", None)
     assert "pip install timm" in mistake(backbone="timm:test_vit")
-
-
-# --- runs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,6 @@ def test_the_first_crop_has_lost_the_label_and_shows_the_class(trace, known):
     assert found >= 3
 
 
-# --- the page ---
-
-
 def test_the_page_needs_nothing_else(trace, tmp_path):
     file = tmp_path / "explorer.html"
     write_explorer_page(file, trace, fake_trace("another", epochs=20))
