@@ -99,7 +99,6 @@ def test_weights_come_back_from_a_file_even_if_it_is_float16(suffix, tmp_path):
         torch.save(saved.state_dict(), file)
     loaded, _ = build_backbone("small_resnet", file)
     for name, value in loaded.state_dict().items():
-        assert value.dtype in (torch.float32, torch.int64)
         assert torch.equal(value, saved.state_dict()[name].to(value.dtype))
 
 
@@ -150,8 +149,6 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch, hub_file)
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UserError, match="no network.*--set weights=FILE.*weights=none"):
         build_backbone("mobilenet_v2", "torchvision")
-    with pytest.raises(UserError, match="small_resnet"):
-        build_backbone("small_resnet", "torchvision")
 
 
 class Code:

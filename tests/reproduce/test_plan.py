@@ -78,8 +78,6 @@ def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results)
     assert len(set(names)) == len(names)
     notebooks = [task for task in tasks if task.arguments[0] == "spcl_lib.reproduce.pages"]
     assert {task.arguments[1] for task in notebooks} == set(notebook_names())
-    assert {"02_results-scenes-smoke", "00_tour", "explorer-scenes-smoke"} <= set(names)
-    assert "02_results" not in names
     for task in notebooks:
         check_parameters(task.arguments[1], json.loads(task.arguments[3]))
     assert any("lr=0.001" in task.arguments[3] for task in notebooks)
@@ -93,7 +91,6 @@ def test_the_list_names_every_step_its_state_and_what_all_runs_cost(spcl, result
         "with 2 side by side",
     ):  # fmt: skip
         assert words in outcome.out, words
-    assert not results.exists()
 
 
 def test_all_lists_the_data_that_are_there_and_says_which_are_not(spcl, voc, results):
@@ -129,9 +126,6 @@ def test_it_ends_in_a_table_and_a_page_and_does_nothing_twice(
     (run_folder(finished.main[0]) / "metrics.json").touch()
     plan.reproduce([finished], 1, False)
     assert executed == ["02_results"]
-    executed.clear()
-    plan.reproduce([finished], 1, True)
-    assert len(executed) == len(notebook_names()) + 1
 
 
 def test_a_failed_notebook_is_named_and_is_not_taken_for_finished(

@@ -50,9 +50,7 @@ def test_the_numbers_are_those_of_the_scores_and_the_threshold_fits_predict(
     expected = precision_recall(scores >= 0.5, truth)
     (row,) = (row for row in found["rules"] if row["labels"] == "scores from 0.500")
     assert {k: row[k] for k in expected} == pytest.approx(expected)
-    assert row["per image"] == pytest.approx(float((scores >= 0.5).sum() / 24))
     assert found["images"] == 24 and found["known_labels"] == "full"
-    assert [row["images"] for row in found["classes"]] == truth.sum(0).tolist()
     assert f"mAP {found['mAP']:.2f} %" in outcome.out
     for row, own, chosen in zip(found["classes"], truth.T, scores.T, strict=True):
         assert row["F1"] == pytest.approx(100 * f1(chosen, own, 0.5))

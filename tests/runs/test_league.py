@@ -79,7 +79,6 @@ def test_the_best_settings_and_poolings_are_taken(small):
     finish_rounds(small, score_of)
     chosen = {"lr": 4e-3, "prior_weight": 1.0, "hidden_share": 0.5, "robustness": 0.7}
     assert small.chosen("ren") == chosen
-    assert small.chosen("gr") == {"lr": 8e-3}
     assert small.chosen("gr_scl") == {"lr": 8e-3, "weight": 0.1}
     assert small.chosen_pooling("gr") == ({"lr": 8e-3, "pooling": "top"}, "mean")
     finals = {(c.seed, c.pooling) for _, configs in small.rounds() for c in configs
@@ -130,8 +129,6 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
     assert {(c.lr, c.held_out) for c in repeated} == {
         (r, p) for r in (usual / 2, usual) for p in (1, 2)
     }
-    assert {(c.report, c.seed, c.pooling) for c in repeated} == {("val", 0, "mean")}
-    assert len({c.content for c in repeated}) == 2, "other images are other data"
     # The first part alone would take half the rate, which the others do not confirm.
     assert photographs.chosen("gr") == {"lr": usual}
     kept = tables.collect(photographs)
@@ -145,8 +142,6 @@ def test_the_cost_is_told_before_the_start(small, capsys):
     assert "to do: at most 68 runs, about 6 min in all with 2 side" in capsys.readouterr().out
     finish_rounds(small, lambda c: 50.0 + (c.pooling == "top"))
     assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 68
-    plan.show_league_plan(small, 2)
-    assert "to do" not in capsys.readouterr().out
 
 
 def test_a_league_is_kept_and_shown(small):

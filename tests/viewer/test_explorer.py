@@ -59,10 +59,7 @@ def test_the_explorer_answers_with_the_network(trace):
     assert (found - expected).abs().max() < 0.51 / 255
     assert explorer.answer(question | {"box": [0, 0, 1, 1]})["answer"]  # whole numbers
     header = explorer.answer({"id": 1, "kind": "header"})["answer"]
-    json.dumps(header, allow_nan=False)
-    assert header["runs"][0]["epochs"] == [1, 2, 3]
-    for i, image in enumerate(header["images"]):
-        assert image["labels"] == trace.data.labels[i].nonzero().flatten().tolist()
+    assert json.dumps(header, allow_nan=False) and header["runs"][0]["epochs"] == [1, 2, 3]
     record = explorer.answer({"id": 2, "kind": "record", "run": 0, "image": 3})["answer"]
     assert record == record_of(trace, 3)
     assert repr(explorer) == "HeatmapExplorer(SCL, seed 0)"  # no address in a stored notebook
