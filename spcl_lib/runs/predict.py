@@ -35,13 +35,10 @@ def predict_files(
 ) -> tuple[int, dict[str, str]]:
     """Writes a file with a row for every image: its path, a score per class, its labels.
 
-    Args:
-        predictor: its `rule` says which scores are labels.
-        images: image files and folders; in a folder, images are taken at any depth. Paths in the
-            file are below the folder, or below the deepest folder that holds all that is given.
-        out: the file, JSON if its name ends so, else CSV. Earlier predictions are replaced.
-        overlays: a `viewer.overlays.OverlayFolder`, to draw every image's heatmaps.
-        force: replace also a file that holds no predictions.
+    In folders, images are taken at any depth. Paths in the file are below the folder, or below the
+    deepest folder that holds all that is given. The file is JSON if its name ends so, else CSV.
+    Earlier predictions are replaced, and with `force` anything else. `overlays`, a
+    `viewer.overlays.OverlayFolder`, draws every image's heatmaps.
 
     Returns:
         The number of images with a row; and the images that could not be read, with the reason.

@@ -42,10 +42,7 @@ def run_all(
     """Makes the unfinished runs on one data set; gives the failed tasks, and rewrites the summary.
 
     At most `jobs` processes run at a time. Each makes `in_turn` runs, because its start takes
-    seconds.
-
-    Raises:
-        UserError: results cannot be written, or the data are missing. No run has started then.
+    seconds. Missing data, and results that cannot be written, are found before any run starts.
     """
     runs = [Run.of(config, data_root) for config in dict.fromkeys(configs)]
     waiting = [run for run in runs if force or run.metrics is None]
