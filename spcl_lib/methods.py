@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spcl_lib.bank import HeatmapBank
+from spcl_lib.bank import HeatmapBank, visible_share
 from spcl_lib.losses import (
     TERMS,
     Context,
@@ -29,7 +29,7 @@ from spcl_lib.losses import (
 from spcl_lib.pooling import Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system import ranks
-from spcl_lib.system.errors import unknown_name
+from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.views import Views
 
@@ -158,6 +158,8 @@ class Method(nn.Module):
         self.settings, self.term = settings or MethodSettings(), self.spec.row.loss
         self.pooling = pooling or self.spec.pooling(Pooling())
         self.spatial = self.spec.consistency == "scl"  # heatmaps, not one value per class
+        if self.settings.visibility and self.pooling.competes:
+            raise UserError("where classes compete, visibility must be 0: it shifts each alone")
         has_state, shape = self.spec.row.has_state, (num_images, num_classes)
         if labels is not None:
             require_tensor("labels", labels, shape)
@@ -197,6 +199,7 @@ class Method(nn.Module):
         context = Context(indices, epoch, self.epochs, self.settings, presence)
         total = self.term(logits, labels, context)
         if active and self.spec.consistency:
+            target = self._factored(target, seen, indices, views)
             total = total + self._weight(epoch) * self._agreement(cells, target, seen)
         return total
 
@@ -207,6 +210,20 @@ class Method(nn.Module):
         if self.pooling.competes:
             logits = self.pooling.temperature * F.logsigmoid(logits)  # its softmax is p
         return logits[..., None, None], Views.whole(len(views), maps.device)
+
+    def _factored(self, target: Tensor, seen: Tensor, indices: Tensor, views: Views) -> Tensor:
+        """The target, shifted as logits until its presence is that in the image * v ** visibility.
+
+        The first factor says whether the class is in the image, v how much of it the view shows.
+        """
+        exponent = self.settings.visibility
+        if not (exponent and self.spatial):
+            return target
+        image = Views.whole(len(views), views.boxes.device)
+        heat, known = self.bank.read(indices, image, self.bank.size)
+        wanted = self.pooling.presence(heat, known) * visible_share(heat, views) ** exponent
+        shift = _logit(wanted) - _logit(self.pooling.presence(target, seen))
+        return (_logit(target) + shift[..., None, None]).sigmoid()
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
         """The consistency term; target and seen as `HeatmapBank.read` gives them."""
@@ -264,3 +281,7 @@ class Method(nn.Module):
         """Lambda of an epoch: its linear ramp in the middle of this epoch."""
         middle = int(epoch) + 0.5 - self.settings.start
         return self.settings.weight * min(1.0, middle / max(self.settings.ramp, 1e-6))
+
+
+def _logit(p: Tensor) -> Tensor:
+    return torch.logit(p, eps=1 / 512)  # half a step of uint8

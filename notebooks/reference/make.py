@@ -523,8 +523,8 @@ class CropMethod(Method):
 
     The label becomes 1 - (1 - 1 / C) (1 - area)^2 ("crop size": Soft Augmentation, Liu et al., CVPR
     2023), the share v of its heat in the crop ("heatmap"), or whether the crop shows it ("truth",
-    for comparison only). The target is shifted, as logits, so that its presence is that in the
-    whole image times v ("factored"), or it is 0 ("empty"). Nothing of this was tuned.
+    for comparison only). The target is that of visibility=1 ("factored"), or 0 ("empty"). Nothing
+    of this was tuned.
     """
 
     label: str
@@ -534,7 +534,6 @@ class CropMethod(Method):
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
     ) -> Tensor:
-        self.seen_now = indices, views
         if self.label != "given" and epoch >= self.settings.start:
             labels = labels * self._of_label(indices, views)
         return super().loss(maps, labels, indices, views, epoch)
@@ -548,19 +547,7 @@ class CropMethod(Method):
         return 1 - (1 - 1 / self.num_classes) * (1 - area).square()
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
-        if self.target == "empty":
-            target = torch.zeros_like(target)
-        elif self.target == "factored":
-            indices, views = self.seen_now
-            whole = self.bank.read(indices, Views.whole(len(indices)), self.bank.size)
-            wanted = self.pooling.presence(*whole) * visible_heat(self.bank, indices, views)
-            shift = _logit(wanted) - _logit(self.pooling.presence(target, seen))
-            target = (_logit(target) + shift[..., None, None]).sigmoid()
-        return super()._agreement(cells, target, seen)
-
-
-def _logit(p: Tensor) -> Tensor:
-    return torch.logit(p, eps=1 / 512)
+        return super()._agreement(cells, target * (self.target != "empty"), seen)
 
 
 def worth(dataset: str, profile: str) -> str:
@@ -585,7 +572,7 @@ def _train_on_crops(
     if file.is_file():
         return json.loads(file.read_text())
     torch.set_num_threads(1)
-    settings: Settings = {"scale_min": scale}
+    settings: Settings = {"scale_min": scale, "visibility": float(target == "factored")}
     if method == "an":  # with heatmaps, which only the label reads
         method, settings["weight"] = "scl", 0.0
     config = make_config(dataset, method, seed, profile, settings)

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from spcl_lib.bank import HeatmapBank
+from spcl_lib.bank import HeatmapBank, visible_share
 from spcl_lib.pooling import Pooling
 from spcl_lib.system import paths
 from spcl_lib.views import Views
@@ -43,18 +43,10 @@ def presence_in_views(
 
 
 def visible_heat(bank: HeatmapBank, indices: Tensor, views: Views) -> Tensor:
-    """Share v (B, C) of a class's heat that the view shows: sum of H^2 over its cells / sum of H^2.
-
-    With it, a target factors (ours): presence in the whole image * v ** e. The first factor asks
-    whether the class is in the image; the second, how much of it the crop shows.
-    """
-    shares = []
-    for part in torch.arange(len(indices)).split(_AT_ONCE):
-        whole = Views.whole(len(part))
-        heat = bank.read(indices[part], whole, bank.size)[0].square()  # (b, C, W, W)
-        shown = (heat * views[part].visible(bank.size)).sum((2, 3))
-        shares.append(shown / heat.sum((2, 3)).clamp(min=1e-12))  # 0 for a class without heat
-    return torch.cat(shares)
+    """Share v (B, C) of B views, see `visible_share`; some images at a time."""
+    parts = torch.arange(len(indices)).split(_AT_ONCE)
+    whole = (bank.read(indices[p], Views.whole(len(p)), bank.size)[0] for p in parts)
+    return torch.cat([visible_share(heat, views[p]) for heat, p in zip(whole, parts, strict=True)])
 
 
 def score(target: Tensor, truth: Tensor, asked: Tensor) -> float:
