@@ -84,6 +84,12 @@ def test_what_it_says_of_crops_is_measured():
         assert words.format(*means[dataset, group][["whole", "view"]]) in PROSE
 
 
+    worth = pd.read_csv(paths.reference() / "crop-worth-scenes-cpu.csv", comment="#")
+    means = worth[worth["scale"] == 0.25].groupby(["label", "method", "target"])["mAP"].mean()
+    for method in ("scl", "en_scl"):
+        assert means["given", method, "empty"] > means["given", method, "view"]
+
+
 def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(
     results, tmp_path, monkeypatch, capsys
 ):
