@@ -7,8 +7,6 @@ the ramp, and the rule that selects the expected negatives. Each term of `losses
 three methods, NAME, NAME_cl and NAME_scl; one that sees all labels gives one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.bank import HeatmapBank, visible_share
-from spcl_lib.losses import (
-    TERMS,
-    Context,
-    MethodSettings,
-    State,
-    Term,
-    cell_consistency,
-    spatial_consistency,
-)
+from spcl_lib.losses import TERMS, Context, MethodSettings, State, Term
+from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
 from spcl_lib.pooling import Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system import ranks
@@ -179,12 +170,9 @@ class Method(nn.Module):
     ) -> Tensor:
         """The loss of a batch; it changes no state.
 
-        Args:
-            maps: f (B, C, G, G) score-map logits.
-            labels: z (B, C), or what the term sees; see `visible_labels`.
-            indices: (B,) int64 image numbers.
-            views: B views through which the network saw the images.
-            epoch: epochs done, from 0; the fraction of the current one may be added.
+        The network gave score-map logits f (B, C, G, G) of these views of the images (B,) int64.
+        Labels are z (B, C), or what the term sees; see `visible_labels`. `epoch` is the number of
+        epochs done, from 0; the fraction of the current one may be added.
         """
         maps = self._check(maps, indices, views)
         require_tensor("labels", labels, maps.shape[:2])

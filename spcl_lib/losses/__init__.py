@@ -5,7 +5,7 @@ m = sigmoid(f); z observed labels (B, C), one 1 per image, 0 = unknown; T_v read
 heatmap through view v. `registry.TERMS` lists the names of the losses.
 """
 
-from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
+from spcl_lib.losses.consistency import spatial_consistency
 from spcl_lib.losses.registry import TERMS, Term
 from spcl_lib.losses.settings import DISTANCES, MethodSettings
 from spcl_lib.losses.state import Context, State
@@ -17,6 +17,5 @@ __all__ = [
     "MethodSettings",
     "State",
     "Term",
-    "cell_consistency",
     "spatial_consistency",
 ]

@@ -4,8 +4,6 @@ EN leaves likely positives out of the loss. The idea comes from the paper (WACV 
 that selects the expected negatives is ours.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -14,13 +12,7 @@ from torch import Tensor
 
 from spcl_lib.losses.settings import MethodSettings
 from spcl_lib.losses.state import Context, State
-from spcl_lib.losses.stateless import (
-    assume_negative,
-    count_penalty,
-    generalised_robust,
-    masked_negatives,
-    robust_terms,
-)
+from spcl_lib.losses.stateless import assume_negative, count_penalty, masked_negatives, robust_terms
 from spcl_lib.system import ranks
 
 
@@ -78,9 +70,9 @@ class PseudoRobust(ExpectedNegatives):
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
-        if context.presence is None:
-            return generalised_robust(s, z, context)
         loss, v = robust_terms(s, z, context)
+        if context.presence is None:
+            return loss.mean()
         weight = (1 - v).clamp(self.settings.pseudo_least, 0.7)
         pseudo = -weight * (0.9 * F.logsigmoid(s) + 0.1 * F.logsigmoid(-s))
         loss = torch.where(self.possible(context.presence) & ~z.bool(), pseudo, loss)

@@ -4,8 +4,6 @@ A new loss needs a function or a State in this folder, and one row here. Then `N
 `NAME_scl` are methods.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """MethodSettings: the settings of all methods. Values without a named paper are ours."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a loss gets beside logits and labels, and the losses that keep a state."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

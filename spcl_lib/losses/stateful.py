@@ -1,21 +1,14 @@
 """Losses of other papers that keep a state per image: ROLE, APL, LL-Cp, asset regularisation."""
 
-from __future__ import annotations
-
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spcl_lib.losses import stateless as of
 from spcl_lib.losses.settings import MethodSettings
 from spcl_lib.losses.state import Context, State
-from spcl_lib.losses.stateless import (
-    assume_negative,
-    entropy_terms,
-    expected_positive_regularisation,
-    largest_losses,
-)
 from spcl_lib.system import ranks
 
 
@@ -35,7 +28,7 @@ class Role(State):
         y = self.rows(self.estimates, context, s)
         one, other = (
             F.binary_cross_entropy_with_logits(learning, fixed.detach().sigmoid())
-            + expected_positive_regularisation(learning, z, context)
+            + of.expected_positive_regularisation(learning, z, context)
             for learning, fixed in ((s, y), (y, s))
         )
         return (one + other) / 2
@@ -55,7 +48,7 @@ class AsymmetricPseudoLabels(State):
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
         pseudo = self.rows(self.pseudo, context, s)
-        loss = entropy_terms(s, z, self.settings.entropy_weight)
+        loss = of.entropy_terms(s, z, self.settings.entropy_weight)
         cross = F.binary_cross_entropy_with_logits(s, pseudo.nan_to_num().to(s), reduction="none")
         known = ~pseudo.isnan() & ~z.bool()
         return torch.where(known, self.settings.pseudo_weight * cross, loss).mean()
@@ -95,7 +88,7 @@ class LargeLossForGood(State):
         positive = z.bool() | self.rows(self.made, context, s)
         loss = F.binary_cross_entropy_with_logits(s, positive.to(s), reduction="none")
         after_first = min(1, int(context.epoch))
-        return loss, largest_losses(loss, positive, after_first, self.settings.rejected)
+        return loss, of.largest_losses(loss, positive, after_first, self.settings.rejected)
 
 
 class AssetRegularisation(State):
@@ -114,7 +107,7 @@ class AssetRegularisation(State):
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
         averages = self.rows(self.averages, context, s).to(s)
         agreement = F.binary_cross_entropy_with_logits(s, averages)
-        return assume_negative(s, z) + self.settings.asset_weight * agreement
+        return of.assume_negative(s, z) + self.settings.asset_weight * agreement
 
     def observe(self, s: Tensor, context: Context) -> None:
         averages, eps = self.rows(self.averages, context, s), self.settings.asset_step

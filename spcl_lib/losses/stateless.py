@@ -4,8 +4,6 @@ p = sigmoid(s). z has one 1 per image; 0 means unknown. Each loss is a mean over
 have one scale; some papers take sums. `registry` names the papers.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
