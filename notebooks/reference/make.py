@@ -9,6 +9,7 @@
     factored scenes cpu      the same for the factored targets (also: voc2007 frozen)
     worth scenes cpu         what knowledge of the crop is worth in training
     league scenes            every loss, the same search for each (also: voc2007, coco18); hours
+    league voc2007 an full   the same for some methods
     whole voc2007            the league's best with the whole network (also: coco18); a night
     notebooks 02_results     runs notebooks again in place, in their folder (by default all)
 
@@ -590,12 +591,15 @@ def _train_on_crops(
     return row
 
 
-def league(dataset: str) -> str:
-    """Keeps the league of a data set: what the search tried and chose, and the final runs."""
-    made = League(dataset)
+def league(dataset: str, *methods: str) -> str:
+    """Keeps the league of a data set: what the search tried and chose, and the final runs.
+
+    The league of some methods only is kept as one of its own, league-DATASET-some.
+    """
+    made = League(dataset, methods)
     if run_league(made, _jobs()):
         raise UserError(f"runs failed; ./reproduce.sh --league --dataset {dataset} names them")
-    return str(keep(f"league-{dataset}", leagues.collect(made)))
+    return str(keep(f"league-{dataset}{'-some' if methods else ''}", leagues.collect(made)))
 
 
 _RATES = ("lr", "weight_decay", "start")
