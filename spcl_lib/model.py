@@ -30,12 +30,8 @@ class SpatialClassifier(nn.Module):
     The mean of the score maps equals the result of global average pooling and a linear layer. So a
     pretrained classification backbone fits unchanged.
 
-    Args:
-        features: backbone; maps images (B, 3, H, W) to features (B, D, G, G).
-        num_features: D, the features.
-        num_classes: C, the classes.
-        frozen: leading blocks of the backbone that do not change, batch statistics included.
-        pooling: from score maps to logits.
+    `features` maps images (B, 3, H, W) to features (B, D, G, G). Its first `frozen` blocks do not
+    change, batch statistics included. `pooling` makes logits of the score maps.
     """
 
     def __init__(
@@ -141,12 +137,10 @@ def build_backbone(
 ) -> tuple[nn.Sequential, int]:
     """A backbone without its pooling and classifier, and its number of output features D.
 
-    Args:
-        name: one of BACKBONES, or "timm:NAME" for any model of timm with spatial features, such as
-            "timm:vit_small_patch16_224".
-        weights: None for random weights, "torchvision" or "timm" for the ImageNet weights of these
-            packages, or a file with the state dict of `small_resnet` or of the whole model.
-        dilation: of the last stage; 2 makes the maps twice as fine, with the same weights.
+    Its name is one of BACKBONES, or "timm:NAME" for a model of timm with spatial features. Weights
+    are None for random ones, "torchvision" or "timm" for the ImageNet weights of these packages, or
+    a file with the state dict of `small_resnet` or of the whole model. A dilation of 2 in the last
+    stage makes the maps twice as fine, with the same weights.
     """
     if str(name).startswith("timm:"):
         from spcl_lib.system.timm_backbone import build_timm_backbone

@@ -150,10 +150,7 @@ def _best(kind: str, score: Tensor, asked: Tensor, most: int) -> Self:
 
 
 def maps_of_pairs(read: ReadMaps, image: Tensor, label: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gives the heatmaps of M pairs in parts: their numbers (m,), and the maps (m, G, G).
-
-    Every image is read once, because a network may have to compute its maps.
-    """
+    """Gives numbers (m,) and maps (m, G, G) of M pairs, in parts; it reads every image once."""
     images, place = image.unique(return_inverse=True)
     for start in range(0, len(images), _STEP):
         which = ((place >= start) & (place < start + _STEP)).nonzero().flatten()

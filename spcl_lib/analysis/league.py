@@ -112,10 +112,7 @@ def poolings(content: Content) -> pd.DataFrame:
 
 
 def added_by_scl(table: pd.DataFrame) -> pd.DataFrame:
-    """What SCL adds to every term that trained with it and without it; the largest gain first.
-
-    The table has the rows of one data set and pooling.
-    """
+    """What SCL adds to every term, in a table of one data set and pooling; the most comes first."""
     present = set(table["method"])
     rows = [
         (spec.term, title_of(spec.term), *gain(table, method, spec.term))

@@ -65,9 +65,8 @@ class Checkpoint:
     def load(self) -> Progress:
         """Restores all parts and returns the progress; a new progress without a checkpoint.
 
-        Raises:
-            DamagedError: the checkpoint was damaged, and has been put aside. Some parts may be
-                restored and others not: build all of them again, and call this again.
+        After a DamagedError, a damaged checkpoint has been put aside, and some parts may have been
+        restored: build all of them again, and call this again.
         """
         progress = ranks.from_first(self._load)  # finds any damage; then the others may read it
         if ranks.rank() > 0 and progress != Progress():

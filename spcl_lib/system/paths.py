@@ -10,10 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def checkout() -> Path | None:
-    """Folder of the checkout, or None if the package is installed without one.
-
-    A wheel puts the notebooks into the package. In a checkout they are beside it.
-    """
+    """Folder of the checkout; None where a wheel has put the notebooks into the package."""
     return None if (PACKAGE / "notebooks").is_dir() else PACKAGE.parent
 
 
@@ -43,10 +40,7 @@ def cache() -> Path:
 
 
 def cache_limit() -> float:
-    """Bytes that one split may take in the cache: `SPCL_CACHE_GB` in 10^9 bytes, else 20.
-
-    Larger splits are read from their image files whenever they are needed; with 0, all are.
-    """
+    """Bytes that the cache may hold of one split: `SPCL_CACHE_GB`, by default 20, times 10^9."""
     given = os.environ.get(CACHE_GB) or "20"
     try:
         return float(given) * 1e9
