@@ -192,18 +192,6 @@ def test_the_crop_is_dragged_and_resized_on_the_picture(page):
     assert box_of(page) == pytest.approx([0.94, 0.74, 1, 0.8], abs=0.02)
 
 
-def test_the_crop_is_moved_and_resized_with_the_keyboard(page):
-    page.locator(".spcl-whole").click()
-    crop = page.locator(".spcl-crop")
-    crop.focus()
-    changes(page, lambda: [crop.press("Shift+ArrowLeft") for _ in range(15)])
-    assert box_of(page) == [0, 0, 0.7, 1]
-    changes(page, lambda: [crop.press("ArrowRight") for _ in range(10)])
-    assert box_of(page) == [0.2, 0, 0.9, 1]
-    crop.press("ArrowUp")  # the crop is as high as the image
-    assert box_of(page) == [0.2, 0, 0.9, 1]
-
-
 def test_the_epoch_and_the_class_are_chosen(page):
     page.locator(".spcl-whole").click()
     epoch, text = page.locator(".spcl-epoch"), page.locator(".spcl-epoch-text")
@@ -278,20 +266,6 @@ def test_a_finger_drags_the_crop(browser, file):
     assert after[0] > before[0] + 0.05 and after[1] == before[1]
     assert page.complaints == []
     page.close()
-
-
-@pytest.mark.parametrize("width", [1280, 400])
-def test_nothing_is_cut_off(static, width):
-    static.set_viewport_size({"width": width, "height": 900})
-    script = """() => [...document.querySelectorAll('.spcl-explorer *')].filter((part) => {
-            const { left, right, width } = part.getBoundingClientRect();
-            const text = part.matches('button, p, th, small, label, output, figcaption');
-            return width && (left < 0 || right > document.documentElement.clientWidth
-                || (text && part.clientWidth && part.scrollWidth > part.clientWidth + 1));
-        }).map((part) => part.outerHTML.slice(0, 120))"""
-    assert static.evaluate(script) == []
-    assert static.locator(".spcl-stage canvas").bounding_box()["height"] > 220
-    static.set_viewport_size({"width": 1280, "height": 1000})
 
 
 def test_it_reads_heatmaps_as_the_bank_does(browser, traces):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,8 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     assert outcome.status == 0
     metrics = metrics_in(results)
     assert f"mAP {metrics['mAP']:.2f} %" in outcome.out and "metrics.json" in outcome.out
+    said = re.findall(r"an seed 3: epoch (\d) of 3, loss \d", outcome.err.replace("\r", "\n"))
+    assert said == (["1", "2", "3"] if method == "an" else [])  # among progress bars
     assert "the number means nothing" in outcome.out  # the profile is smoke
 
     (folder,) = results.glob("scenes-smoke/*")

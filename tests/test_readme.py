@@ -30,11 +30,6 @@ def blocks(title, language):
     return re.findall(rf"^```{language}\n(.*?)^```", section(title), re.M | re.S)
 
 
-def test_it_is_read_in_four_minutes():
-    words = re.sub(r"[|±#`*-]", " ", README).split()
-    assert len(words) <= 950, "900 and the marks of Markdown"
-
-
 def test_the_table_is_that_of_the_kept_runs():
     tables = [summary(table_of(load_runs("reference", d, "cpu"))) for d in ("scenes", "voc2007")]
     titles = table_of(load_runs("reference", "scenes", "cpu"))["title"].unique()

@@ -1,4 +1,4 @@
-"""Runs a function in two processes that work together, set up as torchrun does it."""
+"""Runs a function in two processes that work together, as torchrun does; or a command in one."""
 
 import multiprocessing
 import os
@@ -6,9 +6,14 @@ import pickle
 import socket
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+from spcl_lib.__main__ import main
+from spcl_lib.runs import checkpoint
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # All that a run loads, also what torch loads late: the processes share it.
@@ -51,3 +56,25 @@ def _answer(rank, port, environment, file, function, arguments):
     torch.set_num_threads(1)
     file.write_bytes(pickle.dumps(function(*arguments)))
     sys.stdout.flush()
+
+
+def run_command(arguments, environment, seconds):
+    """The exit status of a command that saves a checkpoint after every step.
+
+    It is killed after so many seconds, if it has not ended.
+    """
+    process = _CONTEXT.Process(target=_command, args=(arguments, environment))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+    process.join()
+    return process.exitcode
+
+
+def _command(arguments, environment):
+    os.environ.update(environment)
+    checkpoint.CHECKPOINT_SECONDS = 0.0
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # a lock of all processes outlives a killed one
+    sys.exit(main(list(arguments)))

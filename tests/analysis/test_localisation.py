@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from spcl_lib import Views
 from spcl_lib.analysis.localisation import THRESHOLDS, localise, overlaps, pointing
+from spcl_lib.analysis.visibility import in_view, visible_fraction
 from spcl_lib.data.image_set import ImageSet
 
 
@@ -83,3 +85,38 @@ def test_the_threshold_is_chosen_on_other_images_than_it_is_judged_on(data):
     maps[::2] = maps[::2].clamp(min=0.5)
     assert low == pytest.approx(100 * (0.5 + 0.5 + 0.25) / 3)  # a low threshold: everywhere
     assert localise(maps, data)["all"]["iou"] == 100
+
+
+# --- what a view shows ----------------------------------------------------------------------------
+
+
+def counted(regions, views):
+    """The definition: pixel by pixel, is the centre in the box? The flip changes nothing."""
+    out = torch.full(regions.shape[:2], math.nan)
+    side = regions.shape[-1]
+    for b, (x0, y0, x1, y1) in enumerate(views.boxes.tolist()):
+        for c, region in enumerate(regions[b]):
+            pixels = region.nonzero().tolist()
+            inside = [
+                x0 <= (x + 0.5) / side <= x1 and y0 <= (y + 0.5) / side <= y1 for y, x in pixels
+            ]
+            if pixels:
+                out[b, c] = sum(inside) / len(pixels)
+    return out
+
+
+@pytest.mark.parametrize("scale", [(0.002, 0.01), (0.1, 1.0), (1.0, 1.0)])
+def test_random_views_against_a_count_of_pixels(scale):
+    rng = torch.Generator().manual_seed(0)
+    regions = torch.rand(30, 3, 16, 16, generator=rng) < 0.3
+    regions[0, 0] = False  # a class that is not in the image
+    views = Views.sample(30, scale, (0.5, 2), 0.5, rng)
+    found = visible_fraction(regions, views)
+    torch.testing.assert_close(found, counted(regions, views), equal_nan=True)
+
+
+def test_in_view_at_its_limits():
+    fraction = torch.tensor([math.nan, 0.0, 1e-4, 0.0999, 0.1, 0.5, 0.5001, 1.0])
+    assert in_view(fraction).tolist() == [False] * 4 + [True] * 4
+    assert in_view(fraction, 0.0).tolist() == [False] * 2 + [True] * 6  # any pixel
+    assert in_view(fraction, 0.5).tolist() == [False] * 5 + [True] * 3

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from small_folder import QUICK
 from small_voc import voc_ids, write_annotations
 
 from spcl_lib import HeatmapBank, Views
@@ -55,22 +56,10 @@ def test_voc_is_measured_by_its_boxes(voc, results, make):
     for split, side in (("train", 8), ("val", 24)):
         objects = {i: [("person", 0, 0, side, 18)] for i in voc_ids()[split]}
         write_annotations(voc / "VOCdevkit" / "VOC2007", objects)
-    untrained = {
-        "backbone": "small_resnet", "weights": "none", "image_side": 16, "crop_side": 16,
-        "eval_side": 16, "epochs": 2, "frozen": 0, "bank_size": 4,
-    }  # fmt: skip
-    config = make_config("voc2007", "an", 0, "smoke", untrained)
+    config = make_config("voc2007", "an", 0, "smoke", QUICK | {"frozen": 0, "bank_size": 4})
     run(config, voc)
     found = make.measure([config], voc).query("measure == 'iou_whole' and split == 'train'")
     assert set(found.query("group == 'all'").value) == {100 * 5 / 16}
-
-
-def test_what_has_been_kept_covers_the_data_sets_of_the_notebook(make):
-    found = kept()
-    assert set(zip(found.dataset, found.profile, strict=True)) == {
-        ("scenes", "cpu"), ("voc2007", "cpu"), ("voc2007", "frozen"),
-    }  # fmt: skip
-    assert not found.duplicated(list(make.COLUMNS[:-1])).any() and found.value.between(0, 100).all()
 
 
 LEFT, RIGHT, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
@@ -89,17 +78,16 @@ def perfect_bank(regions):
 
 @pytest.fixture
 def halves():
-    """Two images of 8 x 8 with class 0 in the left half and class 1 in the right; labels 0, 1."""
+    """Two images of 8 x 8 with class 0 in the left half and class 1 in the right."""
     regions = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
     regions[:, 0, :, :4] = True
     regions[:, 1, :, 4:] = True
-    return regions, torch.eye(2, dtype=torch.bool)
+    return regions
 
 
 def test_heatmaps_are_read_through_the_view_and_averages_whole(halves):
-    regions, _ = halves
     indices, views = torch.tensor([0, 1, 1]), views_of(LEFT, RIGHT, WHOLE)
-    bank = perfect_bank(regions)
+    bank = perfect_bank(halves)
     expected = MEAN_POOLING.presence(*bank.read(indices, views, 4))
     assert torch.equal(presence_in_views(bank, indices, views, 4, MEAN_POOLING), expected)
     assert expected[0, 0] > 0.8 and expected[0, 1] < 0.1  # the left half shows class 0 only
@@ -112,8 +100,7 @@ def test_heatmaps_are_read_through_the_view_and_averages_whole(halves):
 
 
 def test_the_visible_share_of_the_heat_by_hand(halves):
-    regions, _ = halves
-    bank, indices = perfect_bank(regions), torch.tensor([0, 0, 0])
+    bank, indices = perfect_bank(halves), torch.tensor([0, 0, 0])
     found = visible_heat(bank, indices, views_of(WHOLE, LEFT, RIGHT))
     high = HIGH**2 / (HIGH**2 + LOW**2)
     torch.testing.assert_close(found, torch.tensor([[1, 1], [high, 1 - high], [1 - high, high]]))

@@ -7,13 +7,10 @@ import pytest
 from fake_runs import fake_runs, write_results
 
 from spcl_lib.analysis.league import (
-    OURS,
-    WHOSE,
     added_by_scl,
     best_on_held_out,
     league_table,
     poolings,
-    whose,
 )
 from spcl_lib.analysis.runs import (
     COLUMNS,
@@ -55,12 +52,6 @@ def test_results_are_the_unmodified_finished_runs(results):
 def test_no_runs_or_unknown_names_give_one_message(results, reference, arguments, message):
     with pytest.raises(UserError, match=re.escape(message)):
         load_runs(*arguments)
-
-
-def test_every_method_has_an_origin():
-    assert {whose(method) for method in METHODS} == set(WHOSE)
-    assert whose("en_scl") == "the paper" and whose("iun") == "sees all labels"
-    assert {whose(term) for term in OURS} == {"ours"}
 
 
 @pytest.mark.parametrize("dataset", LEAGUES)

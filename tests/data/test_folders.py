@@ -149,12 +149,6 @@ def test_without_full_labels_a_fifth_of_every_class_is_held_out(root):
     assert len(after) == 14 and len(after & set(report.ids)) >= 11
 
 
-def test_all_images_can_be_trained_on(root):
-    make_folder(root)
-    train, report = load(root, report="train")
-    assert len(train) == 15 and train.ids == report.ids
-
-
 def test_images_with_full_labels_are_reported_on_and_never_trained_on(root):
     make_folder(root)
     for i in range(3):

@@ -22,28 +22,22 @@ def test_the_held_out_parts_together_have_all_images():
     assert first == [[1, 2, 5], [0, 4, 7], [3, 6, 9]]  # kept choices rest on these very parts
 
 
-def test_a_subset_keeps_everything_together():
-    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
-    labels = torch.eye(5, 3).bool()
-    data = ImageSet(images, labels, ("a", "b", "c"), tuple("vwxyz"), images[:, 0], ignored=~labels)
-    part = data.subset(torch.tensor([3, 0]))
-    assert len(part) == 2
-    assert part.images[:, 0, 0, 0].tolist() == [3, 0]
-    assert part.class_map[:, 0, 0].tolist() == [3, 0]
-    assert part.ids == ("y", "v") and part.classes == data.classes
-    assert torch.equal(part.labels, labels[[3, 0]]) and torch.equal(part.ignored, ~part.labels)
-
-
 def some_boxes() -> ImageSet:
     """Three images of 4 x 4 pixels, the last without an object."""
     box = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0.25, 0, 0.75, 1]])
     boxes = Objects(torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]), box)
-    images = torch.zeros((3, 3, 4, 4), dtype=torch.uint8)
-    return ImageSet(images, torch.eye(3, 2).bool(), ("a", "b"), tuple("xyz"), objects=boxes)
+    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 4, 4)
+    labels = torch.eye(3, 2).bool()
+    return ImageSet(images, labels, ("a", "b"), tuple("xyz"), objects=boxes, ignored=~labels)
 
 
-def test_a_subset_renumbers_the_boxes():
-    boxes = some_boxes().subset(torch.tensor([2, 1, 0])).objects
+def test_a_subset_keeps_everything_together_and_renumbers_the_boxes():
+    whole, part = some_boxes(), some_boxes().subset(torch.tensor([2, 1, 0]))
+    assert len(part) == 3 and part.images[:, 0, 0, 0].tolist() == [2, 1, 0]
+    assert part.ids == ("z", "y", "x") and part.classes == whole.classes
+    assert torch.equal(part.labels, whole.labels.flip(0))
+    assert torch.equal(part.ignored, whole.ignored.flip(0))
+    boxes = part.objects
     assert boxes.image.tolist() == [1, 2, 2] and boxes.label.tolist() == [0, 1, 1]
     assert boxes.box[0].tolist() == [0.25, 0, 0.75, 1]
 

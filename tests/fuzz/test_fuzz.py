@@ -22,14 +22,13 @@ import pytest
 import torch
 from damages import DAMAGES, ODD_WORDS
 from PIL import Image
-from small_folder import QUICK, make_folder, save_noise, set_options, write_csv
+from small_folder import QUICK, make_folder, set_options, write_csv
 
 from spcl_lib import Predictor, UserError
 from spcl_lib.__main__ import main
 from spcl_lib.config import RunConfig
 from spcl_lib.data import voc
 from spcl_lib.data.folders import list_folder_splits, list_table
-from spcl_lib.data.images import try_image
 
 MINUTES = float(os.environ.get("SPCL_FUZZ_MINUTES") or 0)
 SEED = os.environ.get("SPCL_FUZZ_SEED")
@@ -98,8 +97,6 @@ def make_data(folder):
     rows = [f"{n},{n[:3]}|dog" for n in names]
     write_csv(photos / "train.csv", "path,labels", *rows[:9])
     write_csv(photos / "val.csv", "path,labels", *rows[9:])
-    for ending in ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm"):
-        save_noise(folder / "images" / f"noise.{ending}")
 
 
 def predictions(place):
@@ -117,9 +114,6 @@ FILES = {
     "labels": ("data", "photos/[sf]*.csv", "text", lambda p: described(
         *list_folder_splits(p / "photos", "single.csv", "full.csv"))),
     "table": ("data", "photos/[tv]*.csv", "text", lambda p: described(*list_table(p / "photos"))),
-    "image": ("data", "images/*", "bytes", lambda p: [
-        np.reshape(i[0], (3, 16, 16)) for f in p.glob("images/*")
-        if not isinstance(i := try_image(f, 16), str)]),
     "cache": ("run", "cache/**/*.pt", "bytes", trained_again),
     "weights": ("run", "results/*/*/weights*", "bytes", predictions),
     "metrics": ("run", "results/*/*/metrics.json", "json", predictions),

@@ -6,65 +6,23 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from small_folder import set_options
 from test_resume import run_in, what_counts
+from two_ranks import run_command
 
 from spcl_lib.runs import checkpoint, store
 from spcl_lib.runs.settings import make_config
-from spcl_lib.system import paths
 
 KILLS = 10
 MOST_STARTS = 60
 CUTS = 12
 
 
-# Importing torch takes seconds, so one process does it once and forks a process for every command.
-# It kills the command after some seconds; only the parent of a process knows that an id is its own.
-FORKS = """
-import os, signal, sys, time
-import torch
-import spcl_lib.runs.run
-from spcl_lib.__main__ import main
-torch.set_num_threads(1)
-for line in sys.stdin:
-    seconds, results, *arguments = line.split()
-    os.environ["SPCL_RESULTS"] = results
-    end = time.monotonic() + float(seconds)
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os._exit(main(arguments))
-    print(child, flush=True)
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
-    print(os.waitstatus_to_exitcode(ended[1]), flush=True)
-"""
-
-
-@pytest.fixture
-def forks(shared_cache):
-    """Starts commands: it reads seconds, folder of results and arguments.
-
-    It writes the process's id, and at its end the exit status.
-    """
-    changes = {"SPCL_CHECKPOINT_SECONDS": "0", "SPCL_CACHE": str(shared_cache)}
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS], env=os.environ | changes, cwd=paths.project(), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
-        yield process
-        process.stdin.close()
-
-
 def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
-    forks, results, tmp_path, tiny, monkeypatch
+    results, shared_cache, tmp_path, tiny, monkeypatch
 ):
     settings = tiny | {"eval_every": 2}  # 18 steps, with a checkpoint after each
     config = make_config("scenes", "en_scl", 1, "smoke", settings)
@@ -72,14 +30,12 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
     command += set_options(settings)
 
     def start(place, seconds, *words):
-        """Runs a command, kills it after so many seconds, and gives its exit status."""
-        print(seconds, place, *words, file=forks.stdin, flush=True)
-        forks.stdout.readline()
-        return int(forks.stdout.readline())
+        places = {"SPCL_RESULTS": str(place), "SPCL_CACHE": str(shared_cache)}
+        return run_command(words, places, seconds)
 
-    assert start(tmp_path / "first", 1e9, *command) == 0  # loads torch, and fills the cache
+    assert start(tmp_path / "first", None, *command) == 0  # loads torch, and fills the cache
     began = time.monotonic()
-    assert start(tmp_path / "whole", 1e9, *command) == 0
+    assert start(tmp_path / "whole", None, *command) == 0
     duration = time.monotonic() - began
     monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "whole"))
     expected = what_counts(store.run_folder(config))
@@ -101,7 +57,7 @@ def test_killed_ten_times_at_random_moments_it_goes_on_to_the_same_bits(
         if kills == KILLS:
             break
     assert kills == KILLS
-    assert start(killed, 1e9, *command, *repeat) == 0
+    assert start(killed, None, *command, *repeat) == 0
     assert what_counts(folder) == expected
     left = {file.name for file in killed.rglob("*") if file.is_file()}
     assert not {name for name in left if name.endswith(".tmp") or "checkpoint" in name}

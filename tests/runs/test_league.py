@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fake_runs import fake_run
 
 from spcl_lib.analysis import league as tables
 from spcl_lib.analysis.intervals import summary
@@ -26,13 +27,9 @@ def finish(config, score, by_pooling=None):
     """Pretends that a run has finished with this mAP."""
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    by_pooling = {"mean": score, "lse:0.3": score - 1} | (by_pooling or {})
-    metrics = {
-        "mAP": score, "mAP_by_pooling": by_pooling, "config": config.flat(), "train_seconds": 2.0,
-        "at_threshold": {"OF1": 50.0, "CF1": 40.0}, "at_0.5": {"OF1": 30.0, "CF1": 20.0},
-        "machine": {"device": "a machine"}, "train_images": 500, "report_images": 500,
-        "classes": list("abcdefghijkl"), "method": config.method,
-        "dataset": "scenes", "profile": "smoke", "seed": config.seed, "epochs": 8,
+    metrics = fake_run(config.method, config.seed, score, config.dataset, "smoke") | {
+        "mAP_by_pooling": {"mean": score, "lse:0.3": score - 1} | (by_pooling or {}),
+        "config": config.flat(), "at_threshold": {"OF1": 50.0, "CF1": 40.0},
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics))
 

@@ -181,13 +181,6 @@ def test_mistakes_about_places_are_one_line(predict, trained, tmp_path):
     assert_mistake(predict(new, "--out", tmp_path)[0], tmp_path, "no regular file")
 
 
-def test_a_run_without_a_threshold_needs_one(predict, trained, tmp_path):
-    run = shutil.copytree(trained[0], tmp_path / "run")
-    change_metrics(run, threshold=None)
-    assert_mistake(predict(trained[1] / "dog", run=run)[0], "--threshold 0.5")
-    assert predict(trained[1] / "dog", "--threshold", "0.5", run=run)[0].status == 0
-
-
 def test_weights_and_scores_that_are_no_numbers_are_refused(predict, trained, tmp_path):
     run = shutil.copytree(trained[0], tmp_path / "run")
     state = load_file(run / "weights.safetensors")

@@ -1,7 +1,6 @@
 """A run that was stopped at any moment continues to the metrics of an uninterrupted run."""
 
 import json
-import re
 import shutil
 import threading
 import time
@@ -13,7 +12,6 @@ from spcl_lib import train
 from spcl_lib.runs import checkpoint, run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system.files import lock_folder
-from spcl_lib.train import Progress
 
 TIMES = {"train_seconds", "wall_seconds", "finished", "machine"}
 
@@ -100,14 +98,6 @@ def test_every_epoch_is_told_once(results, tiny, monkeypatch):
     assert ["mAP" in row for row in told] == [False, True, True]
 
 
-def test_the_command_tells_its_epochs_on_stderr(spcl, tiny):
-    outcome = spcl("run", "--profile", "smoke", "--method", "an", "--seed", 2, **tiny)
-    said = outcome.err.replace("\r", "\n")  # among progress bars
-    line = r"^\d\d:\d\d:\d\d an seed 2: epoch (\d) of 3, loss \d\.\d{4}"
-    assert re.findall(line, said, re.MULTILINE) == ["1", "2", "3"]
-    assert "epoch" not in outcome.out
-
-
 def test_every_run_on_a_cpu_has_one_thread_unless_the_user_says_otherwise(
     results, tiny, monkeypatch
 ):
@@ -122,25 +112,6 @@ def test_every_run_on_a_cpu_has_one_thread_unless_the_user_says_otherwise(
         torch.set_num_threads(1)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert run.threads_of_a_run() == 3
-
-
-def test_a_slow_disk_gets_fewer_checkpoints(tmp_path, monkeypatch):
-    """At COCO's size a checkpoint has 5 GB."""
-    now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 30.0)
-    kept, saves = checkpoint.Checkpoint(tmp_path, make_config("scenes", "an")), []
-
-    def save(progress):
-        now[0] += 20.0
-        kept.saved, kept.cost = now[0], 20.0
-        saves.append(now[0])
-
-    monkeypatch.setattr(kept, "save", save)
-    for _ in range(100):
-        now[0] += 10.0
-        kept.after_step(Progress(epoch=1, step=1))
-    assert saves[0] == 50.0 and saves[1] - saves[0] == 220.0
 
 
 @pytest.mark.parametrize(
@@ -199,3 +170,110 @@ def test_a_checkpoint_of_other_settings_is_not_continued(results, tmp_path, tiny
     torch.save(state, folder / "checkpoint.pt")
     metrics, files = run_in(tmp_path / "mixed", config, monkeypatch)
     assert files.pop("checkpoint.pt.damaged") and (metrics, files) == expected
+
+
+# --- damaged checkpoints --------------------------------------------------------------------------
+
+
+NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+
+
+def state_of(file):
+    return torch.load(file, weights_only=True)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def flip_a_bit_of_the_weights(file):
+    content = bytearray(file.read_bytes())
+    weights = state_of(file)["model"]["head.weight"].numpy().tobytes()
+    content[content.index(weights) + 7] ^= 64
+    file.write_bytes(content)
+
+
+def leave_out_a_weight(file):
+    state = state_of(file)
+    del state["model"]["head.weight"]
+    torch.save(state, file)
+
+
+def change_a_shape(file):
+    state = state_of(file)
+    state["method"]["bank.heatmaps"] = torch.zeros(2, 2, 7, 7)
+    torch.save(state, file)
+
+
+DAMAGES = [cut, flip_a_bit_of_the_weights, leave_out_a_weight, change_a_shape]
+
+
+@pytest.fixture
+def stopped(results, tmp_path, tiny, monkeypatch):
+    """The folder of a run that was stopped after 8 of 18 steps; the run; its expected outcome."""
+    config = make_config("scenes", "scl", 0, "smoke", tiny)
+    expected = run_in(tmp_path / "whole", config, monkeypatch)
+    with monkeypatch.context() as patch:
+        die_after(patch, 8)
+        with pytest.raises(Stopped):
+            run_in(tmp_path / "stopped", config, monkeypatch)
+    return (
+        store.run_folder(config),
+        lambda: run_in(tmp_path / "stopped", config, monkeypatch),
+        expected,
+    )
+
+
+@pytest.fixture
+def first_steps(monkeypatch):
+    """The number of steps done before every start of the training."""
+    load, starts = checkpoint.Checkpoint.load, []
+
+    def noted(self):
+        progress = load(self)
+        starts.append(progress.epoch * 6 + progress.step)
+        return progress
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "load", noted)
+    return starts
+
+
+def without(outcome, *names):
+    return outcome[0], {name: content for name, content in outcome[1].items() if name not in names}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_run_goes_on_from_the_checkpoint_before(damage, stopped, first_steps, capsys):
+    folder, run_again, expected = stopped
+    damage(folder / NEWEST)
+    damaged = (folder / NEWEST).read_bytes()
+    outcome = run_again()
+    assert first_steps == [7]
+    aside = f"{NEWEST}.damaged"
+    assert (folder / aside).read_bytes() == damaged
+    assert without(outcome, aside) == expected
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
+    assert f"'{folder / NEWEST}'" in said and f"kept as '{aside}'" in said
+
+
+def test_the_run_starts_again_if_both_are_damaged(stopped, first_steps):
+    folder, run_again, expected = stopped
+    leave_out_a_weight(folder / NEWEST)  # the other weights are restored already
+    cut(folder / PREVIOUS)
+    outcome = run_again()
+    assert first_steps == [0]
+    assert without(outcome, f"{NEWEST}.damaged", f"{PREVIOUS}.damaged") == expected
+
+
+def test_killed_between_its_two_renamings_a_save_loses_nothing(stopped, first_steps):
+    folder, run_again, expected = stopped
+    (folder / NEWEST).replace(folder / PREVIOUS)
+    assert run_again() == expected and first_steps == [8]
+
+
+def test_a_checkpoint_of_before_a_setting_was_added_counts(stopped, first_steps):
+    folder, run_again, expected = stopped
+    state = state_of(folder / NEWEST)
+    del state["config"]["snapshots"]
+    torch.save(state, folder / NEWEST)
+    assert run_again() == expected and first_steps == [8]

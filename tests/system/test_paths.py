@@ -12,14 +12,6 @@ def test_a_home_folder_is_found(tmp_path, monkeypatch):
     assert paths.results() == tmp_path / "mine"
 
 
-def test_a_data_root_that_is_none_is_named(tmp_path):
-    link = tmp_path / "link"
-    link.symlink_to(link)
-    for root in (link, tmp_path / "nowhere"):
-        with pytest.raises(UserError, match=f"data root '{root}' does not exist.*SPCL_DATA"):
-            paths.data_root(root)
-
-
 def test_weights_are_found_beside_the_data_or_where_other_data_are(tmp_path, monkeypatch):
     file = tmp_path / "weights" / "resnet50_imagenet.pth"
     file.parent.mkdir()

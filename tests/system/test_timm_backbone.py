@@ -84,14 +84,6 @@ def test_weights_come_from_a_file_with_and_without_a_classifier(timm, name, clas
     assert loaded and all(torch.equal(value, saved[key]) for key, value in loaded.items())
 
 
-def test_weights_of_another_model_are_refused(timm, tmp_path):
-    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match="w.pth' do not fit timm:test_vit"):
-        build_backbone("timm:test_vit", tmp_path / "w.pth")
-    with pytest.raises(UserError, match="'torchvision' does not exist"):
-        build_backbone("timm:test_vit", "torchvision")
-
-
 def test_auto_means_the_weights_of_timm(timm, results, monkeypatch):
     create, asked = timm.create_model, []
 

@@ -76,12 +76,10 @@ def test_a_network_with_a_trained_head_only_reads_crops_of_its_maps(trace):
     assert not torch.allclose(found, trace.predict(1, views), atol=1e-3)  # of the crops themselves
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_the_first_crop_has_lost_the_label_and_shows_the_class(trace, known):
-    """Where the objects are not known, the heatmaps stand for them: here they are the same."""
-    if not known:
-        trace = replace(trace, data=replace(trace.data, class_map=None))
-        assert record_of(trace, 0)["regions"] is None
+def test_the_first_crop_has_lost_the_label_and_shows_the_class(trace):
+    """The objects are not known, so the heatmaps stand for them: here they are the same."""
+    trace = replace(trace, data=replace(trace.data, class_map=None))
+    assert record_of(trace, 0)["regions"] is None
     found = 0
     for image in range(len(trace.data)):
         view = explorer_page.view_without_label(trace, image)
@@ -91,7 +89,7 @@ def test_the_first_crop_has_lost_the_label_and_shows_the_class(trace, known):
         given = int(trace.observed[image].int().argmax())
         other = explorer_page.starting_class(trace, image)
         share = visible_fraction(fake_trace().region(image)[None], view)[0]
-        assert not in_view(share[given], 0.1 if known else 0.35)
+        assert not in_view(share[given], 0.35)
         assert other == given or share[other] > 0
     assert found >= 3
 
