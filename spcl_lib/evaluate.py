@@ -5,8 +5,6 @@ present, and give percent. With `ignored` (N, C) bool, an image is left out for 
 anything to count they are NaN.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -4,8 +4,6 @@ CL is SCL with one cell, the whole image. Both come from the paper. The distance
 second-hand sources say that the paper uses L1.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Evaluation of a finished run on labelled images, and the choice of a threshold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

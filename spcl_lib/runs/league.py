@@ -11,8 +11,6 @@
    in training and prediction, and with the two chosen poolings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One run, from configuration to metrics.json. A run can stop at any moment and resume later."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os

@@ -3,8 +3,6 @@
 It uses Pillow, because a matplotlib figure would take many times as long as the prediction.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
