@@ -94,6 +94,8 @@ def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(
     (block,) = blocks("Your own photographs", "bash")
     train, predict, audit = (shlex.split(line)[3:] for line in block.splitlines())
     assert main([*train, "--profile", "smoke", *set_options(QUICK)]) == 0
+    (held_out,) = results.rglob("report_images.txt")
+    assert [name.split("/")[0] for name in held_out.read_text().split()].count("cat") > 0
     assert main(predict) == 0 and main(audit) == 0, capsys.readouterr().err
     with open("predictions.csv", encoding="utf-8") as file:
         header, *rows = csv.reader(file)

@@ -1,6 +1,7 @@
 """`coco2014`, `coco2017`: MS-COCO, by pycocotools, which is needed only here."""
 
 import contextlib
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +72,7 @@ def parse_instances(file: Path) -> dict[str, Any]:
 
 def _parse(coco: Any, title: str) -> dict[str, Any]:
     images, classes = ([part[i] for i in sorted(part)] for part in (coco.imgs, coco.cats))
+    names = Counter(one["name"] for one in classes)
     row, column = ({one["id"]: n for n, one in enumerate(part)} for part in (images, classes))
     records = sorted(coco.dataset["annotations"], key=lambda record: row[record["image_id"]])
     image = torch.tensor([row[record["image_id"]] for record in records])
@@ -82,7 +84,10 @@ def _parse(coco: Any, title: str) -> dict[str, Any]:
     return {
         "ids": [one["id"] for one in images],
         "file_names": [one["file_name"] for one in images],
-        "classes": [one["name"] for one in classes],
+        "classes": [  # those of one name get their ids added
+            one["name"] if names[one["name"]] == 1 else f"{one['name']} {one['id']}"
+            for one in classes
+        ],
         "image": image,
         "label": torch.tensor([column[record["category_id"]] for record in records]),
         "box": (box / size[:, [1, 0, 1, 0]]).clamp(0, 1).float(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +92,10 @@ def main() -> None:
     parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
     options = parser.parse_args()
     end_with_parent()
-    print(execute(options.name, options.parameters, options.out))
+    try:
+        print(execute(options.name, options.parameters, options.out))
+    except UserError as error:
+        sys.exit(f"spcl: {error}")
 
 
 if __name__ == "__main__":

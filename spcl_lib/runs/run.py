@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,8 @@ def run(
     """Trains and evaluates one configuration, unless its run is finished; gives its metrics.
 
     The run's folder holds config.json, the weights, the running averages (bank), the scores of the
-    images in the report, snapshots if there are some, and metrics.json, which comes last. With
+    images in the report (report_images.txt names them, if they are a user's own), snapshots if
+    there are some, and metrics.json, which comes last. With
     several ranks, all call this, each trains on its own images, and rank 0 writes the files.
 
     Args:
@@ -193,7 +194,8 @@ def _train_and_report(own: Run, folder: Path, on_epoch: Listener) -> Metrics:
         "weights": parts.model.state_dict(), "bank": bank, "scores": scores,
         "snapshots": {} if parts.recorder is None else parts.recorder.tensors(),
     }  # fmt: skip
-    ranks.from_first(lambda: _write(folder, files, metrics))
+    names = parts.report.ids if own.config.dataset in ("folder", "table") else ()
+    ranks.from_first(lambda: _write(folder, files, names, metrics))
     return metrics
 
 
@@ -254,11 +256,16 @@ def _mean(scores: Tensor, data: ImageSet) -> float:
     return mean_average_precision(scores, data.labels, data.ignored)
 
 
-def _write(folder: Path, files: Mapping[str, Mapping[str, Tensor]], metrics: Metrics) -> None:
+def _write(
+    folder: Path, files: Mapping[str, Mapping[str, Tensor]], names: Sequence[str], metrics: Metrics
+) -> None:
     """Writes the results; metrics.json comes last, so that a run with it is complete."""
     (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run with other settings
     for name, tensors in files.items():
         if tensors:
             with atomic_write(folder / f"{name}.safetensors") as temporary:
                 save_tensors(tensors, temporary)
+    if names:
+        with atomic_write(folder / "report_images.txt") as temporary:
+            temporary.write_bytes(os.fsencode("".join(f"{name}\n" for name in names)))
     write_metrics(folder, metrics)

@@ -138,6 +138,14 @@ def test_regions_are_the_masks_at_the_centres_of_the_pixels(root, side, is_packe
             np.testing.assert_array_equal(regions[b, c], mask[y][:, x])
 
 
+def test_classes_of_one_name_get_their_ids(tmp_path):
+    content = small_coco()
+    for category in content["categories"][:2]:
+        category["name"] = "fish"
+    write_coco(tmp_path, content=content)
+    assert load_coco(tmp_path, "train", 16).classes == ("fish 1", "fish 7", "toothbrush")
+
+
 def test_boxes_are_fractions_of_the_image(root):
     data = load_coco(root, "train", 16)
     got = {(data.ids[n], data.classes[c], *(box * 24).round().int().tolist())

@@ -14,6 +14,8 @@ def test_a_wrong_parameter_is_an_error(tmp_path):
         notebooks.execute("01_train", {"methd": "an"}, tmp_path / "out.ipynb")
     with pytest.raises(UserError, match="unknown notebook '01_trian'. Did you mean '01_train'"):
         notebooks.check_parameters("01_trian", {})
+    with pytest.raises(UserError, match="unknown parameter of 01_train '1'"):
+        notebooks.check_parameters("01_train", [1])
     notebooks.check_parameters("01_train", {"method": "scl", "seed": 3, "force": True})
 
 
