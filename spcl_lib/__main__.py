@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         with explain_refusals():
             return options.command(options) or 0
     except (UserError, ModuleNotFoundError) as error:  # some packages are needed by few commands
-        print(f"spcl: error: {printable(str(error))}", file=sys.stderr)
+        print(f"spcl: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print(f"spcl: stopped{goes_on}", file=sys.stderr)

@@ -7,12 +7,15 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake in the input. Its message says what is wrong, where, and what would be right.
 
-    The command line and notebooks show it as one line, without a traceback.
+    It is one line, which the command line and notebooks show without a traceback.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows."""
-        return [f"UserError: {printable(str(self))}"]
+        return [f"UserError: {self}"]
 
 
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> UserError:
