@@ -179,12 +179,6 @@ def test_damaged_images_are_named_or_left_out_and_remembered(
         assert "left out: 3 of 5 images of split" in capsys.readouterr().out
 
 
-def test_a_split_without_an_intact_image_is_an_error(files):
-    for file in files:
-        file.write_bytes(b"")
-    assert "5 of 5 images" in message_of(decode, files, damaged="skip")
-
-
 def test_above_the_limit_images_are_read_from_their_files(files, monkeypatch, capsys):
     monkeypatch.setenv("SPCL_CACHE_GB", "9.5e-7")  # five images of 8 x 8 pixels are 960 bytes
     images = decode(files).images

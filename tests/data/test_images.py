@@ -1,7 +1,6 @@
 """Pictures of every kind and form become the same squares; what is no picture is named."""
 
 import hashlib
-import time
 
 import numpy as np
 import PIL
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from spcl_lib import UserError
 from spcl_lib.data import images
-from spcl_lib.data.images import LazyImages, map_in_threads, read_image, squares, try_image
+from spcl_lib.data.images import LazyImages, read_image, squares, try_image
 
 # SHA-256 of the squares of all kinds below; with another one, `images.VERSION` must change, too.
 GOLDEN = {1: "4110ec4c"}
@@ -142,16 +141,6 @@ def test_a_missing_file_and_a_picture_that_is_too_large_are_named(tmp_path, monk
 
 
 # --- many at a time -------------------------------------------------------------------------------
-
-
-def test_results_come_in_order_and_few_wait(monkeypatch):
-    monkeypatch.setattr(images, "count_cores", lambda: 3)
-    started = []
-    results = map_in_threads(lambda i: started.append(i) or i * i, range(200))
-    assert next(results) == 0
-    time.sleep(0.1)
-    assert len(started) < 30  # nobody takes the results, so no more are made
-    assert list(results) == [i * i for i in range(1, 200)]
 
 
 @pytest.fixture

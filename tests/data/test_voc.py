@@ -65,15 +65,6 @@ def test_voc2012_is_read_from_a_folder_of_its_own_and_choices_are_made_on_train(
     assert sorted(train.ids + report.ids) == sorted(voc_ids()["train"])  # none is in both
 
 
-def test_images_with_nothing_but_difficult_objects_are_not_trained_on_but_reported_on(voc):
-    for split, name in (("train", "000012"), ("val", "000002")):
-        for file in lists(voc).glob(f"*_{split}.txt"):
-            file.write_text(file.read_text().replace(f"{name}  1", f"{name}  0"))
-    train, report = load_splits(config_of(), voc)
-    assert "000012" not in train.ids and len(train) == 5
-    assert "000002" in report.ids and len(report) == 4
-
-
 # --- boxes ----------------------------------------------------------------------------------------
 
 OBJECTS = {  # of images of 24 x 18 pixels

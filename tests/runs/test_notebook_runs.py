@@ -54,18 +54,3 @@ def test_a_users_mistake_in_a_notebook_is_one_message(small, tmp_path):
     (error,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[-1].outputs
     assert len(error["traceback"]) == 1
     assert error["traceback"][0].startswith("UserError: unknown method 'sclx'")
-
-
-def test_made_again_in_place_it_keeps_outputs_and_counts_only(small, make):
-    file = small("from IPython.display import display", "display(x)", "x + 1")
-    ids = [cell.id for cell in nbformat.read(file, as_version=4).cells]
-    assert make.notebooks("small") == "small"
-    notebook = nbformat.read(file, as_version=4)
-    assert [cell.id for cell in notebook.cells] == ids
-    assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3, 4]
-    assert notebook.cells[-1].outputs[0]["data"] == {"text/plain": "2"}
-    kept = [dict(cell.metadata) for cell in notebook.cells]
-    assert kept == [{"tags": ["parameters"]}, {}, {}, {}]
-    first = file.read_bytes()
-    make.notebooks()
-    assert file.read_bytes() == first

@@ -75,13 +75,6 @@ def test_ctrl_c_ends_every_process(tasks):
         os.kill(int(long.log.read_text()), 0)
 
 
-def test_as_many_runs_as_cores_that_this_process_may_use(spcl, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 6}, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "with 3 side by side" in spcl("reproduce", "--list").out
-
-
 # --- runs -----------------------------------------------------------------------------------------
 
 
