@@ -52,13 +52,6 @@ def results(tmp_path, shared_cache, monkeypatch):
 
 
 @pytest.fixture
-def reference(tmp_path, monkeypatch):
-    """An empty folder of reference results."""
-    monkeypatch.setattr(paths, "reference", lambda: tmp_path / "reference")
-    return tmp_path / "reference"
-
-
-@pytest.fixture
 def own_kernels(monkeypatch):
     """Other processes find the package that is tested, installed or not."""
     found = [str(paths.project()), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -40,9 +40,9 @@ def browser():
         browser.close()
 
 
-def open_page(browser, **options):
+def open_page(browser):
     """A page; `page.complaints` are the console's errors."""
-    page = browser.new_page(**{"viewport": {"width": 1280, "height": 1000}} | options)
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.complaints = []
     page.on("console", lambda m: m.type == "error" and page.complaints.append(m.text))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
@@ -112,16 +112,11 @@ def traces():
 
 
 @pytest.fixture(scope="module")
-def file(traces, tmp_path_factory):
+def static(browser, traces, tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "explorer.html"
     write_explorer_page(file, *traces)
-    return file.as_uri()
-
-
-@pytest.fixture(scope="module")
-def static(browser, file):
     page = open_page(browser)
-    page.goto(file)
+    page.goto(file.as_uri())
     page.locator(".spcl-table tbody tr").first.wait_for(timeout=SOON)
     return page
 
@@ -247,25 +242,6 @@ def test_the_numbers_are_those_of_the_library(static, traces):
         if trace.region(image)[c].any():
             assert numbers[-3] == pytest.approx(100 * float(shares[c]), abs=0.51)
     static.locator(".spcl-flip").uncheck()
-
-
-def test_a_finger_drags_the_crop(browser, file):
-    page = open_page(browser, viewport={"width": 400, "height": 800}, has_touch=True)
-    page.goto(file)
-    page.locator(".spcl-whole").click()
-    page.locator(".spcl-stage").scroll_into_view_if_needed()
-    drag(page, page.locator(".spcl-se"), (-0.5, -0.5))
-    before = box_of(page)
-    part = page.locator(".spcl-crop").bounding_box()
-    x, y = part["x"] + part["width"] / 2, part["y"] + part["height"] / 2
-    fingers = page.context.new_cdp_session(page)
-    for kind, dx in (("touchStart", 0), ("touchMove", 20), ("touchMove", 60), ("touchEnd", None)):
-        points = [] if dx is None else [{"x": x + dx, "y": y}]
-        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    after = box_of(page)
-    assert after[0] > before[0] + 0.05 and after[1] == before[1]
-    assert page.complaints == []
-    page.close()
 
 
 def test_it_reads_heatmaps_as_the_bank_does(browser, traces):

@@ -66,9 +66,6 @@ def test_the_two_matrices_are_the_view_and_half_precision_and_autocast_lose_noth
     torch.testing.assert_close(half.float(), expected, atol=1e-3, rtol=0)
 
 
-# --- sampling -------------------------------------------------------------------------------------
-
-
 def farthest_apart(a, b):
     """Kolmogorov-Smirnov distance of two samples, over what 1 of 100 samples passes by chance."""
     every = np.sort(np.concatenate((a, b)))
@@ -114,9 +111,6 @@ def test_where_no_crop_fits_the_fallback_is_torchvisions_central_crop(ratio):
 def test_impossible_views_are_refused(boxes, flipped):
     with pytest.raises(ValueError, match="box|flipped"):
         Views(torch.tensor(boxes), torch.tensor(flipped))
-
-
-# --- RandomView ----------------------------------------------------------------------------------
 
 
 def test_a_random_view_samples_as_torchvision_does():

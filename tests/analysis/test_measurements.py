@@ -5,8 +5,6 @@ import math
 import pandas as pd
 import pytest
 import torch
-from small_folder import QUICK
-from small_voc import voc_ids, write_annotations
 
 from spcl_lib import HeatmapBank, Views
 from spcl_lib.analysis.measurements import kept, presence_in_views, score, visible_heat
@@ -43,17 +41,6 @@ def test_everything_is_measured_once_for_the_smallest_crops(configs, make, tmp_p
         found.to_csv(file, index=False)
     monkeypatch.setattr(paths, "reference", lambda: tmp_path)
     pd.testing.assert_frame_equal(kept(), found, check_dtype=False)
-
-
-def test_voc_is_measured_by_its_boxes(voc, results, make):
-    """The box covers the left third: the columns of 16 whose centres are left of it, 5 of 16."""
-    for split, side in (("train", 8), ("val", 24)):
-        objects = {i: [("person", 0, 0, side, 18)] for i in voc_ids()[split]}
-        write_annotations(voc / "VOCdevkit" / "VOC2007", objects)
-    config = make_config("voc2007", "an", 0, "smoke", QUICK | {"frozen": 0, "bank_size": 4})
-    run(config, voc)
-    found = make.measure([config], voc).query("measure == 'iou_whole' and split == 'train'")
-    assert set(found.query("group == 'all'").value) == {100 * 5 / 16}
 
 
 LEFT, RIGHT, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)

@@ -21,6 +21,7 @@ from spcl_lib.analysis.runs import (
 )
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.runs.league import LEAGUES
+from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
 
@@ -49,7 +50,10 @@ def test_results_are_the_unmodified_finished_runs(results):
         (("results", "scene", "cpu"), "Did you mean 'scenes'"),
     ],
 )
-def test_no_runs_or_unknown_names_give_one_message(results, reference, arguments, message):
+def test_no_runs_or_unknown_names_give_one_message(
+    results, arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(paths, "reference", lambda: tmp_path)
     with pytest.raises(UserError, match=re.escape(message)):
         load_runs(*arguments)
 

@@ -140,9 +140,6 @@ def test_a_missing_file_and_a_picture_that_is_too_large_are_named(tmp_path, monk
     assert "cannot be read: Image size (140 pixels) exceeds" in try_image(tmp_path / "image.png", 8)
 
 
-# --- many at a time -------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def files(tmp_path):
     return [save_noise(tmp_path / f"{i}.png") for i in range(7)]

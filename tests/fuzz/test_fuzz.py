@@ -183,8 +183,7 @@ def attack_photographs(rng, place):
     told = re.findall(r"(\d+) files are left out|left out (\d+):", said)
     if status == 0 and len(rows) + sum(int(a or b) for a, b in told) != count:
         return f"{count} files, {len(rows)} rows: {said[-400:]!r}"
-    _, error, _ = call(lambda: described(*list_folder_splits(place / "photos")))
-    return "" if error is None or isinstance(error, UserError) else where(error)
+    return ""
 
 
 COMMANDS = {

@@ -65,9 +65,6 @@ def needs_nothing_else(page):
     assert not re.search(r"\bsrc=[\"'](?!data:)", page)
 
 
-# --- the plan -------------------------------------------------------------------------------------
-
-
 def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results):
     tasks = plan.later_steps([scenes(overrides={"lr": 1e-3}), scenes("smoke")])
     names = [task.name for task in tasks]
@@ -91,9 +88,6 @@ def test_all_lists_the_data_that_are_there_and_says_which_are_not(spcl, voc, res
     assert outcome.status == 0
     assert "scenes-cpu:" in outcome.out and "voc2007-cpu" in outcome.out
     assert "without voc2012: " in outcome.out and "without imagenet: " in outcome.out
-
-
-# --- carrying it out ------------------------------------------------------------------------------
 
 
 def test_it_ends_in_a_table_and_a_page_and_does_nothing_twice(

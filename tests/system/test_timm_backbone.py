@@ -7,7 +7,7 @@ import torch
 from refusals import message_of
 from small_folder import make_folder
 
-from spcl_lib import Predictor, UserError
+from spcl_lib import Predictor
 from spcl_lib.model import MEAN, STD, SpatialClassifier, build_backbone, normalise
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import make_config
@@ -71,8 +71,8 @@ def test_dilation_makes_the_grid_twice_as_fine(timm):
     features, _ = build_backbone("timm:test_resnet", None, dilation=2)
     with torch.no_grad():
         assert features.eval()(torch.zeros(1, 3, 64, 64)).shape[2:] == (4, 4)
-    with pytest.raises(UserError, match="timm cannot make timm:test_vit.*dilation=1"):
-        build_backbone("timm:test_vit", None, dilation=2)
+    said = message_of(build_backbone, "timm:test_vit", None, dilation=2)
+    assert "timm cannot make timm:test_vit" in said and "dilation=1" in said
 
 
 @pytest.mark.parametrize(("name", "classes"), [("test_vit", 0), ("levit_128s", 7)])
