@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from spcl_lib import UserError
 from spcl_lib.data import images
-from spcl_lib.data.images import LazyImages, read_image, squares, try_image
+from spcl_lib.data.images import read_image, squares, try_image
 
 # SHA-256 of the squares of all kinds below; with another one, `images.VERSION` must change, too.
 GOLDEN = {1: "4110ec4c"}
@@ -143,16 +143,6 @@ def test_a_missing_file_and_a_picture_that_is_too_large_are_named(tmp_path, monk
 @pytest.fixture
 def files(tmp_path):
     return [save_noise(tmp_path / f"{i}.png") for i in range(7)]
-
-
-@pytest.mark.parametrize("which", [-1, slice(1, 4), torch.tensor([4, 0, 4])])
-def test_lazy_images_are_indexed_like_a_tensor(files, which):
-    eager = torch.from_numpy(np.stack([read_image(file, 8) for file in files]))
-    lazy = LazyImages(files, 8)
-    assert torch.equal(lazy[which], eager[which])
-    assert len(lazy) == 7 and lazy.shape == eager.shape
-    order = torch.tensor([6, 0, 3])
-    assert torch.equal(lazy.subset(order)[:], eager[order])
 
 
 # --- images in memory -----------------------------------------------------------------------------
