@@ -55,9 +55,6 @@ def assert_same(state, other):
     torch.testing.assert_close(state, other, rtol=0, atol=0, equal_nan=True)
 
 
-# --- the factored target --------------------------------------------------------------------------
-
-
 def test_the_factored_target_is_presence_in_the_image_times_the_visible_share_of_the_heat():
     method = new_method("scl", visibility=0.5)
     maps, _, indices, views = batch()

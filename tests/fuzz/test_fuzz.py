@@ -1,12 +1,13 @@
-"""The fuzzer: damaged files, odd photographs and options give a clear message or the truth.
+"""The fuzzer: damaged files, odd photographs, options and calls give a clear message or the truth.
 
-It takes half a minute, always with the same inputs. `SPCL_FUZZ_MINUTES=30` goes on for that
+It takes less than a minute, always with the same inputs. `SPCL_FUZZ_MINUTES=30` goes on for that
 time with random inputs. `SPCL_FUZZ_SEED=N` tries the one input that a fault names.
 """
 
 import contextlib
 import csv
 import io
+import math
 import os
 import random
 import re
@@ -20,18 +21,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damages import DAMAGES, ODD_WORDS
+from damages import DAMAGES, ODD_VALUES, ODD_WORDS
 from PIL import Image
 from small_folder import QUICK, make_folder, set_options, write_csv
 
-from spcl_lib import Predictor, UserError
+from spcl_lib import HeatmapBank, Predictor, UserError, Views, evaluate, spatial_consistency
 from spcl_lib.__main__ import main
 from spcl_lib.config import RunConfig
 from spcl_lib.data import voc
 from spcl_lib.data.folders import list_folder_splits, list_table
+from spcl_lib.data.images import squares
 
 MINUTES = float(os.environ.get("SPCL_FUZZ_MINUTES") or 0)
 SEED = os.environ.get("SPCL_FUZZ_SEED")
+CLEAR = (ValueError, TypeError, OverflowError, UserError)  # refusals of the library
 RUN = ["run", "--dataset", "folder", "--profile", "smoke", "--method", "en_scl", "--data-root",
        "photos", *set_options(QUICK)]  # fmt: skip
 
@@ -183,7 +186,8 @@ def attack_photographs(rng, place):
     told = re.findall(r"(\d+) files are left out|left out (\d+):", said)
     if status == 0 and len(rows) + sum(int(a or b) for a, b in told) != count:
         return f"{count} files, {len(rows)} rows: {said[-400:]!r}"
-    return ""
+    _, error, _ = call(lambda: described(*list_folder_splits(place / "photos")))
+    return "" if error is None or isinstance(error, UserError) else where(error)
 
 
 COMMANDS = {
@@ -230,6 +234,37 @@ def attack_command(rng, place):
     return f"{name}lost {lost}" if lost and "--force" not in words else ""
 
 
+KINDS = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64)
+SCORES, LABELS, MAPS = torch.rand(4, 3), torch.eye(4, 3).bool(), torch.rand(4, 3, 5, 5)
+WHOLE, BANK = Views.whole(4), HeatmapBank(4, 3, 4)
+CALLS = {
+    "average_precisions": (evaluate.average_precisions, (SCORES, LABELS)),
+    "precision_recall": (evaluate.precision_recall, (SCORES > 0.5, LABELS)),
+    "evaluate_scores": (evaluate.evaluate_scores, (SCORES, LABELS, ("a", "b", "c"))),
+    "squares": (lambda images, side: list(squares(images, side)), (MAPS[:, :3], 8)),
+    "spatial_consistency": (spatial_consistency, (MAPS, MAPS, MAPS[:, :1] > 0.1)),
+    "Views": (Views, (torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.zeros(1).bool())),
+    "Views.crop": (WHOLE.crop, (MAPS, 3)),
+    "bank.read": (BANK.read, (torch.arange(4), WHOLE, 3)),
+    "bank.update": (BANK.update, (torch.arange(4), WHOLE, MAPS)),
+}  # fmt: skip
+
+
+def attack_call(rng, place):
+    """A call with one odd argument; a refusal must be an error of the library's own."""
+    name = rng.choice(sorted(CALLS))
+    function, arguments = CALLS[name]
+    n = rng.choice([n for n, right in enumerate(arguments) if not isinstance(right, Views)])
+    odd = rng.choice(ODD_VALUES)
+    if isinstance(arguments[n], torch.Tensor) and rng.randrange(4):
+        odd = (arguments[n] * rng.choice((1, -1, 0, 1e30, math.nan))).to(rng.choice(KINDS))
+        odd = rng.choice((odd, odd[:0], odd[:1], odd[0], odd[None], odd.flatten()))
+    _, error, _ = call(lambda: function(*arguments[:n], odd, *arguments[n + 1 :]))
+    if error is None or isinstance(error, CLEAR) and 0 < len(str(error)) < 1000:
+        return ""
+    return f"{name}, argument {n}, {str(odd)[:100]} {getattr(odd, 'dtype', '')}: {where(error)}"
+
+
 @contextlib.contextmanager
 def copy_of(world):
     """The block lives in a copy of a folder, which ends with it."""
@@ -240,7 +275,7 @@ def copy_of(world):
     shutil.rmtree(place)
 
 
-OTHERS = {"photographs": attack_photographs, "commands": attack_command}
+OTHERS = {"photographs": attack_photographs, "commands": attack_command, "calls": attack_call}
 
 
 def test_no_input_gives_a_traceback_or_another_result_without_a_word(tmp_path, capsys):
@@ -254,7 +289,7 @@ def test_no_input_gives_a_traceback_or_another_result_without_a_word(tmp_path, c
         with copy_of(tmp_path / world) as place:
             sound[name] = read(place)
             assert sound[name] or world == "data"
-    ends = time.monotonic() + (0 if SEED else 60 * MINUTES or 25)
+    ends = time.monotonic() + (0 if SEED else 60 * MINUTES or 30)
     seed = int(SEED) if SEED else random.SystemRandom().randrange(10**9) if MINUTES else 0
     while time.monotonic() < ends or not tried:
         rng, name = random.Random(seed), [*FILES, *OTHERS][seed % len(FILES | OTHERS)]
