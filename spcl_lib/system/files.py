@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from spcl_lib.system.errors import UserError, is_out_of_memory
 from spcl_lib.system.paths import cache, results
 
-_PATIENCE = 1.0  # seconds to wait for a lock without a word
+_PATIENCE = 5.0  # seconds to wait for a lock without a word
 _FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
