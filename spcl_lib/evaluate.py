@@ -139,6 +139,7 @@ def evaluate_scores(
 
     An AP is None without a positive. "top_3" chooses the 3 highest-ranked classes of every image.
     """
+    require_tensor("scores", scores, ("N", "C"), "float")
     ap = average_precisions(scores, labels, ignored)
     highest = torch.zeros_like(scores, dtype=torch.bool)
     highest.scatter_(1, scores.topk(min(3, scores.shape[1]), 1).indices, True)
