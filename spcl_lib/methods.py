@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spcl_lib.bank import HeatmapBank, visible_share
 from spcl_lib.losses import TERMS, Context, MethodSettings, State, Term
 from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
-from spcl_lib.pooling import Pooling
+from spcl_lib.pooling import Pooling, logit
 from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system import ranks
 from spcl_lib.system.errors import UserError, unknown_name
@@ -210,8 +210,8 @@ class Method(nn.Module):
         image = Views.whole(len(views), views.boxes.device)
         heat, known = self.bank.read(indices, image, self.bank.size)
         wanted = self.pooling.presence(heat, known) * visible_share(heat, views) ** exponent
-        shift = _logit(wanted) - _logit(self.pooling.presence(target, seen))
-        return (_logit(target) + shift[..., None, None]).sigmoid()
+        shift = logit(wanted) - logit(self.pooling.presence(target, seen))
+        return (logit(target) + shift[..., None, None]).sigmoid()
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
         """The consistency term; target and seen as `HeatmapBank.read` gives them."""
@@ -269,7 +269,3 @@ class Method(nn.Module):
         """Lambda of an epoch: its linear ramp in the middle of this epoch."""
         middle = int(epoch) + 0.5 - self.settings.start
         return self.settings.weight * min(1.0, middle / max(self.settings.ramp, 1e-6))
-
-
-def _logit(p: Tensor) -> Tensor:
-    return torch.logit(p, eps=1 / 512)  # half a step of uint8

@@ -19,7 +19,6 @@ _USUAL = {
     "softmax": 1.0, "cells": 1.0, "cells_top": 0.1,
 }  # fmt: skip
 KINDS = tuple(_USUAL)
-_EPSILON = 1 / 512  # keeps probabilities away from 0 and 1 before a logit: half a step of uint8
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Pooling:
             is_top = self.kind == "cells_top"
             presence = self._top(cells, weight) if is_top else self._mean(cells, weight)
         else:
-            presence = self(torch.logit(heatmaps, eps=_EPSILON), seen).sigmoid()
+            presence = self(logit(heatmaps), seen).sigmoid()
         return presence.where(seen.sum((2, 3)) > 0, 0)
 
     def __str__(self) -> str:
@@ -167,3 +166,8 @@ def parse_pooling(text: str) -> Pooling:
 def pooling_of(model: object) -> Pooling:
     """The pooling of a model; the mean if the model has no attribute `pooling`."""
     return getattr(model, "pooling", MEAN_POOLING)
+
+
+def logit(p: Tensor) -> Tensor:
+    """The logits of probabilities, which it keeps away from 0 and 1 by half a step of uint8."""
+    return torch.logit(p, eps=1 / 512)

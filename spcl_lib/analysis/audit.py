@@ -142,7 +142,7 @@ def suggest(
     return missing, _best("wrong", 1 - presence * likely, given, most)
 
 
-def _best(kind: str, score: Tensor, asked: Tensor, most: int) -> Self:
+def _best(kind: str, score: Tensor, asked: Tensor, most: int) -> Suggestions:
     image, label = asked.nonzero(as_tuple=True)
     order = score[asked].argsort(descending=True, stable=True)[:most]
     box = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(order), 1)

@@ -239,7 +239,6 @@ SCORES, LABELS, MAPS = torch.rand(4, 3), torch.eye(4, 3).bool(), torch.rand(4, 3
 WHOLE, BANK = Views.whole(4), HeatmapBank(4, 3, 4)
 CALLS = {
     "average_precisions": (evaluate.average_precisions, (SCORES, LABELS)),
-    "precision_recall": (evaluate.precision_recall, (SCORES > 0.5, LABELS)),
     "evaluate_scores": (evaluate.evaluate_scores, (SCORES, LABELS, ("a", "b", "c"))),
     "squares": (lambda images, side: list(squares(images, side)), (MAPS[:, :3], 8)),
     "spatial_consistency": (spatial_consistency, (MAPS, MAPS, MAPS[:, :1] > 0.1)),

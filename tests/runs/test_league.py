@@ -134,8 +134,7 @@ def test_on_photographs_the_mean_over_held_out_parts_decides_between_the_best_se
 
 def test_the_cost_is_told_before_the_start(small, capsys):
     plan.show_league_plan(small, 2)
-    # 4 settings and 2 other lengths for each of an, gr, ren, full; 4 settings for gr_scl;
-    # 5 x 4 poolings; 5 x 2 x 2 at the end
+    # 4 terms x (4 settings + 2 lengths), 4 of gr_scl, 5 x 4 poolings, 5 x 2 x 2 at the end
     assert "to do: at most 68 runs, about 6 min in all with 2 side" in capsys.readouterr().out
     finish_rounds(small, lambda c: 50.0 + (c.pooling == "top"))
     assert sum(len(configs) for _, configs in small.rounds()) == small.most_runs() == 68
