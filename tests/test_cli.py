@@ -166,7 +166,7 @@ runpy.run_module("spcl_lib", run_name="__main__", alter_sys=True)
 """
 
 
-def test_from_a_shell_a_mistake_is_one_line_and_plots_and_notebooks_are_not_loaded(tmp_path):
+def test_from_a_shell_a_mistake_is_one_line_and_slow_packages_are_not_loaded(tmp_path):
     """It runs where only torch, torchvision, numpy and pillow (and small tools) are installed."""
     environment = os.environ | {"SPCL_RESULTS": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", SHELL], cwd=paths.project(),
@@ -177,7 +177,8 @@ def test_from_a_shell_a_mistake_is_one_line_and_plots_and_notebooks_are_not_load
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert {"spcl_lib", "torch"} <= loaded
     assert not loaded & {"matplotlib", "seaborn", "pandas", "papermill", "nbformat", "nbclient",
-                         "anywidget", "IPython", "pycocotools", "sklearn"}  # fmt: skip
+                         "anywidget", "IPython", "pycocotools", "sklearn",
+                         "torchvision"}  # fmt: skip
 
 
 # --- a system that refuses ------------------------------------------------------------------------

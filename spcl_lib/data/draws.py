@@ -12,7 +12,6 @@ The draw's seed is not the training seed: all methods and training seeds see the
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import masks_to_boxes
 
 from spcl_lib.data.image_set import ImageSet, Objects
 from spcl_lib.system.errors import UserError
@@ -90,6 +89,8 @@ def label_weights(labels: Tensor, objects: Objects, draw: str) -> Tensor:
 
 def objects_of_map(class_map: Tensor, num_classes: int) -> Objects:
     """The smallest box around the visible pixels of every class of an image, in (N, S, S)."""
+    from torchvision.ops import masks_to_boxes  # torchvision takes a second to import
+
     values = torch.arange(1, num_classes + 1, dtype=torch.uint8)
     masks = class_map[:, None] == values[:, None, None]  # (N, C, S, S)
     image, label = masks.flatten(2).any(2).nonzero(as_tuple=True)

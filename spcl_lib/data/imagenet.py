@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.datasets.folder import make_dataset
 
 from spcl_lib.data.image_set import ImageSet, hold_out, list_image_files
 from spcl_lib.data.images import ENDINGS
@@ -75,6 +74,8 @@ def _read_json(path: Path, publisher: str) -> Any:
 
 def list_training(folder: Path, wnids: tuple[str, ...]) -> list[Picture]:
     """All training images, by class and name. Classes may be missing."""
+    from torchvision.datasets.folder import make_dataset  # here: torchvision takes a second
+
     number = {wnid: c for c, wnid in enumerate(wnids) if (folder / wnid).is_dir()}
     found = number and make_dataset(str(folder), number, ENDINGS, allow_empty=True)
     if not found:

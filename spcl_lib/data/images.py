@@ -15,7 +15,6 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.functional import to_pil_image
 
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import count_cores
@@ -170,6 +169,8 @@ def _square(image: Any, side: int) -> np.ndarray:
 
 def _picture(pixels: Tensor) -> Image.Image:
     """The picture of a tensor (1 to 4, H, W)."""
+    from torchvision.transforms.functional import to_pil_image  # here: it takes a second
+
     if 0 in pixels.shape:
         raise ValueError(f"an image has no pixels: {tuple(pixels.shape)}")
     if pixels.is_floating_point():

@@ -11,8 +11,6 @@ from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
-from torchvision.datasets.utils import download_and_extract_archive
-from torchvision.datasets.voc import DATASET_YEAR_DICT as ARCHIVES
 
 from spcl_lib.data.image_set import ImageSet, Objects, list_image_files
 from spcl_lib.system.errors import UserError, unknown_name
@@ -104,16 +102,18 @@ def _read_annotation(file: Path) -> list[tuple[int, list[float]]]:
 
 def download(dataset: str, root: Path) -> Path:
     """Downloads trainval (0.5 to 2 GB) below the data root, wholly or not; gives its folder."""
+    from torchvision.datasets import utils, voc  # here: torchvision takes a second to import
+
     if dataset not in ("voc2007", "voc2012"):
         raise unknown_name("data set to download", dataset, ("voc2007", "voc2012"))
-    archive, partial = ARCHIVES[dataset[-4:]], root / f".{dataset}.download"
+    archive, partial = voc.DATASET_YEAR_DICT[dataset[-4:]], root / f".{dataset}.download"
     folder = voc_folder(root, int(dataset[-4:]))
     with lock_file(root / dataset):
         if folder.is_dir():
             return folder
         shutil.rmtree(partial, ignore_errors=True)  # a killed process may have left it
         try:
-            download_and_extract_archive(archive["url"], partial, md5=archive["md5"])
+            utils.download_and_extract_archive(archive["url"], partial, md5=archive["md5"])
             folder.parent.mkdir(exist_ok=True)
             os.replace(partial / archive["base_dir"], folder)
         except (OSError, RuntimeError, TarError) as error:

@@ -7,7 +7,6 @@ import matplotlib
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from spcl_lib.viewer.style import HEAT
 
@@ -58,5 +57,5 @@ def heat_colours(values: np.ndarray) -> np.ndarray:
 
 def picture_of(image: Tensor, side: int) -> Image.Image:
     """An image (3, S, S) in 0..255 as a picture of `side` pixels."""
-    whole = to_pil_image(image.round().clamp(0, 255).byte().cpu())
-    return whole.resize((side, side), Image.Resampling.BICUBIC)
+    pixels = image.round().clamp(0, 255).byte().cpu().permute(1, 2, 0)
+    return Image.fromarray(pixels.numpy()).resize((side, side), Image.Resampling.BICUBIC)

@@ -7,8 +7,7 @@ import tarfile
 import pytest
 from small_voc import voc_ids, write_lists
 from torchvision.datasets import utils
-
-from spcl_lib.data import voc
+from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def archive(monkeypatch, tmp_path):
     with tarfile.open(file, "w") as tar:
         tar.add(tmp_path / "source", "VOCdevkit")
     md5 = hashlib.md5(file.read_bytes()).hexdigest()
-    for known in voc.ARCHIVES.values():
+    for known in DATASET_YEAR_DICT.values():
         monkeypatch.setitem(known, "url", file.as_uri())
         monkeypatch.setitem(known, "md5", md5)
     monkeypatch.setattr(utils, "_urlretrieve", lambda url, place: shutil.copy(file, place))

@@ -24,11 +24,11 @@ import torch
 from damages import DAMAGES, ODD_VALUES, ODD_WORDS
 from PIL import Image
 from small_folder import QUICK, make_folder, set_options, write_csv
+from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from spcl_lib import HeatmapBank, Predictor, UserError, Views, evaluate, spatial_consistency
 from spcl_lib.__main__ import main
 from spcl_lib.config import RunConfig
-from spcl_lib.data import voc
 from spcl_lib.data.folders import list_folder_splits, list_table
 from spcl_lib.data.images import squares
 
@@ -66,7 +66,7 @@ def living_in(folder):
         patch.setenv("SPCL_RESULTS", str(folder / "results"))
         patch.setenv("SPCL_CACHE", str(folder / "cache"))
         patch.delenv("SPCL_DATA", raising=False)
-        for archive in voc.ARCHIVES.values():
+        for archive in DATASET_YEAR_DICT.values():
             patch.setitem(archive, "url", "http://localhost:9/none.tar")
         patch.chdir(folder)
         yield
