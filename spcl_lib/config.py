@@ -113,8 +113,11 @@ class RunConfig:
         return max(1, round(grid * self.crop_side / self.image_side))
 
     def digest(self) -> str:
-        """Eight characters that change with any value; a new setting does not change them."""
+        """Eight characters that change with any value; a new setting does not change them.
+
+        What a run records besides its results does not count.
+        """
         defaults = type(self)().flat()
-        values = {k: v for k, v in self.flat().items() if v != defaults[k]}
+        values = {k: v for k, v in self.replace(snapshots=0).flat().items() if v != defaults[k]}
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

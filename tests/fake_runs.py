@@ -7,6 +7,7 @@ from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.store import run_folder
 
 CLASSES = {"scenes": scenes.CLASSES, "voc2007": voc.CLASSES}
+FOLLOWED = {"snapshots": 64}
 # Roughly what a prototype gave; far enough apart that every verdict is settled.
 MEANS = {"an": 76.6, "cl": 78.7, "scl": 80.9, "en": 79.6, "en_cl": 80.1, "en_scl": 82.5,
          "full": 91.1}  # fmt: skip
@@ -21,7 +22,8 @@ def fake_run(method, seed, score, dataset="scenes", profile="cpu"):
         "train_seconds": 40.0 + seed, "train_images": 1000, "report_images": 2000,
         "classes": list(CLASSES[dataset]),
         "history": [{"epoch": e, "loss": 0.5 / e} for e in range(1, 17)],
-        "config": make_config(dataset, method, seed, profile).flat(), "finished": "2025-11-22",
+        "config": make_config(dataset, method, seed, profile, FOLLOWED).flat(),
+        "finished": "2025-11-22",
         "machine": {"commit": "abc1234", "python": "3.11.7", "torch": "2.11.0", "device": "a CPU"},
     }  # fmt: skip
 

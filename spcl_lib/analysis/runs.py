@@ -75,7 +75,7 @@ def load_runs(
 
 def _has(config: RunConfig, profile: str, overrides: Mapping[str, object] | None) -> bool:
     usual = make_config(config.dataset, config.method, config.seed, profile, overrides)
-    return config == replace(usual, content=config.content)
+    return config == replace(usual, content=config.content, snapshots=config.snapshots)
 
 
 def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from spcl_lib.config import RunConfig
@@ -17,12 +17,13 @@ from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.profiles import cost, duration, usual_profile
 from spcl_lib.runs.schedule import Task, run_all, run_tasks
 from spcl_lib.runs.settings import changes, make_config, methods_of
-from spcl_lib.runs.splits import identify_data
+from spcl_lib.runs.splits import identify_all
 from spcl_lib.runs.store import Run, run_folder
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
 FOLLOWED = 64  # images that the runs for 04_heatmaps follow over the epochs
+_FOLLOWING = ("scl", "an")  # their methods; the seed is 0
 _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet")
 
 
@@ -30,14 +31,18 @@ _EVERYWHERE = ("scenes", "voc2007", "voc2012", "coco2014", "coco2017", "imagenet
 class Experiment:
     """All runs on one data set with one profile."""
 
-    main: tuple[RunConfig, ...]  # the runs of the table: methods x seeds
-    followed: tuple[RunConfig, ...]  # they follow some images over the epochs, for 04_heatmaps
+    runs: tuple[RunConfig, ...]  # methods x seeds
     data_root: str | None
+
+    @property
+    def followed(self) -> list[RunConfig]:
+        """The runs that follow some images over the epochs, for 04_heatmaps and the explorer."""
+        return [c for method in _FOLLOWING for c in self.runs if c.snapshots and c.method == method]
 
     @property
     def name(self) -> str:
         """The folder of the runs, such as "scenes-cpu", and a code for changed settings, if any."""
-        first = self.main[0]
+        first = self.runs[0]
         digest = [first.digest()] if changes(first) else []
         return "-".join([run_folder(first).parent.name, *digest])
 
@@ -51,14 +56,14 @@ def experiment_of(
     data_root: str | Path | None = None,
 ) -> Experiment:
     """The experiment on one data set, by default with the paper's methods that it allows."""
-    own = dict(overrides or {})
     names, seeds = dict.fromkeys(methods or methods_of(dataset)), dict.fromkeys(seeds)
-    main = [make_config(dataset, m, s, profile, own) for m in names for s in seeds]
-    own = {"snapshots": FOLLOWED} | own
-    followed = [make_config(dataset, method, 0, profile, own) for method in ("scl", "an")]
-    content = identify_data(main[0], data_root).content
-    main, followed = (tuple(replace(c, content=content) for c in p) for p in (main, followed))
-    return Experiment(main, followed, data_root and str(paths.real_path(data_root)))
+
+    def config(method: str, seed: int) -> RunConfig:
+        follows = {"snapshots": FOLLOWED} if seed == 0 and method in _FOLLOWING else {}
+        return make_config(dataset, method, seed, profile, follows | dict(overrides or {}))
+
+    runs = identify_all([config(m, seed) for m in names for seed in seeds], data_root)
+    return Experiment(tuple(runs), data_root and str(paths.real_path(data_root)))
 
 
 def all_experiments(
@@ -80,41 +85,41 @@ def later_steps(experiments: Sequence[Experiment]) -> list[Task]:
     """Every notebook, those that show runs once for each experiment; and the explorers."""
     found = [task for experiment in experiments for task in _steps_of(experiment)]
     known = {task.arguments[1] for task in found}
-    found += [_execution(name, name, {}) for name in notebook_names() if name not in known]
+    found += [_execution(name, {}) for name in notebook_names() if name not in known]
     return sorted(found, key=lambda task: task.name)
 
 
 def _steps_of(experiment: Experiment) -> list[Task]:
     """The notebooks that show an experiment's runs, and its explorer."""
-    first = experiment.main[0]
+    first = experiment.runs[0]
     shown = {
         "dataset": first.dataset, "profile": first.profile,
         "overrides": shlex.join(f"{k}={v}" for k, v in changes(first).items()),
         "data_root": experiment.data_root or "",
     }  # fmt: skip
-    example = next((c for c in experiment.main if c.method == "scl"), first)
+    example = next((c for c in experiment.runs if c.method == "scl"), first)
     end = "" if experiment.name == "scenes-cpu" else f"-{experiment.name}"
+    config_file = {"config_file": str(run_folder(example) / "config.json")}
     steps = [
-        _execution(name, name + end, parameters, runs)
-        for name, parameters, runs in (
-            ("01_train", {"config_file": str(run_folder(example) / "config.json")}, [example]),
-            ("02_results", {"source": "results", **shown}, experiment.main),
-            ("04_heatmaps", {**shown, "images": FOLLOWED}, experiment.followed),
-        )
+        _execution("01_train", config_file, [example], end),
+        _execution("02_results", shown | {"source": "results"}, experiment.runs, end),
     ]
-    page = paths.results() / f"explorer-{experiment.name}.html"
-    arguments = ["spcl_lib", "explore", "--out", str(page), "--run"]
-    arguments += [str(run_folder(config)) for config in experiment.followed]
-    return [*steps, _task(arguments, page, [], experiment.followed)]
+    if followed := experiment.followed:
+        steps.append(_execution("04_heatmaps", shown | {"images": FOLLOWED}, followed, end))
+        page = paths.results() / f"explorer-{experiment.name}.html"
+        folders = [str(run_folder(config)) for config in followed]
+        arguments = ["spcl_lib", "explore", "--out", str(page), "--run", *folders]
+        steps.append(_task(arguments, page, [], followed))
+    return steps
 
 
 def _execution(
-    notebook: str, name: str, parameters: Mapping[str, object], runs: Sequence[RunConfig] = ()
+    name: str, parameters: Mapping[str, object], runs: Sequence[RunConfig] = (), end: str = ""
 ) -> Task:
-    """The execution of a notebook as results/notebooks/NAME.ipynb; `runs` are what it shows."""
-    page = paths.results() / "notebooks" / f"{name}.html"
-    arguments = ["spcl_lib.reproduce.pages", notebook, str(page.with_suffix(".ipynb"))]
-    return _task([*arguments, json.dumps(parameters)], page, [notebook_file(notebook)], runs)
+    """Executes a notebook as results/notebooks/NAME + end + .ipynb; `runs` are what it shows."""
+    page = paths.results() / "notebooks" / f"{name}{end}.html"
+    arguments = ["spcl_lib.reproduce.pages", name, str(page.with_suffix(".ipynb"))]
+    return _task([*arguments, json.dumps(parameters)], page, [notebook_file(name)], runs)
 
 
 def _task(arguments: list[str], page: Path, files: list[Path], runs: Sequence[RunConfig]) -> Task:
@@ -133,8 +138,8 @@ def show_plan(experiments: Sequence[Experiment], jobs: int) -> None:
     to_run = 0.0  # seconds
     for experiment in experiments:
         print(f"{experiment.name}:")
-        one = cost(experiment.main[0].dataset, experiment.main[0].profile)
-        for config in experiment.main + experiment.followed:
+        one = cost(experiment.runs[0].dataset, experiment.runs[0].profile)
+        for config in experiment.runs:
             done, folder = Run.of(config).metrics, run_folder(config)
             state = "to run" if done is None else f"finished, mAP {done['mAP']:.2f} %"
             print(f"  run   {folder.parent.name}/{folder.name:26} {state}")
@@ -154,9 +159,8 @@ def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
 
     failed: list[Task] = []
     for experiment in experiments:
-        runs = experiment.main + experiment.followed
-        failed += run_all(runs, experiment.data_root, jobs, force)
-        done = [metrics for c in experiment.main if (metrics := Run.of(c).metrics)]
+        failed += run_all(experiment.runs, experiment.data_root, jobs, force)
+        done = [metrics for c in experiment.runs if (metrics := Run.of(c).metrics)]
         print(f"\n{readable(done).to_string(index=False) if done else 'no run has finished'}\n")
     waiting = [task for task in later_steps(experiments) if force or not task.is_done()]
     failed += run_tasks(waiting, jobs, "pages")

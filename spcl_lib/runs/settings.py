@@ -66,9 +66,10 @@ def check_config(config: RunConfig) -> RunConfig:
 
 
 def changes(config: RunConfig) -> dict[str, object]:
-    """The settings that differ from the profile, by name."""
+    """The settings that differ from the profile, by name, and that the results depend on."""
     profile = make_config(config.dataset, config.method, config.seed, config.profile).flat()
-    return {k: v for k, v in config.flat().items() if v != profile[k] and k != "content"}
+    own = config.flat().items()
+    return {k: v for k, v in own if v != profile[k] and k not in ("content", "snapshots")}
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, str]:

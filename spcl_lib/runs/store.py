@@ -106,11 +106,16 @@ class Run:
 
     @property
     def metrics(self) -> Metrics | None:
-        """The content of metrics.json; None if the run has not finished."""
-        metrics = _read_metrics(self.folder)
+        """The content of metrics.json; None if the run has not finished.
+
+        A run that followed more images than the configuration says is as good.
+        """
+        if (metrics := _read_metrics(self.folder)) is None:
+            return None
         # A setting that is newer than the run has its default value, which keeps the old behaviour.
-        is_own = metrics is not None and RunConfig.from_flat(metrics["config"]) == self.config
-        return metrics if is_own else None
+        found = RunConfig.from_flat(metrics["config"])
+        wanted = self.config.replace(snapshots=max(found.snapshots, self.config.snapshots))
+        return metrics if found == wanted else None
 
     def finished(self) -> Metrics:
         """The metrics of a run that must have finished; else a UserError."""

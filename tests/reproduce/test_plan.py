@@ -68,7 +68,7 @@ def needs_nothing_else(page):
 def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results):
     tasks = plan.later_steps([scenes(overrides={"lr": 1e-3}), scenes("smoke")])
     names = [task.name for task in tasks]
-    assert len(scenes().main) == 7 * 3 and {c.method for c in scenes().followed} == {"scl", "an"}
+    assert len(scenes().runs) == 7 * 3 and {c.method for c in scenes().followed} == {"scl", "an"}
     assert len(set(names)) == len(names)
     notebooks = [task for task in tasks if task.arguments[0] == "spcl_lib.reproduce.pages"]
     assert {task.arguments[1] for task in notebooks} == set(notebook_names())
@@ -103,7 +103,7 @@ def test_it_ends_in_a_table_and_a_page_and_does_nothing_twice(
     out = spcl("reproduce", "--list").out
     assert "finished, mAP 76.60 %" in out and "page  02_results: finished" in out
     executed.clear()
-    (run_folder(finished.main[0]) / "metrics.json").touch()
+    (run_folder(finished.runs[-1]) / "metrics.json").touch()
     plan.reproduce([finished], 1, False)
     assert executed == ["02_results"]
 

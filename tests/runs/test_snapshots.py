@@ -63,14 +63,18 @@ def test_a_trace_of_a_users_folder_needs_no_fingerprint(results, tmp_path):
 def test_a_run_that_followed_no_image_has_the_same_bits_and_shows_its_last_epoch(
     method, results, tiny
 ):
-    configs = [config_of(method, tiny, snapshots=count) for count in (FOLLOWED, 0)]
-    metrics, folders = [run(config) for config in configs], [run_folder(c) for c in configs]
-    for key in ("mAP", "AP", "history"):
-        assert metrics[0][key] == metrics[1][key]
-    for name in ("weights.safetensors", *["bank.safetensors"] * (method != "an")):
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    assert (folders[0] / FILE).exists() and not (folders[1] / FILE).exists()
-    traces = [load_trace(config) for config in configs]
+    """One that followed some takes its place, and serves whoever asks for none."""
+    plain, followed = configs = [config_of(method, tiny, snapshots=n) for n in (0, FOLLOWED)]
+    folder, names = run_folder(plain), ["weights.safetensors", "bank.safetensors"]
+    assert folder == run_folder(followed)
+    metrics, contents, traces = [], [], []
+    for config in configs:
+        metrics.append(run(config))
+        contents.append([(folder / name).read_bytes() for name in names[: 1 + (method != "an")]])
+        assert (folder / FILE).exists() == (config == followed)
+        traces.insert(0, load_trace(config))
+    assert contents[0] == contents[1] and run(plain) == metrics[1]
+    assert all(metrics[0][key] == metrics[1][key] for key in ("mAP", "AP", "history"))
     assert list(traces[0].epochs) == [1, 2, 3] and list(traces[1].epochs) == [3]
     assert traces[0].averaged == traces[1].averaged == (method == "scl")
     for name in ("heatmaps", "seen"):
