@@ -16,7 +16,7 @@ from spcl_lib.system.shapes import require_seen, require_tensor
 # The kinds, with the usual strength of those that have one.
 _USUAL = {
     "mean": 0.0, "boost": 5.0, "lse": 1.0, "top": 0.25, "attention": 0.0, "probability": 0.0,
-    "softmax": 1.0, "cells": 1.0, "cells_top": 0.1,
+    "softmax": 1.0, "cells": 1.0, "cells_top": 0.1, "cells_sure": 0.0,
 }  # fmt: skip
 KINDS = tuple(_USUAL)
 
@@ -31,9 +31,10 @@ class Pooling:
     weighted by a softmax over the cells (Jouanneau et al.). "probability": logit of the mean of
     sigmoid(f).
 
-    In the last three the classes compete: their logit is that of p, which sums to 1 over the
-    classes. "softmax": of the mean logits; the strength is its temperature. "cells" (ours): mean of
-    the softmax in every cell. "cells_top" (ours): the same over the highest cells of every class.
+    In the last four the classes compete: their logit is that of p, which sums to 1 over the
+    classes. "softmax": of the mean logits; the strength is its temperature. "cells": mean of the
+    softmax in every cell (ours; Pathak et al., 2015, take a class's highest cell). "cells_top": the
+    same over the highest cells of every class. "cells_sure": weighted by how sure every cell is.
     """
 
     kind: str = "mean"
@@ -49,7 +50,7 @@ class Pooling:
     @property
     def competes(self) -> bool:
         """Whether the classes compete, so that heatmaps are distributions over the classes."""
-        return self.kind in ("softmax", "cells", "cells_top")
+        return self.kind == "softmax" or self.kind.startswith("cells")
 
     @property
     def temperature(self) -> float:
@@ -86,6 +87,8 @@ class Pooling:
         """
         if self.competes:  # the heat is what these kinds pool
             cells, weight = heatmaps.flatten(2), seen.flatten(2).to(heatmaps)
+            if self.kind == "cells_sure":
+                weight = weight * _sureness(cells)
             is_top = self.kind == "cells_top"
             presence = self._top(cells, weight) if is_top else self._mean(cells, weight)
         else:
@@ -96,10 +99,10 @@ class Pooling:
         """What `parse_pooling` reads: "mean", "lse:0.3"."""
         return f"{self.kind}:{self.strength:g}" if self.strength else self.kind
 
-    # Each takes cells (B, C, G * G) and their weight (B, 1 or C, G * G) in {0, 1}.
+    # Each takes cells (B, C, G * G) and their weight (B, 1 or C, G * G), 0 where nothing was seen.
 
     def _mean(self, cells: Tensor, weight: Tensor) -> Tensor:
-        return (cells * weight).sum(2) / weight.sum(2).clamp(min=1)
+        return (cells * weight).sum(2) / weight.sum(2).clamp(min=1e-6)
 
     def _boost(self, cells: Tensor, weight: Tensor) -> Tensor:
         return self._mean(torch.where(cells > 0, self._strength * cells, cells), weight)
@@ -130,6 +133,16 @@ class Pooling:
 
     def _cells_top(self, cells: Tensor, weight: Tensor) -> Tensor:
         return _logit_of_log(self._top(cells.softmax(1), weight).clamp(min=1e-30).log())
+
+    def _cells_sure(self, cells: Tensor, weight: Tensor) -> Tensor:
+        own = cells.softmax(1)
+        return _logit_of_log(self._mean(own, weight * _sureness(own)).clamp(min=1e-30).log())
+
+
+def _sureness(cells: Tensor) -> Tensor:
+    """1 - entropy / log C of distributions over the classes (B, C, G * G): (B, 1, G * G)."""
+    entropy = -(cells * cells.clamp(min=1e-30).log()).sum(1, keepdim=True)
+    return 1 - entropy / math.log(max(2, cells.shape[1]))
 
 
 def _log_mean_exp(cells: Tensor, weight: Tensor, empty: float) -> Tensor:

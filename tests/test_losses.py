@@ -99,6 +99,12 @@ def ren(s, p, z, r=0.7, hidden=0.0):
     return (w * np.where(z == 1, -np.log(p), n)).sum() / w.sum()
 
 
+def en_cells(s, p, z):
+    possible = (PRESENCE.numpy() >= THRESHOLD.numpy()) & (z == 0)
+    left = np.maximum(1 - (p * possible).sum(1), 1e-3)
+    return annotated(s, p, z) + np.log(left).mean()
+
+
 CASES = {
     "an": (stateless.assume_negative, lambda s, p, z: cross(p, z).mean()),
     "an_ls": (stateless.label_smoothing, lambda s, p, z: cross(p, 0.1 + 0.8 * z).mean()),
@@ -126,6 +132,10 @@ CASES = {
     "ren": (ren_of(), ren),
     "ren, hidden positives": (ren_of(hidden_share=1.2), lambda *a: ren(*a, hidden=0.2)),
     "crisp": (state_of("crisp", priors=PRIORS), crisp),
+    "en_cells": (
+        lambda s, z, c: state_of("en_cells", threshold=THRESHOLD)(s, z, context(presence=PRESENCE)),
+        en_cells,
+    ),
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def slow(kind, cells, strength):
 
 
 USUAL = {"mean": 0, "boost": 5.0, "lse": 1.0, "top": 0.25, "attention": 0, "probability": 0}
-COMPETING = {"softmax": 2.0, "cells": 2.0, "cells_top": 0.3}
+COMPETING = {"softmax": 2.0, "cells": 2.0, "cells_top": 0.3, "cells_sure": 0.0}
 CASES = [*USUAL.items(), ("lse", 3.0), ("top", 0.5)]
 
 
@@ -76,7 +76,10 @@ def slow_competing(kind, maps, strength):
     if kind == "softmax":
         return softmax([sum(cells) / n for cells in maps], strength)
     is_top = kind == "cells_top"
-    cells = [softmax([m[i] for m in maps], 1.0 if is_top else strength) for i in range(n)]
+    cells = [softmax([m[i] for m in maps], strength if kind == "cells" else 1) for i in range(n)]
+    if kind == "cells_sure":
+        sure = [1 + sum(p * math.log(p) for p in cell) / math.log(len(cell)) for cell in cells]
+        return [np.average(plane, weights=sure) for plane in zip(*cells, strict=True)]
     planes = [sorted(plane, reverse=True) for plane in zip(*cells, strict=True)]
     count = math.ceil(strength * n) if is_top else n
     return [sum(plane[:count]) / count for plane in planes]
@@ -85,7 +88,7 @@ def slow_competing(kind, maps, strength):
 @pytest.mark.parametrize("is_usual", [True, False])
 @pytest.mark.parametrize("kind", COMPETING)
 def test_a_pooling_in_which_classes_compete_is_its_formula(kind, is_usual):
-    usual = {"softmax": 1.0, "cells": 1.0, "cells_top": 0.1}[kind]
+    usual = {"softmax": 1.0, "cells": 1.0, "cells_top": 0.1, "cells_sure": 0.0}[kind]
     strength, f, seen = usual if is_usual else COMPETING[kind], maps(), torch.zeros(B, 1, G, G)
     seen[:, :, 1:3, :3] = 1
     pooling = Pooling(kind, 0.0 if is_usual else strength)

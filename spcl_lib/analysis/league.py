@@ -19,7 +19,7 @@ from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import Run
 
 Content = Mapping[str, Any]  # of a file league-DATASET.json
-OURS = frozenset({"ren", "cells"})  # our own terms
+OURS = frozenset({"ren", "cells", "en_cells"})  # our own terms
 WHOSE = ("sees all labels", "the paper", "ours", "another paper", "another paper, with SCL")
 
 

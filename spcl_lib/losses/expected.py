@@ -12,7 +12,13 @@ from torch import Tensor
 
 from spcl_lib.losses.settings import MethodSettings
 from spcl_lib.losses.state import Context, State
-from spcl_lib.losses.stateless import assume_negative, count_penalty, masked_negatives, robust_terms
+from spcl_lib.losses.stateless import (
+    annotated_only,
+    assume_negative,
+    count_penalty,
+    masked_negatives,
+    robust_terms,
+)
 from spcl_lib.system import ranks
 
 
@@ -60,6 +66,22 @@ class ExpectedNegatives(State):
         if self.settings.expected_count == "estimated":
             k = max(1.0, class_priors(presence, labels).sum().item())
         self.threshold.copy_(expected_negative_threshold(presence, labels, k))
+
+
+class ExpectedCompetitors(ExpectedNegatives):
+    """EN where the classes compete (ours): -log(p / (1 - the p of the possible positives)).
+
+    The annotated class has to win against the expected negatives alone. Contrastive learning leaves
+    likely false negatives out of its softmax in the same way (Huynh et al., WACV 2022).
+    """
+
+    def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
+        loss = annotated_only(s, z, context)
+        if context.presence is None:
+            return loss
+        possible = self.possible(context.presence) & ~z.bool()
+        left = 1 - (s.sigmoid() * possible).sum(1)
+        return loss + left.clamp(min=1e-3).log().mean()
 
 
 class PseudoRobust(ExpectedNegatives):

@@ -50,6 +50,7 @@ TERMS: dict[str, Term] = {
     "softmax": Term("Softmax", of.annotated_only, _EVERYBODY, pooling="softmax"),
     "softmax_ls": Term("Softmax-LS", of.smoothed_annotated_only, _EVERYBODY, pooling="softmax"),
     "cells": Term("Cells", of.annotated_only, "ours", pooling="cells"),
+    "en_cells": Term("EN-Cells", expected.ExpectedCompetitors, "ours", True, pooling="cells"),
     "an_ls": Term("AN-LS", of.label_smoothing, _COLE),
     "wan": Term("WAN", of.weak_negatives, _COLE),
     "epr": Term("EPR", of.expected_positive_regularisation, _COLE),

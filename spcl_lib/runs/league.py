@@ -50,7 +50,7 @@ def _pairs(first: str, second: str, *values: tuple[float, float]) -> tuple[Setti
 
 
 _GRIDS: dict[str, tuple[Settings, ...]] = {
-    "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
+    **dict.fromkeys(("en", "en_cells"), ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5})),
     "ren": tuple(
         {"prior_weight": w, "hidden_share": h, "robustness": r}
         for w, h, r in ((0.5, 0.0, 0.7), (1.0, 0.5, 0.7), (1.0, 0.5, 1.0), (0.0, 1.0, 1.0))
@@ -71,6 +71,10 @@ POOLINGS: tuple[Settings, ...] = (
     {"pooling": "lse", "pooling_strength": 0.3}, {"pooling": "lse", "pooling_strength": 1.0},
     {"pooling": "boost", "pooling_strength": 2.0}, {"pooling": "top"},
 )  # fmt: skip
+# Of the terms that need a pooling of their own, by its kind.
+_OWN_POOLINGS: dict[str, tuple[Settings, ...]] = {
+    "": POOLINGS, "softmax": (), "cells": ({"pooling": "cells_sure"},)
+}  # fmt: skip
 
 
 def league_methods(dataset: str, only: Sequence[str] = ()) -> list[str]:
@@ -174,7 +178,7 @@ class League:
         """What a step tries for a method, with the choices of the steps before it."""
         term = METHODS[method].term
         if step == "pooling":
-            tried = [] if METHODS[method].row.pooling else POOLINGS  # it has one of its own
+            tried = _OWN_POOLINGS[METHODS[method].row.pooling]
             return [self.chosen(method) | pooling for pooling in ({}, *tried)]
         if step == "length":
             usual = self.chosen(method, "settings")

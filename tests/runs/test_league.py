@@ -98,6 +98,7 @@ def test_classes_that_compete_are_read_by_their_own_pooling(results, monkeypatch
         for config in configs:
             finish(config, 50.0, {"softmax": 60.0 + (config.scale_min == 1), "mean": 70.0})
     assert made.chosen("softmax")["scale_min"] == 1
+    assert [s.get("pooling") for s in made.tried("softmax", "pooling")] == [None]
     assert tables.collect(made)["final"][0]["mAP"] == [61.0, 61.0]
 
 
