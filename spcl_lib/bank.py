@@ -162,13 +162,3 @@ class HeatmapBank(nn.Module):
         shape = (len(average), 1, self.size, self.size)
         noise = torch.rand(shape, generator=generator) * (1 - 2**-16)  # no byte overflows
         return average.add_(noise.to(average.device))
-
-
-def visible_share(heat: Tensor, views: Views) -> Tensor:
-    """Share v (B, C) of a class's heat that a view shows, of heatmaps (B, C, W, W) (ours).
-
-    It is the sum of H^2 over the view's cells / the sum of H^2; 0 for a class without heat.
-    """
-    squares = heat.square()
-    shown = (squares * views.visible(heat.shape[-1])).sum((2, 3))
-    return shown / squares.sum((2, 3)).clamp(min=1e-12)

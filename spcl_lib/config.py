@@ -17,7 +17,7 @@ from spcl_lib.pooling import KINDS
 from spcl_lib.system.errors import UserError
 
 # Settings of earlier versions, with the values of their defaults and profiles.
-RETIRED = {"pretrain_images": (10000, 4000), "pretrain_epochs": (12, 4)}
+RETIRED = {"pretrain_images": (10000, 4000), "pretrain_epochs": (12, 4), "visibility": (0,)}
 
 _MOST_IMAGES, _MOST_PIXELS, _MOST_SEEDS = 10**9, 2**14, 2**31
 _ABOVE_0 = 1e-12

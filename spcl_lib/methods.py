@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spcl_lib.bank import HeatmapBank, visible_share
+from spcl_lib.bank import HeatmapBank
 from spcl_lib.losses import TERMS, Context, MethodSettings, State, Term
 from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
-from spcl_lib.pooling import Pooling, logit
+from spcl_lib.pooling import Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system import ranks
-from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.errors import unknown_name
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.views import Views
 
@@ -149,8 +149,6 @@ class Method(nn.Module):
         self.settings, self.term = settings or MethodSettings(), self.spec.row.loss
         self.pooling = pooling or self.spec.pooling(Pooling())
         self.spatial = self.spec.consistency == "scl"  # heatmaps, not one value per class
-        if self.settings.visibility and self.pooling.competes:
-            raise UserError("where classes compete, visibility must be 0: it shifts each alone")
         has_state, shape = self.spec.row.has_state, (num_images, num_classes)
         if labels is not None:
             require_tensor("labels", labels, shape)
@@ -187,7 +185,6 @@ class Method(nn.Module):
         context = Context(indices, epoch, self.epochs, self.settings, presence)
         total = self.term(logits, labels, context)
         if active and self.spec.consistency:
-            target = self._factored(target, seen, indices, views)
             total = total + self._weight(epoch) * self._agreement(cells, target, seen)
         return total
 
@@ -198,20 +195,6 @@ class Method(nn.Module):
         if self.pooling.competes:
             logits = self.pooling.temperature * F.logsigmoid(logits)  # its softmax is p
         return logits[..., None, None], Views.whole(len(views), maps.device)
-
-    def _factored(self, target: Tensor, seen: Tensor, indices: Tensor, views: Views) -> Tensor:
-        """The target, shifted as logits until its presence is that in the image * v ** visibility.
-
-        The first factor says whether the class is in the image, v how much of it the view shows.
-        """
-        exponent = self.settings.visibility
-        if not (exponent and self.spatial):
-            return target
-        image = Views.whole(len(views), views.boxes.device)
-        heat, known = self.bank.read(indices, image, self.bank.size)
-        wanted = self.pooling.presence(heat, known) * visible_share(heat, views) ** exponent
-        shift = logit(wanted) - logit(self.pooling.presence(target, seen))
-        return (logit(target) + shift[..., None, None]).sigmoid()
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
         """The consistency term; target and seen as `HeatmapBank.read` gives them."""

@@ -16,7 +16,6 @@ from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.model import SpatialClassifier, build_backbone, normalise
 from spcl_lib.pooling import Pooling
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError
 
 B, C, G, N = 4, 3, 3, 6
 LABELS = F.one_hot(torch.tensor([0, 2, 1, 1, 0, 2]), C).bool()
@@ -53,24 +52,6 @@ def state_of(method):
 
 def assert_same(state, other):
     torch.testing.assert_close(state, other, rtol=0, atol=0, equal_nan=True)
-
-
-def test_the_factored_target_is_presence_in_the_image_times_the_visible_share_of_the_heat():
-    method = new_method("scl", visibility=0.5)
-    maps, _, indices, views = batch()
-    method.update(random_maps(N, 1), torch.arange(N), Views.whole(N), 0)
-    target, seen = method.bank.read(indices, views, G)
-    found = method.pooling.presence(method._factored(target, seen, indices, views), seen)
-    heat = method.bank.heatmaps[indices]
-    whole = method.pooling.presence(heat, torch.ones(B, 1, 5, 5))
-    shown = (heat**2 * views.visible(5)).sum((2, 3)) / (heat**2).sum((2, 3))
-    torch.testing.assert_close(found, whole * shown.sqrt(), rtol=0, atol=2e-2)
-    assert not torch.allclose(found, method.pooling.presence(target, seen), atol=0.05)
-
-
-def test_classes_that_compete_have_no_factored_target():
-    with pytest.raises(UserError, match="visibility"):
-        new_method("cells_scl", visibility=1.0)
 
 
 # --- formulas -------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import mean_average_precision, predict_maps, predict_scores
 from spcl_lib.methods import PAPER_METHODS, Method
 from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
-from spcl_lib.pooling import MEAN_POOLING
+from spcl_lib.pooling import MEAN_POOLING, logit
 from spcl_lib.reproduce.plan import FOLLOWED
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.league import League, Settings, run_league
@@ -524,8 +524,8 @@ class CropMethod(Method):
 
     The label becomes 1 - (1 - 1 / C) (1 - area)^2 ("crop size": Soft Augmentation, Liu et al., CVPR
     2023), the share v of its heat in the crop ("heatmap"), or whether the crop shows it ("truth",
-    for comparison only). The target is that of visibility=1 ("factored"), or 0 ("empty"). Nothing
-    of this was tuned.
+    for comparison only). The target is shifted, as logits, until its presence is that in the image
+    times v ("factored"), or 0 ("empty"). Nothing of this was tuned.
     """
 
     label: str
@@ -535,6 +535,7 @@ class CropMethod(Method):
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
     ) -> Tensor:
+        self.batch = indices, views
         if self.label != "given" and epoch >= self.settings.start:
             labels = labels * self._of_label(indices, views)
         return super().loss(maps, labels, indices, views, epoch)
@@ -548,7 +549,17 @@ class CropMethod(Method):
         return 1 - (1 - 1 / self.num_classes) * (1 - area).square()
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
-        return super()._agreement(cells, target * (self.target != "empty"), seen)
+        target = target * (self.target != "empty")
+        if self.target == "factored":
+            target = self._factored(target, self.pooling.presence(target, seen))
+        return super()._agreement(cells, target, seen)
+
+    def _factored(self, target: Tensor, presence: Tensor) -> Tensor:
+        indices, views = self.batch
+        heat, known = self.bank.read(indices, Views.whole(len(views)), self.bank.size)
+        wanted = self.pooling.presence(heat, known) * visible_heat(self.bank, indices, views)
+        shift = logit(wanted) - logit(presence)
+        return (logit(target) + shift[..., None, None]).sigmoid()
 
 
 def worth(dataset: str, profile: str) -> str:
@@ -573,7 +584,7 @@ def _train_on_crops(
     if file.is_file():
         return json.loads(file.read_text())
     torch.set_num_threads(1)
-    settings: Settings = {"scale_min": scale, "visibility": float(target == "factored")}
+    settings: Settings = {"scale_min": scale}
     if method == "an":  # with heatmaps, which only the label reads
         method, settings["weight"] = "scl", 0.0
     config = make_config(dataset, method, seed, profile, settings)

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from spcl_lib.bank import HeatmapBank, visible_share
+from spcl_lib.bank import HeatmapBank
 from spcl_lib.pooling import Pooling
 from spcl_lib.system import paths
 from spcl_lib.views import Views
@@ -43,10 +43,16 @@ def presence_in_views(
 
 
 def visible_heat(bank: HeatmapBank, indices: Tensor, views: Views) -> Tensor:
-    """Share v (B, C) of B views, see `visible_share`; some images at a time."""
-    parts = torch.arange(len(indices)).split(_AT_ONCE)
-    whole = (bank.read(indices[p], Views.whole(len(p)), bank.size)[0] for p in parts)
-    return torch.cat([visible_share(heat, views[p]) for heat, p in zip(whole, parts, strict=True)])
+    """Share v (B, C) of a class's heat that each of B views shows; 0 for a class without heat.
+
+    It is the sum of H^2 over the view's cells / the sum of H^2.
+    """
+    found = []
+    for p in torch.arange(len(indices)).split(_AT_ONCE):
+        squares = bank.read(indices[p], Views.whole(len(p)), bank.size)[0].square()
+        shown = (squares * views[p].visible(bank.size)).sum((2, 3))
+        found.append(shown / squares.sum((2, 3)).clamp(min=1e-12))
+    return torch.cat(found)
 
 
 def score(target: Tensor, truth: Tensor, asked: Tensor) -> float:

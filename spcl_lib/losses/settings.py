@@ -20,10 +20,6 @@ class MethodSettings:
     start: int = setting(2, "epochs before consistency, EN, APL, Crisp and GPR's labels begin")
     ramp: float = setting(2.0, "epochs in which lambda grows linearly from 0")
     distance: str = setting("bce", "d of the consistency terms", choices=DISTANCES)
-    visibility: float = setting(
-        0.0, "e: SCL's target has the presence in the image * v^e, v is the share of its heat in "
-        "the crop; 0: as read through the crop", high=10,
-    )  # fmt: skip
     momentum: float = setting(0.8, "mu of the running averages", high=0.9999)
     bank_size: int = setting(16, "W, cells along each side of a heatmap", 1, 1024)
     bank_dtype: str = setting(
