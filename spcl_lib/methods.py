@@ -20,7 +20,7 @@ from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
 from spcl_lib.pooling import Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system import ranks
-from spcl_lib.system.errors import unknown_name
+from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.shapes import require_tensor
 from spcl_lib.views import Views
 
@@ -45,7 +45,13 @@ class MethodSpec:
     def pooling(self, chosen: Pooling) -> Pooling:
         """The pooling of its network: the chosen one, unless its term needs another than "mean"."""
         own = self.row.pooling
-        return Pooling(own) if own and chosen.kind == "mean" else chosen
+        if not own or chosen.competes:
+            return chosen
+        if chosen.kind != "mean":
+            raise UserError(
+                f"{self.row.title} needs a pooling in which classes compete: {own}, ..."
+            )
+        return Pooling(own)
 
     def bank(
         self, shape: tuple[int, int], own: MethodSettings, annotated: Tensor | None, **options: Any

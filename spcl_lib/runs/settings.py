@@ -147,4 +147,4 @@ def _check_together(config: RunConfig) -> None:
         raise UserError(f"{report}, which trains on all images, goes with the data set folder")
     if config.held_out and (config.report != "val" or config.dataset in _OWN_VALIDATION):
         raise UserError(f"held_out={config.held_out} does not go with {report} of {config.dataset}")
-    Pooling(config.pooling, config.pooling_strength)  # checks itself
+    METHODS[config.method].pooling(Pooling(config.pooling, config.pooling_strength))  # both check
