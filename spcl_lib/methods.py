@@ -48,9 +48,7 @@ class MethodSpec:
         if not own or chosen.competes:
             return chosen
         if chosen.kind != "mean":
-            raise UserError(
-                f"{self.row.title} needs a pooling in which classes compete: {own}, ..."
-            )
+            raise UserError(f"{self.row.title} needs a pooling where classes compete, as {own}")
         return Pooling(own)
 
     def bank(

@@ -165,7 +165,7 @@ def test_every_setting_says_what_it_is_and_refuses_what_lies_outside(field):
         (
             "softmax",
             {"pooling": "lse"},
-            "Softmax needs a pooling in which classes compete: softmax",
+            "needs a pooling where classes compete, as softmax",
         ),
     ],
 )
