@@ -50,7 +50,7 @@ def _pairs(first: str, second: str, *values: tuple[float, float]) -> tuple[Setti
 
 
 _GRIDS: dict[str, tuple[Settings, ...]] = {
-    **dict.fromkeys(("en", "en_cells"), ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5})),
+    "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
     "ren": tuple(
         {"prior_weight": w, "hidden_share": h, "robustness": r}
         for w, h, r in ((0.5, 0.0, 0.7), (1.0, 0.5, 0.7), (1.0, 0.5, 1.0), (0.0, 1.0, 1.0))
