@@ -4,7 +4,11 @@ All values are ours, unless a comment says otherwise. We chose them on validatio
 `report=val`, which never use the data of the final results.
 """
 
+import functools
+import json
 from pathlib import Path
+
+from spcl_lib.system import paths
 
 _MOBILENET = {
     "backbone": "mobilenet_v2", "image_side": 192, "crop_side": 160, "eval_side": 160,
@@ -89,19 +93,20 @@ PROFILES: dict[str, Profiles] = {  # by data set
 }  # fmt: skip
 
 
-# What the league of COCO chose for its best methods, see 06_benchmark; photographs of one's own are
-# most like COCO's. With REN's usual values, a model calls nearly every image "person".
-_ROBUST = {"robustness": 0.7, "prior_weight": 0.5}
-_CHOSEN: dict[str, dict[str, object]] = {
-    "en_scl": {"weight": 0.1}, "ren": _ROBUST, "ren_scl": _ROBUST,
-    "gpr": {"count_weight": 0.001}, "gpr_scl": {"count_weight": 0.001, "weight": 0.1},
-}  # fmt: skip
-_OWN = ("folder", "table", "coco18")
+_OWN = ("folder", "table")
+
+
+@functools.cache
+def _chosen_by_league() -> dict[str, dict[str, object]]:
+    """What the league of COCO chose for every method with the mean, see 06_benchmark."""
+    content = json.loads((paths.reference() / "league-coco18.json").read_bytes())
+    return {entry["method"]: entry["settings"] for entry in reversed(content["final"])}
 
 
 def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object]:
-    """The settings of a profile that are for one method."""
-    return dict(_CHOSEN.get(method, {})) if dataset in _OWN and profile == "frozen" else {}
+    """The settings of a profile that are for one method: one's own photographs are like COCO's."""
+    is_own = dataset in _OWN and profile == "frozen"
+    return dict(_chosen_by_league().get(method, {})) if is_own else {}
 
 
 def usual_dataset(data_root: str | Path | None) -> str:
@@ -113,7 +118,7 @@ def usual_dataset(data_root: str | Path | None) -> str:
 
 def usual_profile(dataset: str | None) -> str:
     """The default profile: the fast one for a user's own images."""
-    return "frozen" if dataset in _OWN else "cpu"
+    return "frozen" if dataset in (*_OWN, "coco18") else "cpu"
 
 
 def usual_method(profile: str) -> str:
