@@ -65,13 +65,11 @@ def test_its_findings_are_settled_by_the_kept_results():
             rival = best_on_held_out(content, pooling, "another paper")
             assert name == "scenes" or gain(part, "scl").high < 0  # "SCL lowers AN"
             assert name == "scenes" or gain(part, "en_scl", rival).verdict != "ahead"
-            ours = best_on_held_out(content, pooling, "ours")
-            if pooling == "own":
-                assert ours == ("ren" if name == "scenes" else "ren_scl")
-                assert gain(part, ours, rival).verdict == "ahead"
     whole = whole_table(read_kept("full-training-voc2007"))
     assert gain(whole, "en_scl", "gpr").verdict == "not settled"
-    own = league_table(read_kept("league-voc2007-some")).query("pooling == 'own'")
+    content = read_kept("league-voc2007-some")
+    own = league_table(content).query("pooling == 'own'")
+    assert {"cells:2"} < {e["predicts"] for e in content["final"] if e["method"] == "scl"}
     assert gain(own, "cells", "full").low > 0 and gain(own, "scl", "full").verdict == "not settled"
 
 
