@@ -10,15 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spcl_lib.losses import stateless as of
 from spcl_lib.losses.settings import MethodSettings
 from spcl_lib.losses.state import Context, State
-from spcl_lib.losses.stateless import (
-    annotated_only,
-    assume_negative,
-    count_penalty,
-    masked_negatives,
-    robust_terms,
-)
 from spcl_lib.system import ranks
 
 
@@ -56,8 +50,8 @@ class ExpectedNegatives(State):
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
         if context.presence is None:
-            return assume_negative(s, z)
-        return masked_negatives(s, z, self.possible(context.presence))
+            return of.assume_negative(s, z)
+        return of.masked_negatives(s, z, self.possible(context.presence))
 
     def end_epoch(self, done: int, presence: Tensor | None, labels: Tensor) -> None:
         if presence is None:
@@ -76,7 +70,7 @@ class ExpectedCompetitors(ExpectedNegatives):
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
-        loss = annotated_only(s, z, context)
+        loss = of.annotated_only(s, z, context)
         if context.presence is None:
             return loss
         possible = self.possible(context.presence) & ~z.bool()
@@ -92,13 +86,13 @@ class PseudoRobust(ExpectedNegatives):
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
-        loss, v = robust_terms(s, z, context)
+        loss, v = of.robust_terms(s, z, context)
         if context.presence is None:
             return loss.mean()
         weight = (1 - v).clamp(self.settings.pseudo_least, 0.7)
         pseudo = -weight * (0.9 * F.logsigmoid(s) + 0.1 * F.logsigmoid(-s))
         loss = torch.where(self.possible(context.presence) & ~z.bool(), pseudo, loss)
-        penalty = count_penalty(s, self.settings.expected_positives)
+        penalty = of.count_penalty(s, self.settings.expected_positives)
         return loss.mean() + self.settings.count_weight * penalty
 
 
@@ -150,7 +144,7 @@ class ClassPriors(State):
         return (2 * priors * missed + (p.mean(0) - priors).abs()).mean()
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
-        return self.crisp(s, z) if self.knows_priors(context) else assume_negative(s, z)
+        return self.crisp(s, z) if self.knows_priors(context) else of.assume_negative(s, z)
 
     def observe(self, s: Tensor, context: Context) -> None:
         self.keep(self.predictions, context, s.sigmoid())

@@ -71,10 +71,7 @@ POOLINGS: tuple[Settings, ...] = (
     {"pooling": "lse", "pooling_strength": 0.3}, {"pooling": "lse", "pooling_strength": 1.0},
     {"pooling": "boost", "pooling_strength": 2.0}, {"pooling": "top"},
 )  # fmt: skip
-# Of the terms that need a pooling of their own, by its kind.
-_OWN_POOLINGS: dict[str, tuple[Settings, ...]] = {
-    "": POOLINGS, "softmax": (), "cells": ({"pooling": "cells_sure"},)
-}  # fmt: skip
+_BY_OWN: dict[str, tuple[Settings, ...]] = {"": POOLINGS, "cells": ({"pooling": "cells_sure"},)}
 
 
 def league_methods(dataset: str, only: Sequence[str] = ()) -> list[str]:
@@ -178,7 +175,7 @@ class League:
         """What a step tries for a method, with the choices of the steps before it."""
         term = METHODS[method].term
         if step == "pooling":
-            tried = _OWN_POOLINGS[METHODS[method].row.pooling]
+            tried = _BY_OWN.get(METHODS[method].row.pooling, ())  # that which its term needs
             return [self.chosen(method) | pooling for pooling in ({}, *tried)]
         if step == "length":
             usual = self.chosen(method, "settings")

@@ -4,7 +4,6 @@ All values are ours, unless a comment says otherwise. We chose them on validatio
 `report=val`, which never use the data of the final results.
 """
 
-import functools
 import json
 from pathlib import Path
 
@@ -96,17 +95,16 @@ PROFILES: dict[str, Profiles] = {  # by data set
 _OWN = ("folder", "table")
 
 
-@functools.cache
-def _chosen_by_league() -> dict[str, dict[str, object]]:
-    """What the league of COCO chose for every method with the mean, see 06_benchmark."""
-    content = json.loads((paths.reference() / "league-coco18.json").read_bytes())
-    return {entry["method"]: entry["settings"] for entry in reversed(content["final"])}
-
-
 def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object]:
-    """The settings of a profile that are for one method: one's own photographs are like COCO's."""
-    is_own = dataset in _OWN and profile == "frozen"
-    return dict(_chosen_by_league().get(method, {})) if is_own else {}
+    """The settings of a profile that are for one method.
+
+    One's own photographs are like COCO's, whose league chose settings, see 06_benchmark.
+    """
+    if dataset not in _OWN or profile != "frozen":
+        return {}
+    content = json.loads((paths.reference() / "league-coco18.json").read_bytes())
+    # The first entry of a method is that with the mean.
+    return next((e["settings"] for e in content["final"] if e["method"] == method), {})
 
 
 def usual_dataset(data_root: str | Path | None) -> str:

@@ -54,8 +54,8 @@ def run(
 
     The run's folder holds config.json, the weights, the running averages (bank), the scores of the
     images in the report (report_images.txt names them, if they are a user's own), snapshots if
-    there are some, and metrics.json, which comes last. With
-    several ranks, all call this, each trains on its own images, and rank 0 writes the files.
+    there are some, and metrics.json, which comes last. With several ranks, all call this, each
+    trains on its own images, and rank 0 writes the files.
 
     Args:
         config: the configuration.
