@@ -63,7 +63,7 @@ from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.league import League, Settings, run_league
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.notebooks import describe_figures, execute, notebook_file, notebook_names
-from spcl_lib.runs.schedule import RUNS_IN_TURN, run_all
+from spcl_lib.runs.schedule import run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.snapshots import load_trace
 from spcl_lib.runs.splits import identify_all, load_splits
@@ -250,10 +250,10 @@ def _jobs() -> int:
     return 1 if choose_device().type == "cuda" else count_cores()
 
 
-def _finish(configs: Sequence[RunConfig], in_turn: int = RUNS_IN_TURN) -> list[RunConfig]:
+def _finish(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """Makes the unfinished runs, and gives all with the fingerprint of their data."""
     known = identify_all(list(dict.fromkeys(configs)), None)
-    failed = run_all(known, None, _jobs(), in_turn=in_turn)
+    failed = run_all(known, None, _jobs())
     if failed:
         raise UserError("; ".join(f"{task.name} failed, see {task.log}" for task in failed))
     return known
@@ -262,7 +262,7 @@ def _finish(configs: Sequence[RunConfig], in_turn: int = RUNS_IN_TURN) -> list[R
 def runs(dataset: str, profile: str) -> str:
     """Keeps the runs of the paper's methods."""
     configs = [make_config(dataset, m, s, profile) for m in methods_of(dataset) for s in SEEDS]
-    found = [Run.of(config).finished() for config in _finish(configs, in_turn=1)]
+    found = [Run.of(config).finished() for config in _finish(configs)]
     return str(keep(f"{dataset}-{profile}", {"runs": found}))
 
 
@@ -636,7 +636,7 @@ def whole(dataset: str) -> str:
         method: [make_config(dataset, method, seed, "cpu", settings) for seed in SEEDS]
         for method, settings in chosen.items()
     }
-    _finish([config for same in runs.values() for config in same], in_turn=1)
+    _finish([config for same in runs.values() for config in same])
     return str(keep(f"full-training-{dataset}", {
         "dataset": dataset, "profile": "cpu", "seeds": list(SEEDS),
         "final": [{"method": m, "mAP": _scores(same)} for m, same in runs.items()],

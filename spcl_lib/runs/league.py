@@ -20,7 +20,7 @@ from typing import Any
 from spcl_lib.config import RunConfig
 from spcl_lib.data.image_set import HELD_OUT, PARTS
 from spcl_lib.methods import METHODS
-from spcl_lib.runs.schedule import RUNS_IN_TURN, Task, run_all
+from spcl_lib.runs.schedule import Task, run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.runs.store import Run
@@ -240,7 +240,6 @@ def run_league(league: League, jobs: int) -> list[Task]:
     """Runs all rounds without the finished runs; returns the failed tasks."""
     for title, configs in league.rounds():
         title = f"{league.dataset} {title}"
-        failed = run_all(configs, league.data_root, jobs, title=title, in_turn=RUNS_IN_TURN)
-        if failed:
+        if failed := run_all(configs, league.data_root, jobs, title=title):
             return failed
     return []

@@ -1,5 +1,6 @@
 """The scheduler: starts a process for each run or notebook, several at the same time."""
 
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from spcl_lib.runs.run import prepare, threads_of_a_run
 from spcl_lib.runs.store import Run, write_summary
 from spcl_lib.system.processes import PARENT
 
-RUNS_IN_TURN = 8  # of a process that makes short runs
+PROCESS_SECONDS = 150  # a process makes several short runs, because its start takes seconds
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Task:
     name: str  # in messages
     arguments: Sequence[str]  # of `python -m`
     log: Path  # the output is appended to it
-    is_done: Callable[[], bool]  # whether the result exists
+    is_done: Callable[[], bool]  # whether the results exist
+    count: int = 1  # of results
 
 
 def run_all(
@@ -37,25 +39,26 @@ def run_all(
     jobs: int,
     force: bool = False,
     title: str = "runs",
-    in_turn: int = 1,
 ) -> list[Task]:
     """Makes the unfinished runs on one data set; gives the failed tasks, and rewrites the summary.
 
-    At most `jobs` processes run at a time. Each makes `in_turn` runs, because its start takes
-    seconds. Missing data, and results that cannot be written, are found before any run starts.
+    At most `jobs` processes run at a time. Missing data, and results that cannot be written, are
+    found before any run starts.
     """
     runs = [Run.of(config, data_root) for config in dict.fromkeys(configs)]
     waiting = [run for run in runs if force or run.metrics is None]
-    chunks = [waiting[i : i + in_turn] for i in range(0, len(waiting), in_turn)]
-    tasks = [_task_of(chunk, force) for chunk in chunks]
+    tasks: list[Task] = []
     if waiting:
         # One with heatmaps, if there is one: this finds out whether they fit into the memory.
         first = min(
             (run.config for run in waiting), key=lambda c: METHODS[c.method].consistency != "scl"
         )
-        seconds = duration(cost(first.dataset, first.profile))
-        print(f"{len(waiting)} of {len(runs)} runs to do, {jobs} side by side; one run: {seconds}")
+        seconds = cost(first.dataset, first.profile)
+        todo = f"{len(waiting)} of {len(runs)} runs to do, {jobs} side by side"
+        print(f"{todo}; one run: {duration(seconds)}")
         prepare(first, data_root)
+        parts = jobs * math.ceil(len(waiting) * seconds / (jobs * PROCESS_SECONDS))
+        tasks = [_task_of(waiting[i::parts], force) for i in range(min(parts, len(waiting)))]
     failed = run_tasks(tasks, jobs, title)
     write_summary()
     return failed
@@ -66,14 +69,17 @@ def _task_of(runs: Sequence[Run], force: bool) -> Task:
     more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
     arguments = ["spcl_lib", "run", "--config", *(str(run.write_config()) for run in runs)]
     arguments += ["--force"] if force else []
-    return Task(name + more, arguments, log, lambda: all(run.metrics is not None for run in runs))
+    return Task(
+        name + more, arguments, log, lambda: all(run.metrics is not None for run in runs), len(runs)
+    )
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
     """Runs tasks, at most `jobs` at a time, with a bar; returns those that failed."""
     waiting, failed = list(tasks), []
     running: list[tuple[Task, subprocess.Popen]] = []
-    bar = tqdm(total=len(tasks), desc=title, unit="run", smoothing=0, disable=not tasks)
+    total = sum(task.count for task in tasks)
+    bar = tqdm(total=total, desc=title, unit="run", smoothing=0, disable=not tasks)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -83,7 +89,7 @@ def run_tasks(tasks: Sequence[Task], jobs: int, title: str) -> list[Task]:
             time.sleep(0.02)
             for task, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((task, process))
-                bar.update()
+                bar.update(task.count)
                 if process.returncode or not task.is_done():
                     failed.append(task)
                     cause = _cause(process.returncode, task.log)

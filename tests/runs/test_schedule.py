@@ -101,11 +101,11 @@ def test_a_run_is_started_with_one_file_that_says_all_of_it(results, asked):
 def test_what_is_finished_is_not_run_again_and_short_runs_share_a_process(results, asked):
     write_results(fake_runs(methods=("an",), seeds=(0,)))
     configs = [make_config("scenes", "an", seed) for seed in range(6)]
-    assert schedule.run_all(configs, None, 1, in_turn=3) == []
-    assert [len(task.arguments) - 3 for task in asked] == [3, 2]
-    assert [task.name for task in asked] == ["an-seed1 and 2 more", "an-seed4 and 1 more"]
+    assert schedule.run_all(configs, None, 2) == []
+    assert [task.count for task in asked] == [len(task.arguments) - 3 for task in asked] == [3, 2]
+    assert [task.name for task in asked] == ["an-seed1 and 2 more", "an-seed2 and 1 more"]
     assert not any(task.is_done() for task in asked)
-    write_results(fake_runs(methods=("an",), seeds=range(1, 4)))
+    write_results(fake_runs(methods=("an",), seeds=(1, 3, 5)))
     assert [task.is_done() for task in asked] == [True, False]
 
 
@@ -173,11 +173,12 @@ def test_killed_as_a_whole_it_leaves_no_process_and_goes_on_to_the_same_bits(
     # Another number of runs side by side changes nothing.
     again = subprocess.run([*command, "1"], cwd=paths.project(), capture_output=True, text=True)
     assert again.returncode == 0, again.stdout + again.stderr
+    logs = "".join((folder / "log.txt").read_text() for folder in folders)
     for folder, whole in zip(folders, expected, strict=True):
         metrics = json.loads((folder / "metrics.json").read_text())
         for key in ("mAP", "AP", "history", "at_0.5", "top_3"):
             assert metrics[key] == json.loads(json.dumps(whole[key]))
-        assert f"{whole['method']} seed 0: epoch 6 of 6" in (folder / "log.txt").read_text()
+        assert f"{whole['method']} seed 0: epoch 6 of 6" in logs
     names = {file.name for file in killed.rglob("*") if file.is_file()}
     assert {name for name in names if name[0] == "."} <= {".lock", ".summary.csv.lock"}
     assert not any(name.endswith(".tmp") or name == "checkpoint.pt" for name in names)
