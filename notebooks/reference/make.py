@@ -605,12 +605,27 @@ def _train_on_crops(
 def league(dataset: str, *methods: str) -> str:
     """Keeps the league of a data set: what the search tried and chose, and the final runs.
 
-    The league of some methods only is kept as one of its own, league-DATASET-some.
+    The league of some methods is kept as one of its own, league-DATASET-some. Those that it had
+    before stay as they are, because every method chooses for itself.
     """
-    made = League(dataset, methods)
+    made, name = League(dataset, methods), f"league-{dataset}{'-some' if methods else ''}"
     if run_league(made, _jobs()):
         raise UserError(f"runs failed; ./reproduce.sh --league --dataset {dataset} names them")
-    return str(keep(f"league-{dataset}{'-some' if methods else ''}", leagues.collect(made)))
+    content = leagues.collect(made)
+    joins = methods and (HERE / f"{name}.json").is_file()
+    return str(keep(name, _joined(read_kept(name), content) if joins else content))
+
+
+def _joined(kept: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A kept league in which the methods of a new one take the place of their earlier entries."""
+    for key in ("dataset", "profile", "seeds"):
+        if kept[key] != new[key]:
+            raise UserError(f"the kept league has {key} {kept[key]}, this one {new[key]}")
+    rows = {}
+    for key in ("search", "final"):
+        made = {row["method"] for row in new[key]}
+        rows[key] = [row for row in kept[key] if row["method"] not in made] + new[key]
+    return new | rows
 
 
 _RATES = ("lr", "weight_decay", "start")

@@ -239,7 +239,6 @@ class League:
 def run_league(league: League, jobs: int) -> list[Task]:
     """Runs all rounds without the finished runs; returns the failed tasks."""
     for title, configs in league.rounds():
-        title = f"{league.dataset} {title}"
-        if failed := run_all(configs, league.data_root, jobs, title=title):
+        if failed := run_all(configs, league.data_root, jobs, title=f"{league.dataset} {title}"):
             return failed
     return []

@@ -132,9 +132,7 @@ class Run:
         observed = draw_labels(train, self.config.draw, self.config.label_seed)
         stored = self.folder / "bank.safetensors"
         bank = bank_of(load_tensors(stored)) if stored.is_file() else None
-        return FinishedRun(
-            self.config, self.folder, metrics, model, train, report, observed, bank
-        )  # fmt: skip
+        return FinishedRun(self.config, self.folder, metrics, model, train, report, observed, bank)
 
     def write_config(self) -> Path:
         """Writes config.json, which is enough to start this run."""
