@@ -191,23 +191,21 @@ def overview(file: Path = HERE / "overview.png") -> str:
     target, _ = trace.bank(-1, image).read(torch.tensor([0]), view, trace.heatmaps.shape[-1])
     full, crop = (picture_of(part[0], 240) for part in (whole, view.crop(whole, 64)))
     label, other = (f"“{trace.data.classes[c]}”" for c in (given, hidden))
-    shown = [
-        (full, f"one image, one label:\n{label}"),
-        (crop, f"a crop that lost it: AN still\nasks for {label}, nothing else"),
-        (draw_heat(full, heat[given]), f"heatmap of {label},\nits label"),
-        (draw_heat(full, heat[hidden]), f"heatmap of {other},\nwhich nobody labelled"),
-        (draw_heat(crop, target[0, hidden]), f"read through the crop:\nSCL's target for {other}"),
-    ]
-    figure, (row,) = figures.panels(1, len(shown), 2.6, text=0.5)
-    figure.set_figwidth(2.6 * len(shown) + 0.7)  # room for the colour bar
-    for axes, (picture, title) in zip(row, shown, strict=True):
-        figures.show(axes, picture, title)
-    for axes in row[[0, 2, 3]]:
+    figure, rows = figures.panels(2, 3, 2.0, text=0.45)
+    titles = (f"the image, and its\none label: {label}", f"heatmap of\nthe label {label}",
+              f"heatmap of {other},\nwhich nobody named")  # fmt: skip
+    for axes, title, heats in zip(rows[0], titles, (None, heat[given], heat[hidden]), strict=True):
+        figures.show(axes, full if heats is None else draw_heat(full, heats), title)
         figures.draw_box(axes, view.boxes[0])
-    figure.colorbar(ScalarMappable(cmap=style.HEAT), ax=list(row), label="probability", pad=0.01,
-                    shrink=0.9)  # fmt: skip
+    titles = (f"a crop of it: AN still\nasks for {label}", f"SCL's target\nfor {label}",
+              f"SCL's target\nfor {other}")  # fmt: skip
+    for axes, title, c in zip(rows[1], titles, (None, given, hidden), strict=True):
+        figures.show(axes, crop if c is None else draw_heat(crop, target[0, c]), title)
+    figure.set_figwidth(6.7)  # room for the colour bar
+    figure.colorbar(ScalarMappable(cmap=style.HEAT), ax=list(rows.flat), label="probability",
+                    pad=0.01, shrink=0.9)  # fmt: skip
     with atomic_write(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+        figure.savefig(temporary, format="png", dpi=130)
         temporary.write_bytes(_with_fewer_colours(temporary.read_bytes()))
     return f"{file.name}: image {image} of scenes"
 
