@@ -22,8 +22,7 @@ from spcl_lib.system.files import atomic_write
 
 INPUT, OUTPUTS = "images", ("probabilities", "heatmaps")
 _TOLERANCE = 1e-3  # of a probability; kernels add in another order, which changes less than 1e-5
-# Pillow rounds halves in its own way, and another version may resize in another order: up to a
-# fifth of the pixels would differ by one step of 255.
+# Pillow rounds halves in its own way, and another version may resize in another order.
 _OF_PHOTOGRAPHS = 0.03
 _SIZES = {INPUT: dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}  # B, H and W are free
 _EXAMPLE = torch.zeros(2, 3, 50, 70, dtype=torch.uint8)

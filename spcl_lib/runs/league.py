@@ -31,9 +31,8 @@ ByPooling = Mapping[str, float]  # mAP with every pooling in prediction
 
 # data set -> profile of the league
 LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
-# Settings of all methods, where they differ from the profile's. On scenes, every method that could
-# choose the rate took twice the profile's, for 1.4 to 2.7 points of mAP on validation data; on COCO
-# half of it, for 0.4 to 2.4. Those that search other parameters would be judged too low.
+# The rate that nearly all methods took that could choose it, for 1.4 to 2.7 points on held-out data
+# of scenes, 0.4 to 2.4 of COCO: those that search other parameters would be judged too low.
 SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}, "coco18": {"lr": 1e-3}}
 SEEDS = (0, 1, 2, 3, 4)
 SEARCHED = 4  # tried settings of every method, before the poolings

@@ -93,6 +93,8 @@ PROFILES: dict[str, Profiles] = {  # by data set
 
 
 _OWN = ("folder", "table")
+# They do not carry over to another number of images.
+_OF_LENGTH = ("lr", "weight_decay", "epochs", "start", "ramp", "rejected")
 
 
 def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object]:
@@ -102,9 +104,10 @@ def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object
     """
     if dataset not in _OWN or profile != "frozen":
         return {}
-    content = json.loads((paths.reference() / "league-coco18.json").read_bytes())
+    content = json.loads((paths.reference() / "league-coco18-some.json").read_bytes())
     # The first entry of a method is that with the mean.
-    return next((e["settings"] for e in content["final"] if e["method"] == method), {})
+    chosen = next((e["settings"] for e in content["final"] if e["method"] == method), {})
+    return {name: value for name, value in chosen.items() if name not in _OF_LENGTH}
 
 
 def usual_dataset(data_root: str | Path | None) -> str:
