@@ -94,7 +94,7 @@ PROFILES: dict[str, Profiles] = {  # by data set
 
 _OWN = ("folder", "table")
 # They do not carry over to another number of images.
-_OF_LENGTH = ("lr", "weight_decay", "epochs", "start", "ramp", "rejected")
+_OF_TRAINING = ("lr", "weight_decay", "epochs", "start", "ramp", "rejected")
 
 
 def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object]:
@@ -107,7 +107,7 @@ def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object
     content = json.loads((paths.reference() / "league-coco18-some.json").read_bytes())
     # The first entry of a method is that with the mean.
     chosen = next((e["settings"] for e in content["final"] if e["method"] == method), {})
-    return {name: value for name, value in chosen.items() if name not in _OF_LENGTH}
+    return {name: value for name, value in chosen.items() if name not in _OF_TRAINING}
 
 
 def usual_dataset(data_root: str | Path | None) -> str:
