@@ -9,8 +9,8 @@
     factored scenes cpu      the same for the factored targets (also: voc2007 frozen)
     worth scenes cpu         what knowledge of the crop is worth in training
     league scenes            every loss, the same search for each (also: voc2007, coco18); hours
-    league voc2007 an full   the same for some methods
-    whole voc2007            the league's best with the whole network (also: coco18); a night
+    league voc2007 an full   the same for some methods; the others stay as they are
+    whole voc2007            the best with the whole network (also: coco18); hours
     notebooks 02_results     runs notebooks again in place, in their folder (by default all)
 
 Finished runs in the results are taken as they are. Real data lie below SPCL_DATA.
@@ -29,7 +29,6 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import nbformat
@@ -60,9 +59,10 @@ from spcl_lib.model import SpatialClassifier, autocast, normalise, small_resnet
 from spcl_lib.pooling import MEAN_POOLING, logit
 from spcl_lib.reproduce.plan import FOLLOWED
 from spcl_lib.runs.features import inputs_of
-from spcl_lib.runs.league import League, Settings, run_league
+from spcl_lib.runs.league import League, Settings, own_pooling, run_league
 from spcl_lib.runs.network import build_network
 from spcl_lib.runs.notebooks import describe_figures, execute, notebook_file, notebook_names
+from spcl_lib.runs.profiles import OF_TRAINING
 from spcl_lib.runs.schedule import run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.snapshots import load_trace
@@ -265,7 +265,7 @@ def runs(dataset: str, profile: str) -> str:
 
 
 SCALES = (1.0, 0.5, 0.25, 0.1, 0.05)  # least areas of a crop
-CROP_METHODS, LEAGUES_BEST = ("an", "cl", "scl", "en_scl", "full"), ("gr_scl", "ren_scl")
+CROP_METHODS, LEAGUES_BEST = ("an", "cl", "scl", "en_scl", "full"), ("ren_scl",)
 RECOVERY_SCALE = 0.1
 _SPATIAL, _ALL = ("scl", "en_scl"), ("an", "scl", "en_scl", "full")
 
@@ -603,15 +603,69 @@ def _train_on_crops(
 def league(dataset: str, *methods: str) -> str:
     """Keeps the league of a data set: what the search tried and chose, and the final runs.
 
-    The league of some methods is kept as one of its own, league-DATASET-some. Those that it had
-    before stay as they are, because every method chooses for itself.
+    With some methods only, those that it had before stay as they are, because every method chooses
+    for itself.
     """
-    made, name = League(dataset, methods), f"league-{dataset}{'-some' if methods else ''}"
-    if run_league(made, _jobs()):
-        raise UserError(f"runs failed; ./reproduce.sh --league --dataset {dataset} names them")
+    return _keep_league(f"league-{dataset}", League(dataset, methods))
+
+
+# data set -> who trains the whole network: methods of the paper, and the best in the leagues
+_WHOLE = {
+    "voc2007": (*PAPER_METHODS, "softmax", "gpr", "gpr_scl", "ren_scl", "cells", "cells_scl"),
+    "coco18": ("an", "scl", "en_scl", "full", "softmax", "ll_r", "ren_scl", "cells"),
+}
+_RATES = (1e-4, 2e-4)
+
+
+def whole(dataset: str, *methods: str) -> str:
+    """Keeps the league of those that train the whole network, see _WHOLE, or of some of them."""
+    return _keep_league(
+        f"full-training-{dataset}", _WholeNetwork(dataset, methods or _WHOLE[dataset])
+    )
+
+
+class _WholeNetwork(League):
+    """A league where the whole network learns, with a smaller search: a run takes minutes.
+
+    Held-out data choose the rate, and the pooling in prediction. All else is the profile's for the
+    methods of the paper, and what the league of frozen networks chose for the others.
+    """
+
+    def __init__(self, dataset: str, methods: Sequence[str]) -> None:
+        super().__init__(dataset, methods, SEEDS)
+        self.profile, self.parts = "cpu", range(1)
+
+    def _rounds(self) -> Iterator[tuple[str, list[RunConfig]]]:
+        yield "search: rate", [self.config(m, s) for m in self.methods for s in self.tried(m)]
+        final = [self.final_configs(m, self.chosen(m)) for m in self.methods]
+        yield "final", [config for same in final for config in same]
+
+    def tried(self, method: str, step: str = "") -> list[Settings]:
+        usual = {} if method in PAPER_METHODS else _chosen_by_league(self.dataset)[method]
+        return [usual | {"lr": rate} for rate in _RATES]
+
+    def chosen(self, method: str, step: str = "") -> Settings:
+        def score(settings: Settings) -> float:
+            return self.scores(method, settings)[own_pooling(method)]
+
+        return max(self.tried(method), key=score)
+
+    def chosen_pooling(self, method: str) -> tuple[Settings, str]:
+        chosen = self.chosen(method)
+        scores = self.scores(method, chosen)
+        return chosen, max(scores, key=lambda name: scores[name])
+
+    def config(self, method: str, settings: Settings, part: int = 0) -> RunConfig:
+        return self._config(method, 0, settings | {"report": "val", "eval_every": 1000})
+
+
+def _keep_league(name: str, made: League) -> str:
+    """Makes the runs of a league and keeps them, beside the methods that its file has already."""
+    if failed := run_league(made, _jobs()):
+        raise UserError("; ".join(f"{task.name} failed, see {task.log}" for task in failed))
     content = leagues.collect(made)
-    joins = methods and (HERE / f"{name}.json").is_file()
-    return str(keep(name, _joined(read_kept(name), content) if joins else content))
+    has_some = (HERE / f"{name}.json").is_file()
+    return str(keep(name, _joined(read_kept(name), content) if has_some else content))
 
 
 def _joined(kept: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -626,52 +680,11 @@ def _joined(kept: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return new | rows
 
 
-_RATES = ("lr", "weight_decay", "start")
-# data set -> who trains the whole network: methods of the paper, the number of the league's best
-# besides them, and whether those may be another paper's loss with SCL
-_WHOLE = {
-    "voc2007": (PAPER_METHODS, 8, True),
-    "coco18": (("an", "scl", "en_scl", "full"), 4, False),
-}
-
-
-def whole(dataset: str) -> str:
-    """Trains the whole network with the paper's methods and the best of the kept league.
-
-    The paper's methods have the settings of the profile, which held-out data chose. The others have
-    what the search with the frozen network chose, because a search with full training would take
-    days.
-    """
-    ours, count, combined = _WHOLE[dataset]
-    best = _best_of_league(dataset, count, combined)
-    chosen = dict.fromkeys(ours, {}) | {m: _chosen_by_league(dataset)[m] for m in best}
-    runs = {
-        method: [make_config(dataset, method, seed, "cpu", settings) for seed in SEEDS]
-        for method, settings in chosen.items()
-    }
-    _finish([config for same in runs.values() for config in same])
-    return str(keep(f"full-training-{dataset}", {
-        "dataset": dataset, "profile": "cpu", "seeds": list(SEEDS),
-        "final": [{"method": m, "mAP": _scores(same)} for m, same in runs.items()],
-    }))  # fmt: skip
-
-
-def _best_of_league(dataset: str, count: int, combined: bool) -> list[str]:
-    """The best methods besides the paper's, with the mean.
-
-    Another paper's loss with SCL counts if `combined`.
-    """
-    origins = {"ours", "another paper", *(["another paper, with SCL"] if combined else [])}
-    means = {e["method"]: e["mAP"] for e in reversed(read_kept(f"league-{dataset}")["final"])}
-    found = [method for method in means if leagues.whose(method) in origins]
-    return sorted(found, key=lambda method: -fmean(means[method]))[:count]
-
-
 def _chosen_by_league(dataset: str) -> dict[str, Settings]:
-    """The settings of every method, but for rates and epochs: these do not carry over."""
+    """The settings of every method, but for those of the training: these do not carry over."""
     return {
-        e["method"]: {k: v for k, v in e["settings"].items() if k not in _RATES}
-        for e in read_kept(f"league-{dataset}")["final"]
+        entry["method"]: {k: v for k, v in entry["settings"].items() if k not in OF_TRAINING}
+        for entry in read_kept(f"league-{dataset}")["final"]
     }
 
 

@@ -18,7 +18,7 @@ from spcl_lib.runs.league import League, Settings, own_pooling
 from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import Run
 
-Content = Mapping[str, Any]  # of a file league-DATASET.json
+Content = Mapping[str, Any]  # of a file league-DATASET.json or full-training-DATASET.json
 OURS = frozenset({"ren", "cells", "en_cells"})  # our own terms
 WHOSE = ("sees all labels", "the paper", "ours", "another paper", "another paper, with SCL")
 
@@ -68,8 +68,6 @@ def _entry(league: League, method: str, settings: Settings, predicts: str) -> di
         "settings": league.chosen(method),
         "held_out": league.scores(method, settings, league.parts)[predicts],
         "mAP": [run["mAP_by_pooling"][predicts] for run in runs], "mAP_by_pooling": by_pooling,
-        "OF1": fmean(run["at_threshold"]["OF1"] for run in runs),
-        "OF1_at_0.5": fmean(run["at_0.5"]["OF1"] for run in runs),
         "train_seconds": fmean(run["train_seconds"] for run in runs),
     }  # fmt: skip
 
@@ -78,7 +76,7 @@ def league_table(content: Content) -> pd.DataFrame:
     """The table of a kept league (study "league"), with the origin of each method; see WHOSE."""
     about = {"study": "league", "dataset": content["dataset"], "profile": content["profile"]}
     rows = [
-        about | entry | {"pooling": pooling, "seed": seed, "mAP": score, "OF1": entry["OF1_at_0.5"]}
+        about | entry | {"pooling": pooling, "seed": seed, "mAP": score}
         for pooling, entry in _entries(content)
         for seed, score in zip(content["seeds"], entry["mAP"], strict=True)
     ]

@@ -4,7 +4,7 @@ Results come from this machine's runs, or from the small files under version con
 (notebooks/reference/), which `notebooks/reference/make.py` makes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from spcl_lib.system import paths
 from spcl_lib.system.checksums import read_summed
 from spcl_lib.system.errors import UserError, unknown_name
 
-# study: "runs" (one data set with the paper's methods), "league", "whole" (the league's best, with
-# the whole network trained) or "ablation". pooling: "mean", or "own" for the one that held-out data
-# chose. setting, value: what an ablation varies; usual: whether the value is the profile's. Scores
-# are in percent; OF1 is that at probability 0.5.
+# study: "runs" (one data set with the paper's methods), "league" or "ablation". pooling: "mean", or
+# "own" for that which held-out data chose. setting, value: what an ablation varies; usual: whether
+# the value is the profile's. mAP is in percent.
 COLUMNS = (
     "study", "dataset", "profile", "method", "title", "pooling", "setting", "value", "usual",
-    "seed", "mAP", "OF1", "train_seconds",
+    "seed", "mAP", "train_seconds",
 )  # fmt: skip
 Row = Mapping[str, Any]  # also the content of a kept file
 
@@ -81,29 +80,17 @@ def _has(config: RunConfig, profile: str, overrides: Mapping[str, object] | None
 def table_of(runs: Iterable[Metrics]) -> pd.DataFrame:
     """The table of some runs of one data set."""
     names = ("dataset", "profile", "method", "seed", "mAP", "train_seconds")
-    return as_table(
-        {"study": "runs", "OF1": run["at_0.5"]["OF1"], **{name: run[name] for name in names}}
-        for run in runs
-    )
-
-
-def whole_table(content: Row) -> pd.DataFrame:
-    """The table of a kept `full-training-DATASET` (study "whole")."""
-    return as_table(_by_seed(content, content["final"], "whole"))
+    return as_table({"study": "runs", **{name: run[name] for name in names}} for run in runs)
 
 
 def ablation_table(content: Row) -> pd.DataFrame:
     """The table of a kept `ablations-DATASET-PROFILE`, values in their order."""
-    rows = ({**row, "setting": row["ablation"]} for row in content["rows"])
-    return as_table(_by_seed(content, rows, "ablation"))
-
-
-def _by_seed(content: Row, entries: Iterable[Row], study: str) -> Iterator[dict[str, Any]]:
-    """A row for every seed of each entry."""
-    about = {"study": study, "dataset": content["dataset"], "profile": content["profile"]}
-    for entry in entries:
-        for seed, score in zip(content["seeds"], entry["mAP"], strict=True):
-            yield about | dict(entry) | {"seed": seed, "mAP": score}
+    about = {"study": "ablation", "dataset": content["dataset"], "profile": content["profile"]}
+    return as_table(
+        about | row | {"setting": row["ablation"], "seed": seed, "mAP": score}
+        for row in content["rows"]
+        for seed, score in zip(content["seeds"], row["mAP"], strict=True)
+    )
 
 
 def read_kept(name: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 1. All methods share backbone, views, epochs, batch size, usual learning rate and observed labels.
 2. Held-out data (`report=val`, seed 0) decide all choices. Every method tries SEARCHED settings: of
-   its own parameters, or of the optimiser if it has none; then all LENGTHS of the training. A
+   its own parameters, or of the optimiser if it has none; then other LENGTHS of training. A
    method with SCL takes the choices of its term, and tries as many settings of SCL. Every method
    then tries POOLINGS in training, and all poolings in prediction. One held-out part of photographs
    cannot tell the best from the second best: the FINALISTS best are repeated with other parts, and
@@ -35,8 +35,10 @@ LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
 # of scenes, 0.4 to 2.4 of COCO: those that search other parameters would be judged too low.
 SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}, "coco18": {"lr": 1e-3}}
 SEEDS = (0, 1, 2, 3, 4)
+# Those that SCL joins: the paper's losses, ours, and two that it helped most in earlier leagues.
+WITH_SCL = ("an", "en", "gpr", "gr", "ren", "cells", "en_cells")
 SEARCHED = 4  # tried settings of every method, before the poolings
-LENGTHS = (1.0, 0.5, 2.0)  # times the profile's epochs: softmax needs fewer than others, for one
+LENGTHS = (0.5, 2.0)  # times the profile's epochs: softmax needs fewer than others, for one
 FINALISTS = 2  # the best of every step, which are repeated with other held-out parts
 
 
@@ -72,9 +74,9 @@ _BY_OWN: dict[str, tuple[Settings, ...]] = {"": POOLINGS, "cells": ({"pooling": 
 
 
 def league_methods(dataset: str, only: Sequence[str] = ()) -> list[str]:
-    """The methods of the league: every term alone and with SCL, and AN and EN with CL."""
-    usual = [name for name, spec in METHODS.items() if spec.consistency != "cl" or
-             spec.term in ("an", "en")]  # fmt: skip
+    """The methods of the league: every term alone, AN and EN with CL, and WITH_SCL with SCL."""
+    joined = {"": METHODS, "cl": ("an", "en"), "scl": WITH_SCL}
+    usual = [name for name, spec in METHODS.items() if spec.term in joined[spec.consistency]]
     return methods_of(dataset, list(dict.fromkeys(only)) or usual)
 
 
@@ -166,7 +168,7 @@ class League:
         combined = sum(bool(METHODS[m].consistency) for m in self.methods)
         repeats, most = FINALISTS * (len(self.parts) - 1), len(self.methods)
         searched = (terms + combined) * (SEARCHED + repeats)
-        lengths = terms * (len(LENGTHS) - 1 + repeats)
+        lengths = terms * (len(LENGTHS) + repeats)
         return searched + lengths + most * (len(POOLINGS) + repeats + 2 * len(self.seeds))
 
     def tried(self, method: str, step: str) -> list[Settings]:
@@ -177,12 +179,9 @@ class League:
             return [self.chosen(method) | pooling for pooling in ({}, *tried)]
         if step == "length":
             usual = self.chosen(method, "settings")
-            return [self._of_length(method, usual, factor) for factor in LENGTHS]
+            return [usual, *(lengthen(self.dataset, method, usual, times) for times in LENGTHS)]
         base = SHARED.get(self.dataset, {}) if term == method else self.chosen(term)
         return [base | settings for settings in grid(method, self.dataset)]
-
-    def _of_length(self, method: str, usual: Settings, factor: float) -> Settings:
-        return usual if factor == 1 else lengthen(self.dataset, method, usual, factor)
 
     def best(self, method: str, step: str) -> list[Settings]:
         """The FINALISTS best of `tried` by the first held-out part, which others then repeat."""

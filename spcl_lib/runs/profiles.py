@@ -94,7 +94,7 @@ PROFILES: dict[str, Profiles] = {  # by data set
 
 _OWN = ("folder", "table")
 # They do not carry over to another number of images.
-_OF_TRAINING = ("lr", "weight_decay", "epochs", "start", "ramp", "rejected")
+OF_TRAINING = ("lr", "weight_decay", "epochs", "start", "ramp", "rejected")
 
 
 def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object]:
@@ -104,10 +104,10 @@ def chosen_settings(dataset: str, profile: str, method: str) -> dict[str, object
     """
     if dataset not in _OWN or profile != "frozen":
         return {}
-    content = json.loads((paths.reference() / "league-coco18-some.json").read_bytes())
+    content = json.loads((paths.reference() / "league-coco18.json").read_bytes())
     # The first entry of a method is that with the mean.
     chosen = next((e["settings"] for e in content["final"] if e["method"] == method), {})
-    return {name: value for name, value in chosen.items() if name not in _OF_TRAINING}
+    return {name: value for name, value in chosen.items() if name not in OF_TRAINING}
 
 
 def usual_dataset(data_root: str | Path | None) -> str:
@@ -123,7 +123,11 @@ def usual_profile(dataset: str | None) -> str:
 
 
 def usual_method(profile: str) -> str:
-    """The default method: the one that came first in the profile's league."""
+    """The default method.
+
+    Of 1,200 and 3,600 photographs of COCO, REN + SCL learns 50.1 and 55.6 mAP on held-out ones (two
+    seeds). Cells, which leads the leagues, learns 48.7 and 52.3; 50.0 and 55.3 at a lower rate.
+    """
     return "ren_scl" if profile == "frozen" else "en_scl"
 
 

@@ -111,3 +111,4 @@ def test_a_run_trains_the_head_only_and_can_predict(config, voc):
     assert torch.equal(scores["scores"], scores["mean"])
     assert metrics["mAP_by_pooling"]["mean"] == metrics["mAP"]
     assert metrics["report_images"] == len(voc_ids()["val"])
+    assert "steps are few; more epochs are often better" in metrics["warnings"][-1]

@@ -45,7 +45,7 @@ def test_full_and_iun_need_a_data_set_whose_training_images_have_full_labels():
 
 def test_own_photographs_and_own_loops_get_what_the_league_of_coco_chose():
     """With REN's usual values, a model called every photograph "person"."""
-    kept = {e["method"]: e["settings"] for e in reversed(read_kept("league-coco18-some")["final"])}
+    kept = {e["method"]: e["settings"] for e in reversed(read_kept("league-coco18")["final"])}
     for method in methods_of("folder", kept):
         config = make_config("folder", method, 0, "frozen").flat()
         assert (config["lr"], config["epochs"]) == (2e-3, 15), "rates go with the number of images"
