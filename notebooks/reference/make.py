@@ -673,10 +673,11 @@ def _joined(kept: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     for key in ("dataset", "profile", "seeds"):
         if kept[key] != new[key]:
             raise UserError(f"the kept league has {key} {kept[key]}, this one {new[key]}")
-    rows = {}
+    made, had = ({row["method"] for row in content["final"]} for content in (new, kept))
+    stay, rows = had - made, {}  # the search of a method with SCL has a part of its term's, too
     for key in ("search", "final"):
-        made = {row["method"] for row in new[key]}
-        rows[key] = [row for row in kept[key] if row["method"] not in made] + new[key]
+        rows[key] = [row for row in kept[key] if row["method"] in stay]
+        rows[key] += [row for row in new[key] if row["method"] not in stay]
     return new | rows
 
 

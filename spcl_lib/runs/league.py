@@ -35,7 +35,7 @@ LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
 # of scenes, 0.4 to 2.4 of COCO: those that search other parameters would be judged too low.
 SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}, "coco18": {"lr": 1e-3}}
 SEEDS = (0, 1, 2, 3, 4)
-# Those that SCL joins: the paper's losses, ours, and two that it helped most in earlier leagues.
+# Those that SCL joins: the paper's losses, ours, and two of other papers.
 WITH_SCL = ("an", "en", "gpr", "gr", "ren", "cells", "en_cells")
 SEARCHED = 4  # tried settings of every method, before the poolings
 LENGTHS = (0.5, 2.0)  # times the profile's epochs: softmax needs fewer than others, for one

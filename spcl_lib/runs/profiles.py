@@ -126,7 +126,8 @@ def usual_method(profile: str) -> str:
     """The default method.
 
     Of 1,200 and 3,600 photographs of COCO, REN + SCL learns 50.1 and 55.6 mAP on held-out ones (two
-    seeds). Cells, which leads the leagues, learns 48.7 and 52.3; 50.0 and 55.3 at a lower rate.
+    seeds). Cells, behind none in the leagues of photographs, learns 48.7 and 52.3; 50.0 and 55.3 at
+    a lower rate.
     """
     return "ren_scl" if profile == "frozen" else "en_scl"
 
