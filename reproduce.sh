@@ -113,8 +113,9 @@ main() {
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # two workers share the cores
     exec "$python" -m pytest -n 2 --dist loadscope --nbval --nbval-current-env "${@:2}"
   fi
-  # -P: a file of the current folder, random.py say, must not stand in for a module.
-  exec "$python" -P -m spcl_lib reproduce "$@"
+  # A file of the current folder, random.py say, must not stand in for a module.
+  export PYTHONSAFEPATH=1
+  exec "$python" -m spcl_lib reproduce "$@"
 }
 
 main "$@"

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from io import TextIOWrapper
 from types import FrameType
 from typing import Any
 
@@ -32,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; gives 0, or 1 for a failed run, 2 for a mistake, 128 + N after signal N."""
     goes_on = ""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of folders need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = make_parser().parse_args(arguments)
         if options.command is not _run and ranks.count_started() > 1:
@@ -394,10 +398,10 @@ def _export(options: Options) -> None:
 
 @_command("--data-root", dataset=_option("voc2007 or voc2012", required=True))
 def _download(options: Options) -> None:
-    """Fetch Pascal VOC (its archive's SHA-256 is checked)."""
+    """Fetch Pascal VOC (its archive's checksum is compared)."""
     from spcl_lib.data.voc import download
 
-    print(download(options.dataset, paths.data_root(options.data_root)))
+    print(download(options.dataset, paths.data_root(options.data_root, make=True)))
 
 
 if __name__ == "__main__":

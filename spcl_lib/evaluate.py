@@ -2,7 +2,7 @@
 
 All metrics take scores or predictions (N, C) and labels (N, C), 1 or True where the class is
 present, and give percent. With `ignored` (N, C) bool, an image is left out for a class. Without
-anything to count they are NaN.
+anything to count AP, CP, CR and CF1 are NaN, and OP, OR and OF1 are 0.
 """
 
 import math
@@ -41,8 +41,9 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
 
 
 def _columns(values: Tensor) -> np.ndarray:
-    """(C, N), contiguous; numpy has no bfloat16."""
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    """(C, N), contiguous, of numbers as bool, float32 or float64."""
+    if values.dtype not in (torch.bool, torch.float64):
+        values = values.float() if values.is_floating_point() else values.double()
     return values.cpu().T.contiguous().numpy()
 
 
@@ -154,7 +155,7 @@ def evaluate_scores(
 
 
 def prepare(images: Tensor, side: int) -> Tensor:
-    """Network input (B, 3, side, side) of whole images (B, 3, H, W) in 0..255; exportable."""
+    """Network input (B, 3, side, side) of whole images (B, 3, H, W) in 0..255."""
     resized = F.interpolate(
         images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
     )

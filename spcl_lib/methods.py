@@ -185,7 +185,7 @@ class Method(nn.Module):
             cells, views = self._cells(maps, logits, views)
             target, seen = self.bank.read(indices, views, cells.shape[-1])
             if self.spec.row.reads_averages and self.ended:
-                presence = self.pooling.presence(target, seen)
+                presence = self._presence(target, seen)
         context = Context(indices, epoch, self.epochs, self.settings, presence)
         total = self.term(logits, labels, context)
         if active and self.spec.consistency:
@@ -199,6 +199,10 @@ class Method(nn.Module):
         if self.pooling.competes:
             logits = self.pooling.temperature * F.logsigmoid(logits)  # its softmax is p
         return logits[..., None, None], Views.whole(len(views), maps.device)
+
+    def _presence(self, target: Tensor, seen: Tensor) -> Tensor:
+        """Presence (B, C) of the classes in views; one cell, as CL's, is the presence itself."""
+        return self.pooling.presence(target, seen) if self.spatial else target[:, :, 0, 0]
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
         """The consistency term; target and seen as `HeatmapBank.read` gives them."""
@@ -220,7 +224,7 @@ class Method(nn.Module):
         cells, views = self._cells(maps, logits, views)
         self.bank.update(indices, views, self.pooling.heat(cells))
         if self.spec.row.reads_averages:
-            presence = self.pooling.presence(*self.bank.read(indices, views, cells.shape[-1]))
+            presence = self._presence(*self.bank.read(indices, views, cells.shape[-1]))
             self.presence[indices.to(self.presence.device)] = presence.to(self.presence)
 
     @torch.no_grad()

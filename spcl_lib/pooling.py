@@ -33,8 +33,9 @@ class Pooling:
 
     In the last four the classes compete: their logit is that of p, which sums to 1 over the
     classes. "softmax": of the mean logits; the strength is its temperature. "cells": mean of the
-    softmax in every cell (ours; Pathak et al., 2015, take a class's highest cell). "cells_top": the
-    same over the highest cells of every class. "cells_sure": weighted by how sure every cell is.
+    softmax in every cell (ours; Pathak et al., 2015, take a class's highest cell). "cells_sure":
+    weighted by how sure every cell is. "cells_top": over the highest cells of every class, so p
+    sums to more than 1.
     """
 
     kind: str = "mean"
@@ -88,7 +89,8 @@ class Pooling:
         if self.competes:  # the heat is what these kinds pool
             cells, weight = heatmaps.flatten(2), seen.flatten(2).to(heatmaps)
             if self.kind == "cells_sure":
-                weight = weight * _sureness(cells)
+                shares = cells / cells.sum(1, keepdim=True).clamp(min=1e-6)  # uint8 rounds the sum
+                weight = weight * _sureness(shares).clamp(min=0)
             is_top = self.kind == "cells_top"
             presence = self._top(cells, weight) if is_top else self._mean(cells, weight)
         else:

@@ -38,7 +38,9 @@ def batches_of_epoch(num_images: int, batch: int, seed: int, epoch: int) -> list
     own = torch.arange(ranks.rank(), num_images, ranks.count())
     generator = _generator_of_rank("order", seed, epoch)
     order = own[torch.randperm(len(own), generator=generator)]
-    return [part.tolist() for part in order.tensor_split(math.ceil(num_images / batch))]
+    # Each rank has an image in every batch: the mean loss of none would be no number.
+    count = min(math.ceil(num_images / batch), num_images // ranks.count())
+    return [part.tolist() for part in order.tensor_split(count)]
 
 
 def _generator_of_rank(*key: object) -> torch.Generator:

@@ -17,10 +17,10 @@ import torch
 from fake_trace import fake_trace
 from nbformat.v4 import new_code_cell, new_notebook
 
+from spcl_lib import HeatmapBank, Views
 from spcl_lib.analysis.visibility import visible_fraction
 from spcl_lib.system import paths
 from spcl_lib.viewer.explorer_page import lattice, write_explorer_page
-from spcl_lib.views import Views
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -230,7 +230,8 @@ def test_the_numbers_are_those_of_the_library(static, traces):
     shown, boxes, box = settled(static), lattice(), torch.tensor([box_of(static)])
     assert box.tolist() == [pytest.approx([0.2, 0, 0.9, 0.6])]
     view = Views(box, torch.tensor([True]))
-    target, _ = trace.bank(2, image).read(torch.tensor([0]), view, 6)
+    bank = HeatmapBank.of(trace.heatmaps[2], trace.seen[2])
+    target, _ = bank.read(torch.tensor([image]), view, 6)
     shares = visible_fraction(trace.region(image)[None], view)[0]
     nearest = int((boxes.boxes - box).abs().sum(1).argmin())
     predicted = trace.predict(image, boxes[nearest : nearest + 1]).sigmoid().amax((2, 3))[0]
@@ -251,7 +252,8 @@ def test_it_reads_heatmaps_as_the_bank_does(browser, traces):
     trace, views = traces[0], Views.sample(20, (0.02, 1.0), generator=torch.manual_seed(1))
     for i in range(20):
         image, c, grid = i % 6, i % 12, (6, 3, 16)[i % 3]
-        target, seen = trace.bank(1, image).read(torch.tensor([0]), views[i : i + 1], grid)
+        bank = HeatmapBank.of(trace.heatmaps[1], trace.seen[1])
+        target, seen = bank.read(torch.tensor([image]), views[i : i + 1], grid)
         heat, cells = trace.heatmaps[1, image, c], trace.seen[1, image].byte()
         values, mask = page.evaluate(
             """(given) => { const { values, mask } = window.js.readHeatmap(...given);

@@ -147,6 +147,7 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_data):
         (("run", "--config", "config.json", "--set", "lr=1"), "--set does not go with it"),
         (("reproduce", "--jobs", "0"), "at least 1; got 0"),
         (("reproduce", "--all", "--only", "an"), "--only does not go with it"),
+        (("reproduce", "--league", "--only", "scll"), "Did you mean 'scl'"),
         (("reproduce", "--league", "--profile", "cpu"), "--profile does not go with it"),
     ],
 )
@@ -160,7 +161,7 @@ def test_a_mistake_in_the_command_is_one_line(arguments, said, spcl, results):
 # The real command, once; afterwards it tells what it has imported.
 SHELL = """
 import atexit, runpy, sys
-atexit.register(lambda: print(*sys.modules))
+atexit.register(lambda: print(*sys.modules, "a folder's name that is no text: \\udce9"))
 sys.argv[1:] = "run --dataset voc2007 --method an --data-root nowhere".split()
 runpy.run_module("spcl_lib", run_name="__main__", alter_sys=True)
 """

@@ -55,6 +55,8 @@ def test_ap_is_its_definition_with_ties_and_without_the_ignored_labels(levels, s
         given = (scores, labels, ignored) if share else (scores, labels)
         np.testing.assert_allclose(average_precisions(*given), expected, rtol=1e-9)
         assert mean_average_precision(*given) == pytest.approx(np.mean(expected))
+    whole = (20 * scores).round().to(torch.int64)
+    assert mean_average_precision(whole, labels) == mean_average_precision(whole / 20, labels)
 
 
 def test_classes_without_a_positive_are_left_out_and_counted():

@@ -113,6 +113,12 @@ def test_the_loss_and_the_gradient_of_the_papers_methods_are_their_formulas(name
         assert maps.grad[place].item() == pytest.approx(slope, rel=2e-3, abs=1e-5)
 
 
+def test_one_value_per_class_is_the_presence_itself_whatever_pools_the_maps():
+    method = Method("en", N, C, MethodSettings(start=0), 0, LABELS, pooling=Pooling("boost", 2.0))
+    method.update(random_maps(N, 0), torch.arange(N), Views.whole(N), 0)
+    torch.testing.assert_close(method.presence, method.bank.heatmaps[:, :, 0, 0])
+
+
 @pytest.mark.parametrize("term", sorted(t for t in TERMS if TERMS[t].sees is None and t != "an"))
 def test_a_name_adds_the_same_consistency_to_any_term(term):
     """NAME_scl is NAME and the term that SCL adds to AN; so with CL."""

@@ -114,6 +114,10 @@ def test_the_presence_is_the_pooled_heatmap_and_0_where_nothing_has_been_seen(ki
         torch.testing.assert_close(presence[:1], expected, rtol=2e-3, atol=2e-3)
     assert presence[1].tolist() == [0.0, 0.0]
     assert torch.isfinite(pooling.presence(torch.zeros(1, C, G, G), torch.ones(1, 1, G, G))).all()
+    # In a bank of bytes the heat of classes that compete does not sum to 1.
+    heat, seen = pooling.heat(maps().float().repeat(1, 9, 1, 1) / 9), torch.ones(B, 1, G, G)
+    rounded = (255 * heat + torch.rand(1, 1, G, G)).floor() / 255
+    assert (pooling.presence(rounded, seen) - pooling.presence(heat, seen)).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from spcl_lib.data import scenes
 from spcl_lib.methods import PAPER_METHODS, Method
 from spcl_lib.model import SpatialClassifier, small_resnet
 from spcl_lib.runs.settings import make_config
+from spcl_lib.system import ranks
 from spcl_lib.train import batches_of_epoch, learning_rate, make_optimizer, train
 
 
@@ -55,6 +56,12 @@ def test_the_order_is_random_and_depends_on_seed_and_epoch_alone():
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     torch.rand(3)
     assert order(0, 1) == orders[1]
+
+
+def test_every_rank_has_an_image_in_every_batch(monkeypatch):
+    for name, value in (("count", 4), ("rank", 3)):
+        monkeypatch.setattr(ranks, name, lambda value=value: value)
+    assert all(batches_of_epoch(9, 4, seed=0, epoch=0))  # the last image of nine is rank 0's
 
 
 @pytest.mark.parametrize("warmup", [0.2, 0.5, 1.0])

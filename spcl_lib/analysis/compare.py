@@ -9,6 +9,7 @@ from spcl_lib.analysis.intervals import t_interval
 from spcl_lib.config import RunConfig
 from spcl_lib.runs.store import Metrics, Run, finished_below
 from spcl_lib.system.errors import UserError
+from spcl_lib.system.paths import in_results
 
 _SAME = ("dataset", "content", "report", "eval_images", "difficult", "unannotated", "full_labels")
 
@@ -41,6 +42,7 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def _runs_below(place: Path) -> list[Path]:
+    place = in_results(place)
     found = finished_below(place.parent if place.name == "metrics.json" else place)
     if not found:
         raise UserError(f"'{place}' holds no finished run; give the folders of runs")

@@ -19,7 +19,6 @@ from spcl_lib.runs.settings import changes
 from spcl_lib.runs.store import Run
 
 Content = Mapping[str, Any]  # of a file league-DATASET.json or full-training-DATASET.json
-OURS = frozenset({"ren", "cells", "en_cells"})  # our own terms
 WHOSE = ("sees all labels", "the paper", "ours", "another paper", "another paper, with SCL")
 
 
@@ -28,7 +27,7 @@ def whose(method: str) -> str:
     spec = METHODS[method]
     if spec.sees_all_labels:
         return WHOSE[0]
-    if spec.term in OURS:
+    if spec.row.source == "ours":
         return WHOSE[2]
     if method in PAPER_METHODS:
         return WHOSE[1]

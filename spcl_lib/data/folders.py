@@ -1,5 +1,6 @@
 """A user's own images, in class folders or CSV files: `folder` has one label each, `table` all."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -97,9 +98,11 @@ def _note_twins(root: Path, train: Rows, held: Rows) -> str:
     place |= {path: ("train", labels) for path, labels in train.items()}
     by_size, twins = defaultdict(list), defaultdict(list)
     for path in place if len(place) <= _COMPARED else ():
-        by_size[os.path.getsize(root / path)].append(path)
+        with contextlib.suppress(OSError):  # the decoding reports what cannot be read
+            by_size[os.path.getsize(root / path)].append(path)
     for path in (path for paths in by_size.values() if len(paths) > 1 for path in paths):
-        twins[hashlib.sha256((root / path).read_bytes()).digest()].append(path)
+        with contextlib.suppress(OSError):
+            twins[hashlib.sha256((root / path).read_bytes()).digest()].append(path)
     wrong = [paths for paths in twins.values() if len({place[path] for path in paths}) > 1]
     if not wrong:
         return ""
@@ -206,15 +209,18 @@ def read_label_file(file: Path, root: Path, single: bool = False) -> tuple[Rows,
         if len(fields) != 2:
             raise UserError(f"{where}: {len(fields)} fields; expected {','.join(header)} (quote "
                             "fields with commas)")  # fmt: skip
-        path = PurePosixPath(fields[0].replace("\\", "/")).as_posix()
+        path = fields[0].replace("\\", "/")
+        # One image has one path, also where the file names it from the top of the disk.
+        path = PurePosixPath(os.path.relpath(root / path, root)).as_posix()
         if not os.path.isfile(root / path):  # unlike Path.is_file it takes names of any length
             raise UserError(f"{where}: image '{fields[0]}' is not in '{root}'")
         names = fields[1].split("|") if fields[1].strip() else []
         labels = tuple(normalize("NFC", name.strip()) for name in names)
         if "" in labels or (single and len(labels) != 1):
             raise UserError(f"{where}: '{fields[1]}' where {header[1]} must be")
-        if rows.setdefault(path, labels) != labels:
-            raise UserError(f"{where}: '{path}' has other labels in an earlier line")
+        if set(rows.setdefault(path, labels)) != set(labels):
+            raise UserError(f"{where}: '{path}' has other labels in an earlier line; a header "
+                            "path,labels allows all in one line, as a|b")  # fmt: skip
     if not rows:
         raise UserError(f"'{file}' names no image; expected lines of {','.join(header)}")
     return rows, header[1] == "label"

@@ -134,7 +134,7 @@ def generalised_robust(s: Tensor, z: Tensor, context: Context) -> Tensor:
 
 
 def robust_terms(s: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """GR's loss of every label, and v; both (B, C). The numbers are those of the published code."""
+    """GR's loss of every label, and v; both (B, C). The numbers are the published ones for VOC."""
     progress, q = min(1.0, context.epoch / context.epochs), 0.01
     slope, offset, centre, width = 2.0 * progress, -2.0, 0.5 + 0.3 * progress, 2.0 - 1.5 * progress
     p = s.sigmoid()

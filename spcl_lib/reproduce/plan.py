@@ -16,7 +16,7 @@ from spcl_lib.runs.league import League, run_league
 from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.profiles import cost, duration, usual_profile
 from spcl_lib.runs.schedule import Task, run_all, run_tasks
-from spcl_lib.runs.settings import changes, make_config, methods_of
+from spcl_lib.runs.settings import SINGLE_LABEL, changes, make_config, methods_of
 from spcl_lib.runs.splits import identify_all
 from spcl_lib.runs.store import Run, run_folder
 from spcl_lib.system import paths
@@ -105,7 +105,9 @@ def _steps_of(experiment: Experiment) -> list[Task]:
         _execution("02_results", shown | {"source": "results"}, experiment.runs, end),
     ]
     if followed := experiment.followed:
-        steps.append(_execution("04_heatmaps", shown | {"images": FOLLOWED}, followed, end))
+        if first.dataset not in SINGLE_LABEL:  # it shows classes that are there without a label
+            shown |= {"images": FOLLOWED}
+            steps.append(_execution("04_heatmaps", shown, followed, end))
         page = paths.results() / f"explorer-{experiment.name}.html"
         folders = [str(run_folder(config)) for config in followed]
         arguments = ["spcl_lib", "explore", "--out", str(page), "--run", *folders]

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off (TQDM_DISABLE)
 
 from spcl_lib.config import RunConfig
+from spcl_lib.data import images
 from spcl_lib.data.cache import make_once, on_disk
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
@@ -83,8 +85,8 @@ def _sources(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> tup
     for tensor in model.features.state_dict().values():
         weights.update(tensor.cpu().contiguous().numpy())
     low = isinstance(autocast(choose_device(), config.amp), torch.autocast)
-    return (VERSION, weights.hexdigest(), config.dilation, low, config.content, data.ids,
-            config.image_side)  # fmt: skip
+    return (VERSION, images.VERSION, PIL.__version__, weights.hexdigest(), config.dilation, low,
+            config.content, data.ids, config.image_side)  # fmt: skip
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from spcl_lib.runs.schedule import Task, run_all
 from spcl_lib.runs.settings import make_config, methods_of
 from spcl_lib.runs.splits import identify_data
 from spcl_lib.runs.store import Run
-from spcl_lib.system.errors import UserError
+from spcl_lib.system.errors import UserError, unknown_name
 
 Settings = dict[str, Any]
 ByPooling = Mapping[str, float]  # mAP with every pooling in prediction
@@ -75,6 +75,9 @@ _BY_OWN: dict[str, tuple[Settings, ...]] = {"": POOLINGS, "cells": ({"pooling": 
 
 def league_methods(dataset: str, only: Sequence[str] = ()) -> list[str]:
     """The methods of the league: every term alone, AN and EN with CL, and WITH_SCL with SCL."""
+    for name in only:
+        if name not in METHODS:
+            raise unknown_name("method", name, METHODS)
     joined = {"": METHODS, "cl": ("an", "en"), "scl": WITH_SCL}
     usual = [name for name, spec in METHODS.items() if spec.term in joined[spec.consistency]]
     return methods_of(dataset, list(dict.fromkeys(only)) or usual)

@@ -1,14 +1,11 @@
-"""Runs notebooks: python -m spcl_lib.runs.notebooks NAME --out FILE --parameters '{"seed": 1}'.
+"""Runs notebooks, see `make.py` and `reproduce.pages`.
 
 Jupyter's packages are imported inside functions, because the library works without them.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +13,6 @@ from typing import TYPE_CHECKING
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError, unknown_name
 from spcl_lib.system.files import atomic_write
-from spcl_lib.system.processes import end_with_parent
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -82,21 +78,3 @@ def describe_figures(notebook: NotebookNode) -> None:
         for out in cell.get("outputs", []):
             if "image/png" in out.get("data", {}):
                 out.metadata["image/png"] = {"alt": f"Figure: {heading}"}
-
-
-def main() -> None:
-    """Executes a notebook, see the top of this file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--out", type=Path, metavar="FILE", required=True)
-    parser.add_argument("--parameters", type=json.loads, default={}, metavar="JSON")
-    options = parser.parse_args()
-    end_with_parent()
-    try:
-        print(execute(options.name, options.parameters, options.out))
-    except UserError as error:
-        sys.exit(f"spcl: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -59,7 +59,7 @@ def _photographs(expected_positives: float) -> Profiles:
 
 # A network that was trained on crops finds more in larger whole images: on voc2007's held-out part
 # of train (EN + SCL, seed 0), the same weights of profile cpu give mAP 70.9 at 160 px and 75.6 at
-# 224 px. The data sets with kept results stay at 160 px. The expected positives are ours.
+# 224 px. VOC 2007 with its kept results stays at 160 px. The expected positives are ours.
 _OWN_PHOTOGRAPHS = _photographs(1.5)
 for _name in ("cpu", "long"):
     _OWN_PHOTOGRAPHS[_name]["eval_side"] = 224

@@ -193,7 +193,7 @@ def _train_and_report(own: Run, folder: Path, on_epoch: Listener) -> Metrics:
     averages = {} if parts.method.bank is None else parts.method.bank.tensors()
     bank = {name: part.cpu() for name, part in ranks.merge(averages).items()}
     files = {
-        "weights": parts.model.state_dict(), "bank": bank, "scores": scores,
+        "weights": parts.model.state_dict(), "bank": bank, "scores": {"scores": scores},
         "snapshots": {} if parts.recorder is None else parts.recorder.tensors(),
     }  # fmt: skip
     names = parts.report.ids if own.config.dataset in ("folder", "table") else ()
@@ -233,25 +233,25 @@ def _train(parts: _Parts, folder: Path, on_epoch: Listener) -> Progress:
     )  # fmt: skip
 
 
-def _evaluate(parts: _Parts) -> tuple[Metrics, dict[str, Tensor]]:
-    """What the final network gives: its part of metrics.json, and its scores by pooling."""
+def _evaluate(parts: _Parts) -> tuple[Metrics, Tensor]:
+    """What the final network gives: its part of metrics.json, and its scores (N, C)."""
     config, model, report = parts.config, parts.model, parts.report
-    names, poolings = ["scores", *map(str, TEST_POOLINGS)], [model.pooling, *TEST_POOLINGS]
-    found = predict_scores(model, report.images, config.eval_side, poolings)
-    scores = dict(zip(names, found, strict=True))
-    own, threshold = scores["scores"], choose_threshold(model, parts.train.images, config)
+    poolings = [model.pooling, *TEST_POOLINGS]
+    own, *others = predict_scores(model, report.images, config.eval_side, poolings)
+    by_pooling = {str(p): _mean(o, report) for p, o in zip(TEST_POOLINGS, others, strict=True)}
+    threshold = choose_threshold(model, parts.train.images, config)
     metrics = evaluate_scores(own, report.labels, report.classes, report.ignored)
     if config.dataset == "imagenet" and config.report == "test":  # the name that ReaL uses
         metrics["real_accuracy"] = metrics["top1_accuracy"]
     return metrics | {
-        "mAP_by_pooling": {name: _mean(scores[name], report) for name in names[1:]},
+        "mAP_by_pooling": by_pooling,
         "dataset": config.dataset, "profile": config.profile, "method": config.method,
         "seed": config.seed, "config": config.flat(), "classes": list(report.classes),
         "train_images": len(parts.train), "report_images": len(report),
         "report_labels": report_labels(config), "threshold": threshold,
         "at_threshold": precision_recall(own >= threshold, report.labels, report.ignored),
         "warnings": [*one_sided(own >= threshold, report.classes), *_short(config, parts.train)],
-    }, scores  # fmt: skip
+    }, own  # fmt: skip
 
 
 def _short(config: RunConfig, data: ImageSet) -> list[str]:

@@ -96,11 +96,6 @@ class Trace:
     config: RunConfig
     averaged: bool = True  # whether the heatmaps are running averages
 
-    def bank(self, epoch: int, image: int) -> HeatmapBank:
-        """The running averages of one image after `epochs[epoch]` epochs, as a bank of one."""
-        one = slice(image, image + 1)
-        return HeatmapBank.of(self.heatmaps[epoch, one], self.seen[epoch, one])
-
     @torch.no_grad()
     def predict(self, image: int, views: Views) -> Tensor:
         """The finished network's score maps (B, C, G, G) of B views of one image, in float32."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import PIL
@@ -35,7 +36,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     """The images to train on, and the images to report on, with full labels.
 
     With `report="val"`, no image of the final report is used. Scenes are then evaluated on `val`;
-    the `train` of a real data set is split into 60 % for training and 40 % for evaluation.
+    the `train` of a real data set is split into 60 % for training and 40 % for evaluation (one's
+    own folder and ImageNet: other shares).
 
     With `objects`, the objects are read too for data sets where this takes time (VOC). Running
     averages that do not fit into memory are refused before the decoding, which can take hours.
@@ -136,7 +138,8 @@ def _scenes(split: str, config: RunConfig) -> ImageSet:
         made = scenes.make_scenes(count, split, side)
         return {"images": made.images, "labels": made.labels, "class_map": made.class_map}
 
-    parts = make_once(f"scenes-{split}", make, scenes.VERSION, PIL.__version__, count, side)
+    drawn_by = scenes.VERSION, PIL.__version__, version("matplotlib")  # which has the font
+    parts = make_once(f"scenes-{split}", make, *drawn_by, count, side)
     ids = tuple(f"{split}-{i:05d}" for i in range(count))
     return ImageSet(classes=scenes.CLASSES, ids=ids, **parts)
 

@@ -85,12 +85,10 @@ class Run:
     def find(cls, place: str | Path, data_root: str | Path | None = None) -> Self:
         """The run at a place: its folder, its config.json, or a folder with one finished run below.
 
-        A relative path that begins with "results" is looked for in `paths.results`, too. The data
-        are by default where they were.
+        For a place that begins with "results" see `paths.in_results`. The data are by default where
+        they were.
         """
-        place = paths.expand_home(place)
-        if place.parts[:1] == ("results",) and not place.exists():
-            place = paths.results().joinpath(*place.parts[1:])
+        place = paths.in_results(place)
         if place.is_file() and place.name != "metrics.json":
             config, root = _read_config(place)
             return cls(config, run_folder(config), data_root or root)

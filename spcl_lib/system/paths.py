@@ -34,6 +34,13 @@ def results() -> Path:
     return real_path(os.environ.get("SPCL_RESULTS") or project() / "results")
 
 
+def in_results(place: str | Path) -> Path:
+    """The place; a relative one that begins with "results" and is not here is in `results()`."""
+    place = expand_home(place)
+    is_away = place.parts[:1] == ("results",) and not place.exists()
+    return results().joinpath(*place.parts[1:]) if is_away else place
+
+
 def cache() -> Path:
     """Folder of files that can be made again: `SPCL_CACHE`, else `data/cache` in the project."""
     return real_path(os.environ.get("SPCL_CACHE") or project() / "data" / "cache")
@@ -71,9 +78,11 @@ def weights(backbone: str, given: str | Path | None = None) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def data_root(given: str | Path | None = None) -> Path:
+def data_root(given: str | Path | None = None, make: bool = False) -> Path:
     """Folder that holds the real data sets: `given`, else `SPCL_DATA`, else `data/`."""
     root = real_path(given or os.environ.get("SPCL_DATA") or project() / "data")
+    if make:
+        root.mkdir(parents=True, exist_ok=True)
     if not root.is_dir():
         raise UserError(f"data root '{root}' does not exist; give --data-root DIR, or SPCL_DATA")
     return root

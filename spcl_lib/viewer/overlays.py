@@ -36,10 +36,7 @@ class OverlayFolder:
         self, image: Path, name: str, classes: Sequence[str], maps: Tensor, scores: Tensor,
         chosen: Tensor, rule: str,
     ) -> None:  # fmt: skip
-        """Writes NAME.jpg: the image, and under the map of up to five labels or the highest score.
-
-        For the arguments see `runs.predict.Overlays`.
-        """
+        """Writes NAME.jpg: the image, and the maps of up to five labels or of the highest score."""
         order = scores.argsort(descending=True)
         present = order[chosen[order]][:_MOST]
         shown = present if len(present) else order[:1]

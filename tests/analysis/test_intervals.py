@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from fake_runs import fake_run, runs_of
@@ -87,11 +88,13 @@ def test_seeds_are_paired_by_their_number(finish):
     assert second["runs"] == "cl" and second["difference (95 %)"] == "+3.5 (-2.9 to +9.9)"
 
 
-def test_a_folder_of_runs_is_all_of_them_and_none_counts_twice(finish):
+def test_a_folder_of_runs_is_all_of_them_and_none_counts_twice(finish, tmp_path, monkeypatch):
     run = finish("an", 0, 70.0)
     finish("an", 1, 72.0)
     table = compare([run / "metrics.json", run.parent])
     assert list(table["seeds"]) == [2]
+    monkeypatch.setenv("SPCL_RESULTS", str(tmp_path / "runs"))  # they are elsewhere
+    assert compare([Path("results")]).equals(table)
 
 
 def test_runs_on_other_images_are_refused(finish, tmp_path):

@@ -108,17 +108,6 @@ def expected_masks():
     }
 
 
-@pytest.mark.parametrize("shape", [[], [[1, 1, 5, 4]]])
-def test_an_object_without_an_area_is_a_label_without_pixels(root, shape):
-    content = small_coco()
-    content["annotations"].append(instance(20, 7, shape) | {"id": 99})
-    write_coco(root, content=content)
-    data = load_coco(root, "train", 16)
-    n = data.ids.index("20")
-    assert data.labels[n].tolist() == [False, True, False]
-    assert not data.regions(torch.tensor([n])).any()
-
-
 @pytest.mark.parametrize(("side", "is_packed"), [(5, False), (24, True)])
 def test_regions_are_the_masks_at_the_centres_of_the_pixels(root, side, is_packed):
     """The masks are the union of a class's polygons and crowds."""

@@ -28,14 +28,13 @@ def archive(monkeypatch, tmp_path):
 
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / "data").mkdir()
     return tmp_path / "data"
 
 
 def test_the_data_arrive_where_they_are_read_and_nothing_else_stays(spcl, archive, root):
     year = 2012
     partial = root / f".voc{year}.download"
-    partial.mkdir()  # of a process that was killed
+    partial.mkdir(parents=True)  # of a process that was killed
     (partial / "half").write_bytes(b"half")
     outcome = spcl("download", "--dataset", f"voc{year}", "--data-root", root)
     folder = root / "VOCdevkit" / f"VOC{year}"

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 from fake_runs import fake_runs, write_results
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from small_folder import make_folder
 
 from spcl_lib.reproduce import plan
 from spcl_lib.reproduce.pages import write_notebook_page
@@ -65,11 +66,13 @@ def needs_nothing_else(page):
     assert not re.search(r"\bsrc=[\"'](?!data:)", page)
 
 
-def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results):
-    tasks = plan.later_steps([scenes(overrides={"lr": 1e-3}), scenes("smoke")])
+def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results, tmp_path):
+    folder = plan.experiment_of("folder", "smoke", data_root=make_folder(tmp_path))
+    tasks = plan.later_steps([scenes(overrides={"lr": 1e-3}), scenes("smoke"), folder])
     names = [task.name for task in tasks]
     assert len(scenes().runs) == 7 * 3 and {c.method for c in scenes().followed} == {"scl", "an"}
     assert len(set(names)) == len(names)
+    assert [n[:8] for n in names if "folder-smoke" in n] == ["01_train", "02_resul", "explorer"]
     notebooks = [task for task in tasks if task.arguments[0] == "spcl_lib.reproduce.pages"]
     assert {task.arguments[1] for task in notebooks} == set(notebook_names())
     for task in notebooks:

@@ -28,7 +28,7 @@ case "$*" in
     if [[ -n ${{SHIM_PIP_FAILS:-}} ]]; then echo "no such wheel"; exit 1; fi
     while [[ $1 != -r ]]; do shift; done
     cp "$2" "$SHIM_LOG.requirements" ;;
-  "-P -m spcl_lib "*) env >"$SHIM_LOG.env"; exit "${{SHIM_STATUS:-0}}" ;;
+  "-m spcl_lib "*) env >"$SHIM_LOG.env"; exit "${{SHIM_STATUS:-0}}" ;;
 esac
 """
 # An interpreter without any package.
@@ -108,11 +108,12 @@ def test_venv_holds_exactly_the_pins_and_the_run_gets_arguments_and_status(box):
         f"python -m venv {env}",
         f"{pip} -r {box.project}/.setup/requirements.txt",
         f"{pip} --no-deps --no-build-isolation -e {box.project}",
-        "python -P -m spcl_lib reproduce --only an scl --list",
+        "python -m spcl_lib reproduce --only an scl --list",
     ]
     assert Path(f"{box.log}.requirements").read_text().split() == pins()
     seen = Path(f"{box.log}.env").read_text().splitlines()
-    assert {"PYTHONNOUSERSITE=1", f"PYTHONPATH={box.project}"} <= set(seen)
+    safe = {"PYTHONNOUSERSITE=1", "PYTHONSAFEPATH=1", f"PYTHONPATH={box.project}"}
+    assert safe <= set(seen)
 
 
 def test_uv_is_preferred(box):
@@ -127,7 +128,7 @@ def test_a_finished_set_up_costs_nothing_until_the_list_changes(box):
     box.run()
     box.calls()
     assert box.run("--list").stderr == ""
-    assert box.calls() == ["python -P -m spcl_lib reproduce --list"]
+    assert box.calls() == ["python -m spcl_lib reproduce --list"]
     with (box.project / "environment.yml").open("a") as file:
         file.write("      - extra==1.0\n")
     box.run()
@@ -165,7 +166,7 @@ def test_spcl_python_is_used_as_it_is_or_refused_with_what_it_lacks(box):
     box.add("own", PYTHON)
     result = box.run("--only", "a b", cwd=box.path, SPCL_PYTHON="./own", SHIM_STATUS="3")
     assert result.returncode == 3, result.stderr
-    assert box.calls() == ["python -P -m spcl_lib reproduce --only a b"]
+    assert box.calls() == ["python -m spcl_lib reproduce --only a b"]
     lacking = box.run(SPCL_PYTHON=str(box.add("bare", BARE)))
     assert lacking.returncode == 1 and "lacks torch" in lacking.stderr
     assert not (box.project / ".venv").exists()

@@ -2,6 +2,7 @@
 
 import nbformat
 import pytest
+from fake_runs import fake_runs, write_results
 from nbformat.v4 import new_code_cell, new_notebook
 
 from spcl_lib.runs import notebooks
@@ -45,6 +46,11 @@ def test_execute_runs_with_parameters_in_the_notebooks_folder(small, tmp_path):
     assert nbformat.read(done, as_version=4).cells[-1].outputs[0]["text"] == "42 notebooks\n"
     assert [f.name for f in done.parent.iterdir()] == ["small.ipynb"]
     assert source.read_bytes() == before
+
+
+def test_the_results_of_some_methods_need_no_others(results, own_kernels, tmp_path):
+    write_results(fake_runs(methods=("scl", "en_scl")))
+    notebooks.execute("02_results", {"source": "results"}, tmp_path / "out.ipynb")
 
 
 def test_a_users_mistake_in_a_notebook_is_one_message(small, tmp_path):

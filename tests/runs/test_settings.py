@@ -162,11 +162,7 @@ def test_every_setting_says_what_it_is_and_refuses_what_lies_outside(field):
         ("an", {"report": "val", "held_out": 1}, "does not go with report=val of scenes"),
         ("an", {"report": "train"}, "goes with the data set folder"),
         ("an", {"trained": "head", "eval_side": 96}, "needs image_side = eval_side"),
-        (
-            "softmax",
-            {"pooling": "lse"},
-            "needs a pooling where classes compete, as softmax",
-        ),
+        ("softmax", {"pooling": "lse"}, "needs a pooling where classes compete, as softmax"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(method, settings, said):

@@ -9,7 +9,6 @@ from small_folder import make_folder
 
 from spcl_lib import Predictor
 from spcl_lib.model import MEAN, STD, SpatialClassifier, build_backbone, normalise
-from spcl_lib.runs.network import build_network
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system.timm_backbone import TimmBackbone
 from spcl_lib.system.weights import save_tensors
@@ -82,20 +81,6 @@ def test_weights_come_from_a_file_with_and_without_a_classifier(timm, name, clas
     save_tensors(saved, file)
     loaded = build_backbone(f"timm:{name}", file)[0][0].model.state_dict()
     assert loaded and all(torch.equal(value, saved[key]) for key, value in loaded.items())
-
-
-def test_auto_means_the_weights_of_timm(timm, results, monkeypatch):
-    create, asked = timm.create_model, []
-
-    def record(name, pretrained, **options):
-        asked.append(pretrained)
-        return create(name, pretrained=False, **options)
-
-    monkeypatch.setattr(timm, "create_model", record)
-    config = make_config("voc2007", "an", 0, "frozen", {"backbone": "timm:test_resnet"})
-    build_network(config, 20)
-    build_network(config.replace(weights="none"), 20)
-    assert list(dict.fromkeys(asked)) == [True, False]
 
 
 def mistake(**overrides):
