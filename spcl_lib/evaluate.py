@@ -41,9 +41,8 @@ def average_precisions(scores: Tensor, labels: Tensor, ignored: Tensor | None = 
 
 
 def _columns(values: Tensor) -> np.ndarray:
-    """(C, N), contiguous, of numbers as bool, float32 or float64."""
-    if values.dtype not in (torch.bool, torch.float64):
-        values = values.float() if values.is_floating_point() else values.double()
+    """(C, N), contiguous; numpy has no bfloat16."""
+    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
     return values.cpu().T.contiguous().numpy()
 
 
@@ -52,7 +51,7 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 
     Sorted with the label in that bit, they take half of the time of an argsort of the scores.
     """
-    if scores.dtype == np.float64:
+    if scores.dtype != np.float32:
         return np.unique(scores, return_inverse=True)[1]
     bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0
     return np.where(bits < 0, np.int32(-(2**31)) - bits, bits).astype(np.int64)
@@ -156,10 +155,13 @@ def evaluate_scores(
 
 def prepare(images: Tensor, side: int) -> Tensor:
     """Network input (B, 3, side, side) of whole images (B, 3, H, W) in 0..255."""
-    resized = F.interpolate(
-        images.float(), (side, side), mode="bilinear", antialias=True, align_corners=False
-    )
-    return normalise(resized)
+    return normalise(resize(images.float(), side, side))
+
+
+def resize(images: Tensor, height: int, width: int) -> Tensor:
+    """Images of another size (B, 3, height, width), as Pillow makes them but for rounding."""
+    size = height, width
+    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 @torch.no_grad()

@@ -42,8 +42,7 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def _runs_below(place: Path) -> list[Path]:
-    place = in_results(place)
-    found = finished_below(place.parent if place.name == "metrics.json" else place)
+    found = finished_below(in_results(place.parent if place.name == "metrics.json" else place))
     if not found:
         raise UserError(f"'{place}' holds no finished run; give the folders of runs")
     return found

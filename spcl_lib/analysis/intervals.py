@@ -51,7 +51,7 @@ def gain(table: pd.DataFrame, method: str, other: str = "an") -> Interval:
     The rows of the table must be of one data set, profile and pooling: none may have a seed twice.
     """
     scores = table.pivot(index="seed", columns="method", values="mAP")
-    scores = scores.reindex(columns=[method, other])
+    scores = scores.reindex(columns=dict.fromkeys((method, other)))  # which may be one
     return t_interval((scores[method] - scores[other]).dropna())
 
 

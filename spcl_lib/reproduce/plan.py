@@ -106,8 +106,7 @@ def _steps_of(experiment: Experiment) -> list[Task]:
     ]
     if followed := experiment.followed:
         if first.dataset not in SINGLE_LABEL:  # it shows classes that are there without a label
-            shown |= {"images": FOLLOWED}
-            steps.append(_execution("04_heatmaps", shown, followed, end))
+            steps.append(_execution("04_heatmaps", shown | {"images": FOLLOWED}, followed, end))
         page = paths.results() / f"explorer-{experiment.name}.html"
         folders = [str(run_folder(config)) for config in followed]
         arguments = ["spcl_lib", "explore", "--out", str(page), "--run", *folders]

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from spcl_lib.data.images import try_image, upright
+from spcl_lib.evaluate import resize
 from spcl_lib.model import MEAN, STD
 from spcl_lib.runs.predictor import Predictor
 from spcl_lib.runs.splits import list_report
@@ -48,7 +48,7 @@ class Exportable(nn.Module):
         """Gives probabilities (B, C) and heatmaps (B, C, G, G) of images (B, 3, H, W) uint8."""
         first, second = self.sides
         squares = _squares(images.float(), first)
-        maps = self.model((_resize(squares, second, second) / 255 - self.mean) / self.std)
+        maps = self.model((resize(squares, second, second) / 255 - self.mean) / self.std)
         return self.pooling(maps).sigmoid(), self.pooling.heat(maps)
 
 
@@ -58,15 +58,10 @@ def _squares(images: Tensor, side: int) -> Tensor:
     The columns are resized first where the height shrinks more than twice as much as the width.
     """
     height, width = images.shape[2:]
-    passes = [_resize(images, *size) for size in ((height, side), (side, width))]
-    across, down = ((_resize((p + 0.5).floor(), side, side) + 0.5).floor() for p in passes)
+    passes = [resize(images, *size) for size in ((height, side), (side, width))]
+    across, down = ((resize((p + 0.5).floor(), side, side) + 0.5).floor() for p in passes)
     limit = 2 * images.new_full((), width).clamp(min=side) - side  # tensors: sizes stay free
     return torch.where(images.new_full((), height) > limit, down, across)
-
-
-def _resize(images: Tensor, height: int, width: int) -> Tensor:
-    size = height, width
-    return F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def export(

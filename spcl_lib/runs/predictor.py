@@ -37,8 +37,6 @@ class LabelRule:
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UserError(f"a threshold must be in 0..1; got {self.threshold}")
-        if self.top is not None and self.top < 1:
-            raise UserError(f"the number of labels must be at least 1; got {self.top}")
 
     def choose(self, scores: Tensor) -> Tensor:
         """(B, C) bool for scores (B, C): True where the class is a label of the image."""

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import Any
 
 from spcl_lib.runs.evaluation import Evaluation, Row
 from spcl_lib.runs.predictor import LabelRule, Predictor, one_sided
@@ -32,8 +31,12 @@ def evaluation_lines(found: Evaluation, rule: LabelRule, expected_positives: flo
 
 
 def _table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    table = pd.DataFrame(rows, columns=columns).set_index(columns[0]).rename_axis(None)
-    return table.to_string(na_rep="-", float_format="{:.2f}".format, col_space=9).split("\n")
+    cells = [columns, *([_text(row[name]) for name in columns] for row in rows)]
+    return [f"{first:30}" + "".join(f"{cell:>11}" for cell in rest) for first, *rest in cells]
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def write_evaluation(
