@@ -28,22 +28,21 @@ def fake_run(method, seed, score, dataset="scenes", profile="cpu"):
     }  # fmt: skip
 
 
-def fake_runs(dataset="scenes", profile="cpu", methods=tuple(MEANS), seeds=(0, 1, 2)):
+def fake_runs(methods=tuple(MEANS), seeds=(0, 1, 2)):
     """A whole table: every method with a small spread over seeds."""
     return [
-        fake_run(m, s, MEANS[m] + 0.21 * s + 0.037 * i * s, dataset, profile)
+        fake_run(m, s, MEANS[m] + 0.21 * s + 0.037 * i * s)
         for i, m in enumerate(methods)
         for s in seeds
     ]
 
 
 def runs_of(**scores):
-    """Runs of scenes from method=[mAP of seed 0, of seed 1, ...]; None for a missing seed."""
+    """Runs of scenes from method=[mAP of seed 0, of seed 1, ...]."""
     return [
         fake_run(method, seed, score)
         for method, by_seed in scores.items()
         for seed, score in enumerate(by_seed)
-        if score is not None
     ]
 
 

@@ -8,6 +8,17 @@ import math
 import numpy as np
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def divergence(logit, target):
+    """Kullback-Leibler, of a target from sigmoid(logit); 0 log 0 is 0."""
+    p = sigmoid(logit)
+    with np.errstate(all="ignore"):
+        return sum(np.nan_to_num(t * np.log(t / q)) for t, q in ((target, p), (1 - target, 1 - p)))
+
+
 def value_at(plane, x, y):
     """Bilinear value of `plane` (H, W) at fractions (x, y); past the outer centres, the border's.
 

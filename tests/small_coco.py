@@ -59,16 +59,16 @@ def small_coco(first_id=0):
     }
 
 
-def write_coco(root, split="train", year=2017, content=None):
+def write_coco(root, split="train", content=None):
     """Writes a split below the data root; returns the file of its annotations."""
     content = content or small_coco(2000 * (split == "val"))
-    folder = root / "coco" / f"{split}{year}"
+    folder = root / "coco" / f"{split}2017"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for record in content["images"]:
         noise = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / record["file_name"], quality=95)
-    file = root / "coco" / "annotations" / f"instances_{split}{year}.json"
+    file = root / "coco" / "annotations" / f"instances_{split}2017.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(content))
     return file

@@ -7,11 +7,18 @@ import pytest
 from PIL import ExifTags, Image
 
 from spcl_lib.__main__ import main
+from spcl_lib.runs.settings import make_config
 
 # With a network from random weights a run takes a second: only the way of the data matters.
 QUICK = {"backbone": "small_resnet", "weights": "none", "image_side": 16, "crop_side": 16,
          "eval_side": 16, "epochs": 1}  # fmt: skip
 FOLDER = ("run", "--dataset", "folder", "--profile", "smoke", "--method", "an")
+
+
+def small_config(dataset, **settings):
+    """A configuration on all images of a data set."""
+    everything = {"train_images": 0, "eval_images": 0, "image_side": 16}
+    return make_config(dataset, "an", 0, "smoke", everything | settings)
 
 
 def set_options(settings):

@@ -41,13 +41,13 @@ def make_train(folder):
 
 
 def make_validation(folder, nested):
-    """Flat; or some of the files in folders that say nothing of the class."""
+    """`nested`: every second file is in a folder that says nothing of the class."""
     for place, number in enumerate(VALIDATION):
-        wnid = {"flat": "", "mixed": WNIDS[999 - place] * (place % 2)}[nested]
+        wnid = WNIDS[999 - place] * (place % 2) * nested
         picture(folder / "val" / wnid / f"ILSVRC2012_val_{number:08d}.JPEG", grey_of(number))
 
 
-def make_imagenet(root, nested="flat"):
+def make_imagenet(root, nested=False):
     """The whole data root; gives the folder imagenet in it."""
     folder = root / "imagenet"
     make_train(folder)

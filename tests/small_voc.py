@@ -32,12 +32,12 @@ def write_lists(folder):
             (lists / f"{name}_{split}.txt").write_text("".join(rows))
 
 
-def write_annotations(folder, objects, width=24, height=18):
+def write_annotations(folder, objects):
     """Writes Annotations/ID.xml for every id; objects are (class, xmin, ymin, xmax, ymax)."""
     (folder / "Annotations").mkdir(exist_ok=True)
     names = ("xmin", "ymin", "xmax", "ymax")
     for name, rows in objects.items():
-        text = f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+        text = "<annotation><size><width>24</width><height>18</height></size>"
         for label, *corners in rows:
             box = "".join(f"<{k}>{v}</{k}>" for k, v in zip(names, corners, strict=True))
             text += f"<object><name>{label}</name><bndbox>{box}</bndbox></object>"

@@ -212,8 +212,10 @@ def test_crops_images_and_runs_are_chosen(page):
     for name in (second, first):
         changes(page, lambda: page.locator(".spcl-run").select_option(label=name))  # noqa: B023
     lose = page.locator(".spcl-lose")
-    if lose.is_enabled():
-        changes(page, lose.click, ("pictures", "crop"))
+    for _ in range(6):  # a crop without the label is not there for every image
+        if not lose.is_enabled():
+            page.locator(".spcl-next").click()
+    changes(page, lose.click, ("pictures", "crop"))
     assert page.complaints == []
 
 

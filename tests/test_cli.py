@@ -140,10 +140,7 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_data):
     ("arguments", "said"),
     [
         ((), "COMMAND"),
-        (("rum",), "rum"),
         (("run", "--method", "an", "--sead", "1"), "--sead"),
-        (("run", "--method", "sccl"), "Did you mean 'scl'? Valid: an, cl, scl"),
-        (("run", "--method", "an", "--set", "epochs=many"), "'epochs' must be of type int"),
         (("run", "--config", "config.json", "--set", "lr=1"), "--set does not go with it"),
         (("reproduce", "--jobs", "0"), "at least 1; got 0"),
         (("reproduce", "--all", "--only", "an"), "--only does not go with it"),

@@ -8,6 +8,7 @@ import pytest
 import slow_reference as slow
 import torch
 import torch.nn.functional as F
+from slow_reference import divergence, sigmoid
 
 from spcl_lib import Method, MethodSettings, Views
 from spcl_lib.data.scenes import make_scenes
@@ -55,15 +56,6 @@ def assert_same(state, other):
 
 
 # --- formulas -------------------------------------------------------------------------------------
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-def divergence(logit, target):
-    p = sigmoid(logit)
-    return sum(t * math.log(t / q) for t, q in ((target, p), (1 - target, 1 - p)) if t > 0)
 
 
 def naive_loss(method, epoch):
@@ -149,9 +141,7 @@ def test_lambda_is_the_ramp_in_the_middle_of_an_epoch_for_whole_and_fractional_e
         assert (method.loss(*data, epoch) - an).item() == pytest.approx(share * whole, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "autocast"), [(torch.float16, False), (torch.bfloat16, True), (torch.float32, True)]
-)
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.float16, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("name", [n for n in METHODS if not n.endswith("_cl")])
 def test_a_loss_is_finite_and_exact_in_half_precision_up_to_logits_of_60(name, dtype, autocast):
     """In float16, 1 - sigmoid(9) is 0: a loss that is not computed in float32 is infinite."""
@@ -243,7 +233,6 @@ def annotated_scenes(count):
     generator = torch.Generator().manual_seed(0)
     chosen = torch.multinomial(made.labels.float(), 1, generator=generator)[:, 0]
     masks = made.class_map[:, None] == torch.arange(1, 13)[:, None, None]
-    assert torch.equal(masks.flatten(2).any(2), made.labels)
     return made.images, F.one_hot(chosen, 12), masks
 
 

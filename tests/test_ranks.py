@@ -27,7 +27,7 @@ IMAGES, CLASSES, EPOCHS = 13, 4, 4
 LABELS = F.one_hot(torch.arange(IMAGES) % CLASSES, CLASSES)
 # With whole views all cells count, so the mean of two halves is the mean of a batch.
 EXACT = ("an", "cl", "scl", "en", "en_scl", "gr_scl", "asset", "cells_scl")
-OTHERS = ("ren_scl", "gpr", "crisp", "apl", "ll_cp", "role")
+OTHERS = ("ren_scl", "gpr", "crisp", "apl")
 
 
 class Images(torch.utils.data.Dataset):
@@ -122,20 +122,13 @@ def test_the_readmes_loop_on_two_ranks_is_that_of_one_process_with_both_batches(
 
 
 @pytest.mark.parametrize(("name", "table"), [
-    ("en", "threshold"), ("en_scl", "threshold"), ("ren_scl", "threshold"), ("ren_scl", "priors"),
-    ("gpr", "threshold"), ("crisp", "priors"), ("apl", "pseudo"),
+    ("ren_scl", "threshold"), ("ren_scl", "priors"), ("gpr", "threshold"), ("crisp", "priors"),
+    ("apl", "pseudo"),
 ])  # fmt: skip
 def test_what_is_made_from_all_images_is_the_same_on_both_ranks(name, table, done):
     one, other = (of_rank[name][2][f"term.{table}"] for of_rank in done[0])
     torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     assert (one.nan_to_num(posinf=0) > 0).sum() > 1  # of more classes than one rank has
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_gradients_of_every_loss_are_averaged(name, done):
-    one, other = (of_rank[name][1] for of_rank in done[0])
-    torch.testing.assert_close(one, other)
-    assert torch.isfinite(one).all() and one.abs().sum() > 0
 
 
 def test_images_of_another_rank_are_refused_and_errors_of_rank_0_reach_all(done):
@@ -144,14 +137,14 @@ def test_images_of_another_rank_are_refused_and_errors_of_rank_0_reach_all(done)
         assert "spcl_lib.RankSampler(N)" in refused and (error, value) == ("of 0", 0)
 
 
-@pytest.mark.parametrize(("images", "batch", "count"), [(26, 8, 2), (25, 8, 2), (19, 6, 3)])
+@pytest.mark.parametrize(("images", "batch", "count"), [(26, 8, 2), (25, 8, 2), (9, 4, 4)])
 def test_every_image_is_with_one_rank_for_good(images, batch, count, monkeypatch):
     monkeypatch.setattr(ranks, "count", lambda: count)
     shards, sampled = [], []
     for rank in range(count):
         monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
         epochs = [batches_of_epoch(images, batch, 0, epoch) for epoch in range(3)]
-        assert len({len(batches) for batches in epochs}) == 1
+        assert len({len(batches) for batches in epochs}) == 1 and all(map(all, epochs))
         visited = [sum(batches, []) for batches in epochs]
         assert {tuple(sorted(v)) for v in visited} == {tuple(range(rank, images, count))}
         sampler = RankSampler(images)

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 
 from spcl_lib import UserError
 from spcl_lib.data import scenes
-from spcl_lib.methods import PAPER_METHODS, Method
+from spcl_lib.methods import Method
 from spcl_lib.model import SpatialClassifier, small_resnet
 from spcl_lib.runs.settings import make_config
-from spcl_lib.system import ranks
 from spcl_lib.train import batches_of_epoch, learning_rate, make_optimizer, train
 
 
@@ -56,12 +55,6 @@ def test_the_order_is_random_and_depends_on_seed_and_epoch_alone():
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     torch.rand(3)
     assert order(0, 1) == orders[1]
-
-
-def test_every_rank_has_an_image_in_every_batch(monkeypatch):
-    for name, value in (("count", 4), ("rank", 3)):
-        monkeypatch.setattr(ranks, name, lambda value=value: value)
-    assert all(batches_of_epoch(9, 4, seed=0, epoch=0))  # the last image of nine is rank 0's
 
 
 @pytest.mark.parametrize("warmup", [0.2, 0.5, 1.0])
@@ -121,7 +114,7 @@ def test_every_step_shows_a_batch_its_views_and_its_labels_and_then_updates(data
     assert method.bank.seen.any(2).any(1).all()
 
 
-@pytest.mark.parametrize("method", PAPER_METHODS)
+@pytest.mark.parametrize("method", ["cl", "en_scl"])
 def test_all_methods_share_their_start(method, data):
     """Until `start`, the same seed gives the same weights whatever the method."""
     weights = []

@@ -101,16 +101,12 @@ def test_where_no_crop_fits_the_fallback_is_torchvisions_central_crop(ratio):
 
 
 @pytest.mark.parametrize(
-    ("boxes", "flipped"),
-    [
-        ([[0.2, 0.2, 0.2, 0.6]], [False]),  # no width
-        ([[0.1, 0.2, float("nan"), 0.9]], [False]),
-        ([[0.1, 0.2, 0.5, 0.6]], [False, True]),
-    ],
+    "box",
+    [[0.2, 0.2, 0.2, 0.6], [0.1, 0.2, float("nan"), 0.9]],  # the first has no width
 )
-def test_impossible_views_are_refused(boxes, flipped):
-    with pytest.raises(ValueError, match="box|flipped"):
-        Views(torch.tensor(boxes), torch.tensor(flipped))
+def test_impossible_views_are_refused(box):
+    with pytest.raises(ValueError, match="box"):
+        Views(torch.tensor([box]), torch.tensor([False]))
 
 
 def test_a_random_view_samples_as_torchvision_does():

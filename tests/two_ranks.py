@@ -20,10 +20,10 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["spcl_lib.__main__", "spcl_lib.runs.run", "torch._dynamo"])
 
 
-def on_two_ranks(function, *arguments, seconds=120, **environment):
+def on_two_ranks(function, *arguments):
     """What `function` gives on rank 0 and on rank 1, and the exit status of both processes.
 
-    The result of a process that has failed is None. Both end after some seconds in any case.
+    The result of a process that has failed is None. Both end after two minutes in any case.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -34,14 +34,14 @@ def on_two_ranks(function, *arguments, seconds=120, **environment):
         processes = [
             _CONTEXT.Process(
                 target=_answer,
-                args=(rank, port, folders | environment, file, function, arguments),
+                args=(rank, port, folders, file, function, arguments),
             )
             for rank, file in enumerate(files)
         ]
         for process in processes:
             process.start()
         for process in processes:
-            process.join(seconds)
+            process.join(120)
             process.kill()
             process.join()
         results = [pickle.loads(f.read_bytes()) if f.exists() else None for f in files]

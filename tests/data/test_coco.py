@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,16 +21,15 @@ from small_coco import (
     small_coco,
     write_coco,
 )
+from small_folder import small_config
 
 from spcl_lib import UserError
 from spcl_lib.data import coco
 from spcl_lib.data.image_set import PARTS
 from spcl_lib.data.images import read_image
-from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
 
 tools = pytest.importorskip("pycocotools.mask")
-EVERYTHING = {"train_images": 0, "eval_images": 0, "image_side": 16}
 
 
 @pytest.fixture
@@ -44,8 +44,7 @@ def annotations_of(root):
     return root / "coco" / "annotations" / "instances_train2017.json"
 
 
-def config_of(**overrides):
-    return make_config("coco2017", "an", 0, "smoke", EVERYTHING | overrides)
+config_of = partial(small_config, "coco2017")
 
 
 # --- labels and images ----------------------------------------------------------------------------

@@ -32,17 +32,16 @@ def root(tmp_path):
 
 
 def test_the_data_arrive_where_they_are_read_and_nothing_else_stays(spcl, archive, root):
-    year = 2012
-    partial = root / f".voc{year}.download"
+    partial = root / ".voc2012.download"
     partial.mkdir(parents=True)  # of a process that was killed
     (partial / "half").write_bytes(b"half")
-    outcome = spcl("download", "--dataset", f"voc{year}", "--data-root", root)
-    folder = root / "VOCdevkit" / f"VOC{year}"
+    outcome = spcl("download", "--dataset", "voc2012", "--data-root", root)
+    folder = root / "VOCdevkit" / "VOC2012"
     assert outcome.status == 0 and outcome.out.splitlines()[-1] == str(folder)
     assert (folder / "ImageSets" / "Main" / "train.txt").read_text().split() == voc_ids()["train"]
     assert [p.name for p in root.iterdir() if p.suffix != ".lock"] == ["VOCdevkit"]
     archive.unlink()  # what is there is not fetched again
-    assert spcl("download", "--dataset", f"voc{year}", "--data-root", root).status == 0
+    assert spcl("download", "--dataset", "voc2012", "--data-root", root).status == 0
 
 
 def test_a_failed_download_says_so_and_leaves_nothing(spcl, archive, root):

@@ -3,19 +3,17 @@
 import os
 import shutil
 import unicodedata
+from functools import partial
 
 import numpy as np
 import pytest
 from refusals import message_of
-from small_folder import QUICK, make_folder, save_noise, write_csv
+from small_folder import QUICK, make_folder, save_noise, small_config, write_csv
 
 from spcl_lib import UserError
 from spcl_lib.data.folders import list_table
 from spcl_lib.data.images import read_image
-from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_data, load_splits
-
-ALL = {"train_images": 0, "eval_images": 0, "image_side": 16}
 
 
 @pytest.fixture
@@ -23,8 +21,7 @@ def root(tmp_path):
     return tmp_path / "my images"
 
 
-def config_of(dataset="folder", **overrides):
-    return make_config(dataset, "an", profile="smoke", overrides=ALL | overrides)
+config_of = partial(small_config, "folder")
 
 
 def load(root, **overrides):
@@ -114,8 +111,7 @@ def listed(root, *lines, encoding="utf-8", end="\n"):
     return "labels.csv"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("encoding", "end"), [("utf-8", "\n"), ("utf-8-sig", "\r\n")])
 def test_a_list_gives_labels_however_it_was_saved(root, encoding, end):
     save_noise(root / "Köln, am Rhein" / "ä ö.png")
     extra = ['"Köln, am Rhein/ä ö.png", große Katze ', "", "./shots/0.png,dog"]
@@ -254,7 +250,7 @@ def test_a_table_has_all_labels_in_the_order_of_its_files(table, spcl):
     assert train.ids == ("a.png", "b.png", "sub/c.png", "d.png", "e.png")
     assert train.labels.int().tolist() == [[0, 1, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]]
     assert val.labels.int().tolist() == [[0, 0, 0], [1, 1, 0]]
-    held = load_splits(config_of("table", report="val"), table)
+    held = load_splits(small_config("table", report="val"), table)
     assert set(held[0].ids) | set(held[1].ids) == set(train.ids) - {"d.png"}
     arguments = ("run", "--dataset", "table", "--profile", "smoke", "--method", "full")
     outcome = spcl(*arguments, "--data-root", table, **QUICK)

@@ -4,34 +4,32 @@ import json
 
 import pytest
 from refusals import message_of
-from small_folder import QUICK
+from small_folder import QUICK, small_config
 from small_imagenet import NAMES, TRAIN, WNIDS, grey_of, make_imagenet, picture, real_lists
 
 from spcl_lib.runs import splits as splits_module
-from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
 
 KEPT = [1, 3, 7, 12, 49_999]  # of VALIDATION, those that ReaL labels
 
 
-@pytest.fixture(params=["flat"])
-def folder(tmp_path, request):
+@pytest.fixture
+def folder(tmp_path):
     """The folder imagenet of a small data root."""
-    return make_imagenet(tmp_path / "root", request.param)
+    return make_imagenet(tmp_path / "root")
 
 
 def splits(folder, **settings):
-    values = {"image_side": 16, "train_images": 0, "eval_images": 0} | settings
-    return load_splits(make_config("imagenet", "an", 0, "smoke", values), folder.parent)
+    return load_splits(small_config("imagenet", **settings), folder.parent)
 
 
 def classes_of(labels):
     return [row.nonzero().flatten().tolist() for row in labels]
 
 
-@pytest.mark.parametrize("folder", ["flat", "mixed"], indirect=True)
-def test_labels_are_those_of_folders_and_of_real_by_the_names_of_files(folder):
-    train, report = splits(folder)
+@pytest.mark.parametrize("nested", [False, True])
+def test_labels_are_those_of_folders_and_of_real_by_the_names_of_files(nested, tmp_path):
+    train, report = splits(make_imagenet(tmp_path / "root", nested))
     order = [(c, i) for c in sorted(TRAIN) for i in range(TRAIN[c])]
     assert classes_of(train.labels) == [[c] for c, _ in order]
     for image, (c, i) in zip(train.images, order, strict=True):

@@ -1,22 +1,19 @@
 """Pascal VOC: labels of its lists, boxes of its annotations; parts that are missing or damaged."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from refusals import message_of
-from small_folder import QUICK
+from small_folder import QUICK, small_config
 from small_voc import load_voc, voc_flags, voc_ids, write_annotations
 
-from spcl_lib import UserError
 from spcl_lib.data import voc as voc_module
 from spcl_lib.data.images import read_image
 from spcl_lib.data.voc import CLASSES, read_flags
-from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import load_splits
-
-EVERYTHING = {"train_images": 0, "eval_images": 0, "image_side": 16}
 
 
 def devkit(root):
@@ -27,8 +24,7 @@ def lists(root):
     return devkit(root) / "ImageSets" / "Main"
 
 
-def config_of(dataset="voc2007", **overrides):
-    return make_config(dataset, "an", profile="smoke", overrides=EVERYTHING | overrides)
+config_of = partial(small_config, "voc2007")
 
 
 # --- labels and images ----------------------------------------------------------------------------
@@ -59,9 +55,9 @@ def test_difficult_is_what_the_setting_says(voc):
 
 def test_voc2012_is_read_from_a_folder_of_its_own_and_choices_are_made_on_train(voc):
     devkit(voc).rename(devkit(voc).with_name("VOC2012"))
-    train, report = load_splits(config_of("voc2012"), voc)
+    train, report = load_splits(small_config("voc2012"), voc)
     assert train.ids == tuple(voc_ids()["train"]) and report.ids == tuple(voc_ids()["val"])
-    train, report = load_splits(config_of("voc2012", report="val"), voc)
+    train, report = load_splits(small_config("voc2012", report="val"), voc)
     assert sorted(train.ids + report.ids) == sorted(voc_ids()["train"])  # none is in both
 
 
@@ -136,22 +132,6 @@ def test_what_is_wrong_is_named_in_one_line(voc, fault):
     break_it, words = FAULTS[fault]
     break_it(voc)
     assert words in message_of(load_voc, voc, "train", 16)
-
-
-def test_left_out_images_take_their_labels_and_ids_along(voc):
-    intact = load_voc(voc, "train", 16)
-    images = intact.images[:]
-    for name, content in (("000005", None), ("000002", b"")):
-        file = devkit(voc) / "JPEGImages" / f"{name}.jpg"
-        file.write_bytes(content) if content is not None else file.unlink()
-    with pytest.raises(UserError, match="000005.jpg' is missing"):
-        load_splits(config_of(), voc)
-    data, report = load_splits(config_of(damaged="skip"), voc)
-    others = [i for i in range(6) if intact.ids[i] != "000005"]
-    assert data.ids == tuple(intact.ids[i] for i in others) and len(report) == 3
-    assert [file.stem for file in data.files] == list(data.ids)
-    assert torch.equal(data.labels, intact.labels[others])
-    assert torch.equal(data.images[:], images[others])
 
 
 def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, results, monkeypatch):

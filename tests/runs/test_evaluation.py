@@ -82,17 +82,10 @@ def test_single_labels_give_no_f1(evaluate, trained, tmp_path):
     assert int((scores >= limit).sum()) == round(1.5 * 24)
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("any/any 1.png,cot", "'cot'. Did you mean 'cat'?"),
-        ("any/other.png,cat", "other.png' is not in"),
-        ("any/any 1.png,", "gives no image a label"),
-    ],
-)
-def test_a_wrong_line_is_named(evaluate, tmp_path, line, said):
-    write_csv(tmp_path / "wrong.csv", "path,labels", line)
-    assert_mistake(evaluate(labels=tmp_path / "wrong.csv"), tmp_path / "wrong.csv", said)
+def test_a_list_without_labels_is_named(evaluate, tmp_path):
+    file = tmp_path / "wrong.csv"
+    write_csv(file, "path,labels", "any/any 1.png,")
+    assert_mistake(evaluate(labels=file), file, "gives no image a label")
 
 
 def test_without_images_the_runs_own_held_out_ones_are_measured_wherever_they_are(
