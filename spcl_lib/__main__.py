@@ -194,8 +194,8 @@ def _say_what_came_out(own: Any, metrics: Mapping[str, Any]) -> None:
     all=_flag("every experiment of every data set that is there"),
     league=_flag("every loss of every paper, with the same search for each: see 06_benchmark"),
     only=_option("some of the methods", "METHOD", nargs="+"),
-    seeds=_option("default: 0 1 2; with smoke: 0", type=int, nargs="+"),
-    jobs=_option("runs side by side (default: one per core)", type=_number),
+    seeds=_option("default: 0 1 2; with smoke: 0; with --league: 0 to 4", type=int, nargs="+"),
+    jobs=_option("runs side by side (default: one per core, or one on a GPU)", type=_number),
     list=_flag("show what would run, and stop"),
 )  # fmt: skip
 def _reproduce(options: Options) -> int:
@@ -360,22 +360,14 @@ def _explore(options: Options) -> None:
     print(options.out)
 
 
-@_command(
-    "runs",
-    markdown=_flag("print it in Markdown"),
-    latex=_flag("print it in LaTeX"),
-)  # fmt: skip
+@_command("runs", latex=_flag("print it in LaTeX"))
 def _compare(options: Options) -> None:
     """A table of finished runs on the same images, with intervals."""
     from spcl_lib.analysis.compare import compare
 
     table = compare(options.runs)
-    if options.latex:
-        print(table.to_latex(index=False, escape=True).strip())
-    elif options.markdown:
-        print(table.to_markdown(index=False, disable_numparse=True))
-    else:
-        print(table.to_string(index=False))
+    latex = options.latex and table.to_latex(index=False, escape=True).strip()
+    print(latex or table.to_string(index=False))
 
 
 @_command(

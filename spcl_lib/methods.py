@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.losses import TERMS, Context, MethodSettings, State, Term
+from spcl_lib.losses import TERMS, Context, MethodSettings, Term
 from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
 from spcl_lib.pooling import Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
@@ -104,7 +104,7 @@ def bytes_of_averages(
     bank = spec.bank((num_images, num_classes), settings, nobody, device="meta")
     size = sum(table.nbytes for table in bank.buffers()) if bank else 0
     # The measured peak of `expected_negative_threshold`.
-    return size + (24 * num_images * num_classes if spec.row.reads_averages else 0)
+    return size + (24 * num_images * num_classes if spec.row.has_state else 0)
 
 
 class Method(nn.Module):
@@ -166,6 +166,7 @@ class Method(nn.Module):
             self.register_buffer("presence", torch.full(shape, -1.0, device=device))
         for counter in ("steps", "ended"):  # calls of `update`; epochs that `end_epoch` has ended
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
+        self.register_buffer("owner", torch.full((), -1), persistent=False)
 
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
@@ -185,7 +186,7 @@ class Method(nn.Module):
             cells, views = self._cells(maps, logits, views)
             target, seen = self.bank.read(indices, views, cells.shape[-1])
             if self.spec.row.reads_averages and self.ended:
-                presence = self._presence(target, seen)
+                presence = self.pooling.presence(target, seen)
         context = Context(indices, epoch, self.epochs, self.settings, presence)
         total = self.term(logits, labels, context)
         if active and self.spec.consistency:
@@ -197,12 +198,8 @@ class Method(nn.Module):
         if self.spatial:
             return maps, views
         if self.pooling.competes:
-            logits = self.pooling.temperature * F.logsigmoid(logits)  # its softmax is p
+            logits = self.pooling.temperature * F.logsigmoid(logits)  # its softmax is p / sum(p)
         return logits[..., None, None], Views.whole(len(views), maps.device)
-
-    def _presence(self, target: Tensor, seen: Tensor) -> Tensor:
-        """Presence (B, C) of the classes in views; one cell, as CL's, is the presence itself."""
-        return self.pooling.presence(target, seen) if self.spatial else target[:, :, 0, 0]
 
     def _agreement(self, cells: Tensor, target: Tensor, seen: Tensor) -> Tensor:
         """The consistency term; target and seen as `HeatmapBank.read` gives them."""
@@ -214,24 +211,25 @@ class Method(nn.Module):
     def update(self, maps: Tensor, indices: Tensor, views: Views, epoch: float) -> None:
         """Updates the state after a step, with the maps that the step predicted."""
         maps = self._check(maps, indices, views).detach()
-        ranks.require_own(indices)
+        ranks.require_own(indices, self.owner)
         logits = self.pooling(maps)
         self.steps += 1
-        if isinstance(self.term, State):
+        if self.spec.row.has_state:
             self.term.observe(logits, Context(indices, epoch, self.epochs, self.settings))
         if self.bank is None or epoch < self.settings.start - 1:  # still noise
             return
         cells, views = self._cells(maps, logits, views)
         self.bank.update(indices, views, self.pooling.heat(cells))
         if self.spec.row.reads_averages:
-            presence = self._presence(*self.bank.read(indices, views, cells.shape[-1]))
+            read = self.bank.read(indices, views, cells.shape[-1])
+            presence = self.pooling.presence(*read)
             self.presence[indices.to(self.presence.device)] = presence.to(self.presence)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int) -> None:
         """Ends the epoch of this number, from 0: chooses EN's threshold, priors, pseudo-labels."""
         self.ended.fill_(epoch + 1)
-        if not isinstance(self.term, State):
+        if not self.spec.row.has_state:
             return
         presence, labels = None, self.term.labels
         if self.spec.row.reads_averages:  # in views, because the loss compares that in views

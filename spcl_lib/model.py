@@ -186,7 +186,8 @@ def autocast(device: torch.device, amp: str) -> contextlib.AbstractContextManage
     """Mixed precision on a device; "auto" takes bfloat16 where the hardware has it."""
     if amp not in AMP:
         raise unknown_name("amp", amp, AMP)
-    fast = device.type == "cuda" or (device.type == "cpu" and _cpu_has_bfloat16())
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    fast = on_gpu or (device.type == "cpu" and _cpu_has_bfloat16())
     if amp == "off" or (amp == "auto" and not fast):
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

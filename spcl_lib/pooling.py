@@ -86,7 +86,9 @@ class Pooling:
 
         Without a cell in `seen` (see `HeatmapBank.read`) it is 0.
         """
-        if self.competes:  # the heat is what these kinds pool
+        if heatmaps.shape[2:] == (1, 1):  # that of one cell, as CL's, is its value
+            presence = heatmaps[:, :, 0, 0]
+        elif self.competes:  # the heat is what these kinds pool
             cells, weight = heatmaps.flatten(2), seen.flatten(2).to(heatmaps)
             if self.kind == "cells_sure":
                 shares = cells / cells.sum(1, keepdim=True).clamp(min=1e-6)  # uint8 rounds the sum

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spcl_lib import HeatmapBank, Method, Views, spatial_consistency
+from spcl_lib.losses import TERMS
 from spcl_lib.methods import MethodSettings, bytes_of_averages
 from spcl_lib.runs import run, store
 from spcl_lib.runs.settings import make_config
@@ -152,6 +153,13 @@ def test_the_bytes_of_averages_are_known_before_they_are_made(name, more):
     bank = Method(name, 1000, 20, settings, labels=labels).bank
     needed = bytes_of_averages(name, 1000, 20, settings)
     assert needed == sum(table.nbytes for table in bank.buffers()) if bank else needed == 0
+
+
+@pytest.mark.parametrize("name", [name for name, term in TERMS.items() if term.has_state])
+def test_the_bytes_of_a_losss_state_are_counted(name):
+    method = Method(name, 1000, 20, labels=torch.eye(20)[torch.arange(1000) % 20])
+    kept = sum(table.nbytes for table in (*method.buffers(), *method.parameters()))
+    assert bytes_of_averages(name, 1000, 20, MethodSettings()) >= kept
 
 
 def test_a_move_or_another_type_of_the_model_leaves_its_banks():

@@ -1,5 +1,6 @@
 """SpatialClassifier: its shapes, its pooling, frozen blocks, and weights from files."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def test_a_strided_depthwise_layer_gives_in_bfloat16_what_any_convolution_gives(
         for out in (found, expected)
     ), strict=True):  # fmt: skip
         torch.testing.assert_close(one, other, rtol=0.01, atol=0.01)
+
+
+def test_a_gpu_that_has_no_bfloat16_computes_in_float32(monkeypatch):
+    """torch would emulate it, slowly."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    kind = type(model_module.autocast(torch.device("cuda"), "auto"))
+    assert kind is contextlib.nullcontext
 
 
 def test_images_are_normalised_as_torchvision_does():

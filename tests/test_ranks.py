@@ -88,9 +88,35 @@ def refusals():
     return [*found, ranks.from_first(ranks.rank)]
 
 
+class Both(nn.Module):
+    """A method as a part of the module that is wrapped, as in Lightning."""
+
+    def __init__(self, model, method):
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, images):
+        return self.model(images)
+
+
+def wrapped(**options):
+    """The images of this rank with heatmaps after two steps; or how the second is refused."""
+    both, own = Both(*new_parts("scl")), torch.tensor([0, 2]) + ranks.rank()
+    parallel = DistributedDataParallel(both, **options)
+    try:
+        for numbers in (own, own + 4):
+            maps = parallel(torch.rand(2, 3, 8, 8))
+            maps.sum().backward()
+            both.method.update(maps, numbers, Views.whole(2), 1)
+    except ValueError as error:
+        return str(error)
+    return both.method.bank.seen.flatten(1).any(1).nonzero().flatten().tolist()
+
+
 def do_all():
     with ranks.join():
-        return {name: loop_of_rank(name) for name in (*EXACT, *OTHERS)}, refusals()
+        loops = {name: loop_of_rank(name) for name in (*EXACT, *OTHERS)}
+        return loops, refusals(), (wrapped(), wrapped(broadcast_buffers=False))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +161,13 @@ def test_images_of_another_rank_are_refused_and_errors_of_rank_0_reach_all(done)
     for rank, (refused, error, value) in enumerate(done[1]):
         assert f"rank {rank} of 2 got images of other ranks" in refused
         assert "spcl_lib.RankSampler(N)" in refused and (error, value) == ("of 0", 0)
+
+
+def test_averages_that_another_rank_would_replace_are_refused(done):
+    """With DistributedDataParallel's own choice rank 1 kept the images of its last batch only."""
+    (_, first), (refused, second) = done[2]
+    assert "rank 1 of 2 has the state of rank 0" in refused and "broadcast_buffers=False" in refused
+    assert (first, second) == ([0, 2, 4, 6], [1, 3, 5, 7])
 
 
 @pytest.mark.parametrize(("images", "batch", "count"), [(26, 8, 2), (25, 8, 2), (9, 4, 4)])

@@ -500,8 +500,9 @@ def _localisation(run: FinishedRun) -> Rows:
 
 
 def _maps(run: FinishedRun, split: ImageSet) -> Tensor:
-    images = inputs_of(run.model, split, run.config).images[:LOCALISED]
-    return run.model.pooling.heat(predict_maps(run.model, images, run.config.eval_side))
+    images = inputs_of(run.model, split, run.config).images
+    first = images[torch.arange(min(LOCALISED, len(images)))]
+    return run.model.pooling.heat(predict_maps(run.model, first, run.config.eval_side))
 
 
 # --- what knowledge of the crop is worth ----------------------------------------------------------
@@ -633,7 +634,7 @@ class _WholeNetwork(League):
     """
 
     def __init__(self, dataset: str, methods: Sequence[str]) -> None:
-        super().__init__(dataset, methods, SEEDS)
+        super().__init__(dataset, methods)
         self.profile, self.parts = "cpu", range(1)
 
     def _rounds(self) -> Iterator[tuple[str, list[RunConfig]]]:

@@ -55,7 +55,7 @@ def _check_images(runs: Sequence[Run]) -> None:
             mine, theirs = getattr(other.config, name), getattr(first.config, name)
             if mine != theirs:
                 raise UserError(
-                    f"'{other.folder}' and '{first.folder}' report on different images: {name} is "
+                    f"'{other.folder}' and '{first.folder}' are of different data: {name} is "
                     f"'{mine}' and '{theirs}'"
                 )
 

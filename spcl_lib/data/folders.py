@@ -143,8 +143,8 @@ def _classes_of(rows: Rows, where: Path) -> tuple[str, ...]:
                             "nothing but upper and lower case; give them one name")  # fmt: skip
     if len(classes) < 2:
         names = f"only the class '{classes[0]}'" if classes else "no labelled image"
-        raise UserError(f"'{where}' holds {names}; it needs a folder of images for each of two "
-                        "classes or more, or --set labels=FILE, of path,label")  # fmt: skip
+        raise UserError(f"'{where}' holds {names}; it needs two classes or more, as folders of "
+                        "images or in a CSV file of path,label")  # fmt: skip
     return tuple(classes)
 
 

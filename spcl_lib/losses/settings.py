@@ -23,14 +23,14 @@ class MethodSettings:
     momentum: float = setting(0.8, "mu of the running averages", high=0.9999)
     bank_size: int = setting(16, "W, cells along each side of a heatmap", 1, 1024)
     bank_dtype: str = setting(
-        "uint8", "type of a heatmap's values; not uint8 for a momentum of 0.95 or more, see "
+        "uint8", "type of a heatmap's values; float32 for a momentum of 0.95 or more, see "
         "HeatmapBank", choices=("uint8", "float16", "float32"),
     )  # fmt: skip
     bank_classes: int = setting(0, "K, classes per image whose heatmaps are kept; 0 = all")
     expected_positives: float = setting(2.0, "k, positives per image, with the annotated one", 1)
     expected_count: str = setting(
-        "given", "EN and GPR choose by k (given), or by the sum of the class priors (estimated)",
-        choices=("given", "estimated"),
+        "given", "EN and what builds on it choose by k (given), or by the sum of the class priors "
+        "(estimated)", choices=("given", "estimated"),
     )  # fmt: skip
     smoothing: float = setting(0.1, "of AN-LS (0.1 in the published code) and softmax_ls", high=0.5)
     entropy_weight: float = setting(0.2, "alpha of EM; the paper: 0.2 on VOC, 0.1 on COCO and NUS")

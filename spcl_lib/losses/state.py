@@ -28,7 +28,7 @@ class State(nn.Module):
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
         super().__init__()
         self.settings, self.epochs, self.seed = settings, epochs, seed
-        self.register_buffer("labels", labels.bool(), persistent=False)  # z (N, C)
+        self.register_buffer("labels", labels.bool().cpu(), persistent=False)  # z (N, C)
 
     def observe(self, s: Tensor, context: Context) -> None:
         """Sees the logits s (B, C) that a step predicted."""

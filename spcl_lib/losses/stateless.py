@@ -1,7 +1,7 @@
 """The losses without state: functions of logits s (B, C), labels z (B, C) and the Context.
 
-p = sigmoid(s). z has one 1 per image; 0 means unknown. Each loss is a mean over B * C, so that all
-have one scale; some papers take sums. `registry` names the papers.
+p = sigmoid(s). z has one 1 per image; 0 means unknown. Each loss is a mean over B * C, or over B
+where the classes compete; some papers take sums. `registry` names the papers.
 """
 
 import math

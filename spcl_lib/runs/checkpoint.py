@@ -15,8 +15,8 @@ from spcl_lib.system.checksums import DamagedError, load_saved, put_aside, raise
 from spcl_lib.system.files import atomic_write
 from spcl_lib.train import Progress
 
-# A stopped run loses at most this time; more if a save takes over 3 seconds (COCO's has 5 GB), so
-# that saving takes a tenth of the time at most.
+# A stopped run loses at most this time; more if a save takes over 3 seconds (large banks), so that
+# saving takes a tenth of the time at most.
 CHECKPOINT_SECONDS = float(os.environ.get("SPCL_CHECKPOINT_SECONDS") or 30)
 _NAMES = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
 

@@ -2,11 +2,11 @@
 
 1. All methods share backbone, views, epochs, batch size, usual learning rate and observed labels.
 2. Held-out data (`report=val`, seed 0) decide all choices. Every method tries SEARCHED settings: of
-   its own parameters, or of the optimiser if it has none; then other LENGTHS of training. A
-   method with SCL takes the choices of its term, and tries as many settings of SCL. Every method
-   then tries POOLINGS in training, and all poolings in prediction. One held-out part of photographs
-   cannot tell the best from the second best: the FINALISTS best are repeated with other parts, and
-   the mean over the parts decides.
+   its own parameters in _GRIDS, or of the optimiser; then other LENGTHS of training. A method with
+   SCL takes the choices of its term, and tries as many settings of SCL. Every method then tries
+   POOLINGS in training, and all poolings in prediction. One held-out part of photographs cannot
+   tell the best from the second best: the FINALISTS best are repeated with other parts, and the
+   mean over the parts decides.
 3. The chosen settings train on five seeds, and are evaluated once on the final data: with the mean
    in training and prediction, and with the two chosen poolings.
 """
@@ -31,8 +31,8 @@ ByPooling = Mapping[str, float]  # mAP with every pooling in prediction
 
 # data set -> profile of the league
 LEAGUES = {"scenes": "cpu", "voc2007": "frozen", "coco18": "frozen"}
-# The rate that nearly all methods took that could choose it, for 1.4 to 2.7 points on held-out data
-# of scenes, 0.4 to 2.4 of COCO: those that search other parameters would be judged too low.
+# All methods that could choose the rate took this one, or one still farther from the profile's:
+# those that search other parameters would be judged too low.
 SHARED: dict[str, Settings] = {"scenes": {"lr": 4e-3}, "coco18": {"lr": 1e-3}}
 SEEDS = (0, 1, 2, 3, 4)
 # Those that SCL joins: the paper's losses, ours, and two of other papers.

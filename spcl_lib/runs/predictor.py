@@ -93,7 +93,7 @@ class Predictor:
     ) -> None:
         require_size(size)
         self.model, self.classes, self.size = model, tuple(classes), size
-        self.threshold, self.config, self.amp = threshold, config, amp
+        self.config, self.amp = config, amp
         self.rule = None if threshold is None else LabelRule(threshold)
 
     @classmethod

@@ -37,7 +37,7 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
 
     With `report="val"`, no image of the final report is used. Scenes are then evaluated on `val`;
     the `train` of a real data set is split into 60 % for training and 40 % for evaluation (one's
-    own folder and ImageNet: other shares).
+    own folder: another share).
 
     With `objects`, the objects are read too for data sets where this takes time (VOC). Running
     averages that do not fit into memory are refused before the decoding, which can take hours.

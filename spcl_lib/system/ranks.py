@@ -70,13 +70,21 @@ class RankSampler(Sampler[int]):
         return (self.own[i] for i in torch.randperm(len(self), generator=generator).tolist())
 
 
-def require_own(indices: Tensor) -> None:
-    """Refuses images of another rank: their running averages are not here."""
-    if count() > 1 and bool((indices % count() != rank()).any()):
+def require_own(indices: Tensor, owner: Tensor) -> None:
+    """Refuses images of another rank, and a state whose owner is another rank; -1: it has none."""
+    if count() == 1:
+        return
+    if bool((indices % count() != rank()).any()):
         raise ValueError(
             f"rank {rank()} of {count()} got images of other ranks; give the DataLoader "
             "spcl_lib.RankSampler(N) (in Lightning with use_distributed_sampler=False)"
         )
+    if owner not in (-1, rank()):
+        raise ValueError(
+            f"rank {rank()} of {count()} has the state of rank {int(owner)}; give "
+            "DistributedDataParallel (in Lightning DDPStrategy) broadcast_buffers=False"
+        )
+    owner.fill_(rank())
 
 
 def merge(state: Any) -> Any:

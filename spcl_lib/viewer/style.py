@@ -1,6 +1,6 @@
 """The style of all figures: colours that people with any colour vision can tell apart."""
 
-# Okabe and Ito's palette: one fixed colour for every method of the paper.
+# Mostly of Okabe and Ito's palette.
 COLOURS = {
     "an": "#6b6b6b", "cl": "#56b4e9", "scl": "#0072b2", "en": "#e69f00", "en_cl": "#cc79a7",
     "en_scl": "#d55e00", "gr_scl": "#009e73", "ren_scl": "#882255", "full": "#000000",

@@ -95,17 +95,16 @@ def test_a_folder_of_runs_is_all_of_them_and_none_counts_twice(finish, tmp_path,
 
 
 def test_runs_on_other_images_are_refused(finish, tmp_path):
-    with pytest.raises(UserError, match="different images: report is 'val' and 'test'"):
+    with pytest.raises(UserError, match="different data: report is 'val' and 'test'"):
         compare([finish("an", 0, 70.0), finish("an", 1, 70.0, report="val")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty' holds no finished run"):
         compare([tmp_path / "empty"])
 
 
-def test_the_command_prints_text_markdown_or_latex(spcl, finish):
+def test_the_command_prints_text_or_latex(spcl, finish):
     finish("an", 0, 70.0)
     folder = finish("en_scl", 0, 75.0).parent
     assert spcl("compare", folder).out.splitlines()[-1].split()[:3] == ["en_scl", "1", "75.0"]
-    assert "| en_scl | 1       | 75.0    | +5.0" in spcl("compare", folder, "--markdown").out
     latex = spcl("compare", folder, "--latex").out
     assert r"en\_scl & 1 & 75.0 & +5.0" in latex and r"mAP \%" in latex

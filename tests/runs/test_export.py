@@ -86,7 +86,7 @@ def test_the_file_gives_the_numbers_of_predict(kind, form, runs, spcl, tmp_path)
         torch.testing.assert_close(scores, predictor(images), atol=tolerance, rtol=0)
         torch.testing.assert_close(heatmaps, predictor.heatmaps(images), atol=tolerance, rtol=0)
     texts = texts_of(form, file)
-    assert texts == {"classes": list(predictor.classes), "threshold": predictor.threshold}
+    assert texts == {"classes": list(predictor.classes), "threshold": predictor.rule.threshold}
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (400, 300), (200, 300), (90, 60), (900, 100)])
@@ -158,7 +158,7 @@ def test_the_documented_lines_give_the_labels_of_predict(runs, tmp_path, monkeyp
     exec(documented_lines().replace("photo.jpg", "turned.jpg"), names)
     expected = predictor(tmp_path / "turned.jpg").numpy()
     np.testing.assert_allclose(names["probabilities"], expected, atol=2e-3)
-    chosen = (names["probabilities"][0] >= predictor.threshold).nonzero()[0]
+    chosen = (names["probabilities"][0] >= predictor.rule.threshold).nonzero()[0]
     assert names["found"] == [predictor.classes[c] for c in chosen]
 
 

@@ -232,7 +232,7 @@ def test_an_overlay_is_coloured_where_the_map_is_high_and_keeps_the_photograph_e
 def test_python_and_the_command_line_give_the_same_scores_and_labels(trained, tmp_path):
     found = Predictor.load(trained[0])
     config = found.config.replace(image_side=24)  # first larger squares than the network's
-    predictor = Predictor(found.model, found.classes, found.size, found.threshold, config)
+    predictor = Predictor(found.model, found.classes, found.size, found.rule.threshold, config)
     files = [save_noise(tmp_path / "new" / f"{i:02}.png") for i in range(70)]  # two batches
     predict_files(predictor, tmp_path / "new", tmp_path / "a.csv")
     with open(tmp_path / "a.csv", encoding="utf-8") as file:
