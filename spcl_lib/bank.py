@@ -34,8 +34,8 @@ class HeatmapBank(nn.Module):
         size: W, cells along each side of a heatmap.
         momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
         dtype: torch.uint8, torch.float16 or torch.float32. uint8 rounds by chance, so that it is
-            right on average. Its noise, in steps of 1/255, is 0.7 at 0.8, 0.9 at 0.9, 1.3 at 0.95
-            and 2.7 at 0.99. float16 stops up to 1 step short of its target at 0.95, 6 at 0.99.
+            right on average. Its noise, in steps of 1/255, is 0.7 for mu = 0.8, 1.3 for 0.95, 2.7
+            for 0.99; float16 stops up to 1 step short of its target for 0.95, 6 for 0.99.
         device: where the heatmaps are. Results are on the device of the views.
         seed: seed of the rounding.
 

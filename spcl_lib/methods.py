@@ -166,7 +166,7 @@ class Method(nn.Module):
             self.register_buffer("presence", torch.full(shape, -1.0, device=device))
         for counter in ("steps", "ended"):  # calls of `update`; epochs that `end_epoch` has ended
             self.register_buffer(counter, torch.zeros((), dtype=torch.int64))
-        self.register_buffer("owner", torch.full((), -1), persistent=False)
+        self.register_buffer("owner", torch.full((), -1), persistent=False)  # see ranks.require_own
 
     def loss(
         self, maps: Tensor, labels: Tensor, indices: Tensor, views: Views, epoch: float
