@@ -109,8 +109,10 @@ class HeatmapBank(nn.Module):
             raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
         maps = self._of_kept(here, maps.clamp(0, 1))
         heatmaps, seen = self._planes(here)
-        new, visible = views.to(here.device).uncrop(SCALES[heatmaps.dtype] * maps, self.size)
+        scale = SCALES[heatmaps.dtype]
+        new, visible = views.to(here.device).uncrop(scale * maps, self.size)
         share = torch.where(seen, 1 - self.momentum, 1.0) * visible  # 0: the cell stays as it is
+        new.clamp_(max=scale)  # fast matrix products may round beyond, and a byte would overflow
         average = torch.lerp(heatmaps.float(), new, share)
         self.heatmaps[here] = self._rounded(average).to(heatmaps.dtype)
         self.seen[here] = (seen | visible).view(len(here), *self.seen.shape[1:])
@@ -160,5 +162,5 @@ class HeatmapBank(nn.Module):
             return average
         generator = keyed_generator("rounding", self.seed, int(self.updates))
         shape = (len(average), 1, self.size, self.size)
-        noise = torch.rand(shape, generator=generator) * (1 - 2**-16)  # no byte overflows
+        noise = torch.rand(shape, generator=generator) * (1 - 2**-16)
         return average.add_(noise.to(average.device))

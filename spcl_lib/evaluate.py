@@ -2,7 +2,7 @@
 
 All metrics take scores or predictions (N, C) and labels (N, C), 1 or True where the class is
 present, and give percent. With `ignored` (N, C) bool, an image is left out for a class. Without
-anything to count AP, CP, CR and CF1 are NaN, and OP, OR and OF1 are 0.
+anything to count mAP, AP, top-1, CP, CR and CF1 are NaN, and OP, OR and OF1 are 0.
 """
 
 import math

@@ -37,11 +37,6 @@ class MethodSpec:
         """Its supervised term."""
         return TERMS[self.term]
 
-    @property
-    def sees_all_labels(self) -> bool:
-        """Whether it sees all labels of the training images, for comparison only."""
-        return self.row.sees is not None
-
     def pooling(self, chosen: Pooling) -> Pooling:
         """The pooling of its network: the chosen one, unless its term needs another than "mean"."""
         own = self.row.pooling
@@ -120,7 +115,7 @@ class Method(nn.Module):
         settings: see MethodSettings.
         seed: of the bank's rounding, and of the term's state.
         labels: z (N, C) of the whole training set; terms with state and `bank_classes` need them.
-        epochs: length of the whole training.
+        epochs: length of the whole training, for the losses that depend on it: GR, GPR, APL.
         pooling: that of the network; by default the term's, which is the mean for most.
         device: where the running averages are.
 
@@ -142,7 +137,7 @@ class Method(nn.Module):
         settings: MethodSettings | None = None,
         seed: int = 0,
         labels: Tensor | None = None,
-        epochs: int = 1,
+        epochs: int = 0,
         pooling: Pooling | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -158,6 +153,8 @@ class Method(nn.Module):
             require_tensor("labels", labels, shape)
         elif has_state or (self.spatial and self.settings.bank_classes):
             raise ValueError(f"method '{name}' needs to know the labels: give labels, z (N, C)")
+        if self.spec.row.scheduled and not epochs:
+            raise ValueError(f"method '{name}' needs the length of the training: give epochs")
         if has_state:
             self.term = self.term(labels, self.settings, epochs, seed)
         annotated = None if labels is None else labels.to(torch.uint8).argmax(1)
@@ -240,7 +237,8 @@ class Method(nn.Module):
 
     def _check(self, maps: Tensor, indices: Tensor, views: Views) -> Tensor:
         """The maps in float32 or float64."""
-        require_tensor("maps", maps, ("B", self.num_classes, "H", "W"), "float")
+        sides = "GG" if self.spatial else "HW"
+        require_tensor("maps", maps, ("B", self.num_classes, *sides), "float")
         require_tensor("indices", indices, (len(maps),), "int64")
         if len(views) != len(maps):
             raise ValueError(f"views must be {len(maps)}, one per image; got {len(views)}")

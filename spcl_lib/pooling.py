@@ -44,7 +44,8 @@ class Pooling:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown_name("pooling", self.kind, KINDS)
-        limit = 1 if "top" in self.kind else 1000  # a share of the cells
+        # A share of the cells, or of no meaning.
+        limit = 1 if "top" in self.kind else 1000 if _USUAL[self.kind] else 0
         if not 0 <= self.strength <= limit:
             raise UserError(f"strength of '{self.kind}' must be in 0..{limit}; got {self.strength}")
 
@@ -86,10 +87,12 @@ class Pooling:
 
         Without a cell in `seen` (see `HeatmapBank.read`) it is 0.
         """
+        cells, weight = heatmaps.flatten(2), seen.flatten(2).to(heatmaps)
         if heatmaps.shape[2:] == (1, 1):  # that of one cell, as CL's, is its value
             presence = heatmaps[:, :, 0, 0]
+        elif self.kind == "softmax":  # of the mean logits
+            presence = self._mean(cells.clamp(min=1 / 512).log(), weight).softmax(1)
         elif self.competes:  # the heat is what these kinds pool
-            cells, weight = heatmaps.flatten(2), seen.flatten(2).to(heatmaps)
             if self.kind == "cells_sure":
                 shares = cells / cells.sum(1, keepdim=True).clamp(min=1e-6)  # uint8 rounds the sum
                 weight = weight * _sureness(shares).clamp(min=0)
@@ -115,9 +118,9 @@ class Pooling:
         return _log_mean_exp(self._strength * cells, weight, empty=0.0) / self._strength
 
     def _top(self, cells: Tensor, weight: Tensor) -> Tensor:
-        lowest = cells.detach().min() - 1  # below every cell, and finite
+        lowest = cells.detach().amin(2, keepdim=True) - 1  # below every cell, and finite
         ordered = torch.where(weight > 0, cells, lowest).sort(2, descending=True).values
-        count = (self._strength * weight.sum(2)).ceil().clamp(min=1)  # (B, 1)
+        count = (self._strength * weight.sum(2) - 1e-4).ceil().clamp(min=1)  # (B, 1)
         rank = torch.arange(cells.shape[2], device=cells.device)
         return self._mean(ordered, (rank < count[..., None]).to(cells))
 
@@ -145,7 +148,7 @@ class Pooling:
 
 def _sureness(cells: Tensor) -> Tensor:
     """1 - entropy / log C of distributions over the classes (B, C, G * G): (B, 1, G * G)."""
-    entropy = -(cells * cells.clamp(min=1e-30).log()).sum(1, keepdim=True)
+    entropy = -(cells * cells.clamp(min=torch.finfo(cells.dtype).tiny).log()).sum(1, keepdim=True)
     return 1 - entropy / math.log(max(2, cells.shape[1]))
 
 

@@ -93,7 +93,7 @@ class Views:
     def axes(self, grid: int, height: int, width: int | None = None) -> tuple[Tensor, Tensor]:
         """The matrices of T_v, Y (B, grid, height) and X (B, grid, width): T_v(H) = Y @ H @ X.mT.
 
-        Row i of Y holds the weights with which the rows of H make row i of the view; two are not 0.
+        Row i of Y has the weights of H's rows in row i of the view; at most two are not 0.
         """
         x0, y0, x1, y1 = self._sides()
         centres = _centres(grid, self.boxes.device).expand(len(self), grid)

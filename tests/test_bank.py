@@ -14,6 +14,7 @@ from spcl_lib.methods import MethodSettings, bytes_of_averages
 from spcl_lib.runs import run, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.sparse_bank import SparseHeatmapBank, bank_of
+from spcl_lib.views import resample
 
 TYPES = (torch.uint8, torch.float16, torch.float32)
 
@@ -82,6 +83,13 @@ def test_the_rounding_of_uint8_is_unbiased_and_moves_nothing_that_is_certain(val
     bank.update(everything, whole, torch.full((2000, 1, 4, 4), 1 - value))
     expected = 255 * (0.8 * value + 0.2 * (1 - value))
     assert bank.heatmaps.double().mean().item() == pytest.approx(expected, abs=0.02)
+
+
+def test_no_byte_overflows_where_matrix_products_are_rounded(monkeypatch):
+    monkeypatch.setattr("spcl_lib.views.resample", lambda *given: 1.002 * resample(*given))
+    bank = HeatmapBank(2, 1, 4)
+    bank.update(torch.arange(2), Views.whole(2), torch.ones(2, 1, 4, 4))
+    assert (bank.heatmaps == 255).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -157,7 +165,7 @@ def test_the_bytes_of_averages_are_known_before_they_are_made(name, more):
 
 @pytest.mark.parametrize("name", [name for name, term in TERMS.items() if term.has_state])
 def test_the_bytes_of_a_losss_state_are_counted(name):
-    method = Method(name, 1000, 20, labels=torch.eye(20)[torch.arange(1000) % 20])
+    method = Method(name, 1000, 20, labels=torch.eye(20)[torch.arange(1000) % 20], epochs=4)
     kept = sum(table.nbytes for table in (*method.buffers(), *method.parameters()))
     assert bytes_of_averages(name, 1000, 20, MethodSettings()) >= kept
 

@@ -53,6 +53,8 @@ def test_a_wrong_tensor_is_refused_by_its_name(function, arguments, names):
         (lambda: Views.sample(2, ratio=(1.0, float("inf"))), "ratio must satisfy 0 < lowest"),
         (lambda: EN.loss(MAPS, LABELS, INDICES, Views.whole(2), 0), "views must be 4"),
         (lambda: Method("role", N, C), "'role' needs to know the labels"),
+        (lambda: Method("gr", N, C), "'gr' needs the length of the training"),
+        (lambda: EN.loss(MAPS[..., :1], LABELS, INDICES, WHOLE, 0), "maps must be"),
         (lambda: HeatmapBank(N, C, dtype=torch.int8), "dtype must be one of torch.uint8"),
         (lambda: model.autocast(torch.device("cpu"), "float16"), "unknown amp 'float16'"),
     ],

@@ -249,10 +249,11 @@ def test_the_assets_averages_move_only_for_the_images_that_were_shown():
     assert torch.equal(state.averages[[0, 2, 4]], before[[0, 2, 4]])
 
 
-def test_apl_gives_pseudo_labels_to_the_lowest_predictions_until_ninety_percent_have_one():
+@pytest.mark.parametrize("start", [0, 1])
+def test_apl_gives_pseudo_labels_to_the_lowest_predictions_until_ninety_percent_have_one(start):
     labels = torch.zeros(20, 2)
     labels[:10, 0] = labels[10:, 1] = 1
-    state = TERMS["apl"].loss(labels, MethodSettings(start=1), 4, 0)
+    state = TERMS["apl"].loss(labels, MethodSettings(start=start), 4, 0)
     state.predictions.copy_(torch.rand(20, 2, generator=torch.Generator().manual_seed(0)))
     for done in range(1, 4):
         state.end_epoch(done, None, labels)
@@ -296,8 +297,19 @@ def test_the_threshold_of_expected_negatives_by_hand():
         torch.testing.assert_close(threshold, ratio * scale)
         assert ((presence >= threshold) & (labels == 0)).sum() == count  # the last one, too
     assert expected_negative_threshold(presence, labels, 1.0).isinf().all()
+    # A sparse bank keeps few classes of an image, and the others read as 0: they stay negative.
+    kept = presence * (presence >= 0.5)
+    kept[3, 2] = 0  # the only image that is annotated with this class
+    threshold = expected_negative_threshold(kept, labels, 3.0)
+    assert ((kept >= threshold) & (labels == 0)).nonzero().tolist() == [[1, 1]]
     labels[3, 2] = 0  # nobody is annotated with the last class: it stays negative
     assert expected_negative_threshold(presence, labels, 100.0).isinf().tolist() == [0, 0, 1]
+
+
+def test_where_nothing_is_a_possible_positive_every_wrong_label_weighs_the_same_in_ren():
+    state, (s, z) = state_of("ren", threshold=torch.full((C,), torch.inf)), batch()
+    sure, unsure = (state(s, z, context(presence=torch.full((B, C), q))) for q in (0.9999, 0.1))
+    torch.testing.assert_close(sure, unsure, rtol=1e-9, atol=0)
 
 
 # --- consistency ----------------------------------------------------------------------------------
@@ -329,6 +341,7 @@ def test_scl_is_the_mean_over_seen_cells_and_0_without_a_slope_where_it_agrees(k
     expected = values[shown].mean()
     assert loss(maps, target, seen, *more).item() == pytest.approx(expected, rel=1e-6)
     assert loss(maps, target, 0 * seen, *more) == 0
+    assert loss(maps.half(), target.half(), seen.half(), *more).isfinite()
     same = maps.softmax(1) if kind == "cells" else maps.sigmoid()
     value = loss(maps.requires_grad_(), same, seen, *more)
     value.backward()

@@ -25,7 +25,7 @@ WHOSE = ("sees all labels", "the paper", "ours", "another paper", "another paper
 def whose(method: str) -> str:
     """The origin of a method, one of WHOSE."""
     spec = METHODS[method]
-    if spec.sees_all_labels:
+    if spec.row.sees:
         return WHOSE[0]
     if spec.row.source == "ours":
         return WHOSE[2]

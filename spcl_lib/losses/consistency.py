@@ -32,7 +32,7 @@ def distance(logits: Tensor, target: Tensor, kind: str) -> Tensor:
 
 def _entropy(p: Tensor) -> Tensor:
     """-p log p; several times as fast on a CPU as torch.special.entr, which is not vectorised."""
-    return -p * p.clamp(min=1e-30).log()
+    return -p * p.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
 def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = "bce") -> Tensor:

@@ -26,9 +26,9 @@ def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> T
     """
     labels = labels.bool()
     annotated = labels.sum(0)
-    scale = (presence * labels).sum(0) / annotated.clamp(min=1)
-    certain = labels | (annotated == 0)
-    ratio = (presence / scale.clamp(min=1e-6)).masked_fill(certain, -math.inf)
+    scale = ((presence * labels).sum(0) / annotated.clamp(min=1)).clamp(min=1e-6)
+    certain = labels | (annotated == 0) | (presence <= 0)  # 0: the bank does not keep the class
+    ratio = (presence / scale).masked_fill(certain, -math.inf)
     count = min(round(len(labels) * (k - 1)), int((~certain).sum()))
     if count <= 0:
         return torch.full_like(scale, math.inf)
@@ -157,8 +157,8 @@ class ClassPriors(State):
 class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):
     """REN (ours): EN made smooth and forgiving, and Crisp's loss, which knows class priors.
 
-    -log p where z = 1, else w n with n = (1 - h) (1 - (1 - p)^r) / r - h log p; the mean, weighted
-    with 1 and w, and the loss of Crisp.
+    The mean of -log p where z = 1, else n = (1 - h) (1 - (1 - p)^r) / r - h log p, weighted with 1
+    and w; and the loss of Crisp.
 
     EN leaves out likely positives. REN gives them a small weight instead:
     w = sigmoid(-2 (logit(q) - logit(t))), with the presence q and EN's threshold t. The others
@@ -173,9 +173,9 @@ class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):
         if context.presence is None:  # w = 1
             loss = loss.mean()
         else:
-            threshold = torch.logit(self.threshold.to(s.device), eps=1e-3)
-            above = torch.logit(context.presence, eps=1e-3) - threshold
-            weight = torch.where(z.bool(), 1.0, torch.sigmoid(-2 * above))
+            threshold = self.threshold.to(s.device)  # infinity: nothing is a possible positive
+            above = torch.logit(context.presence, eps=1e-3) - torch.logit(threshold, eps=1e-3)
+            weight = torch.sigmoid(-2 * above).where(~z.bool() & threshold.isfinite(), 1.0)
             loss = (weight * loss).sum() / weight.sum()
         if self.knows_priors(context):
             loss = loss + self.settings.prior_weight * self.crisp(s, z)

@@ -17,7 +17,7 @@ class MethodSettings:
     """Settings of the methods; the texts are in `spcl run --help`, too."""
 
     weight: float = setting(1.0, "lambda, weight of the consistency term after the ramp")
-    start: int = setting(2, "epochs before consistency, EN, APL, Crisp and GPR's labels begin")
+    start: int = setting(2, "epochs before consistency, EN, REN, APL, Crisp and GPR's labels begin")
     ramp: float = setting(2.0, "epochs in which lambda grows linearly from 0")
     distance: str = setting("bce", "d of the consistency terms", choices=DISTANCES)
     momentum: float = setting(0.8, "mu of the running averages", high=0.9999)

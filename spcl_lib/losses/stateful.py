@@ -37,8 +37,8 @@ class Role(State):
 class AsymmetricPseudoLabels(State):
     """EM + APL: after an epoch, the lowest predictions of every class become soft negative labels.
 
-    At the end of the training 90 % of the unknown labels have one. Their loss is
-    beta * BCE(s, pseudo-label) in place of EM's.
+    At the end of a training that is longer than `start`, 90 % of the unknown labels have one. Their
+    loss is beta * BCE(s, pseudo-label) in place of EM's.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
@@ -57,7 +57,7 @@ class AsymmetricPseudoLabels(State):
         self.keep(self.predictions, context, s.sigmoid())
 
     def end_epoch(self, done: int, presence: Tensor | None, labels: Tensor) -> None:
-        start = self.settings.start
+        start = max(1, self.settings.start)
         if not start <= done < self.epochs:
             return
         predictions = ranks.merge(self.predictions)

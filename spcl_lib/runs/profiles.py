@@ -67,8 +67,7 @@ for _name in ("cpu", "long"):
 PROFILES: dict[str, Profiles] = {  # by data set
     "scenes": {
         "cpu": _SCENES,
-        # Half a minute shows that Full is better than AN (mAP of one seed: AN 37, Full 50; chance
-        # gives 20), but is not enough for SCL.
+        # Ten seconds show that Full is better than AN (mAP of seed 0: 82, 66). SCL needs more.
         "smoke": {
             **_SCENES, **_SMOKE, "train_images": 500, "eval_images": 500, "epochs": 8, "start": 3,
             "ramp": 2.0, "eval_every": 2,

@@ -32,7 +32,7 @@ _SETTABLE = {name: field for name, field in _FIELDS.items() if name not in _OTHE
 def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
     """The methods that a data set allows; some need full labels of the training images."""
     full = dataset not in SINGLE_LABEL
-    return [name for name in among if full or not METHODS[name].sees_all_labels]
+    return [name for name in among if full or not METHODS[name].row.sees]
 
 
 def make_config(
