@@ -82,7 +82,7 @@ set_up() {
 }
 
 main() {
-  local arg active missing python='' modules='torch torchvision safetensors seaborn papermill'
+  local arg active missing python='' modules='torch torchvision safetensors seaborn papermill nbconvert ipykernel'
   for arg in "$@"; do
     case "$1 $arg" in "test "*) ;; *" -h" | *" --help") usage; return 0 ;; esac
   done

@@ -21,7 +21,7 @@ from spcl_lib.runs.settings import describe_settings, make_config, parse_overrid
 from spcl_lib.system import VERSION, paths, ranks
 from spcl_lib.system.errors import UserError, printable
 from spcl_lib.system.files import explain_refusals
-from spcl_lib.system.machine import choose_device, count_cores, keep_freed_memory
+from spcl_lib.system.machine import choose_device, count_cores
 from spcl_lib.system.processes import PARENT, end_with_parent
 
 Options = argparse.Namespace
@@ -32,7 +32,6 @@ _COMMANDS: dict[str, tuple[Command, dict[str, dict[str, Any]]]] = {}  # with the
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; gives 0, or 1 for a failed run, 2 for a mistake, 128 + N after signal N."""
     goes_on = ""
-    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of folders need not be text
             stream.reconfigure(errors="backslashreplace")
@@ -127,7 +126,7 @@ def _command(*shared: str, **own: dict[str, Any]) -> Callable[[Command], Command
 
 def _refuse(options: Options, leading: str, *others: str) -> None:
     for name in others:
-        if getattr(options, name) not in (None, [], False):
+        if getattr(options, name) not in (None, []) and getattr(options, name) is not False:
             raise UserError(f"{leading} has all that it needs; --{name} does not go with it")
 
 
@@ -152,13 +151,20 @@ def _run(options: Options) -> None:
         for name, spec in METHODS.items():
             print(f"{name:14} {title_of(name)} ({TERMS[spec.term].source})")
         return
-    waiting = _runs_of(options)
+    waiting, errors = _runs_of(options), []
     with ranks.join():
         for own in waiting:
             report = partial(print_epoch, own.config)
-            _say_what_came_out(own, run(own.config, own.data_root, options.force, report))
+            try:
+                _say_what_came_out(own, run(own.config, own.data_root, options.force, report))
+            except UserError as error:  # the others do not need this run
+                if len(waiting) == 1:
+                    raise
+                errors.append(str(error))
         if ranks.rank() == 0 and not options.config:  # the scheduler writes it once, at its end
             write_summary()
+    if errors:
+        raise UserError("; ".join(errors))
 
 
 def _runs_of(options: Options) -> list[Any]:
@@ -211,7 +217,8 @@ def _reproduce(options: Options) -> int:
         _refuse(options, "--all", "only", "set", "profile")
         experiments = all_experiments(options.dataset, seeds, options.data_root)
     else:
-        dataset, settings = options.dataset or "scenes", parse_overrides(options.set)
+        dataset = options.dataset or usual_dataset(options.data_root)
+        settings = parse_overrides(options.set)
         profile, only = options.profile or usual_profile(dataset), options.only or ()
         experiments = [experiment_of(dataset, profile, only, seeds, settings, options.data_root)]
     if options.list:
@@ -371,21 +378,16 @@ def _compare(options: Options) -> None:
 
 
 @_command(
-    "--run", "--size", "--threshold", "--pooling", "--data-root", "--force",
+    "--run", "--size", "--threshold", "--pooling", "--force",
     format=_option("onnx or pt2", required=True, choices=("onnx", "pt2")),
     out=_option("the file", "FILE", required=True, type=_path),
 )  # fmt: skip
 def _export(options: Options) -> None:
     """The network of a finished run, for programs without spcl."""
-    from spcl_lib.runs.export import export, photographs_of
-    from spcl_lib.runs.store import Run
+    from spcl_lib.runs.export import export
 
-    predictor = _predictor(options)
-    files = photographs_of(predictor, Run.find(options.run, options.data_root).data_root)
-    same, whole = export(predictor, options.format, options.out, options.force, files)
-    print(f"{options.out}: probabilities as `predict` gives them, to {same:.1g}")
-    if files:
-        print(f"for {len(files)} photographs to {whole:.1g}: Pillow rounds some pixels else")
+    difference = export(_predictor(options), options.format, options.out, options.force)
+    print(f"{options.out}: probabilities as `predict` gives them, to {difference:.1g}")
 
 
 @_command("--data-root", dataset=_option("voc2007 or voc2012", required=True))
@@ -396,6 +398,11 @@ def _download(options: Options) -> None:
     print(download(options.dataset, paths.data_root(options.data_root, make=True)))
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Runs the command of this process, which SIGTERM stops as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    start()

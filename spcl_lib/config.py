@@ -26,7 +26,10 @@ _DRAWS = ("uniform", "cole", "size", "location")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that the metrics of a run depend on, apart from the machine."""
+    """Everything that the metrics of a run depend on, apart from the machine.
+
+    metrics.json has the checksum of the first weights that `weights` stands for.
+    """
 
     # what; these have options of their own
     dataset: str = "scenes"

@@ -16,6 +16,7 @@ from refusals import full_disk_for, no_file_above
 from small_folder import set_options
 
 from spcl_lib.runs import run, store
+from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
 
 RUN = ("run", "--dataset", "scenes", "--profile", "smoke")
@@ -58,7 +59,7 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     assert own.data_root is None and metrics["config"] == own.config.flat()
     for key in ("spcl", "commit", "python", "torch", "torchvision", "device", "threads"):
         assert key in metrics["machine"]
-    assert 0 < metrics["mAP"] < 100
+    assert 0 < metrics["mAP"] < 100 and re.fullmatch("[0-9a-f]{8}", metrics["pretrained"])
     assert len(metrics["AP"]) == 12 and metrics["classes_without_positive"] == 0
     assert metrics["train_seconds"] > 0 and metrics["wall_seconds"] >= metrics["train_seconds"]
     assert all(math.isfinite(row["loss"]) for row in metrics["history"])
@@ -69,6 +70,13 @@ def test_a_run_writes_its_folder_and_a_row_of_the_summary(method, spcl, results,
     columns = "dataset,profile,method,seed,mAP,epochs,train_seconds".split(",")
     assert list(row)[:7] == columns
     assert [row[c] for c in columns] == [str(metrics[c]) for c in columns]
+
+
+def test_of_several_runs_one_that_fails_does_not_keep_the_others_waiting(spcl, results, tiny):
+    lost = store.Run.of(make_config("voc2007", "an", 0, "smoke"), results / "no data")
+    sound = store.Run.of(make_config("scenes", "an", 0, "smoke", tiny))
+    outcome = spcl("run", "--config", lost.write_config(), sound.write_config())
+    assert outcome.status == 2 and "data root" in outcome.err and sound.metrics
 
 
 def test_a_finished_run_is_not_done_again_unless_forced(spcl, results, tiny):

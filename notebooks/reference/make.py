@@ -5,7 +5,8 @@
     overview                 README's picture; a minute
     runs scenes cpu          the paper's methods, three seeds (also: voc2007 long)
     runs voc2007 cpu 0 1 2 3 4   the same with five
-    ablations scenes cpu     one setting varied at a time (also: voc2007 frozen)
+    ablations voc2007 frozen one setting varied at a time
+    ablations scenes cpu bank_classes   the same for some settings
     recovery scenes cpu      what a crop still shows (also: voc2007 cpu, voc2007 frozen)
     factored scenes cpu      the same for the factored targets (also: voc2007 frozen)
     worth scenes cpu         what knowledge of the crop is worth in training
@@ -320,10 +321,11 @@ def _ablations(
     return found
 
 
-def ablate(dataset: str, profile: str) -> str:
-    """Keeps all ablations of a profile."""
+def ablate(dataset: str, profile: str, *names: str) -> str:
+    """Keeps all ablations of a profile, or some."""
     train, _ = load_splits(make_config(dataset, "an", 0, profile), None)
-    asked = _ablations(dataset, profile, len(train))
+    every = _ablations(dataset, profile, len(train))
+    asked = {name: every[name] for name in names or every}
     cases = [
         (name, method, value, [make_config(dataset, method, s, profile, settings) for s in SEEDS])
         for name, (_, methods, values) in asked.items()

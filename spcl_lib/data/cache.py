@@ -83,7 +83,7 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop"
             old.unlink()
         return _decode(files, side, name, cached)
 
-    sources = images.VERSION, PIL.__version__, cached, *map(stamp, files)
+    sources = images.VERSION, PIL.__version__, images.ENDINGS, cached, *map(stamp, files)
     known = make_once(f"{name}-{side}px", make, *sources)
     if flaws := known["flaws"]:
         named = ", ".join(f"'{files[n]}' {flaw}" for n, flaw in list(flaws.items())[:5])

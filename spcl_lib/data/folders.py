@@ -21,6 +21,7 @@ from spcl_lib.system.errors import UserError, unknown_name
 HELD_OUT = 0.2  # share of every class that is held out from training, to evaluate on
 _COMPARED = 50_000  # in larger sets, identical files are not looked for
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+_DATA_SETS = {"VOCdevkit", "coco", "coco18", "imagenet"}
 Rows = Mapping[str, tuple[str, ...]]  # labels by the path of the image below the folder
 
 
@@ -56,6 +57,9 @@ def _class_folders(root: Path, full: Rows) -> tuple[Rows, list[str]]:
     if found and {name.lower() for name in found} <= _SPLIT_NAMES:
         raise UserError(f"'{root}' holds the folders {', '.join(sorted(found))}, which look like "
                         "splits, not classes; point --data-root at one of them")  # fmt: skip
+    if known := found & _DATA_SETS:
+        raise UserError(f"'{root}' holds {', '.join(sorted(known))}, which are no classes; name "
+                        "one: --dataset voc2007, coco2014, imagenet, ...")  # fmt: skip
     left = [path for path in below if path not in full]
     # File systems and editors write accents in different forms; NFC is one of them.
     rows = {path: (normalize("NFC", path.split("/")[0]),) for path in left if "/" in path}

@@ -79,7 +79,8 @@ class Checkpoint:
             return Progress()
         try:
             state = load_saved(file, mmap=True)  # heatmaps may be larger than the memory
-            if RunConfig.from_flat(state["config"]) != self.config:
+            saved = RunConfig.from_flat(state["config"])  # snapshots do not change a training
+            if saved != self.config.replace(snapshots=self.config.snapshots or saved.snapshots):
                 raise DamagedError("it is of another configuration")
             for name, part in self.parts.items():
                 own = state[name] if name == "method" else copy.deepcopy(state[name])

@@ -4,26 +4,20 @@ import copy
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from spcl_lib.data.images import try_image, upright
 from spcl_lib.evaluate import resize
 from spcl_lib.model import MEAN, STD
 from spcl_lib.runs.predictor import Predictor
-from spcl_lib.runs.splits import list_report
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
 
 INPUT, OUTPUTS = "images", ("probabilities", "heatmaps")
 _TOLERANCE = 1e-3  # of a probability; kernels add in another order, which changes less than 1e-5
-# Pillow rounds halves in its own way, and another version may resize in another order.
-_OF_PHOTOGRAPHS = 0.03
 _SIZES = {INPUT: dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}  # B, H and W are free
 _EXAMPLE = torch.zeros(2, 3, 50, 70, dtype=torch.uint8)
 
@@ -64,13 +58,7 @@ def _squares(images: Tensor, side: int) -> Tensor:
     return torch.where(images.new_full((), height) > limit, down, across)
 
 
-def export(
-    predictor: Predictor,
-    form: str,
-    out: Path,
-    force: bool = False,
-    photographs: Sequence[Path] = (),
-) -> tuple[float, float]:
+def export(predictor: Predictor, form: str, out: Path, force: bool = False) -> float:
     """Writes a trained network as one file, if this gives what the predictor gives.
 
     Its input "images" are RGB images (B, 3, H, W) uint8 of any size. Its outputs are
@@ -78,29 +66,19 @@ def export(
     "classes", the C names, and "threshold", the least probability of a label, or null. ONNX keeps
     them in its metadata, pt2 as extra files. `form` is a key of FORMATS.
 
-    It returns the largest difference to the predictor on noise, and on image files.
+    It returns the largest difference to the predictor on noise.
     """
     if os.path.lexists(out) and not force:
         raise UserError(f"'{out}' exists; give another name, or --force to replace it")
     with warnings.catch_warnings(), torch.no_grad(), atomic_write(out) as temporary:
         warnings.simplefilter("ignore")  # what torch's exporters say of their own deprecated parts
-        found = _compare(_write(predictor, form, temporary), predictor, photographs)
-        for difference, most in zip(found, (_TOLERANCE, _OF_PHOTOGRAPHS), strict=True):
-            if not difference <= most:  # NaN, too
-                raise UserError(
-                    f"'{out}' would differ from the predictor by {difference:.2g}, more than "
-                    f"{most:g}; try another of {', '.join(FORMATS)}"
-                )
-    return found
-
-
-def photographs_of(predictor: Predictor, data_root: str | Path | None) -> list[Path]:
-    """Some photographs that the run was reported on; none where its data are missing."""
-    try:
-        files = list_report(predictor.config, data_root).files or ()
-    except UserError:
-        return []
-    return [file for file in files[:16] if not isinstance(try_image(file, 8), str)]
+        difference = _compare(_write(predictor, form, temporary), predictor)
+        if not difference <= _TOLERANCE:  # NaN, too
+            raise UserError(
+                f"'{out}' would differ from the predictor by {difference:.2g}, more than "
+                f"{_TOLERANCE:g}; try another of {', '.join(FORMATS)}"
+            )
+    return difference
 
 
 def _write(predictor: Predictor, form: str, file: Path) -> Network:
@@ -125,27 +103,13 @@ def _write(predictor: Predictor, form: str, file: Path) -> Network:
                         f"{', '.join(FORMATS)}") from error  # fmt: skip
 
 
-def _compare(
-    written: Network, predictor: Predictor, photographs: Sequence[Path]
-) -> tuple[float, float]:
-    """The largest differences on noise that needs no first resize, and on photographs."""
+def _compare(written: Network, predictor: Predictor) -> float:
+    """The largest difference on noise that needs no first resize; NaN if there is one."""
     side = predictor.square_side
     noise = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     noise = (noise * 255).byte()
-    same = zip(written(noise), (predictor(noise), predictor.heatmaps(noise)), strict=True)
-    seen = ((written(_read(file))[0], predictor(file)) for file in photographs)
-    return _largest(same), _largest(seen)
-
-
-def _read(file: Path) -> Tensor:
-    """The pixels (1, 3, H, W) that another program reads."""
-    with Image.open(file) as image:
-        return torch.from_numpy(np.array(upright(image))).permute(2, 0, 1)[None]
-
-
-def _largest(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
-    differences = [(found - expected).abs().max() for found, expected in pairs]
-    return float(torch.stack([torch.zeros(()), *differences]).max())  # NaN if one is NaN
+    pairs = zip(written(noise), (predictor(noise), predictor.heatmaps(noise)), strict=True)
+    return float(torch.stack([(found - own).abs().max() for found, own in pairs]).max())
 
 
 def _write_pt2(network: Exportable, about: Texts, file: Path) -> None:

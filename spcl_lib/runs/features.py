@@ -1,6 +1,5 @@
 """Computes the features of whole images once, for runs that train only the head."""
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from spcl_lib.data import images
 from spcl_lib.data.cache import make_once, on_disk
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
+from spcl_lib.runs.network import checksum_of
 from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import choose_device
@@ -77,12 +77,9 @@ def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
 
 def _sources(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> tuple[object, ...]:
     """All that the features depend on."""
-    weights = hashlib.sha256()
-    for tensor in model.features.state_dict().values():
-        weights.update(tensor.cpu().contiguous().numpy())
     low = isinstance(autocast(choose_device(), config.amp), torch.autocast)
-    return (VERSION, images.VERSION, PIL.__version__, weights.hexdigest(), config.dilation, low,
-            config.content, data.ids, config.image_side)  # fmt: skip
+    return (VERSION, images.VERSION, PIL.__version__, checksum_of(model.features), config.dilation,
+            low, config.content, data.ids, config.image_side)  # fmt: skip
 
 
 @torch.no_grad()

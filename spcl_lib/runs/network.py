@@ -1,8 +1,10 @@
 """The network of a run: at its start, and after its end."""
 
+import hashlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from spcl_lib.config import RunConfig
 from spcl_lib.methods import METHODS
@@ -31,6 +33,14 @@ def build_network(
     features, num_features = build_backbone(config.backbone, weights, config.dilation)
     frozen = len(features) if config.trained == "head" else config.frozen
     return SpatialClassifier(features, num_features, num_classes, frozen, _pooling(config))
+
+
+def checksum_of(backbone: nn.Module) -> str:
+    """Changes with any weight of a backbone."""
+    digest = hashlib.sha256()
+    for tensor in backbone.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def load_network(folder: Path, config: RunConfig, num_classes: int) -> SpatialClassifier:

@@ -6,12 +6,12 @@ Jupyter's packages are imported inside functions, because the library works with
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spcl_lib.system import paths
-from spcl_lib.system.errors import UserError, unknown_name
+from spcl_lib.system.errors import UserError
 from spcl_lib.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -25,31 +25,18 @@ def notebook_names() -> list[str]:
 
 def notebook_file(name: str) -> Path:
     """File of a notebook of the project."""
-    if name not in notebook_names():
-        raise unknown_name("notebook", name, notebook_names())
     return paths.notebooks() / f"{name}.ipynb"
-
-
-def check_parameters(name: str, parameters: Iterable[str]) -> None:
-    """Refuses a parameter that the notebook does not have; papermill would only warn."""
-    import papermill
-
-    known = papermill.inspect_notebook(str(notebook_file(name)))
-    for key in parameters:
-        if key not in known:
-            raise unknown_name(f"parameter of {name}", key, known)
 
 
 def execute(name: str, parameters: Mapping[str, object], output: Path) -> Path:
     """Runs a notebook in a kernel of its own; `output` is also written if it fails.
 
     Raises:
-        UserError: the notebook or a parameter is unknown, or the notebook raised a UserError.
+        UserError: the notebook raised one.
         papermill.PapermillExecutionError: a cell failed.
     """
     import papermill
 
-    check_parameters(name, parameters)
     for folder in ("SPCL_DATA", "SPCL_RESULTS", "SPCL_CACHE"):  # the kernel works elsewhere
         if os.environ.get(folder):
             os.environ[folder] = str(paths.real_path(os.environ[folder]))

@@ -30,7 +30,7 @@ from spcl_lib.pooling import TEST_POOLINGS
 from spcl_lib.runs.checkpoint import Checkpoint, remove_checkpoints
 from spcl_lib.runs.evaluation import choose_threshold
 from spcl_lib.runs.features import inputs_of
-from spcl_lib.runs.network import build_network
+from spcl_lib.runs.network import build_network, checksum_of
 from spcl_lib.runs.predictor import one_sided
 from spcl_lib.runs.snapshots import Recorder
 from spcl_lib.runs.splits import identify_data, load_splits, report_labels
@@ -148,6 +148,7 @@ class _Parts:
     report: ImageSet
     observed: Tensor
     recorder: Recorder | None
+    pretrained: str  # the checksum of the backbone's first weights
 
 
 def _prepare(config: RunConfig, data_root: str | Path | None) -> _Parts:
@@ -156,6 +157,7 @@ def _prepare(config: RunConfig, data_root: str | Path | None) -> _Parts:
     observed = visible_labels(config.method, train_set.labels, single)
     device = choose_device()
     model = build_network(config, len(train_set.classes), data_root)
+    pretrained = checksum_of(model.features)[:8]
     model = model.to(device, memory_format=torch.channels_last)
     # Snapshots show the images, not the features.
     recorder = Recorder(train_set.images, config) if config.snapshots else None
@@ -169,7 +171,9 @@ def _prepare(config: RunConfig, data_root: str | Path | None) -> _Parts:
     optimizer = make_optimizer(
         model, config.lr, config.head_lr_factor, config.weight_decay, list(method.parameters())
     )
-    return _Parts(config, model, method, optimizer, train_set, report_set, observed, recorder)
+    return _Parts(
+        config, model, method, optimizer, train_set, report_set, observed, recorder, pretrained
+    )
 
 
 # --- training and report --------------------------------------------------------------------------
@@ -248,7 +252,8 @@ def _evaluate(parts: _Parts) -> tuple[Metrics, Tensor]:
         "dataset": config.dataset, "profile": config.profile, "method": config.method,
         "seed": config.seed, "config": config.flat(), "classes": list(report.classes),
         "train_images": len(parts.train), "report_images": len(report),
-        "report_labels": report_labels(config), "threshold": threshold,
+        "pretrained": parts.pretrained, "report_labels": report_labels(config),
+        "threshold": threshold,
         "at_threshold": precision_recall(own >= threshold, report.labels, report.ignored),
         "warnings": [*one_sided(own >= threshold, report.classes), *_short(config, parts.train)],
     }, own  # fmt: skip

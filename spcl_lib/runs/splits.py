@@ -24,6 +24,7 @@ from spcl_lib.system import paths
 from spcl_lib.system.checksums import fingerprint
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import available_memory
+from spcl_lib.system.randomness import keyed_generator
 
 # Names of both parts in the cache, by the setting `report`.
 _PARTS = {"test": ("train", "val"), "val": ("remaining", "held-out"), "train": ("all", "all")}
@@ -47,8 +48,8 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
         print(f"{config.dataset}: {note}", flush=True)
     if train.classes != evaluation.classes:
         raise UserError(f"{config.dataset}: the classes of its two splits are not the same")
-    train = _keep_labelled(train, config.dataset).first(config.train_images or len(train))
-    evaluation = evaluation.first(config.eval_images or len(evaluation))
+    train = _some(_keep_labelled(train, config.dataset), config.train_images, config)
+    evaluation = _some(evaluation, config.eval_images, config)
     images, classes = train.labels.shape
     needed = bytes_of_averages(config.method, images, classes, config.settings)
     if needed > (free := available_memory()):  # else the system would end the run hours later
@@ -87,7 +88,15 @@ def identify_all(configs: Sequence[RunConfig], data_root: str | Path | None) -> 
 def list_report(config: RunConfig, data_root: str | Path | None) -> ImageSet:
     """The images that a run reports on, with their labels, before they are decoded."""
     _, evaluation = _list_splits(identify_data(config, data_root), data_root)
-    return evaluation.first(config.eval_images or len(evaluation))
+    return _some(evaluation, config.eval_images, config)
+
+
+def _some(data: ImageSet, count: int, config: RunConfig) -> ImageSet:
+    """The first images, or all for 0; of a table, which may be sorted, as many by lot."""
+    if config.dataset not in TABLES or not 0 < count < len(data):
+        return data.first(count or len(data))
+    order = torch.randperm(len(data), generator=keyed_generator("some", len(data)))
+    return data.subset(order[:count].sort().values)
 
 
 def report_labels(config: RunConfig) -> str:

@@ -1,6 +1,5 @@
 """The machine: its device, its cores, its memory, and the versions of its software."""
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -14,7 +13,6 @@ import torch
 from spcl_lib.system import VERSION, paths, ranks
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, see malloc.h
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
@@ -57,18 +55,6 @@ def count_cores() -> int:
 def choose_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def keep_freed_memory() -> None:
-    """Lets this process use freed memory again, instead of returning it to the system.
-
-    The system clears every page that it gives again: a step took 3 to 9 % longer. Call this before
-    the first tensor, then PyTorch asks for large pages, too. Without glibc, it does nothing.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def available_memory() -> int:

@@ -171,6 +171,7 @@ FAULTS = {
     "nothing at all": (lambda r: shutil.rmtree(r) or r.mkdir(), "no labelled im"),
     "splits": (lambda r: [(r / "cat").rename(r / "train"), (r / "dog").rename(r / "Test")],
                "look like splits"),
+    "data sets": (lambda r: (r / "cat").rename(r / "VOCdevkit"), "--dataset voc2007"),
     "too few": (lambda r: shutil.rmtree(r) or make_folder(r, cat=2, dog=2), "too few images"),
 }  # fmt: skip
 
@@ -256,6 +257,16 @@ def test_a_table_has_all_labels_in_the_order_of_its_files(table, spcl):
     outcome = spcl(*arguments, "--data-root", table, **QUICK)
     assert outcome.status == 0, outcome.err
     assert "training images without a positive label: 1 of 5" in outcome.out
+
+
+def test_some_images_of_a_sorted_table_are_of_all_its_classes(tmp_path):
+    names = [f"{name}{i}" for name in ("cat", "dog") for i in range(20)]
+    for name in names:
+        save_noise(tmp_path / f"{name}.png")
+    write_csv(tmp_path / "train.csv", "path,labels", *(f"{n}.png,{n[:3]}" for n in names[:30]))
+    write_csv(tmp_path / "val.csv", "path,labels", *(f"{n}.png,{n[:3]}" for n in names[30:]))
+    train, _ = load_splits(small_config("table", train_images=12, eval_images=0), tmp_path)
+    assert len(train) == 12 and train.labels.any(0).all()
 
 
 @pytest.mark.parametrize(

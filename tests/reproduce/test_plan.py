@@ -5,6 +5,7 @@ import re
 from importlib import util
 
 import nbformat
+import papermill
 import pytest
 from fake_runs import fake_runs, write_results
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -12,7 +13,7 @@ from small_folder import make_folder
 
 from spcl_lib.reproduce import plan
 from spcl_lib.reproduce.pages import write_notebook_page
-from spcl_lib.runs.notebooks import check_parameters, notebook_names
+from spcl_lib.runs.notebooks import notebook_file, notebook_names
 from spcl_lib.runs.store import run_folder
 
 PIXEL = "iVBORw0KGgo="  # the beginning of a PNG file is enough
@@ -76,8 +77,14 @@ def test_every_notebook_is_in_it_once_for_each_experiment_that_it_shows(results,
     notebooks = [task for task in tasks if task.arguments[0] == "spcl_lib.reproduce.pages"]
     assert {task.arguments[1] for task in notebooks} == set(notebook_names())
     for task in notebooks:
-        check_parameters(task.arguments[1], json.loads(task.arguments[3]))
+        known = papermill.inspect_notebook(str(notebook_file(task.arguments[1])))
+        assert set(json.loads(task.arguments[3])) <= set(known)  # papermill would only warn
     assert any("lr=0.001" in task.arguments[3] for task in notebooks)
+
+
+def test_a_folder_that_is_named_alone_is_what_is_reproduced(spcl, results, tmp_path):
+    said = spcl("reproduce", "--list", "--data-root", make_folder(tmp_path)).out
+    assert said.startswith("folder-frozen-") and "scenes" not in said
 
 
 def test_the_list_names_every_step_its_state_and_what_all_runs_cost(spcl, results):

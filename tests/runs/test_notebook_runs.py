@@ -10,16 +10,6 @@ from spcl_lib.system import paths
 from spcl_lib.system.errors import UserError
 
 
-def test_a_wrong_parameter_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="unknown parameter of 01_train 'methd'. Did you mean 'met"):
-        notebooks.execute("01_train", {"methd": "an"}, tmp_path / "out.ipynb")
-    with pytest.raises(UserError, match="unknown notebook '01_trian'. Did you mean '01_train'"):
-        notebooks.check_parameters("01_trian", {})
-    with pytest.raises(UserError, match="unknown parameter of 01_train '1'"):
-        notebooks.check_parameters("01_train", [1])
-    notebooks.check_parameters("01_train", {"method": "scl", "seed": 3, "force": True})
-
-
 @pytest.fixture
 def small(tmp_path, monkeypatch, own_kernels):
     """A folder of notebooks with one of them, `small`; its cells after the parameters are given."""

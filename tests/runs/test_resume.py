@@ -255,9 +255,13 @@ def test_killed_between_its_two_renamings_a_save_loses_nothing(stopped, first_st
     assert run_again() == expected and first_steps == [8]
 
 
-def test_a_checkpoint_of_before_a_setting_was_added_counts(stopped, first_steps):
+@pytest.mark.parametrize("more", [{}, {"snapshots": 5}])
+def test_a_checkpoint_of_before_a_setting_was_added_or_with_snapshots_counts(
+    more, stopped, first_steps
+):
     folder, run_again, expected = stopped
     state = state_of(folder / NEWEST)
     del state["config"]["snapshots"]
+    state["config"] |= more
     torch.save(state, folder / NEWEST)
     assert run_again() == expected and first_steps == [8]
