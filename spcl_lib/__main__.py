@@ -185,6 +185,8 @@ def _say_what_came_out(own: Any, metrics: Mapping[str, Any]) -> None:
     config, more = own.config, ""
     if metrics.get("report_labels") == "single":
         more = " against single labels"
+    if config.report == "train":
+        more += " of its training images"
     if "real_accuracy" in metrics:
         more += f", ReaL accuracy {metrics['real_accuracy']:.2f} %"
     smoke = "; a smoke test: the number means nothing" if config.profile == "smoke" else ""

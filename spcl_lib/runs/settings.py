@@ -143,6 +143,8 @@ def _check_together(config: RunConfig) -> None:
         raise UserError(f"scale_min={config.scale_min} is above scale_max={config.scale_max}")
     if is_head and not config.crop_side <= config.image_side == config.eval_side:
         raise UserError("trained=head needs image_side = eval_side, and no larger crop_side")
+    if (config.labels or config.full_labels) and config.dataset != "folder":
+        raise UserError(f"labels and full_labels go with the data set folder, not {config.dataset}")
     if config.report == "train" and config.dataset != "folder":
         raise UserError(f"{report}, which trains on all images, goes with the data set folder")
     if config.held_out and (config.report != "val" or config.dataset in _OWN_VALIDATION):

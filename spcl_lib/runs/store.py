@@ -89,6 +89,8 @@ class Run:
         they were.
         """
         place = paths.in_results(place)
+        if not place.exists():
+            raise UserError(f"'{place}' does not exist; give a run's folder, or its config.json")
         if place.is_file() and place.name != "metrics.json":
             config, root = _read_config(place)
             return cls(config, run_folder(config), data_root or root)

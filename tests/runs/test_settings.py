@@ -161,6 +161,7 @@ def test_every_setting_says_what_it_is_and_refuses_what_lies_outside(field):
         ("an", {"scale_min": 0.5, "scale_max": 0.4}, "scale_min=0.5 is above scale_max=0.4"),
         ("an", {"report": "val", "held_out": 1}, "does not go with report=val of scenes"),
         ("an", {"report": "train"}, "goes with the data set folder"),
+        ("an", {"labels": "mine.csv"}, "go with the data set folder, not scenes"),
         ("an", {"trained": "head", "eval_side": 96}, "needs image_side = eval_side"),
         ("softmax", {"pooling": "lse"}, "needs a pooling where classes compete, as softmax"),
     ],

@@ -86,6 +86,8 @@ def test_results_means_the_place_where_runs_go_in_any_folder(results, tmp_path, 
     (elsewhere / "results").mkdir()
     with pytest.raises(UserError, match=f"holds 0 finished runs.* Runs go to '{results}'"):
         Run.find("results")
+    with pytest.raises(UserError, match="missing.json' does not exist"):
+        Run.find("missing.json")
 
 
 def test_an_unfinished_run_is_found_but_not_loaded(results):
