@@ -126,7 +126,8 @@ def _command(*shared: str, **own: dict[str, Any]) -> Callable[[Command], Command
 
 def _refuse(options: Options, leading: str, *others: str) -> None:
     for name in others:
-        if getattr(options, name) not in (None, []) and getattr(options, name) is not False:
+        given = getattr(options, name)  # 0 is a seed
+        if given not in (None, []) and given is not False:
             raise UserError(f"{leading} has all that it needs; --{name} does not go with it")
 
 
