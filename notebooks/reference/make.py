@@ -7,7 +7,8 @@
     runs voc2007 cpu 0 1 2 3 4   the same with five
     ablations voc2007 frozen one setting varied at a time
     ablations scenes cpu bank_classes   the same for some settings
-    recovery scenes cpu      what a crop still shows (also: voc2007 cpu, voc2007 frozen)
+    recovery scenes cpu      what a crop still shows (also: voc2007 frozen)
+    recovery voc2007 cpu an cl scl en_scl full   the same for some methods
     factored scenes cpu      the same for the factored targets (also: voc2007 frozen)
     worth scenes cpu         what knowledge of the crop is worth in training
     league scenes            every loss, the same search for each (also: voc2007, coco18); hours
@@ -371,10 +372,10 @@ def crop_scale_configs(
     return configs
 
 
-def recovery(dataset: str, profile: str, scale: str = "0.1") -> str:
-    """Measures crop recovery, for crops of at least `scale` of the image, and keeps the table."""
-    scales = SCALES if dataset == "scenes" else (float(scale),)
-    return _measure("recovery", crop_scale_configs(dataset, profile, scales))
+def recovery(dataset: str, profile: str, *methods: str) -> str:
+    """Measures crop recovery, by default for all methods that take part, and keeps the table."""
+    scales = SCALES if dataset == "scenes" else (RECOVERY_SCALE,)
+    return _measure("recovery", crop_scale_configs(dataset, profile, scales, methods))
 
 
 def factored(dataset: str, profile: str) -> str:
