@@ -8,7 +8,7 @@
     ablations voc2007 frozen one setting varied at a time
     ablations scenes cpu bank_classes   the same for some settings
     recovery scenes cpu      what a crop still shows (also: voc2007 frozen)
-    recovery voc2007 cpu an cl scl en_scl full   the same for some methods
+    recovery voc2007 cpu an cl scl en_scl   the same for some methods
     factored scenes cpu      the same for the factored targets (also: voc2007 frozen)
     worth scenes cpu         what knowledge of the crop is worth in training
     league scenes            every loss, the same search for each (also: voc2007, coco18); hours
