@@ -81,7 +81,7 @@ def test_what_it_says_of_crops_is_measured():
     for dataset, group, words in (
         ("scenes", "labelled", "{} to {} on scenes"),
         ("voc2007", "labelled", "{} to {} on VOC 2007"),
-        ("voc2007", "unlabelled", "worse what else is there ({} to {})"),
+        ("voc2007", "unlabelled", "worse what else is there (VOC 2007: {} to {})"),
     ):
         assert words.format(*means[dataset, group][["whole", "view"]]) in PROSE
 
