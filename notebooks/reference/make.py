@@ -468,7 +468,12 @@ def _visible(data: ImageSet, views: Sequence[Views]) -> Tensor:
     parts = []
     for indices in torch.arange(len(data)).split(32):
         regions = data.regions(indices)
-        parts.append(torch.stack([visible_fraction(regions, v[indices]) for v in views]))
+        image, label = regions.flatten(2).any(2).nonzero().T  # few of the classes are in an image
+        found = torch.full((len(views), *regions.shape[:2]), math.nan)
+        for fraction, v in zip(found, views, strict=True):
+            shown = visible_fraction(regions[image, label, None], v[indices[image]])
+            fraction[image, label] = shown[:, 0]
+        parts.append(found)
     return torch.cat(parts, 1).flatten(0, 1)
 
 
