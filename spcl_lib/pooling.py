@@ -1,7 +1,8 @@
 """Pooling: from score maps to an image's logits.
 
-Second-hand sources say that the paper takes the mean over the cells. The mean dilutes small
-objects. The best pooling depends on the data, so it is a setting of the model.
+Second-hand sources say that the paper takes the mean over the cells; one of them takes it of
+probabilities ("probability" here). Ours is of logits. It dilutes small objects, and the best
+pooling depends on the data, so it is a setting of the model.
 """
 
 import math

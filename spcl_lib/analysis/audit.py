@@ -1,9 +1,9 @@
 """Audit: labels that training images lack, and labels that look wrong, by a run's own heatmaps.
 
-Missing labels (ours; right of the first 100 and 500, in %, means over 3 runs; chance is 2.5 on VOC
-2007, 3.2 on coco18 and 12.5 on scenes): REN + SCL's averages give 99.3 and 83.3 on VOC 2007, 99.7
-and 89.4 on coco18, 92.3 and 85.5 on scenes; AN's network 95.0 and 75.3, 94.0 and 80.2, 96.3 and
-82.7. GR overestimates on coco18 (71.7, 63.7): take REN.
+Missing labels (ours; right of the first 100 and 500, in %, means over 3 runs, measured once; chance
+is 2.5 on VOC 2007, 3.2 on coco18 and 12.5 on scenes): REN + SCL's averages give 99.3 and 83.3 on
+VOC 2007, 99.7 and 89.4 on coco18, 92.3 and 85.5 on scenes; AN's network 95.0 and 75.3, 94.0 and
+80.2, 96.3 and 82.7. GR overestimates on coco18 (71.7, 63.7): take REN.
 
 Wrong labels: we replaced the labels of 5 to 6 % of the images by a class that is not there, trained
 on them, and took as many first suggestions as there are wrong labels. Right of these, in %, with
