@@ -7,7 +7,8 @@ from typing import Any
 
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.evaluate import mean_average_precision
-from spcl_lib.losses import MethodSettings, spatial_consistency
+from spcl_lib.losses.consistency import spatial_consistency
+from spcl_lib.losses.settings import MethodSettings
 from spcl_lib.methods import Method
 from spcl_lib.system import VERSION as __version__
 from spcl_lib.system.errors import UserError

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spcl_lib.losses import TERMS
+from spcl_lib.losses.registry import TERMS
 from spcl_lib.methods import METHODS, title_of
 from spcl_lib.pooling import KINDS, parse_pooling
 from spcl_lib.runs.profiles import PROFILES, usual_dataset, usual_method, usual_profile

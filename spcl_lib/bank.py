@@ -6,7 +6,7 @@ unchanged. With `size=1` the bank holds the image-level running average P of CL.
 """
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,12 @@ class HeatmapBank(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What `of` needs, to write it to a file."""
         return {"heatmaps": self.heatmaps, "seen": self.seen}
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *more: Any) -> None:
+        given = state.get(f"{prefix}heatmaps", self.heatmaps)
+        if given.dtype != self.heatmaps.dtype:  # torch would convert bytes to probabilities
+            raise ValueError(f"the heatmaps are {given.dtype}, those here {self.heatmaps.dtype}")
+        super()._load_from_state_dict(state, prefix, *more)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return self  # it stays on its device and in its type

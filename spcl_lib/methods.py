@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spcl_lib.bank import HeatmapBank
-from spcl_lib.losses import TERMS, Context, MethodSettings, Term
 from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
+from spcl_lib.losses.registry import TERMS, Term
+from spcl_lib.losses.settings import MethodSettings
+from spcl_lib.losses.state import Context
 from spcl_lib.pooling import Pooling
 from spcl_lib.sparse_bank import SparseHeatmapBank
 from spcl_lib.system import ranks

@@ -8,10 +8,10 @@ import slow_reference as slow
 import torch
 from torch import nn
 
-from spcl_lib import HeatmapBank, Method, Views, spatial_consistency
-from spcl_lib.losses import TERMS
+from spcl_lib import HeatmapBank, Method, UserError, Views, spatial_consistency
+from spcl_lib.losses.registry import TERMS
 from spcl_lib.methods import MethodSettings, bytes_of_averages
-from spcl_lib.runs import run, store
+from spcl_lib.runs import run, splits, store
 from spcl_lib.runs.settings import make_config
 from spcl_lib.sparse_bank import SparseHeatmapBank, bank_of
 from spcl_lib.views import resample
@@ -153,6 +153,11 @@ def test_impossible_updates_are_refused_and_change_nothing(indices, maps, messag
     assert all(torch.equal(before[name], value) for name, value in bank.state_dict().items())
 
 
+def test_a_restored_bank_has_the_type_of_the_saved_one():
+    with pytest.raises(ValueError, match="are torch.uint8, those here torch.float32"):
+        HeatmapBank(2, 3, 4, dtype=torch.float32).load_state_dict(HeatmapBank(2, 3, 4).state_dict())
+
+
 @pytest.mark.parametrize(
     ("name", "more"), [("an", {}), ("cl", {}), ("scl", {}), ("scl", {"bank_classes": 2})]
 )
@@ -161,6 +166,13 @@ def test_the_bytes_of_averages_are_known_before_they_are_made(name, more):
     bank = Method(name, 1000, 20, settings, labels=labels).bank
     needed = bytes_of_averages(name, 1000, 20, settings)
     assert needed == sum(table.nbytes for table in bank.buffers()) if bank else needed == 0
+
+
+def test_averages_that_do_not_fit_are_refused_before_the_images_are_decoded(results, monkeypatch):
+    monkeypatch.setattr(splits, "bytes_of_averages", lambda *given: 10**15)
+    monkeypatch.setattr(splits, "_decode", lambda *given: pytest.fail("they were decoded"))
+    with pytest.raises(UserError, match="500 images x 12 classes need 1,000,000.0 GB"):
+        splits.load_splits(make_config("scenes", "scl", 0, "smoke"), None)
 
 
 @pytest.mark.parametrize("name", [name for name, term in TERMS.items() if term.has_state])

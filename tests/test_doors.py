@@ -7,7 +7,7 @@ import torch
 
 from spcl_lib import HeatmapBank, Method, MethodSettings, UserError, Views, model
 from spcl_lib import mean_average_precision as mean_ap
-from spcl_lib.losses import spatial_consistency
+from spcl_lib.losses.consistency import spatial_consistency
 from spcl_lib.pooling import Pooling
 
 B, C, G, N = 4, 3, 5, 6

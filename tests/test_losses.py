@@ -7,10 +7,13 @@ import pytest
 import torch
 from slow_reference import divergence, sigmoid
 
-from spcl_lib import MethodSettings, UserError
-from spcl_lib.losses import DISTANCES, TERMS, Context, spatial_consistency, stateless
+from spcl_lib import MethodSettings, UserError, spatial_consistency
+from spcl_lib.losses import stateless
 from spcl_lib.losses.consistency import cell_consistency
 from spcl_lib.losses.expected import class_priors, expected_negative_threshold
+from spcl_lib.losses.registry import TERMS
+from spcl_lib.losses.settings import DISTANCES
+from spcl_lib.losses.state import Context
 
 B, C, G = 5, 4, 3
 SETTINGS = MethodSettings(expected_positives=1.5, pseudo_least=0.3, count_weight=0.2, rejected=5.0,

@@ -12,7 +12,9 @@ from slow_reference import divergence, sigmoid
 
 from spcl_lib import Method, MethodSettings, Views
 from spcl_lib.data.scenes import make_scenes
-from spcl_lib.losses import TERMS, State, stateless
+from spcl_lib.losses import stateless
+from spcl_lib.losses.registry import TERMS
+from spcl_lib.losses.state import State
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.model import SpatialClassifier, build_backbone, normalise
 from spcl_lib.pooling import Pooling

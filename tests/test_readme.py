@@ -15,11 +15,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from spcl_lib import Method, RandomView, Views, losses, methods
+from spcl_lib import Method, RandomView, Views, methods
 from spcl_lib.__main__ import main
 from spcl_lib.analysis.intervals import gain, summary
 from spcl_lib.analysis.league import best_on_held_out, league_table
 from spcl_lib.analysis.runs import load_runs, read_kept, table_of
+from spcl_lib.losses.registry import TERMS, Term
 from spcl_lib.runs.run import run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.system import paths
@@ -183,8 +184,8 @@ def test_lightning_trains_and_its_checkpoint_has_the_heatmaps(tmp_path):
 
 
 def test_a_function_and_a_row_make_three_methods_that_train(results, tiny, monkeypatch):
-    monkeypatch.setitem(losses.TERMS, "mine", None)  # removed after the test
-    exec(LOSS.replace("of.", ""), {"TERMS": losses.TERMS, "Term": losses.Term, "F": nn.functional})
+    monkeypatch.setitem(TERMS, "mine", None)  # removed after the test
+    exec(LOSS.replace("of.", ""), {"TERMS": TERMS, "Term": Term, "F": nn.functional})
     every = methods._all_methods()
     assert every.keys() - methods.METHODS.keys() == {"mine", "mine_cl", "mine_scl"}
     for name in ("mine", "mine_cl", "mine_scl"):

@@ -106,7 +106,7 @@ def out_of_fold(features: Tensor, given: Tensor) -> Tensor:
     fold = torch.randperm(len(given), generator=torch.Generator().manual_seed(0)) % _FOLDS
     for number in range(_FOLDS):
         seen = fold != number
-        mean, deviation = features[seen].mean(0), features[seen].std(0) + 1e-6
+        mean, deviation = features[seen].mean(0), features[seen].std(0, correction=0) + 1e-6
         scaled, goal = (features - mean) / deviation, F.normalize(given[seen].float(), p=1)
         weight = torch.zeros(features.shape[1] + 1, given.shape[1], requires_grad=True)
         optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")

@@ -25,8 +25,10 @@ def compare(folders: Sequence[Path]) -> pd.DataFrame:
     _check_images(runs)
     groups: dict[RunConfig, dict[int, Metrics]] = {}
     for run in runs:
-        same = run.config.replace(seed=0, snapshots=0)
-        groups.setdefault(same, {})[run.config.seed] = run.finished()
+        group = groups.setdefault(run.config.replace(seed=0, snapshots=0), {})
+        if run.config.seed in group:
+            raise UserError(f"'{run.folder}' is there twice, with the same settings and seed")
+        group[run.config.seed] = run.finished()
     first, rows = next(iter(groups.values())), []
     for name, group in zip(_names(list(groups)), groups.values(), strict=True):
         both = [] if group is first else sorted(group.keys() & first.keys())

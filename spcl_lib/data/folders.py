@@ -37,7 +37,7 @@ def find_images(folder: Path) -> tuple[list[str], str]:
             path, ending = file.relative_to(folder), file.suffix.lower()
             if any(part.startswith(".") for part in path.parts) or file.is_dir():
                 continue
-            if ending in ENDINGS:
+            if ending in ENDINGS and (file.is_file() or file.is_symlink()):  # no pipe
                 found.append(path.as_posix())
             elif ending != ".csv":  # lists of labels
                 others[ending or "without ending"] += 1
@@ -65,7 +65,9 @@ def _class_folders(root: Path, full: Rows) -> tuple[Rows, list[str]]:
     rows = {path: (normalize("NFC", path.split("/")[0]),) for path in left if "/" in path}
     beside = len(left) - len(rows)
     stray = f"{beside} images directly in '{root}' are in no class folder, and are left out"
-    return rows, [others, stray if beside else ""]
+    folders = {top.name for top in root.iterdir() if top.is_dir() and top.name[0] != "."}
+    empty = "no class, because no image can be found in them: " + ", ".join(sorted(folders - found))
+    return rows, [others, stray if beside else "", empty if folders - found else ""]
 
 
 def list_folder_splits(
@@ -119,7 +121,11 @@ def _note_twins(root: Path, train: Rows, held: Rows) -> str:
 
 def list_table(root: Path) -> tuple[ImageSet, ImageSet]:
     """Lists the images of train.csv and val.csv in the order of the files; none is read yet."""
-    train, val = (read_label_file(root / name, root)[0] for name in ("train.csv", "val.csv"))
+    train, _ = read_label_file(root / "train.csv", root)
+    val, is_single = read_label_file(root / "val.csv", root)
+    if is_single:
+        raise UserError(f"'{root / 'val.csv'}' needs path,labels, with all labels of an image; for "
+                        "single labels alone: --dataset folder --set labels=FILE.csv")  # fmt: skip
     _refuse_shared(train, val, root / "val.csv")
     classes = _classes_of(train, root / "train.csv")
     _check_known(val, classes, root / "val.csv")
@@ -141,6 +147,8 @@ def _refuse_shared(rows: Rows, others: Rows, other_file: Path) -> None:
 def _classes_of(rows: Rows, where: Path) -> tuple[str, ...]:
     """The sorted labels; two that differ in nothing but case are a mistake."""
     classes = sorted({name for labels in rows.values() for name in labels})
+    if "|" in "".join(classes):
+        raise UserError(f"'{where}' has a class with '|' in its name, which separates labels")
     for one, other in pairwise(sorted(classes, key=str.casefold)):
         if one.casefold() == other.casefold():
             raise UserError(f"'{where}' has the classes '{one}' and '{other}', which differ in "
@@ -220,7 +228,7 @@ def read_label_file(file: Path, root: Path, single: bool = False) -> tuple[Rows,
             raise UserError(f"{where}: image '{fields[0]}' is not in '{root}'")
         names = fields[1].split("|") if fields[1].strip() else []
         labels = tuple(normalize("NFC", name.strip()) for name in names)
-        if "" in labels or (single and len(labels) != 1):
+        if "" in labels or ((single or header[1] == "label") and len(labels) != 1):
             raise UserError(f"{where}: '{fields[1]}' where {header[1]} must be")
         if set(rows.setdefault(path, labels)) != set(labels):
             raise UserError(f"{where}: '{path}' has other labels in an earlier line; a header "

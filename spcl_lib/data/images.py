@@ -63,7 +63,8 @@ def try_image(file: Path, side: int) -> tuple[np.ndarray, int] | str:
 
 def _cause(file: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        is_heif = file.suffix.lower() in HEIF
+        with open(file, "rb") as handle:  # telephones name some of them .jpg
+            is_heif = handle.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1")
         return "it needs a package: pip install pillow-heif" if is_heif else "it is no image"
     return " ".join(str(error).split())  # one line
 
@@ -147,6 +148,8 @@ def _each(images: Any) -> Iterator[Any]:
     """The images one by one."""
     if isinstance(images, DataLoader):
         for batch in images:
+            if isinstance(batch, dict):
+                raise TypeError("a DataLoader must give images, or tuples that begin with them")
             yield from batch[0] if isinstance(batch, list | tuple) else batch
     elif isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
         yield from images

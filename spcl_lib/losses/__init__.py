@@ -4,18 +4,3 @@ Notation: f score-map logits (B, C, G, G); s = f pooled over the cells (B, C); p
 m = sigmoid(f); z observed labels (B, C), one 1 per image, 0 = unknown; T_v reads a full-image
 heatmap through view v. `registry.TERMS` lists the names of the losses.
 """
-
-from spcl_lib.losses.consistency import spatial_consistency
-from spcl_lib.losses.registry import TERMS, Term
-from spcl_lib.losses.settings import DISTANCES, MethodSettings
-from spcl_lib.losses.state import Context, State
-
-__all__ = [
-    "DISTANCES",
-    "TERMS",
-    "Context",
-    "MethodSettings",
-    "State",
-    "Term",
-    "spatial_consistency",
-]

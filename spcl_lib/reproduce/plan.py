@@ -155,7 +155,7 @@ def reproduce(experiments: Sequence[Experiment], jobs: int, force: bool) -> int:
     """Carries out the plan, finished steps only if `force`; returns 1 if a step failed, else 0."""
     for name in ("papermill", "nbconvert", "seaborn"):
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"the notebooks need {name}: pip install 'spcl[notebooks]'")
+            raise UserError(f"the notebooks need {name}: pip install '.[notebooks]'")
     from spcl_lib.reproduce.pages import readable, write_index
 
     failed: list[Task] = []

@@ -93,7 +93,8 @@ def _write(predictor: Predictor, form: str, file: Path) -> Network:
     except OSError:
         raise
     except ModuleNotFoundError as error:
-        raise UserError(f"{form} needs {error.name}: pip install 'spcl[export]'") from error
+        needed = f"{form} needs {error.name}: pip install onnx onnxscript onnxruntime"
+        raise UserError(needed) from error
     except Exception as error:  # the exporters raise many kinds, packed into others with advice
         cause: BaseException = error
         while cause.__cause__ is not None:

@@ -13,7 +13,7 @@ from tqdm import tqdm  # not tqdm.auto: its notebook bars cannot be switched off
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data import images
-from spcl_lib.data.cache import make_once, on_disk
+from spcl_lib.data.cache import make_once, on_disk, stamp
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.model import SpatialClassifier, autocast, merge_normalisation, normalise
 from spcl_lib.runs.network import checksum_of
@@ -64,7 +64,11 @@ def inputs_of(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> Im
 
     backbone = re.sub(r"[^\w.-]", "-", config.backbone)  # timm:NAME is no name of a file everywhere
     name = f"features-{config.dataset}-{backbone}-{len(data)}"
-    cells = make_once(name, make, *_sources(model, data, config))["cells"]
+    low = isinstance(autocast(choose_device(), config.amp), torch.autocast)
+    sources = (VERSION, images.VERSION, PIL.__version__, checksum_of(model.features),
+               config.dilation, low, config.content, data.ids, config.image_side,
+               *map(stamp, data.files or ()))  # fmt: skip
+    cells = make_once(name, make, *sources)["cells"]
     return replace(data, images=FeatureMaps(cells))
 
 
@@ -73,13 +77,6 @@ def _feature_shape(model: SpatialClassifier, side: int) -> tuple[int, int, int]:
         device = next(model.parameters()).device
         features = model.eval().features(normalise(torch.zeros(1, 3, side, side, device=device)))
     return *features.shape[2:], features.shape[1]
-
-
-def _sources(model: SpatialClassifier, data: ImageSet, config: RunConfig) -> tuple[object, ...]:
-    """All that the features depend on."""
-    low = isinstance(autocast(choose_device(), config.amp), torch.autocast)
-    return (VERSION, images.VERSION, PIL.__version__, checksum_of(model.features), config.dilation,
-            low, config.content, data.ids, config.image_side)  # fmt: skip
 
 
 @torch.no_grad()

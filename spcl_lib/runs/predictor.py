@@ -16,7 +16,7 @@ from spcl_lib.runs.network import load_network
 from spcl_lib.runs.store import Run
 from spcl_lib.system.errors import UserError
 from spcl_lib.system.machine import choose_device
-from spcl_lib.system.shapes import require_size
+from spcl_lib.system.shapes import require_size, require_tensor
 
 BATCH = 64
 _NEARLY_ALL = 0.95  # share of the images
@@ -147,6 +147,7 @@ class Predictor:
         for batch in squares(images, self.square_side, BATCH):
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.amp != "off"):
                 maps = predict_maps(self.model, batch, self.size, self.amp)
+            require_tensor("the model's maps", maps, ("B", len(self.classes), "H", "W"))
             if not bool(maps.isfinite().all()):
                 raise UserError("the network gives scores that are no numbers; train the run again")
             yield maps

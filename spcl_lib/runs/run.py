@@ -24,7 +24,7 @@ from spcl_lib.evaluate import (
     precision_recall,
     predict_scores,
 )
-from spcl_lib.methods import Method, bytes_of_averages, visible_labels
+from spcl_lib.methods import METHODS, Method, bytes_of_averages, visible_labels
 from spcl_lib.model import SpatialClassifier
 from spcl_lib.pooling import TEST_POOLINGS
 from spcl_lib.runs.checkpoint import Checkpoint, remove_checkpoints
@@ -260,12 +260,16 @@ def _evaluate(parts: _Parts) -> tuple[Metrics, Tensor]:
 
 
 def _short(config: RunConfig, data: ImageSet) -> list[str]:
-    """A warning if a layer on fixed features, which needs many steps, has learned in few."""
-    steps = config.epochs * math.ceil(len(data) / config.batch)
-    if steps >= FEW_STEPS or config.trained != "head":
-        return []
-    enough = math.ceil(config.epochs * FEW_STEPS / steps)
-    return [f"warning: {steps} steps are few; more epochs are often better: --set epochs={enough}"]
+    """Warnings: a training that ends before the heatmaps count; a layer that made few steps."""
+    found, epochs, start = [], config.epochs, config.settings.start
+    spec = METHODS[config.method]
+    if (spec.consistency or spec.row.reads_averages) and start >= epochs:
+        found.append(f"warning: averages count after {start} epochs; this run made {epochs}")
+    steps = epochs * math.ceil(len(data) / config.batch)
+    if steps < FEW_STEPS and config.trained == "head":  # on fixed features it needs many
+        enough = f"--set epochs={math.ceil(epochs * FEW_STEPS / steps)}"
+        found.append(f"warning: {steps} steps are few; more epochs are often better: {enough}")
+    return found
 
 
 def _mean(scores: Tensor, data: ImageSet) -> float:

@@ -23,7 +23,6 @@ from spcl_lib.runs.settings import SINGLE_LABEL, TABLES
 from spcl_lib.system import paths
 from spcl_lib.system.checksums import fingerprint
 from spcl_lib.system.errors import UserError
-from spcl_lib.system.machine import available_memory
 from spcl_lib.system.randomness import keyed_generator
 
 # Names of both parts in the cache, by the setting `report`.
@@ -52,12 +51,14 @@ def load_splits(config: RunConfig, data_root: str | Path | None, objects: bool =
     evaluation = _some(evaluation, config.eval_images, config)
     images, classes = train.labels.shape
     needed = bytes_of_averages(config.method, images, classes, config.settings)
-    if needed > (free := available_memory()):  # else the system would end the run hours later
+    try:
+        torch.empty(needed, dtype=torch.uint8)  # only reserved; else it would fail hours later
+    except RuntimeError as error:
         raise UserError(
             f"running averages of {images:,} images x {classes:,} classes need {needed / 1e9:,.1f} "
-            f"GB of memory, and {free / 1e9:,.1f} GB are left; take fewer images (train_images), "
-            "cells (bank_size) or classes per image (bank_classes)"
-        )
+            "GB of memory, more than there is; take fewer images (train_images), cells (bank_size) "
+            "or classes per image (bank_classes)"
+        ) from error
     first, second = _PARTS[config.report]
     return _decode(train, first, config), _decode(evaluation, second, config)
 

@@ -184,7 +184,7 @@ def _read_config(file: Path) -> tuple[RunConfig, str | None]:
         content = json.loads(file.read_bytes())
         return check_config(RunConfig.from_flat(dict(content["config"]))), content["data_root"]
     except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        raise UserError(f"'{file}' is no configuration of a run ({error!r})") from error
+        raise UserError(f"'{file}' is no configuration of a run ({repr(error)[:200]})") from error
 
 
 def write_summary() -> Path:

@@ -1,18 +1,15 @@
-"""The machine: its device, its cores, its memory, and the versions of its software."""
+"""The machine: its device, its cores, and the versions of its software."""
 
 import importlib.metadata
 import os
 import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from spcl_lib.system import VERSION, paths, ranks
-
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
@@ -55,28 +52,3 @@ def count_cores() -> int:
 def choose_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def available_memory() -> int:
-    """Bytes that this process can still use, within the machine and its container.
-
-    Pages of cached files count, because the system gives them up. Only Linux tells.
-    """
-    try:
-        machine = Path("/proc/meminfo").read_text()
-        own = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        return sys.maxsize
-    left = 1024 * int(re.search(r"MemAvailable: *(\d+)", machine)[1])
-    group = _CGROUPS / own.strip().rpartition("::/")[2]
-    return min(left, *map(_left_below, (group, *group.parents)))
-
-
-def _left_below(group: Path) -> int:
-    """What a control group (version 2) may have beyond what it holds, without cached files."""
-    try:
-        limit = int((group / "memory.max").read_text())  # "max" means no limit
-        held = re.search(r"^anon (\d+)", (group / "memory.stat").read_text(), re.M)
-        return limit - int(held[1])
-    except (OSError, ValueError):
-        return sys.maxsize

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from spcl_lib.data.image_set import ImageSet
@@ -88,4 +88,6 @@ def picture_in(data: ImageSet, index: int, longest: int) -> Image.Image:
 def shrink(file: Path, longest: int) -> Image.Image:
     """The image of a file in its own shape; its longer side gets `longest` pixels."""
     with Image.open(file) as image:
-        return ImageOps.contain(upright(image), (longest, longest), Image.Resampling.LANCZOS)
+        picture = upright(image)
+    sides = [max(1, round(side * longest / max(picture.size))) for side in picture.size]
+    return picture.resize(sides, Image.Resampling.LANCZOS)

@@ -159,6 +159,7 @@ def test_a_wrong_label_is_found_by_a_softmax_that_has_not_seen_it():
     given = torch.nn.functional.one_hot(label, CLASSES).bool()
     likely = out_of_fold(features, given)
     assert torch.equal(likely, out_of_fold(features, given))
+    assert out_of_fold(features[:2], given[:2]).isfinite().all()
     torch.testing.assert_close(likely.sum(1), torch.ones(200))
     read = reader(torch.ones(200, CLASSES, GRID, GRID))  # heatmaps that know nothing
     _, found = suggest(read, presence_of(read, 200), given, len(wrong), likely)

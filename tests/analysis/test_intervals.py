@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,9 @@ def test_a_folder_of_runs_is_all_of_them_and_none_counts_twice(finish, tmp_path,
 def test_runs_on_other_images_are_refused(finish, tmp_path):
     with pytest.raises(UserError, match="different data: report is 'val' and 'test'"):
         compare([finish("an", 0, 70.0), finish("an", 1, 70.0, report="val")])
+    shutil.copytree(tmp_path / "runs" / "an-0-0", tmp_path / "copy")
+    with pytest.raises(UserError, match="copy' is there twice"):
+        compare([tmp_path / "runs" / "an-0-0", tmp_path / "copy"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty' holds no finished run"):
         compare([tmp_path / "empty"])

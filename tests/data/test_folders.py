@@ -62,10 +62,13 @@ def test_every_ending_that_pillow_reads_is_found_and_what_is_left_out_is_counted
         save_noise(root / hidden)
     for name in ("notes.txt", "a.heic", "b.HEIC"):
         (root / "cat" / name).write_text("no image")
+    os.mkfifo(root / "cat" / "pipe.jpg")
+    (root / "bird").mkdir()
     found = labels_by_id(*load(root))
     assert sum(name.startswith("cat/") for name in found) == len(kinds) and len(found) == 12
     said = capsys.readouterr().out
-    assert "3 files are left out: 2 .heic, 1 .txt; " in said and "pip install pillow-heif" in said
+    assert "4 files are left out: 2 .heic, 1 ." in said and "pip install pillow-heif" in said
+    assert "no class, because no image can be found in them: bird" in said
 
 
 def test_identical_photographs_with_two_labels_or_in_both_splits_are_told(root, capsys):
@@ -171,6 +174,7 @@ FAULTS = {
     "nothing at all": (lambda r: shutil.rmtree(r) or r.mkdir(), "no labelled im"),
     "splits": (lambda r: [(r / "cat").rename(r / "train"), (r / "dog").rename(r / "Test")],
                "look like splits"),
+    "separator": (lambda r: (r / "cat").rename(r / "c|t"), "a class with '|' in its name"),
     "data sets": (lambda r: (r / "cat").rename(r / "VOCdevkit"), "--dataset voc2007"),
     "too few": (lambda r: shutil.rmtree(r) or make_folder(r, cat=2, dog=2), "too few images"),
 }  # fmt: skip
@@ -274,6 +278,8 @@ def test_some_images_of_a_sorted_table_are_of_all_its_classes(tmp_path):
     [
         ("val.csv", "path,labels", "a.png,dog", "must not be trained on"),
         ("val.csv", "path,labels", "f.png,dgo", "'dgo'. Did you mean 'dog'"),
+        ("val.csv", "path,label", "f.png,dog", "needs path,labels, with all labels"),
+        ("train.csv", "path,label", "a.png,dog|cat", "'dog.cat' where label must be"),
         ("train.csv", "path,labels", "a.png,dog", "only the class 'dog'; it needs"),
     ],
 )

@@ -115,11 +115,13 @@ def test_the_pixels_of_a_square_never_change_without_a_new_version(tmp_path):
 # --- damaged files --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"404: not found"])
-def test_a_file_that_is_no_image_is_named_in_one_line(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"", "it is no image"), (b"\0\0\0\x18ftypheic", "it needs a package")]
+)
+def test_a_file_that_is_no_image_is_named_in_one_line(content, why, tmp_path):
     (tmp_path / "ein Vögelchen 鳥 'x'.jpg").write_bytes(content)
     said = message_of(read_image, tmp_path / "ein Vögelchen 鳥 'x'.jpg", 8)
-    assert "鳥 'x'.jpg' cannot be read: it is no image" in said
+    assert f"鳥 'x'.jpg' cannot be read: {why}" in said
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp"])
@@ -187,6 +189,7 @@ def test_grey_and_transparent_pixels_are_as_in_a_file(shape, tmp_path):
         (torch.full((3, 4, 4), 255.0), ValueError, "not normalised; got 255 to 255"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), ValueError, "or floats in 0..1; got torch.int64"),
         ("nowhere.png", UserError, "'nowhere.png' is missing"),
+        (DataLoader([{"pixels": torch.zeros(3, 4, 4)}]), TypeError, "tuples that begin"),
     ],
 )
 def test_what_is_no_image_is_refused(given, error, said):

@@ -198,4 +198,4 @@ def test_missing_packages_and_a_file_that_is_there_are_named(runs, tmp_path, mon
 
     monkeypatch.setitem(FORMATS, "onnx", (write, None))
     said = refuse(runs("network"), "onnx", tmp_path / "model.onnx")
-    assert said == "onnx needs onnxscript: pip install 'spcl[export]'"
+    assert said == "onnx needs onnxscript: pip install onnx onnxscript onnxruntime"

@@ -11,7 +11,7 @@ from spcl_lib.model import SpatialClassifier, build_backbone, normalise
 from spcl_lib.runs import features
 from spcl_lib.runs.features import inputs_of
 from spcl_lib.runs.network import build_network, load_network
-from spcl_lib.runs.run import run
+from spcl_lib.runs.run import _short, run
 from spcl_lib.runs.settings import make_config
 from spcl_lib.runs.splits import identify_data, load_splits
 from spcl_lib.runs.store import run_folder
@@ -58,14 +58,16 @@ def test_scenes_start_from_the_kept_weights(results):
     assert all(torch.equal(value.to(kept[name]), kept[name]) for name, value in found.items())
 
 
-def test_other_weights_or_other_images_have_other_features(given):
+def test_other_weights_or_other_images_have_other_features(given, monkeypatch):
     model, data, config = given
     inputs_of(*given)
     with torch.no_grad():
         next(model.features.parameters()).add_(1)
     inputs_of(*given)
     inputs_of(model, data.subset(torch.tensor([1, 0])), config)
-    assert len(list(paths.cache().glob("features-voc2007-*.pt"))) == 3
+    monkeypatch.setattr(features, "stamp", lambda file: ("edited in place",))
+    inputs_of(*given)
+    assert len(list(paths.cache().glob("features-voc2007-*.pt"))) == 4
 
 
 def test_too_many_features_are_refused(given, monkeypatch):
@@ -110,3 +112,5 @@ def test_a_run_trains_the_head_only_and_can_predict(config, voc):
     assert metrics["mAP_by_pooling"]["mean"] == metrics["mAP"]
     assert metrics["report_images"] == len(voc_ids()["val"])
     assert "steps are few; more epochs are often better" in metrics["warnings"][-1]
+    (early, _), usual = (_short(config.replace(start=start), range(9)) for start in (3, 1))
+    assert "averages count after 3 epochs; this run made 3" in early and len(usual) == 1

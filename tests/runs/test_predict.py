@@ -25,7 +25,7 @@ from spcl_lib.data.images import read_image
 from spcl_lib.evaluate import prepare
 from spcl_lib.runs.predict import predict_files
 from spcl_lib.runs.splits import load_splits
-from spcl_lib.viewer.overlays import overlays
+from spcl_lib.viewer.overlays import overlays, shrink
 
 CLASSES = ("cat", "dog", "große Eule")
 
@@ -215,7 +215,7 @@ def test_predictions_are_in_float32_unless_speed_is_asked_for(predict, trained):
     assert predict(trained[1] / "dog", "--fast")[0].status == 0
 
 
-def test_an_overlay_is_coloured_where_the_map_is_high_and_keeps_the_photograph_elsewhere():
+def test_an_overlay_is_coloured_where_the_map_is_high_and_elsewhere_the_photograph(tmp_path):
     image = Image.new("RGB", (300, 200), (200, 90, 40))
     maps = torch.zeros(1, 4, 4)
     maps[0, 0, 3] = 1  # the top right corner
@@ -224,6 +224,8 @@ def test_an_overlay_is_coloured_where_the_map_is_high_and_keeps_the_photograph_e
     assert (plain == image.getpixel((0, 0))).all() and (heat[150:, :100] == plain[150:, :100]).all()
     assert 0 < np.abs(np.diff(heat, axis=1)).max() <= 12, "the colour has an edge"
     assert heat[5:45, 230:295, 1].mean() > 140  # 90 in the photograph, 231 in the colour of 1
+    Image.new("RGB", (5000, 1)).save(tmp_path / "thin.png")
+    assert shrink(tmp_path / "thin.png", 50).size == (50, 1)
 
 
 # --- from Python ----------------------------------------------------------------------------------
@@ -260,3 +262,5 @@ def test_a_model_of_ones_own_loop_predicts(tmp_path):
     assert predictor.heatmaps(files).shape == (3, 2, 4, 4)
     done, _ = predict_files(predictor, files, tmp_path / "a.json")
     assert done == 3 and len(predictor.labels(files)) == 3
+    with pytest.raises(ValueError, match="the model's maps"):
+        Predictor(model, ["cat"], 32)(files)

@@ -129,3 +129,5 @@ def test_a_configuration_with_a_wrong_value_is_named(change, said, tmp_path):
 def test_what_is_no_configuration_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"config": null}')
     assert "config.json' is no configuration of a run" in message_of(Run.find, tmp_path)
+    (tmp_path / "weights").write_bytes(b"\xff" * 10_000)
+    assert len(message_of(Run.find, tmp_path / "weights")) < 1000
