@@ -148,7 +148,7 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_data):
     ("arguments", "said"),
     [
         ((), "COMMAND"),
-        (("run", "--method", "an", "--sead", "1"), "--sead"),
+        (("run", "--method", "an", "--sead", "1"), "'--sead'. Did you mean '--seed'? Valid: --dat"),
         (("run", "--config", "config.json", "--set", "lr=1"), "--set does not go with it"),
         (("reproduce", "--jobs", "0"), "at least 1; got 0"),
         (("reproduce", "--all", "--only", "an"), "--only does not go with it"),

@@ -84,5 +84,6 @@ def data_root(given: str | Path | None = None, make: bool = False) -> Path:
     if make:
         root.mkdir(parents=True, exist_ok=True)
     if not root.is_dir():
-        raise UserError(f"data root '{root}' does not exist; give --data-root DIR, or SPCL_DATA")
+        other = "--data-root DIR" + ("" if given else ", or SPCL_DATA")
+        raise UserError(f"data root '{root}' does not exist; give {other}")
     return root
