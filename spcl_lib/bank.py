@@ -31,11 +31,12 @@ class HeatmapBank(nn.Module):
     Args:
         num_images: N, images of the training set.
         num_classes: C, the classes.
-        size: W, cells along each side of a heatmap.
+        size: W, cells along each side of a heatmap (Method: 16).
         momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
         dtype: torch.uint8, torch.float16 or torch.float32. uint8 rounds by chance, so that it is
-            right on average. Its noise, in steps of 1/255, is 0.7 for mu = 0.8, 1.3 for 0.95, 2.7
-            for 0.99; float16 stops up to 1 step short of its target for 0.95, 6 for 0.99.
+            right on average. Its noise, in steps of 1/255, is 0.7 for mu = 0.8, 1.3 for 0.95, 3
+            for 0.99. Classes share it, so the sum of distributions over 1000 classes is 0.4 to 4.
+            float16 stops up to 1 step short of its target for 0.95, 6 for 0.99.
         device: where the heatmaps are. Results are on the device of the views.
         seed: seed of the rounding.
 
@@ -80,13 +81,14 @@ class HeatmapBank(nn.Module):
 
         Returns:
             target: (B, C, G, G) float32 in [0, 1]; averages over seen cells, 0 without seen cells.
-            seen: (B, 1, G, G) float32 in {0, 1}; 1 where at least half of the read area was seen.
+            seen: (B, 1, G, G) float32 in {0, 1}, or (B, C, G, G) of a SparseHeatmapBank; 1 where
+                seen cells have at least half of the weight.
         """
         require_size(grid, "grid")
         here = self._at(indices, views)
         heatmaps, seen = self._planes(here)
         axes = views.to(here.device).axes(grid, self.size)
-        share = resample(seen, *axes)  # of the read area that has been seen
+        share = resample(seen, *axes)  # of the weight, on seen cells; the others hold 0
         mask = (share >= 0.5 - 1e-6).float()
         scale = mask / (SCALES[heatmaps.dtype] * share.clamp(min=1e-6))
         target = (resample(heatmaps, *axes) * scale).clamp(max=1)
@@ -95,7 +97,7 @@ class HeatmapBank(nn.Module):
 
     @torch.no_grad()
     def update(self, indices: Tensor, views: Views, maps: Tensor) -> None:
-        """Moves the visible cells of images (B,), each at most once, towards new predictions.
+        """Moves the visible cells of different images (B,) int64 towards new predictions.
 
         The maps (B, C, G, G) are probabilities that were predicted on the views.
         """
@@ -107,7 +109,7 @@ class HeatmapBank(nn.Module):
         lowest, highest = maps.aminmax() if maps.numel() else (0, 1)  # NaN, if there is one
         if not (lowest >= -1e-5 and highest <= 1 + 1e-5):  # a resize may round beyond 1
             raise ValueError("maps must be finite probabilities in [0, 1]; apply a sigmoid first")
-        maps = self._of_kept(here, maps.clamp(0, 1))
+        maps = self._admit(here, maps.clamp(0, 1))
         heatmaps, seen = self._planes(here)
         scale = SCALES[heatmaps.dtype]
         new, visible = views.to(here.device).uncrop(scale * maps, self.size)
@@ -154,8 +156,8 @@ class HeatmapBank(nn.Module):
         """The kept heatmaps (B, K, W, W) of images, and their seen cells (B, 1 or K, W, W)."""
         return self.heatmaps.index_select(0, here), self.seen[here].unsqueeze(1)
 
-    def _of_kept(self, here: Tensor, maps: Tensor) -> Tensor:
-        """The maps (B, K, G, G) of the classes that are kept, of maps (B, C, G, G)."""
+    def _admit(self, here: Tensor, maps: Tensor) -> Tensor:
+        """The maps (B, K, G, G) of the kept classes; maps (B, C, G, G) may change which."""
         return maps
 
     def _of_all(self, here: Tensor, planes: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def mean_average_precision(scores: Tensor, labels: Tensor, ignored: Tensor | Non
 
 
 def top1_accuracy(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> float:
-    """Share of the images whose highest-ranked class is one of their labels.
+    """Percent of the images whose highest-ranked class is one of their labels.
 
     Images without a label do not count, nor those whose highest-ranked class is ignored. With
     ReaL's labels this is ReaL accuracy (Beyer et al., 2020, "Are we done with ImageNet?").
@@ -168,7 +168,7 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "off") -> Tensor:
     """Score-map logits (N, C, G, G) of whole images, on the CPU.
 
-    Images are resized to `side` pixels; features stay unchanged. `amp` as in `model.autocast`.
+    uint8 images are resized to `side` pixels; floats are features. `amp` as in `model.autocast`.
     """
     device = next(model.parameters()).device
     was_training = model.training

@@ -96,7 +96,7 @@ def visible_labels(method: str, full: Tensor, single: Tensor) -> Tensor:
 def bytes_of_averages(
     name: str, num_images: int, num_classes: int, settings: MethodSettings
 ) -> int:
-    """Bytes of memory that the running averages of a method take."""
+    """Bytes of memory that a method's running averages take, and its state at its peak."""
     spec, nobody = METHODS[name], torch.zeros(num_images, device="meta")
     bank = spec.bank((num_images, num_classes), settings, nobody, device="meta")
     size = sum(table.nbytes for table in bank.buffers()) if bank else 0
@@ -153,6 +153,8 @@ class Method(nn.Module):
         has_state, shape = self.spec.row.has_state, (num_images, num_classes)
         if labels is not None:
             require_tensor("labels", labels, shape)
+            if self.spec.row.sees is None and not ((labels == 0) | (labels == 1)).all():
+                raise ValueError("labels must be 0, for unknown, or 1")
         elif has_state or (self.spatial and self.settings.bank_classes):
             raise ValueError(f"method '{name}' needs to know the labels: give labels, z (N, C)")
         if self.spec.row.scheduled and not epochs:
@@ -193,7 +195,7 @@ class Method(nn.Module):
         return total
 
     def _cells(self, maps: Tensor, logits: Tensor, views: Views) -> tuple[Tensor, Views]:
-        """What agrees with the averages, and its views: CL has one cell, the whole image."""
+        """The logits to average, and their views; without heatmaps one cell, the whole image."""
         if self.spatial:
             return maps, views
         if self.pooling.competes:
@@ -215,7 +217,7 @@ class Method(nn.Module):
         self.steps += 1
         if self.spec.row.has_state:
             self.term.observe(logits, Context(indices, epoch, self.epochs, self.settings))
-        if self.bank is None or epoch < self.settings.start - 1:  # still noise
+        if self.bank is None or epoch < self.settings.start - 1:  # noise; `start` is the next epoch
             return
         cells, views = self._cells(maps, logits, views)
         self.bank.update(indices, views, self.pooling.heat(cells))

@@ -24,7 +24,7 @@ KINDS = tuple(_USUAL)
 
 @dataclass(frozen=True)
 class Pooling:
-    """One way to pool, with a `strength` where the kind has one; 0 is its default.
+    """One way to pool, with a `strength` where the kind has one; 0 = the usual one.
 
     "mean": of the logits. "boost": mean, after positive logits are multiplied by the strength
     (BoostLU, Kim et al., CVPR 2023). "lse": log of the mean of exp(strength * f), divided by the
@@ -72,10 +72,8 @@ class Pooling:
         require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
         if seen is None and self.kind == "mean":
             return maps.mean((2, 3))
-        if seen is None:
-            seen = torch.ones_like(maps[:, :1])
-        else:
-            require_seen(seen, maps)
+        seen = torch.ones_like(maps[:, :1]) if seen is None else seen
+        require_seen(seen, maps)
         cells, weight = maps.flatten(2), seen.flatten(2).to(maps)  # (B, C or 1, G * G)
         return getattr(self, f"_{self.kind}")(cells, weight)
 

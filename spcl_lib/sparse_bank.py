@@ -47,8 +47,8 @@ class SparseHeatmapBank(HeatmapBank):
         return bank
 
     def stored(self, which: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """The dense heatmaps (n, C, W, W) and seen cells (n, W, W) of some images, as copies."""
-        seen = self.seen[which][:, 0]  # the annotated class sees every view
+        """Copies of heatmaps (n, C, W, W), 0 if not kept; the annotated class's seen cells."""
+        seen = self.seen[which][:, 0]  # (n, W, W); the annotated class sees every view
         return self._of_all(which, self.heatmaps[which]), seen
 
     def tensors(self) -> dict[str, Tensor]:
@@ -74,8 +74,8 @@ class SparseHeatmapBank(HeatmapBank):
         full[image, held[image, place]] = planes[image, place]
         return full
 
-    def _of_kept(self, here: Tensor, maps: Tensor) -> Tensor:
-        """Replaces kept classes by better ones; the first update fills the places, of score -1."""
+    def _admit(self, here: Tensor, maps: Tensor) -> Tensor:
+        """Replaces kept classes by better ones. Empty places have the score -1."""
         held = self.classes[here].long()
         heatmaps, seen = self._planes(here)
         scores = maps.mean((2, 3))  # (B, C)

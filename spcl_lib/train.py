@@ -115,7 +115,7 @@ def train_step(
     epochs_done: float,
     generator: torch.Generator,
 ) -> float:
-    """One step on images (B, 3, S, S), or features, their labels and their numbers; the loss."""
+    """One step on a batch: images or features, labels (B, C), numbers (B,); gives the loss."""
     device = next(model.parameters()).device
     images, labels, indices = batch
     set_learning_rates(optimizer, config.lr, epochs_done / config.epochs, config.warmup)
@@ -147,8 +147,8 @@ def train(
     """Trains until `config.epochs` epochs are done; all ranks call it with the same arguments.
 
     `labels` (N, C) are those of `methods.visible_labels`, and `progress` is the state to continue
-    from. `on_step` is called after every step; after the last one of an epoch, `on_epoch` is called
-    before it, and the history gets the values that it returns.
+    from. `on_step` is called after every step. When an epoch ends, `on_epoch` is called first, and
+    the history gets the values that it returns.
     """
     progress = progress or Progress()
     model.train()

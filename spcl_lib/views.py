@@ -1,4 +1,4 @@
-"""A batch of random crops and flips, which can carry maps to and from the full image.
+"""Views, crops and flips: T_v carries a full image's map to the view v, T_v^-1 carries it back.
 
 Coordinates are fractions of the full image: x to the right, y down, (0, 0) is the top left corner.
 A flip mirrors the crop left to right after it has been cut out, as torchvision does.
@@ -26,7 +26,7 @@ class Views:
         torch.Size([8, 3, 32, 32])
     """
 
-    boxes: Tensor  # (B, 4) float32; x0, y0, x1, y1 as fractions of the full image
+    boxes: Tensor  # (B, 4), any float type; x0, y0, x1, y1 as fractions of the full image
     flipped: Tensor  # (B,) bool; True where the crop is mirrored left to right
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Views:
         return rows, _weights(x0 + self._flip(centres) * (x1 - x0), width or height)
 
     def crop(self, images: Tensor, size: int) -> Tensor:
-        """Cuts the views out of full images or maps (B, K, H, W): T_v of the method.
+        """Cuts the views out of full images or maps (B, K, H, W): T_v.
 
         It samples bilinearly at the cell centres, as
         `torchvision.ops.roi_align(sampling_ratio=1, aligned=True)` does. The result (B, K, size,
@@ -121,10 +121,11 @@ class Views:
         return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
     def uncrop(self, maps: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Carries the views' maps (B, C, G, G) back to the full image: T_v^-1 of the method.
+        """Carries the views' maps (B, C, G, G) back to the full image: T_v^-1.
 
-        It gives (B, C, size, size) float32, and `visible`: the cells where this has a meaning.
+        It gives (B, C, size, size) float32, and `visible`; other cells repeat the edge.
         """
+        require_tensor("maps", maps, (len(self), "C", "G", "G"))
         centres = _centres(size, self.boxes.device)
         x0, y0, x1, y1 = self._sides()
         across, down = self._flip((centres - x0) / (x1 - x0)), (centres - y0) / (y1 - y0)
@@ -144,8 +145,8 @@ class RandomView(nn.Module):
     """A random crop and flip of one image, for a pipeline of torchvision's v2 transforms.
 
     It takes the place of RandomResizedCrop and RandomHorizontalFlip, and gives their box and flip
-    together with the crop of `size` x `size` pixels. Transforms behind it must keep every place of
-    the crop. A batch of boxes and flips makes `Views(boxes, flipped)`.
+    together with the crop of `size` x `size` pixels. Later transforms must not move its pixels. A
+    batch of boxes and flips makes `Views(boxes, flipped)`.
     """
 
     def __init__(

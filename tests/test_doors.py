@@ -7,7 +7,7 @@ import torch
 
 from spcl_lib import HeatmapBank, Method, MethodSettings, UserError, Views, model
 from spcl_lib import mean_average_precision as mean_ap
-from spcl_lib.losses.consistency import spatial_consistency
+from spcl_lib.losses.consistency import cell_consistency, spatial_consistency
 from spcl_lib.pooling import Pooling
 
 B, C, G, N = 4, 3, 5, 6
@@ -20,9 +20,11 @@ EN = Method("en_scl", N, C, MethodSettings(start=0), labels=torch.eye(N, C))
 # A function, right arguments for it, and the names of its tensors in the order of the arguments.
 DOORS = [
     (spatial_consistency, (MAPS, HEAT, SEEN), "maps target seen"),
+    (cell_consistency, (MAPS, HEAT, SEEN), "maps target seen"),
     (Pooling("lse"), (MAPS, SEEN), "maps seen"),
     (Views, (BOXES, FLIPPED), "boxes flipped"),
     (WHOLE.crop, (MAPS, 3), "images"),
+    (WHOLE.uncrop, (MAPS, 3), "maps"),
     (BANK.read, (INDICES, WHOLE, 3), "indices"),
     (BANK.update, (INDICES, WHOLE, HEAT), "indices maps"),
     (lambda z: Method("role", N, C, labels=z), (torch.eye(N, C),), "labels"),
@@ -52,6 +54,7 @@ def test_a_wrong_tensor_is_refused_by_its_name(function, arguments, names):
         (lambda: BANK.read(INDICES, WHOLE, 2.5), "grid must be a whole number"),
         (lambda: Views.sample(2, ratio=(1.0, float("inf"))), "ratio must satisfy 0 < lowest"),
         (lambda: EN.loss(MAPS, LABELS, INDICES, Views.whole(2), 0), "views must be 4"),
+        (lambda: Method("an", N, C, labels=-torch.ones(N, C)), "must be 0, for unknown, or 1"),
         (lambda: Method("role", N, C), "'role' needs to know the labels"),
         (lambda: Method("gr", N, C), "'gr' needs the length of the training"),
         (lambda: EN.loss(MAPS[..., :1], LABELS, INDICES, WHOLE, 0), "maps must be"),

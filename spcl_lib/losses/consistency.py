@@ -36,13 +36,13 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = "bce") -> Tensor:
-    """SCL: mean over seen cells of d(m, T_v(H)).
+    """SCL: mean of d(m, T_v(H)) over all seen cells of the batch, and over the classes.
 
     Args:
         maps: f (B, C, G, G) logits.
         target: T_v(H) (B, C, G, G) in [0, 1].
         seen: (B, 1, G, G) in {0, 1}, or (B, C, G, G) for a bank that keeps some of the classes.
-            The others count as if they agreed.
+            A class that is not kept counts as if it agreed.
         kind: the distance, one of DISTANCES.
     """
     require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
@@ -52,9 +52,13 @@ def spatial_consistency(maps: Tensor, target: Tensor, seen: Tensor, kind: str = 
 
 
 def cell_consistency(maps: Tensor, target: Tensor, seen: Tensor) -> Tensor:
-    """SCL for classes that compete (ours): mean over seen cells of KL(T_v(H) || softmax(f)).
+    """SCL for classes that compete (ours): mean over seen cells of KL(T_v(H) || softmax(maps)).
 
-    Arguments as in `spatial_consistency`; the logits are divided by the softmax's temperature.
+    The caller has divided the logits `maps` by the softmax's temperature. Of a bank that keeps some
+    of the classes, only their terms count, so it is no full KL.
     """
+    require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
+    require_tensor("target", target, maps.shape, "float")
+    require_seen(seen, maps)
     divergence = -target * maps.log_softmax(1) - _entropy(target)
     return (divergence * seen).sum() / seen.amax(1).sum().clamp(min=1)

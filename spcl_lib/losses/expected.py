@@ -1,6 +1,6 @@
 """EN, expected negatives; Crisp, which estimates class priors; REN and GPR, which build on them.
 
-EN leaves likely positives out of the loss. The idea comes from the paper (WACV version). The rule
+EN leaves possible positives out of the loss. The idea comes from the paper (WACV version). The rule
 that selects the expected negatives is ours.
 """
 
@@ -21,8 +21,8 @@ def expected_negative_threshold(presence: Tensor, labels: Tensor, k: float) -> T
 
     The network is surer of some classes than of others. So we divide the presence of a class by its
     mean over the images with this annotation (Elkan and Noto, 2008). The N * (k - 1) unknown labels
-    with the highest ratios are possible positives. With the annotated one this makes k per image. A
-    class without any annotated image stays negative (infinity): nothing is known about it.
+    with the highest ratios, and equal ones, are possible positives: k per image with the annotated
+    one. A class without any annotated image stays negative (infinity): nothing is known about it.
     """
     labels = labels.bool()
     annotated = labels.sum(0)
@@ -63,7 +63,7 @@ class ExpectedNegatives(State):
 
 
 class ExpectedCompetitors(ExpectedNegatives):
-    """EN where the classes compete (ours): -log(p / (1 - the p of the possible positives)).
+    """EN where the classes compete (ours): -log(p / (1 - sum of the possible positives' p)).
 
     The annotated class has to win against the expected negatives alone. Contrastive learning leaves
     likely false negatives out of its softmax in the same way (Huynh et al., WACV 2022).
@@ -79,9 +79,9 @@ class ExpectedCompetitors(ExpectedNegatives):
 
 
 class PseudoRobust(ExpectedNegatives):
-    """GPR: GR, or w (-0.9 log p - 0.1 log(1 - p)) for likely positives; + reg * count penalty.
+    """GPR: GR, but w (-0.9 log p - 0.1 log(1 - p)) for possible positives; + the count penalty.
 
-    The weight w = 1 - v, limited to [least, 0.7], has no gradient. The likely positives are EN's
+    w = 1 - GR's v, limited to [pseudo_least, 0.7], has no gradient. The possible positives are EN's
     (ours); the paper takes them from a vision-language model, and has pseudo-negatives, too.
     """
 
@@ -122,10 +122,10 @@ def _prior(scores: Tensor, annotated: Tensor, delta: float = 0.01, tau: float = 
 
 
 class ClassPriors(State):
-    """Crisp: mean over C of `2 pi * mean(1 - p of annotated images) + |mean(p) - pi|`.
+    """Crisp: mean over C of `2 prior * mean(1 - p of annotated images) + |mean(p) - prior|`.
 
-    Its final form has a logit term, whose formula we have not found. It is AN before `start`, and
-    until the priors pi are known.
+    Means are over the batch. The published loss has a logit term, too, whose formula we have not
+    found. It is AN before `start`, and until a prior is above 0.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
@@ -160,12 +160,12 @@ class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):
     The mean of -log p where z = 1, else n = (1 - h) (1 - (1 - p)^r) / r - h log p, weighted with 1
     and w; and the loss of Crisp.
 
-    EN leaves out likely positives. REN gives them a small weight instead:
+    EN leaves out possible positives. REN gives them a small weight instead:
     w = sigmoid(-2 (logit(q) - logit(t))), with the presence q and EN's threshold t. The others
     still contain hidden positives. The generalised cross-entropy n (Zhang and Sabuncu, NeurIPS
     2018) has a small gradient where the network is sure of a class; r = 1 is the mean absolute
-    error, r -> 0 is BCE. An unknown label is positive with the probability h: with r = 1, p comes
-    to rest at h / (1 - h), so that a class that is not learned yet stays within reach.
+    error, r -> 0 is BCE. An unknown label is positive with the probability h = hidden_share *
+    (k - 1) / (C - 1), at most 0.5: with r = 1, p comes to rest at h / (1 - h), not at 0.
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
@@ -186,7 +186,8 @@ class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):
         own, surprise = self.settings, -F.logsigmoid(s)
         negative = -torch.expm1(own.robustness * F.logsigmoid(-s)) / own.robustness
         hidden = own.hidden_share * (own.expected_positives - 1) / max(1, s.shape[1] - 1)
-        if hidden := min(hidden, 0.5):
+        hidden = min(hidden, 0.5)
+        if hidden:
             negative = (1 - hidden) * negative + hidden * surprise
         return torch.where(z.bool(), surprise, negative)
 

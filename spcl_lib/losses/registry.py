@@ -25,7 +25,7 @@ class Term:
     loss: Loss | type[State]
     source: str  # the paper that it comes from
     reads_averages: bool = False
-    # A term that sees all labels y makes its labels (N, C) of y and z, (N, C) bool each.
+    # (y, z) -> the labels that it gets, if it sees more than z; all (N, C), y and z bool.
     sees: Callable[[Tensor, Tensor], Tensor] | None = None
     pooling: str = ""  # the kind that it needs in place of the mean
     scheduled: bool = False  # whether it depends on the length of the training

@@ -14,7 +14,7 @@ def setting(default: Any, text: str, low: float = 0, high: float = 1e6, choices:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of the methods; the texts are in `spcl run --help`, too."""
+    """Settings of the methods, as `spcl run --help` has them; `runs.settings` checks the values."""
 
     weight: float = setting(1.0, "lambda, weight of the consistency term after the ramp")
     start: int = setting(2, "epochs before consistency, EN, REN, APL, Crisp and GPR's labels begin")
@@ -23,8 +23,8 @@ class MethodSettings:
     momentum: float = setting(0.8, "mu of the running averages", high=0.9999)
     bank_size: int = setting(16, "W, cells along each side of a heatmap", 1, 1024)
     bank_dtype: str = setting(
-        "uint8", "type of a heatmap's values; float32 for a momentum of 0.95 or more, see "
-        "HeatmapBank", choices=("uint8", "float16", "float32"),
+        "uint8", "type of a heatmap's values; float32 for a momentum of 0.95 or more, and where "
+        "many classes compete, see HeatmapBank", choices=("uint8", "float16", "float32"),
     )  # fmt: skip
     bank_classes: int = setting(0, "K, classes per image whose heatmaps are kept; 0 = all")
     expected_positives: float = setting(2.0, "k, positives per image, with the annotated one", 1)
@@ -38,7 +38,7 @@ class MethodSettings:
     rejected: float = setting(0.2, "delta of LL in percent; the paper: 0.1 to 0.4", high=100)
     robustness: float = setting(0.7, "r of REN; 1 forgives wrong negatives most", 1e-3, 1)
     prior_weight: float = setting(0.5, "weight of the class priors (Crisp's loss) in REN")
-    hidden_share: float = setting(0.0, "h of REN, as a share of (k - 1) / (C - 1)", high=100)
+    hidden_share: float = setting(0.0, "of REN: h = this (k - 1) / (C - 1), at most 0.5", high=100)
     pseudo_least: float = setting(0.4, "least weight of GPR's positives; COCO: 0.5", high=0.7)
     count_weight: float = setting(0.05, "of GPR's penalty for a wrong count; COCO: 0.001")
     asset_weight: float = setting(1.0, "alpha of Asset; we do not know the published value")

@@ -22,7 +22,7 @@ class Context:
 class State(nn.Module):
     """A loss with a state per image or class, in buffers and parameters.
 
-    `forward` is pure. `observe` follows a step, `end_epoch` an epoch; only they change the state.
+    `forward(s, z, context)` is pure. `observe` (after a step) and `end_epoch` change the state.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:

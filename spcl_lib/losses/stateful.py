@@ -37,8 +37,8 @@ class Role(State):
 class AsymmetricPseudoLabels(State):
     """EM + APL: after an epoch, the lowest predictions of every class become soft negative labels.
 
-    At the end of a training that is longer than `start`, 90 % of the unknown labels have one. Their
-    loss is beta * BCE(s, pseudo-label) in place of EM's.
+    Every epoch from `start` adds the same number, rounded down; at the end of a long training, 90 %
+    of the unknown labels have one. Their loss is beta * BCE(s, pseudo-label) in place of EM's.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:

@@ -79,7 +79,7 @@ def entropy_terms(s: Tensor, z: Tensor, alpha: float) -> Tensor:
 
 
 def largest_losses(loss: Tensor, labels: Tensor, epochs: float, delta: float) -> Tensor:
-    """(B, C) bool: the unknown labels with the largest losses, delta % of all for every epoch."""
+    """(B, C) bool: the largest losses of unknown labels, delta % of B * C per epoch, rounded up."""
     unknown = loss.detach().masked_fill(labels.bool(), -math.inf).flatten()
     count = math.ceil(loss.numel() * int(epochs) * delta / 100)
     count = min(count, int((~labels.bool()).sum()))
@@ -125,9 +125,9 @@ def asymmetric(s: Tensor, z: Tensor, context: Context) -> Tensor:
 
 
 def generalised_robust(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """GR: -log p where z = 1; elsewhere v (k (1 - p^q) / q + (1 - k) p).
+    """GR: -log p where z = 1; elsewhere v (h (1 - p^q) / q + (1 - h) p).
 
-    k = sigmoid(slope * p + offset) is the probability that the label is positive, and
+    h = sigmoid(slope * p + offset) is the probability that the label is positive, and
     v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient.
     """
     return robust_terms(s, z, context)[0].mean()
@@ -139,7 +139,7 @@ def robust_terms(s: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor
     slope, offset, centre, width = 2.0 * progress, -2.0, 0.5 + 0.3 * progress, 2.0 - 1.5 * progress
     p = s.sigmoid()
     fixed = p.detach()
-    k = (slope * fixed + offset).sigmoid()
+    h = (slope * fixed + offset).sigmoid()
     v = torch.exp(-(fixed - centre).square() / (2 * width**2))
     positive = -torch.expm1(q * F.logsigmoid(s)) / q  # p^q without a power of 0
-    return torch.where(z.bool(), -F.logsigmoid(s), v * (k * positive + (1 - k) * p)), v
+    return torch.where(z.bool(), -F.logsigmoid(s), v * (h * positive + (1 - h) * p)), v
