@@ -72,8 +72,10 @@ class Pooling:
         require_tensor("maps", maps, ("B", "C", "H", "W"), "float")
         if seen is None and self.kind == "mean":
             return maps.mean((2, 3))
-        seen = torch.ones_like(maps[:, :1]) if seen is None else seen
-        require_seen(seen, maps)
+        if seen is None:
+            seen = torch.ones_like(maps[:, :1])
+        else:  # a check of all would fix the size of a batch in exports
+            require_seen(seen, maps)
         cells, weight = maps.flatten(2), seen.flatten(2).to(maps)  # (B, C or 1, G * G)
         return getattr(self, f"_{self.kind}")(cells, weight)
 

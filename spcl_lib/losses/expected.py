@@ -185,8 +185,8 @@ class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):
         """(B, C): -log p or n."""
         own, surprise = self.settings, -F.logsigmoid(s)
         negative = -torch.expm1(own.robustness * F.logsigmoid(-s)) / own.robustness
-        hidden = own.hidden_share * (own.expected_positives - 1) / max(1, s.shape[1] - 1)
-        hidden = min(hidden, 0.5)
+        others = max(1, s.shape[1] - 1)
+        hidden = min(own.hidden_share * (own.expected_positives - 1) / others, 0.5)
         if hidden:
             negative = (1 - hidden) * negative + hidden * surprise
         return torch.where(z.bool(), surprise, negative)
