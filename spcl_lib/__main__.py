@@ -394,7 +394,7 @@ def _export(options: Options) -> None:
 
     difference = export(_predictor(options), options.format, options.out, options.force)
     said = f"{options.out}: probabilities as `predict` gives them, to {difference:.1g}"
-    print(f"{said}; to about 0.003 where an image is resized")
+    print(f"{said}; to 0.01 where an image is resized")
 
 
 @_command("--data-root", dataset=_option("voc2007 or voc2012", required=True))

@@ -35,7 +35,7 @@ class HeatmapBank(nn.Module):
         momentum: mu in [0, 1); second-hand sources say that the paper uses 0.8.
         dtype: torch.uint8, torch.float16 or torch.float32. uint8 rounds by chance, so that it is
             right on average. Its noise, in steps of 1/255, is 0.7 for mu = 0.8, 1.3 for 0.95, 3
-            for 0.99. Classes share it, so the sum of distributions over 1000 classes is 0.4 to 4.
+            for 0.99. Classes share it, so a distribution over 1000 classes adds up to 0.3 to 4.
             float16 stops up to 1 step short of its target for 0.95, 6 for 0.99.
         device: where the heatmaps are. Results are on the device of the views.
         seed: seed of the rounding.
