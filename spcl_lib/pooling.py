@@ -29,8 +29,8 @@ class Pooling:
     "mean": of the logits. "boost": mean, after positive logits are multiplied by the strength
     (BoostLU, Kim et al., CVPR 2023). "lse": log of the mean of exp(strength * f), divided by the
     strength. "top": mean of the highest cells; the strength is their share. "attention": mean,
-    weighted by a softmax over the cells (Jouanneau et al.). "probability": logit of the mean of
-    sigmoid(f).
+    weighted by a softmax over the cells (after Jouanneau et al., 2023). "probability": logit of the
+    mean of sigmoid(f).
 
     In the last four the classes compete: their logit is that of p, which sums to 1 over the
     classes. "softmax": of the mean logits; the strength is its temperature. "cells": mean of the

@@ -17,7 +17,8 @@ from spcl_lib.losses.state import Context
 
 B, C, G = 5, 4, 3
 SETTINGS = MethodSettings(expected_positives=1.5, pseudo_least=0.3, count_weight=0.2, rejected=5.0,
-                          asset_weight=0.7, pseudo_weight=0.4, start=0)  # fmt: skip
+                          asset_weight=0.7, pseudo_weight=0.4, start=0, robust_slope=10,
+                          robust_offset=-8)  # fmt: skip
 POSSIBLE = np.array([[1, 0, 0, 1], [0] * 4, [1] * 4, [0, 1, 0, 0], [0, 0, 1, 1]], bool)
 PRESENCE = torch.rand(B, C, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
 THRESHOLD = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
@@ -71,8 +72,8 @@ def splc(s, p, z, after=True):
 
 
 def asl(s, p, z):
-    q = np.maximum(p - 0.05, 0)
-    return either(z, -np.log(p), -(q**4) * np.log(1 - q))
+    fixed, q = (np.maximum(of - 0.05, 0) for of in (sigmoid(batch()[0].detach().numpy()), p))
+    return either(z, -np.log(p), -(fixed**4) * np.log(1 - q))
 
 
 def count_penalty(p, k=1.5):
@@ -166,7 +167,7 @@ def test_a_loss_is_its_formula(name):
 @pytest.mark.parametrize("name", ["gr", "gpr"])
 def test_gr_and_gpr_are_their_formulas_and_their_weights_have_no_gradient(name, progress):
     fixed = sigmoid(batch()[0].detach().numpy())  # p of k and v, which have no gradient
-    k = sigmoid(2 * progress * fixed - 2)
+    k = sigmoid(10 * progress * fixed - 2 - 6 * progress)
     v = np.exp(-((fixed - 0.5 - 0.3 * progress) ** 2) / (2 * (2 - 1.5 * progress) ** 2))
     state = state_of("gpr")
     state.possible = lambda presence: torch.from_numpy(POSSIBLE)

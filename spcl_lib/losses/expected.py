@@ -82,7 +82,8 @@ class PseudoRobust(ExpectedNegatives):
     """GPR: GR, but w (-0.9 log p - 0.1 log(1 - p)) for possible positives; + the count penalty.
 
     w = 1 - GR's v, limited to [pseudo_least, 0.7], has no gradient. The possible positives are EN's
-    (ours); the paper takes them from a vision-language model, and has pseudo-negatives, too.
+    (ours; before `start` there are none, and no penalty); the paper takes them from a
+    vision-language model, and has pseudo-negatives, too.
     """
 
     def forward(self, s: Tensor, z: Tensor, context: Context) -> Tensor:
@@ -124,8 +125,9 @@ def _prior(scores: Tensor, annotated: Tensor, delta: float = 0.01, tau: float = 
 class ClassPriors(State):
     """Crisp: mean over C of `2 prior * mean(1 - p of annotated images) + |mean(p) - prior|`.
 
-    Means are over the batch. The published loss has a logit term, too, whose formula we have not
-    found. It is AN before `start`, and until a prior is above 0.
+    Means are over the batch; without an annotated image in it, a class has the second part only.
+    The published loss has a logit term, too, whose formula we have not found. It is AN before
+    `start`, and until a prior is above 0.
     """
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:

@@ -68,6 +68,6 @@ TERMS: dict[str, Term] = {
     "gr": Term("GR", of.generalised_robust, "Chen et al., IJCAI 2024", scheduled=True),
     "ren": Term("REN", expected.RobustExpectedNegatives, "ours", True),
     "gpr": Term("GPR", expected.PseudoRobust, _TRAN, True, scheduled=True),
-    "crisp": Term("Crisp", expected.ClassPriors, "Crisp"),
+    "crisp": Term("Crisp", expected.ClassPriors, "Liu et al., 2023, without its logit term"),
     "asset": Term("Asset", stateful.AssetRegularisation, "Sun et al., NeurIPS 2025"),
 }

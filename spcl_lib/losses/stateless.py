@@ -119,24 +119,27 @@ def splc(s: Tensor, z: Tensor, context: Context) -> Tensor:
 
 
 def asymmetric(s: Tensor, z: Tensor, context: Context) -> Tensor:
-    """ASL: -log p where z = 1; -q^4 log(1 - q), q = max(p - 0.05, 0), elsewhere."""
+    """ASL: -log p where z = 1; -stop(q^4) log(1 - q), q = max(p - 0.05, 0), elsewhere."""
     q = (s.sigmoid() - 0.05).clamp(min=0)
-    return torch.where(z.bool(), -F.logsigmoid(s), -(q**4) * (1 - q).log()).mean()
+    # The published training stops this gradient; the paper's formula has it.
+    return torch.where(z.bool(), -F.logsigmoid(s), -(q.detach() ** 4) * (1 - q).log()).mean()
 
 
 def generalised_robust(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """GR: -log p where z = 1; elsewhere v (h (1 - p^q) / q + (1 - h) p).
 
     h = sigmoid(slope * p + offset) is the probability that the label is positive, and
-    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient.
+    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient. The four numbers
+    move linearly with the training; in the published code, from epoch to epoch.
     """
     return robust_terms(s, z, context)[0].mean()
 
 
 def robust_terms(s: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """GR's loss of every label, and v; both (B, C). The numbers are the published ones for VOC."""
-    progress, q = min(1.0, context.epoch / context.epochs), 0.01
-    slope, offset, centre, width = 2.0 * progress, -2.0, 0.5 + 0.3 * progress, 2.0 - 1.5 * progress
+    """GR's loss of every label, and v; both (B, C). The numbers here are the published ones."""
+    progress, q, own = min(1.0, context.epoch / context.epochs), 0.01, context.settings
+    slope, offset = own.robust_slope * progress, -2.0 + (own.robust_offset + 2.0) * progress
+    centre, width = 0.5 + 0.3 * progress, 2.0 - 1.5 * progress
     p = s.sigmoid()
     fixed = p.detach()
     h = (slope * fixed + offset).sigmoid()

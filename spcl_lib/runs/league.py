@@ -50,14 +50,19 @@ def _pairs(first: str, second: str, *values: tuple[float, float]) -> tuple[Setti
     return tuple({first: a, second: b} for a, b in values)
 
 
+# The published numbers of GR: for VOC, and for COCO.
+_ROBUST: tuple[Settings, ...] = ({}, {"robust_slope": 10.0, "robust_offset": -8.0})
 _GRIDS: dict[str, tuple[Settings, ...]] = {
     "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
     "ren": tuple(
         {"prior_weight": w, "hidden_share": h, "robustness": r}
         for w, h, r in ((0.5, 0.0, 0.7), (1.0, 0.5, 0.7), (1.0, 0.5, 1.0), (0.0, 1.0, 1.0))
     ),
-    "gpr": _pairs("count_weight", "pseudo_least",
-                  (0.001, 0.2), (0.001, 0.4), (0.05, 0.2), (0.05, 0.4)),
+    "gpr": tuple(
+        own | robust
+        for own in _pairs("count_weight", "pseudo_least", (0.001, 0.4), (0.05, 0.2))
+        for robust in _ROBUST
+    ),
     "asset": _pairs("asset_weight", "asset_step", (0.3, 0.05), (0.3, 0.3), (1.0, 0.05), (1.0, 0.3)),
     "apl": _pairs("entropy_weight", "pseudo_weight",
                   (0.1, 0.02), (0.1, 0.5), (0.2, 0.02), (0.2, 0.5)),
@@ -117,6 +122,8 @@ def grid(method: str, dataset: str) -> tuple[Settings, ...]:
     if spec.consistency:
         return _CONSISTENCY
     rate = make_config(dataset, "an", 0, LEAGUES[dataset], SHARED.get(dataset)).lr
+    if spec.term == "gr":
+        return tuple(robust | {"lr": lr} for robust in _ROBUST for lr in (rate / 2, rate * 2))
     # Softmax of whole images is what a person would write first.
     last: Settings = {"scale_min": 1.0} if spec.term == "softmax" else {"weight_decay": 0.1}
     return _GRIDS.get(spec.term, (*_each("lr", rate / 2, rate, rate * 2), last))
