@@ -150,6 +150,7 @@ def test_real_photographs_with_the_pretrained_network(spcl, results, real_data):
         ((), "COMMAND"),
         (("run", "--method", "an", "--sead", "1"), "'--sead'. Did you mean '--seed'? Valid: --dat"),
         (("run", "--config", "config.json", "--set", "lr=1"), "--set does not go with it"),
+        (("run", "--config", "config.json", "--seed", "0"), "--seed does not go with it"),
         (("reproduce", "--jobs", "0"), "at least 1; got 0"),
         (("reproduce", "--all", "--only", "an"), "--only does not go with it"),
         (("reproduce", "--league", "--only", "scll"), "Did you mean 'scl'"),

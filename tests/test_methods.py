@@ -224,6 +224,7 @@ def test_methods_keep_the_averages_that_they_need(name, size, dtype):
     """uint8 is too coarse for the one value that CL and EN keep of a class."""
     bank = new_method(name, bank_dtype="uint8").bank
     assert (bank.size, bank.heatmaps.dtype) == (size, dtype) if size else bank is None
+    assert Method("scl", 2, 3, device="meta").bank.seen.is_meta
 
 
 # --- scenes ---------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def test_its_commands_lead_from_a_folder_to_predictions_and_an_audit(
     assert (tmp_path / "audit" / "audit.html").is_file()
 
 
-STATEFUL = "en_cl gpr_scl ren_scl role apl crisp ll_cp_scl asset_scl".split()
+STATEFUL = ["en_cl", *(f"{name}_scl" for name, term in TERMS.items() if term.has_state)]
 
 
 @pytest.mark.parametrize("name", STATEFUL)

@@ -40,7 +40,11 @@ def make_once(name: str, make: Callable[[], dict[str, Any]], *sources: object) -
         # With a path in place of a handle, torch would not report a full disk.
         with atomic_write(path) as temporary, open(temporary, "wb") as handle:
             torch.save(make(), handle)
-        return load_saved(path, mmap=True)
+        try:
+            return load_saved(path, mmap=True)
+        except DamagedError as error:  # the disk: it would be made again for ever
+            again = f"'{path}' is damaged as soon as it is written ({error})"
+            raise UserError(f"{again}; SPCL_CACHE=DIR chooses another folder") from error
 
 
 def on_disk(parts: Iterable[np.ndarray]) -> torch.Tensor:

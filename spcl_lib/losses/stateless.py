@@ -128,9 +128,8 @@ def asymmetric(s: Tensor, z: Tensor, context: Context) -> Tensor:
 def generalised_robust(s: Tensor, z: Tensor, context: Context) -> Tensor:
     """GR: -log p where z = 1; elsewhere v (h (1 - p^q) / q + (1 - h) p).
 
-    h = sigmoid(slope * p + offset) is the probability that the label is positive, and
-    v = exp(-(p - centre)^2 / (2 width^2)) is its weight. Neither has a gradient. The four numbers
-    move linearly with the training; in the published code, from epoch to epoch.
+    h = sigmoid(slope * p + offset) is the probability that the label is positive, and its weight is
+    v = exp(-(p - centre)^2 / (2 width^2)). Neither has a gradient. The four numbers move linearly.
     """
     return robust_terms(s, z, context)[0].mean()
 

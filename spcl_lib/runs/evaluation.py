@@ -130,12 +130,7 @@ def _evaluate(
 
 
 def choose_threshold(model: nn.Module, images: Images, config: RunConfig) -> float:
-    """The score that `expected_positives` labels of a training image reach, on average (ours).
-
-    In the kept runs (seed 0), this threshold raises OF1 of EN + SCL from 48 to 77 (scenes) and from
-    68 to 71 (VOC 2007). OF1 of AN rises from 18 to 66 and from 60 to 68. It uses no labels; of many
-    images (or their features), some.
-    """
+    """The score that `expected_positives` labels of a training image reach, on average (ours)."""
     order = torch.randperm(len(images), generator=keyed_generator("threshold", config.seed))
     parts = order[:_THRESHOLD_IMAGES].sort().values.split(BATCH)
     maps = [predict_maps(model, images[part], config.eval_side, "off") for part in parts]
@@ -150,11 +145,7 @@ def expected_threshold(scores: Tensor, expected_positives: float) -> float:
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:
-    """The threshold with the highest OF1 on held-out images (N, C), halfway between two scores.
-
-    One number serves all classes: with one per class, chosen on held-out images, OF1 was lower on
-    VOC 2007 and coco18, and higher on scenes.
-    """
+    """The threshold with the highest OF1 on held-out images (N, C), halfway between two scores."""
     ranked, order = scores.flatten().sort(descending=True)
     right = labels.flatten()[order].double().cumsum(0)
     f1 = 2 * right / (torch.arange(1, len(ranked) + 1) + labels.sum())

@@ -50,8 +50,14 @@ def _pairs(first: str, second: str, *values: tuple[float, float]) -> tuple[Setti
     return tuple({first: a, second: b} for a, b in values)
 
 
-# The published numbers of GR: for VOC, and for COCO.
+# The published numbers of GR for VOC, and for COCO; crops, and whole images.
 _ROBUST: tuple[Settings, ...] = ({}, {"robust_slope": 10.0, "robust_offset": -8.0})
+_VIEWS: tuple[Settings, ...] = ({}, {"scale_min": 1.0})
+# They go with two rates each, as times of the usual one.
+_WITH_RATES: dict[str, tuple[tuple[Settings, ...], float, float]] = {
+    "gr": (_ROBUST, 0.5, 2.0),
+    **dict.fromkeys(("softmax", "softmax_ls"), (_VIEWS, 0.5, 1.0)),
+}
 _GRIDS: dict[str, tuple[Settings, ...]] = {
     "en": ({"start": 2}, {}, {"start": 6}, {"momentum": 0.5}),
     "ren": tuple(
@@ -122,11 +128,11 @@ def grid(method: str, dataset: str) -> tuple[Settings, ...]:
     if spec.consistency:
         return _CONSISTENCY
     rate = make_config(dataset, "an", 0, LEAGUES[dataset], SHARED.get(dataset)).lr
-    if spec.term == "gr":
-        return tuple(robust | {"lr": lr} for robust in _ROBUST for lr in (rate / 2, rate * 2))
-    # Softmax of whole images is what a person would write first.
-    last: Settings = {"scale_min": 1.0} if spec.term == "softmax" else {"weight_decay": 0.1}
-    return _GRIDS.get(spec.term, (*_each("lr", rate / 2, rate, rate * 2), last))
+    if spec.term in _WITH_RATES:
+        settings, *factors = _WITH_RATES[spec.term]
+        return tuple(own | {"lr": factor * rate} for own in settings for factor in factors)
+    rates = _each("lr", rate / 2, rate, rate * 2)
+    return _GRIDS.get(spec.term, (*rates, {"weight_decay": 0.1}))
 
 
 class League:

@@ -40,8 +40,7 @@ _RESNET = {
 _PHOTOGRAPHS = {
     "frozen": _FROZEN,
     "cpu": _MOBILENET,
-    # Twice the epochs, which harm AN most. On voc2007's held-out part of train (seed 0), 8 and 16
-    # epochs give AN 69.7 and 66.9, EN + SCL 71.2 and 71.6, Full 73.5 and 73.0.
+    # Twice the epochs, which harm AN most: on voc2007's held-out part, 66.9 in place of 69.7.
     "long": _MOBILENET | {"epochs": 16, "start": 4},
     "smoke": _MOBILENET | _SMOKE | {"crop_side": 96, "eval_side": 96, "eval_every": 1},
     "paper": _RESNET,

@@ -116,6 +116,14 @@ def test_damaged_files_are_named_set_aside_and_made_again(how, files, folder, ca
     assert len(calls) == 2 and len(tries) == 10
 
 
+def test_a_disk_that_damages_what_it_writes_is_named(folder, monkeypatch):
+    """A run made the file again for ever."""
+    answers = iter([FileNotFoundError(), cache.DamagedError("a wrong sum")])
+    monkeypatch.setattr(cache, "load_saved", lambda *a, **k: (_ for _ in ()).throw(next(answers)))
+    with pytest.raises(UserError, match="damaged as soon as it is written .*SPCL_CACHE=DIR"):
+        cache.make_once("name", dict, 1)
+
+
 # --- decoded images -------------------------------------------------------------------------------
 
 

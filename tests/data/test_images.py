@@ -74,12 +74,6 @@ def test_of_16_bits_the_upper_8_are_kept_and_32_bits_are_refused(tmp_path):
         read_image(tmp_path / "image.tif", 8)
 
 
-def test_of_an_animation_the_first_picture_is_read(tmp_path):
-    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "blue")]
-    pictures[0].save(tmp_path / "image.gif", save_all=True, append_images=pictures[1:])
-    assert read_image(tmp_path / "image.gif", 4)[:, 0, 0].tolist() == [255, 0, 0]
-
-
 # What EXIF says -> the quarter (of four, by rows) where a bright top left one is to be seen.
 @pytest.mark.parametrize(
     ("orientation", "seen"), {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 1, 7: 3, 8: 2}.items()

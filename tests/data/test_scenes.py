@@ -28,13 +28,6 @@ def test_the_scenes_never_change_without_a_new_version():
     assert (scenes.VERSION, bits[:12]) == (1, "c697a52b1cb2")
 
 
-def test_a_longer_split_starts_with_the_shorter_one():
-    short, longer = scenes.make_scenes(3, "test"), scenes.make_scenes(7, "test")
-    assert torch.equal(longer.images[:3], short.images)
-    assert torch.equal(longer.labels[:3], short.labels)
-    assert longer.ids[:3] == short.ids == ("test-00000", "test-00001", "test-00002")
-
-
 def test_labels_are_exactly_the_classes_that_are_visible(many):
     assert many.images.shape == (500, 3, 32, 32) and many.images.dtype == torch.uint8
     assert many.class_map.shape == (500, 32, 32)
