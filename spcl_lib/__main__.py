@@ -186,9 +186,8 @@ def _runs_of(options: Options) -> list[Any]:
 
 
 def _say_what_came_out(own: Any, metrics: Mapping[str, Any]) -> None:
-    config, more = own.config, ""
-    if metrics.get("report_labels") == "single":
-        more = " against single labels"
+    config = own.config
+    more = " against single labels" if metrics.get("report_labels") == "single" else ""
     if config.report == "train":
         more += " of its training images"
     if "real_accuracy" in metrics:

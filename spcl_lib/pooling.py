@@ -184,11 +184,6 @@ def parse_pooling(text: str) -> Pooling:
         raise UserError(f"pooling '{text}': the strength is no number; write {kind}:3") from None
 
 
-def pooling_of(model: object) -> Pooling:
-    """The pooling of a model; the mean if the model has no attribute `pooling`."""
-    return getattr(model, "pooling", MEAN_POOLING)
-
-
 def logit(p: Tensor) -> Tensor:
     """The logits of probabilities, which it keeps away from 0 and 1 by half a step of uint8."""
     return torch.logit(p, eps=1 / 512)

@@ -1,7 +1,9 @@
 """MethodSettings: the settings of all methods. Values without a named paper are ours."""
 
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
+
+from spcl_lib.system.errors import UserError, unknown_name
 
 DISTANCES = ("bce", "l1", "l2")
 
@@ -12,9 +14,26 @@ def setting(default: Any, text: str, low: float = 0, high: float = 1e6, choices:
     return field(default=default, metadata=metadata)
 
 
+def checked(of: Field[Any], given: object) -> Any:
+    """A value in the type of its field, if it is within the field's limits or choices."""
+    kind, about = type(of.default), of.metadata
+    try:
+        value = kind(given)
+    except (TypeError, ValueError):
+        value = None
+    if value is None or (value != given and not isinstance(given, str)):
+        raise UserError(f"setting '{of.name}' must be of type {kind.__name__}; got '{given}'")
+    if kind is str and about.get("choices") and value not in about["choices"]:
+        raise unknown_name(f"value of '{of.name}'", value, about["choices"])
+    if kind is not str and not about["low"] <= value <= about["high"]:
+        limits = f"{about['low']:g}..{about['high']:g}"
+        raise UserError(f"setting '{of.name}' must be in {limits}; got {given}")
+    return value
+
+
 @dataclass(frozen=True)
 class MethodSettings:
-    """Settings of the methods, as `spcl run --help` has them; `runs.settings` checks the values."""
+    """Settings of the methods, as `spcl run --help` has them; a UserError names a wrong value."""
 
     weight: float = setting(1.0, "lambda, weight of the consistency term after the ramp")
     start: int = setting(2, "epochs before consistency, EN, REN, APL, Crisp and GPR's labels begin")
@@ -45,3 +64,7 @@ class MethodSettings:
     count_weight: float = setting(0.05, "of GPR's penalty for a wrong count; COCO: 0.001")
     asset_weight: float = setting(1.0, "alpha of Asset; we do not know the published value")
     asset_step: float = setting(0.001, "eps of Asset; published, for many steps an epoch", high=1)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))

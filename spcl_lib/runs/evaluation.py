@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spcl_lib.config import RunConfig
 from spcl_lib.data.folders import list_labelled
 from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import evaluate_scores, precision_recall, predict_maps
-from spcl_lib.model import Images
-from spcl_lib.pooling import pooling_of
+from spcl_lib.model import Images, SpatialClassifier
 from spcl_lib.runs.predict import read_batches
 from spcl_lib.runs.predictor import BATCH, LabelRule, Predictor
 from spcl_lib.runs.splits import list_report, report_labels
@@ -129,12 +128,12 @@ def _evaluate(
 # --- thresholds -----------------------------------------------------------------------------------
 
 
-def choose_threshold(model: nn.Module, images: Images, config: RunConfig) -> float:
+def choose_threshold(model: SpatialClassifier, images: Images, config: RunConfig) -> float:
     """The score that `expected_positives` labels of a training image reach, on average (ours)."""
     order = torch.randperm(len(images), generator=keyed_generator("threshold", config.seed))
     parts = order[:_THRESHOLD_IMAGES].sort().values.split(BATCH)
     maps = [predict_maps(model, images[part], config.eval_side, "off") for part in parts]
-    scores = pooling_of(model)(torch.cat(maps)).sigmoid()  # (M, C)
+    scores = model.pooling(torch.cat(maps)).sigmoid()  # (M, C)
     return expected_threshold(scores, config.settings.expected_positives)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spcl_lib.config import RunConfig
 from spcl_lib.data.images import squares
 from spcl_lib.evaluate import predict_maps
-from spcl_lib.pooling import Pooling, pooling_of
+from spcl_lib.pooling import MEAN_POOLING, Pooling
 from spcl_lib.runs.network import load_network
 from spcl_lib.runs.store import Run
 from spcl_lib.system.errors import UserError
@@ -118,8 +118,8 @@ class Predictor:
 
     @property
     def pooling(self) -> Pooling:
-        """The pooling of the score maps."""
-        return pooling_of(self.model)
+        """The pooling of the score maps: the model's, or the mean."""
+        return getattr(self.model, "pooling", MEAN_POOLING)
 
     def score_maps(self, images: Any) -> Tensor:
         """Score-map logits f (B, C, G, G) of whole images."""

@@ -4,9 +4,9 @@ import dataclasses
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from spcl_lib.config import RunConfig
+from spcl_lib.losses.settings import checked
 from spcl_lib.methods import METHODS, PAPER_METHODS, MethodSettings
 from spcl_lib.pooling import Pooling
 from spcl_lib.runs.profiles import PROFILES, chosen_settings
@@ -18,15 +18,10 @@ from spcl_lib.system.timm_backbone import PREFIX, require_timm_model
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
 TABLES = frozenset({"table", "coco18"})  # train.csv and val.csv list the images
 _OWN_VALIDATION = SINGLE_LABEL | {"scenes"}  # these hold out images in their own ways
-_FIELDS = {
-    field.name: field
-    for owner in (RunConfig, MethodSettings)
-    for field in dataclasses.fields(owner)
-    if field.name != "settings"  # the group of the method's settings
-}
-# --set does not take these: they have their own options, or the code sets them.
-_OTHERS = ("dataset", "method", "seed", "profile", "content")
-_SETTABLE = {name: field for name, field in _FIELDS.items() if name not in _OTHERS}
+# The others (data set, method, profile) have options of their own, or the code sets them.
+_OF_RUN = {field.name: field for field in dataclasses.fields(RunConfig) if field.metadata}
+_OF_METHOD = {field.name: field for field in dataclasses.fields(MethodSettings)}
+_SETTABLE = {name: f for name, f in (_OF_RUN | _OF_METHOD).items() if name != "seed"}
 
 
 def methods_of(dataset: str, among: Iterable[str] = PAPER_METHODS) -> list[str]:
@@ -59,8 +54,12 @@ def make_config(
 def check_config(config: RunConfig) -> RunConfig:
     """The same configuration with values of the right types; a UserError names a wrong value."""
     _check_names(config.dataset, config.method, config.profile)
-    values = {name: _checked(name, value) for name, value in config.flat().items()}
-    config = RunConfig.from_flat(values)
+    fields = _OF_RUN
+    if str(config.backbone).startswith(PREFIX):  # its models are not listed among the choices
+        require_timm_model(config.backbone)
+        fields = {name: field for name, field in fields.items() if name != "backbone"}
+    values = {name: checked(field, getattr(config, name)) for name, field in fields.items()}
+    config = dataclasses.replace(config, **values)
     _check_together(config)
     return config
 
@@ -111,27 +110,6 @@ def _check_names(dataset: str, method: str, profile: str) -> None:
         )
     if profile not in PROFILES[dataset]:
         raise unknown_name(f"profile of {dataset}", profile, PROFILES[dataset])
-
-
-def _checked(name: str, given: object) -> Any:
-    """A value in the type of its field, if it is within the field's limits or choices."""
-    kind, about = type(_FIELDS[name].default), _FIELDS[name].metadata
-    try:
-        value = kind(given)
-    except (TypeError, ValueError):
-        value = None
-    if value is None or (value != given and not isinstance(given, str)):
-        raise UserError(f"setting '{name}' must be of type {kind.__name__}; got '{given}'")
-    if kind is not str:
-        if about and not about["low"] <= value <= about["high"]:
-            raise UserError(
-                f"setting '{name}' must be in {about['low']:g}..{about['high']:g}; got {given}"
-            )
-    elif name == "backbone" and value.startswith(PREFIX):
-        require_timm_model(value)
-    elif about and about["choices"] and value not in about["choices"]:
-        raise unknown_name(f"value of '{name}'", value, about["choices"])
-    return value
 
 
 def _check_together(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spcl_lib.bank import HeatmapBank
 from spcl_lib.config import RunConfig
@@ -22,7 +22,6 @@ from spcl_lib.data.image_set import ImageSet
 from spcl_lib.evaluate import predict_maps
 from spcl_lib.methods import Method, title_of
 from spcl_lib.model import SpatialClassifier, normalise
-from spcl_lib.pooling import pooling_of
 from spcl_lib.runs.store import FinishedRun, Run
 from spcl_lib.system import ranks
 from spcl_lib.system.weights import load_tensors
@@ -41,7 +40,7 @@ class Recorder:
         self.images, self.side = images[: config.snapshots], config.eval_side
         self.taken: dict[str, list[Tensor]] = {}
 
-    def record(self, model: nn.Module, method: Method) -> None:
+    def record(self, model: SpatialClassifier, method: Method) -> None:
         """Adds one snapshot, at the end of an epoch."""
         for name, tensor in _take(model, method.bank, self.images, self.side).items():
             self.taken.setdefault(name, []).append(tensor)
@@ -60,10 +59,10 @@ class Recorder:
 
 
 def _take(
-    model: nn.Module, bank: HeatmapBank | None, images: Tensor, side: int
+    model: SpatialClassifier, bank: HeatmapBank | None, images: Tensor, side: int
 ) -> dict[str, Tensor]:
     """One snapshot of the first images (K, 3, S, S)."""
-    maps = pooling_of(model).heat(predict_maps(model, images, side))
+    maps = model.pooling.heat(predict_maps(model, images, side))
     found = {"maps": as_bytes(maps)}
     if bank is not None:
         heatmaps, seen = map(ranks.merge, bank.stored(slice(len(images))))

@@ -15,10 +15,8 @@ from spcl_lib.runs.profiles import PROFILES, cost
 from spcl_lib.runs.settings import changes, make_config, methods_of, parse_overrides
 
 OWN_OPTIONS = {"dataset", "method", "seed", "profile", "content"}
-FIELDS = [
-    field for owner in (RunConfig, MethodSettings) for field in dataclasses.fields(owner)
-    if field.name not in OWN_OPTIONS | {"settings"}
-]  # fmt: skip
+FIELDS = [f for owner in (RunConfig, MethodSettings) for f in dataclasses.fields(owner)
+          if f.name not in OWN_OPTIONS | {"settings"}]  # fmt: skip
 
 
 def mistake(*arguments, **options):
@@ -105,14 +103,18 @@ def test_settings_that_are_gone_are_ignored_at_their_usual_values_and_named_at_o
 
 
 def test_the_digest_changes_with_any_value_but_not_with_a_new_setting():
+    def another(field):
+        about, is_text = field.metadata, isinstance(field.default, str)
+        among = (*about["choices"], "a file") if is_text else (about["low"], about["high"])
+        return next(value for value in among if value != base.flat()[field.name])
+
     base = make_config("scenes", "an")
-    digests = {base.replace(**{name: f"{value}x"}).digest() for name, value in base.flat().items()}
+    others = dict.fromkeys(OWN_OPTIONS, "another") | {f.name: another(f) for f in FIELDS}
+    digests = {base.replace(**{name: value}).digest() for name, value in others.items()}
     assert len({base.digest(), *digests}) == len(base.flat())  # snapshots are but a record
-    later = dataclasses.make_dataclass(
-        "Later", [("added", int, 3)], bases=(RunConfig,), frozen=True
-    )  # fmt: skip
+    later = dataclasses.make_dataclass("Later", [("new", int, 3)], bases=(RunConfig,), frozen=True)
     assert later.from_flat(base.flat()).digest() == base.digest()
-    assert later.from_flat(base.flat() | {"added": 4}).digest() != base.digest()
+    assert later.from_flat(base.flat() | {"new": 4}).digest() != base.digest()
 
 
 # --- mistakes -------------------------------------------------------------------------------------
