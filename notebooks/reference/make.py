@@ -696,9 +696,13 @@ def _joined(kept: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen_by_league(dataset: str) -> dict[str, Settings]:
-    """The settings of every method, but for those of the training: these do not carry over."""
+    """The settings of every method, but for those of the training: these do not carry over.
+
+    Nor do Softmax's whole images: without crops, a network that learns fits them too well.
+    """
+    gone = (*OF_TRAINING, "scale_min")
     return {
-        entry["method"]: {k: v for k, v in entry["settings"].items() if k not in OF_TRAINING}
+        entry["method"]: {k: v for k, v in entry["settings"].items() if k not in gone}
         for entry in read_kept(f"league-{dataset}")["final"]
     }
 
