@@ -7,7 +7,7 @@ import pytest
 import torch
 from slow_reference import divergence, sigmoid
 
-from spcl_lib import MethodSettings, UserError, spatial_consistency
+from spcl_lib import MethodSettings, spatial_consistency
 from spcl_lib.losses import stateless
 from spcl_lib.losses.consistency import cell_consistency
 from spcl_lib.losses.expected import class_priors, expected_negative_threshold
@@ -350,8 +350,3 @@ def test_scl_is_the_mean_over_seen_cells_and_0_without_a_slope_where_it_agrees(k
     value = loss(maps.requires_grad_(), same, seen, *more)
     value.backward()
     assert value.abs() < 1e-6 and maps.grad.abs().max() < 1e-6
-
-
-def test_an_unknown_distance_is_named():
-    with pytest.raises(UserError, match="bce, l1, l2"):
-        spatial_consistency(torch.zeros(1, 1, 1, 1), *torch.zeros(2, 1, 1, 1, 1), "l3")

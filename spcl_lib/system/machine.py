@@ -11,6 +11,8 @@ import torch
 
 from spcl_lib.system import VERSION, paths, ranks
 
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds and their period: "200000 100000"
+
 
 def describe_machine(device: torch.device) -> dict[str, object]:
     """Versions, device and commit: the metrics depend on them besides the configuration."""
@@ -44,9 +46,11 @@ def _git_commit() -> str | None:
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use: by its affinity, and by the limit of its container."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    limit, period = _CPU_LIMIT.read_text().split() if _CPU_LIMIT.is_file() else ("max", "1")
+    return cores if limit == "max" else max(1, min(cores, int(limit) // int(period)))
 
 
 def choose_device() -> torch.device:
