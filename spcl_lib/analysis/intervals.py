@@ -35,7 +35,7 @@ class Interval(NamedTuple):
 
 def t_interval(values: Iterable[float]) -> Interval:
     """The mean of some values and its t interval at 95 %; NaN where values are too few."""
-    found = pd.Series(list(values), dtype=float)
+    found = pd.Series(list(values), dtype=float).dropna()
     half = stats.t.ppf(0.975, max(1, len(found) - 1)) * found.std() / math.sqrt(max(1, len(found)))
     return Interval(float(found.mean()), float(found.mean() - half), float(found.mean() + half))
 
@@ -52,15 +52,15 @@ def gain(table: pd.DataFrame, method: str, other: str = "an") -> Interval:
     """
     scores = table.pivot(index="seed", columns="method", values="mAP")
     scores = scores.reindex(columns=dict.fromkeys((method, other)))  # which may be one
-    return t_interval((scores[method] - scores[other]).dropna())
+    return t_interval(scores[method] - scores[other])
 
 
 def with_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Adds `gain` and `share` to every row of a table; see `runs`.
 
     The gain is over AN with the mean and the same seed. The share, in percent, is the gain divided
-    by the gap: from AN with the mean to the best Full of any pooling, both as means over seeds. It
-    is NaN where there is no gap.
+    by the gap: from AN with the mean to the best Full of any pooling, both as means over seeds. Its
+    interval takes this gap as exact. It is NaN where there is no gap.
     """
     parts = [_with_shares(part) for _, part in table.groupby(_SCALE, sort=False)]
     return pd.concat(parts) if parts else table.assign(gain=math.nan, share=math.nan)
@@ -83,6 +83,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     groups = with_shares(table).groupby([*_SCALE, "pooling", "method"], sort=False)
     found = groups.agg(mAP=("mAP", "mean"), std=("mAP", "std"), seeds=("seed", "nunique"))
     for name in ("gain", "share"):
-        ends = [t_interval(part[name].dropna()) for _, part in groups]
+        ends = [t_interval(part[name]) for _, part in groups]
         found[[name, f"{name}_low", f"{name}_high"]] = ends
     return found.reset_index()

@@ -1,12 +1,12 @@
 """The league: every method on the same labels, with the same small search on held-out data.
 
-1. All methods share backbone, views, epochs, batch size, usual learning rate and observed labels.
-2. Held-out data (`report=val`, seed 0) decide all choices. Every method tries SEARCHED settings: of
-   its own parameters in _GRIDS, or of the optimiser; then other LENGTHS of training. A method with
-   SCL takes the choices of its term, and tries as many settings of SCL. Every method then tries
-   POOLINGS in training, and all poolings in prediction. One held-out part of photographs cannot
-   tell the best from the second best: the FINALISTS best are repeated with other parts, and the
-   mean over the parts decides.
+1. All methods share backbone, views (but Softmax's), batch size and observed labels.
+2. Held-out data with all labels (`report=val`, seed 0) decide all choices. Every method tries
+   SEARCHED settings: of its own parameters in _GRIDS, or of the optimiser; then other LENGTHS of
+   training. A method with SCL takes the choices of its term, and tries as many settings of SCL.
+   Every method then tries POOLINGS in training, and all poolings in prediction. One held-out part
+   of photographs cannot tell the best from the second best: the FINALISTS best are repeated with
+   other parts, and the mean over the parts decides.
 3. The chosen settings train on five seeds, and are evaluated once on the final data: with the mean
    in training and prediction, and with the two chosen poolings.
 """
