@@ -170,17 +170,17 @@ def predict_maps(model: nn.Module, images: Images, side: int, amp: str = "off") 
 
     uint8 images are resized to `side` pixels; floats are features. `amp` as in `model.autocast`.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
+    device, out = next(model.parameters()).device, []
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
-    out = []
     for part in torch.arange(len(images)).split(_AT_ONCE):
         batch = images[part].to(device)
         is_features = batch.is_floating_point()
         batch = batch if is_features else prepare(batch, side)
         with autocast(device, amp):
             out.append((model.classify if is_features else model)(batch).float().cpu())
-    model.train(was_training)
+    for part, mode in modes:  # some parts of a model may stay frozen in its training
+        part.training = mode
     return torch.cat(out)
 
 

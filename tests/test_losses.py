@@ -284,6 +284,10 @@ def test_crisp_estimates_how_often_a_class_is_there_from_a_few_annotated_images(
     annotated_there = there & (torch.rand(there.shape, generator=generator) < 0.3)
     annotated_there[:, 2] = False
     assert class_priors(scores, annotated_there).tolist() == pytest.approx([0.3, 0.7, 0], abs=0.07)
+    state = TERMS["crisp"].loss(annotated_there, SETTINGS, 8, 0)
+    state.observe(scores[:1000].logit(), Context(torch.arange(1000), 0.0, 8, SETTINGS))
+    state.end_epoch(1, None, annotated_there)  # images without a step say nothing
+    assert state.priors.tolist() == pytest.approx([0.3, 0.7, 0], abs=0.1)
 
 
 def test_the_threshold_of_expected_negatives_by_hand():

@@ -84,7 +84,7 @@ def decode_image_set(data: ImageSet, side: int, name: str, damaged: str = "stop"
 
     def make() -> dict[str, Any]:
         for old in paths.cache().glob(f"{name}-{side}px-*.pt"):
-            old.unlink()
+            old.unlink(missing_ok=True)  # another run may do the same
         return _decode(files, side, name, cached)
 
     sources = images.VERSION, PIL.__version__, images.ENDINGS, cached, *map(stamp, files)

@@ -84,9 +84,10 @@ def _make_square(image: Image.Image, side: int) -> np.ndarray:
 def upright(image: Image.Image) -> Image.Image:
     """The picture in RGB as a person sees it: turned as its EXIF data say, on white."""
     image.load()
+    has_16_bits = image.mode.startswith("I;16") or (image.format, image.mode) == ("PPM", "I")
     with contextlib.suppress(Exception):  # damaged EXIF data do not damage the picture
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow's own conversion turns all values above 255 white
+    if has_16_bits:  # Pillow's own conversion turns all values above 255 white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits; save it with 8 or 16 bits")

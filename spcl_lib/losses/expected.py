@@ -132,7 +132,7 @@ class ClassPriors(State):
 
     def __init__(self, labels: Tensor, settings: MethodSettings, epochs: int, seed: int) -> None:
         super().__init__(labels, settings, epochs, seed)
-        self.register_buffer("predictions", torch.full(labels.shape, 0.5))
+        self.register_buffer("predictions", torch.full(labels.shape, torch.nan))  # NaN: no step yet
         self.register_buffer("priors", torch.zeros(labels.shape[1]))
 
     def knows_priors(self, context: Context) -> bool:
@@ -153,7 +153,9 @@ class ClassPriors(State):
 
     def end_epoch(self, done: int, presence: Tensor | None, labels: Tensor) -> None:
         predictions = ranks.merge(self.predictions)
-        self.priors.copy_(class_priors(predictions, self.labels.to(predictions.device)))
+        known = ~predictions[:, 0].isnan()
+        labels = self.labels.to(known.device)[known]
+        self.priors.copy_(class_priors(predictions[known], labels))
 
 
 class RobustExpectedNegatives(ExpectedNegatives, ClassPriors):

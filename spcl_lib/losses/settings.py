@@ -19,7 +19,7 @@ def checked(of: Field[Any], given: object) -> Any:
     kind, about = type(of.default), of.metadata
     try:
         value = kind(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = None
     if value is None or (value != given and not isinstance(given, str)):
         raise UserError(f"setting '{of.name}' must be of type {kind.__name__}; got '{given}'")
@@ -66,5 +66,5 @@ class MethodSettings:
     asset_step: float = setting(0.001, "eps of Asset; published, for many steps an epoch", high=1)
 
     def __post_init__(self) -> None:
-        for each in fields(self):
+        for each in fields(MethodSettings):
             object.__setattr__(self, each.name, checked(each, getattr(self, each.name)))

@@ -118,8 +118,9 @@ class Predictor:
 
     @property
     def pooling(self) -> Pooling:
-        """The pooling of the score maps: the model's, or the mean."""
-        return getattr(self.model, "pooling", MEAN_POOLING)
+        """The pooling of the score maps: the model's, if it is one of ours, or the mean."""
+        own = getattr(self.model, "pooling", None)
+        return own if isinstance(own, Pooling) else MEAN_POOLING
 
     def score_maps(self, images: Any) -> Tensor:
         """Score-map logits f (B, C, G, G) of whole images."""

@@ -66,9 +66,10 @@ def test_what_is_transparent_is_white(tmp_path):
 
 def test_of_16_bits_the_upper_8_are_kept_and_32_bits_are_refused(tmp_path):
     values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "image.png")
-    image = read_image(tmp_path / "image.png", 8)
-    np.testing.assert_array_equal(image, np.broadcast_to(values >> 8, (3, 8, 8)))
+    for name in ("image.png", "image.pgm"):
+        Image.fromarray(values).save(tmp_path / name)
+        image = read_image(tmp_path / name, 8)
+        np.testing.assert_array_equal(image, np.broadcast_to(values >> 8, (3, 8, 8)))
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "image.tif")
     with pytest.raises(UserError, match="image.tif' cannot be read: its pixels have 32 bits"):
         read_image(tmp_path / "image.tif", 8)

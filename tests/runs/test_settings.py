@@ -89,6 +89,8 @@ def test_a_flat_configuration_is_the_same_one_again_and_knows_no_other_name():
     config = make_config("scenes", "scl", 1, overrides={"weight": 0.5, "epochs": 3})
     assert RunConfig.from_flat(config.flat()) == config
     assert config.replace(weight=1.0, epochs=24) == make_config("scenes", "scl", 1)
+    own = dataclasses.make_dataclass("Own", [("n", int, 2)], bases=(MethodSettings,), frozen=True)
+    assert own(weight=3).n == 2  # of a loss of one's own
     with pytest.raises(TypeError, match="wieght"):
         RunConfig.from_flat({"wieght": 1})
 
@@ -133,7 +135,8 @@ def test_unknown_names_come_with_the_closest_and_all_valid_ones():
 
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
-    [("epochs", "1.5", "int"), ("lr", None, "float"), ("distance", 1, "str")],
+    [("epochs", "1.5", "int"), ("start", 1e999, "int"), ("lr", None, "float"),
+     ("distance", 1, "str")],
 )  # fmt: skip
 def test_a_wrong_type_is_named(name, value, kind):
     said = mistake("scenes", "an", overrides={name: value})
