@@ -1,8 +1,7 @@
-"""Fixtures for all tests: own folders, the command line, a tiny Pascal VOC, real data."""
+"""Fixtures for all tests: own folders, the command line, a tiny Pascal VOC."""
 
 import importlib.util
 import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,15 +29,6 @@ def tiny():
 def shared_cache(tmp_path_factory):
     """The caches of the whole session: scenes are drawn once."""
     return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
-def real_data():
-    """The folder of the real data; skips where there is none."""
-    root = os.environ.get("SPCL_DATA")
-    if not root:
-        pytest.skip("needs the real data: set SPCL_DATA to their folder")
-    return Path(root)
 
 
 @pytest.fixture

@@ -207,10 +207,8 @@ def annotated_of(count, classes, seed=0):
 @pytest.mark.parametrize(("size", "grid"), [(1, 1), (12, 4)])
 def test_with_all_classes_every_bit_is_the_dense_banks(dtype, size, grid):
     options = {"size": size, "momentum": 0.8, "dtype": dtype, "seed": 3}
-    dense, sparse = (
-        HeatmapBank(7, 4, **options),
-        SparseHeatmapBank(7, 4, 4, annotated_of(7, 4), **options),
-    )
+    dense = HeatmapBank(7, 4, **options)
+    sparse = SparseHeatmapBank(7, 4, 4, annotated_of(7, 4), **options)
     for indices, views, maps in updates(6, 7, 4, grid):
         for bank in (dense, sparse):
             bank.update(indices, views, maps)
@@ -233,9 +231,8 @@ class SlowSparse:
 
     def update(self, image, box, flipped, maps):
         banks = self.banks[image]
-        others = sorted(
-            (c for c in range(len(maps)) if c not in banks), key=lambda c: -maps[c].mean()
-        )
+        others = [c for c in range(len(maps)) if c not in banks]
+        others.sort(key=lambda c: -maps[c].mean())
         for entering in others:
             if len(banks) < self.kept:
                 banks[entering] = slow.SlowBank(1, 1, self.size, self.momentum)
@@ -291,9 +288,8 @@ def test_classes_that_are_not_kept_count_as_if_they_agreed():
     some = seen * torch.tensor([1.0, 0, 1])[None, :, None, None]
     agreeing = target.clone()
     agreeing[:, 1] = maps[:, 1].sigmoid()
-    torch.testing.assert_close(
-        spatial_consistency(maps, target, some), spatial_consistency(maps, agreeing, seen)
-    )
+    of_some = spatial_consistency(maps, target, some)
+    torch.testing.assert_close(of_some, spatial_consistency(maps, agreeing, seen))
 
 
 def test_a_run_with_few_classes_ends_and_can_be_loaded(results, tiny):
@@ -303,3 +299,12 @@ def test_a_run_with_few_classes_ends_and_can_be_loaded(results, tiny):
     assert isinstance(bank, SparseHeatmapBank) and bank.kept == 2
     seen = bank.read(torch.arange(5), Views.whole(5), 4)[1]
     assert seen.amax((2, 3)).sum(1).tolist() == [2.0] * 5
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_better_class_takes_the_place_of_a_worse_one_in_every_storage(dtype):
+    bank = SparseHeatmapBank(1, 3, 2, torch.tensor([0]), size=4, dtype=dtype)
+    for values in ([0.9, 0.5, 0.4], [0.9, 0.1, 0.8]):
+        maps = torch.tensor(values).view(1, 3, 1, 1).expand(-1, -1, 4, 4)
+        bank.update(torch.tensor([0]), Views.whole(1), maps)
+    assert bank.classes.tolist() == [[0, 2]]

@@ -65,11 +65,12 @@ def test_classes_without_a_positive_are_left_out_and_counted():
     ap = average_precisions(scores, labels)
     assert ap.isnan().tolist() == [False, True, False, False, True, False]
     kept = [0, 2, 3, 5]
-    assert mean_average_precision(scores, labels) == pytest.approx(
-        mean_average_precision(scores[:, kept], labels[:, kept])
-    )
+    of_kept = mean_average_precision(scores[:, kept], labels[:, kept])
+    assert mean_average_precision(scores, labels) == pytest.approx(of_kept)
     metrics = evaluate_scores(scores, labels, tuple("abcdef"))
     assert metrics["classes_without_positive"] == 2
+    right = labels.gather(1, scores.topk(3, 1).indices).sum()
+    assert metrics["top_3"]["OP"] == pytest.approx(100 * int(right) / (3 * len(scores)))
     assert metrics["AP"]["b"] is None and metrics["AP"]["e"] is None
     assert math.isnan(mean_average_precision(scores, torch.zeros_like(labels)))
 

@@ -46,10 +46,10 @@ def state_of(name, settings=SETTINGS, seed=0, **buffers):
     return state
 
 
-def ren_of(**more):
-    """REN without Crisp's part, after the averages are known."""
+def ren_of(priors=0 * PRIORS, **more):
+    """REN after the averages are known; without Crisp's part, if no priors are."""
     settings = dataclasses.replace(SETTINGS, robustness=0.7, **more)
-    state = state_of("ren", settings, threshold=THRESHOLD)
+    state = state_of("ren", settings, threshold=THRESHOLD, priors=priors)
     return lambda s, z, c: state(s, z, context(presence=PRESENCE))
 
 
@@ -132,6 +132,7 @@ CASES = {
     ),
     "ren": (ren_of(), ren),
     "ren, hidden positives": (ren_of(hidden_share=1.2), lambda *a: ren(*a, hidden=0.2)),
+    "ren, priors": (ren_of(PRIORS, prior_weight=0.6), lambda *a: ren(*a) + 0.6 * crisp(*a)),
     "crisp": (state_of("crisp", priors=PRIORS), crisp),
     "en_cells": (
         lambda s, z, c: state_of("en_cells", threshold=THRESHOLD)(s, z, context(presence=PRESENCE)),

@@ -14,6 +14,7 @@ from spcl_lib import Method, MethodSettings, Views
 from spcl_lib.data.scenes import make_scenes
 from spcl_lib.losses import stateless
 from spcl_lib.losses.registry import TERMS
+from spcl_lib.losses.settings import DISTANCES
 from spcl_lib.losses.state import State
 from spcl_lib.methods import METHODS, PAPER_METHODS
 from spcl_lib.model import SpatialClassifier, build_backbone, normalise
@@ -160,6 +161,22 @@ def test_a_loss_is_finite_and_exact_in_half_precision_up_to_logits_of_60(name, d
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
     assert torch.isfinite(given.grad).all()
     torch.testing.assert_close(given.grad.double(), exact.grad, rtol=0.02, atol=2e-4)
+
+
+@pytest.mark.parametrize("more", [{}, {"bank_classes": 2}])
+def test_momentum_and_distance_are_those_of_the_settings(more):
+    assert {new_method(n, momentum=0.3, **more).bank.momentum for n in ("cl", "scl")} == {0.3}
+    losses = [trained_method("scl", distance=d, **more).loss(*batch(), 4) for d in DISTANCES]
+    assert len(set(map(float, losses))) == 3
+
+
+def test_a_prediction_agrees_with_itself_at_any_temperature():
+    pooling, own = Pooling("cells", 2.0), MethodSettings(start=0, bank_size=G, bank_dtype="float32")
+    method = Method("cells_scl", N, C, own, labels=LABELS, pooling=pooling)
+    maps, z, indices, _ = batch()
+    method.update(maps, indices, Views.whole(B), 0)
+    expected = stateless.annotated_only(pooling(maps), z, None)
+    torch.testing.assert_close(method.loss(maps, z, indices, Views.whole(B), 5), expected)
 
 
 # --- the loop -------------------------------------------------------------------------------------

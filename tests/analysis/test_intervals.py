@@ -65,7 +65,7 @@ def finish(tmp_path):
     """Writes a finished run with some mAP, and gives its folder."""
 
     def write(method, seed, score, **settings):
-        config = make_config("scenes", method, seed, "cpu", settings)
+        config = make_config("scenes", method, seed, "cpu").replace(**settings)
         metrics = fake_run(method, seed, score) | {"config": config.flat()}
         metrics["at_threshold"] = {"OF1": score - 1, "CF1": score - 2}
         folder = tmp_path / "runs" / f"{method}-{seed}-{len(settings)}"
@@ -98,6 +98,8 @@ def test_a_folder_of_runs_is_all_of_them_and_none_counts_twice(finish, tmp_path,
 def test_runs_on_other_images_are_refused(finish, tmp_path):
     with pytest.raises(UserError, match="different data: report is 'val' and 'test'"):
         compare([finish("an", 0, 70.0), finish("an", 1, 70.0, report="val")])
+    with pytest.raises(UserError, match="different data: content is '0123' and ''"):
+        compare([finish("an", 2, 70.0), finish("an", 3, 70.0, content="0123")])
     shutil.copytree(tmp_path / "runs" / "an-0-0", tmp_path / "copy")
     with pytest.raises(UserError, match="copy' is there twice"):
         compare([tmp_path / "runs" / "an-0-0", tmp_path / "copy"])

@@ -13,7 +13,7 @@ from refusals import message_of, no_file_above
 from spcl_lib import UserError
 from spcl_lib.data import cache
 from spcl_lib.data.image_set import list_image_files
-from spcl_lib.data.images import LazyImages, read_image, try_image
+from spcl_lib.data.images import read_image, try_image
 
 
 @pytest.fixture
@@ -185,12 +185,3 @@ def test_damaged_images_are_named_or_left_out_and_remembered(
         np.testing.assert_array_equal(found.images[:], squares_of([files[1], files[4]], 8))
         assert len(tries) == 5
         assert "left out: 3 of 5 images of split" in capsys.readouterr().out
-
-
-def test_above_the_limit_images_are_read_from_their_files(files, monkeypatch, capsys):
-    monkeypatch.setenv("SPCL_CACHE_GB", "9.5e-7")  # five images of 8 x 8 pixels are 960 bytes
-    images = decode(files).images
-    assert isinstance(images, LazyImages) and images.shape == (5, 3, 8, 8)
-    np.testing.assert_array_equal(images[:], squares_of(files, 8))
-    said = capsys.readouterr().out
-    assert "split" in said and "9.6e-07 GB" in said and "SPCL_CACHE_GB" in said

@@ -147,6 +147,9 @@ def test_without_full_labels_a_fifth_of_every_class_is_held_out(root):
         save_noise(root / "cat" / f"new {i}.png")
     after = set(load(root)[1].ids)
     assert len(after) == 14 and len(after & set(report.ids)) >= 11
+    for part in load(root, report="val"):  # choices see no image of the final report
+        assert not set(part.ids) & after
+    assert [len(part) for part in load(root, report="train")] == [71, 71]
 
 
 def test_images_with_full_labels_are_reported_on_and_never_trained_on(root):

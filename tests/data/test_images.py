@@ -7,7 +7,6 @@ import PIL
 import pytest
 import torch
 from PIL import Image
-from refusals import message_of
 from small_folder import save_noise
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -108,15 +107,6 @@ def test_the_pixels_of_a_square_never_change_without_a_new_version(tmp_path):
 
 
 # --- damaged files --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "why"), [(b"", "it is no image"), (b"\0\0\0\x18ftypheic", "it needs a package")]
-)
-def test_a_file_that_is_no_image_is_named_in_one_line(content, why, tmp_path):
-    (tmp_path / "ein Vögelchen 鳥 'x'.jpg").write_bytes(content)
-    said = message_of(read_image, tmp_path / "ein Vögelchen 鳥 'x'.jpg", 8)
-    assert f"鳥 'x'.jpg' cannot be read: {why}" in said
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp"])

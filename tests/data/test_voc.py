@@ -10,9 +10,8 @@ from refusals import message_of
 from small_folder import QUICK, small_config
 from small_voc import load_voc, voc_flags, voc_ids, write_annotations
 
-from spcl_lib.data import voc as voc_module
 from spcl_lib.data.images import read_image
-from spcl_lib.data.voc import CLASSES, read_flags
+from spcl_lib.data.voc import CLASSES
 from spcl_lib.runs.splits import load_splits
 
 
@@ -147,23 +146,3 @@ def test_a_run_from_files_has_the_metrics_of_a_run_from_the_cache(voc, spcl, res
         metrics.append(json.loads(file.read_text()))
     cached, lazy = metrics
     assert lazy["history"] == cached["history"] and lazy["AP"] == cached["AP"]
-
-
-def test_real_labels_and_boxes_are_those_of_the_files(real_data):
-    split = "val"
-    folder = devkit(real_data)
-    if not (folder / "Annotations").is_dir():
-        pytest.skip(f"{folder / 'Annotations'} is not there")
-    positives = set()  # (image, class), read the other way round: line by line
-    for name in CLASSES:
-        for line in (lists(real_data) / f"{name}_{split}.txt").read_text().splitlines():
-            if line.strip().endswith(" 1"):
-                positives.add((line.split()[0], name))
-    ids, flags = read_flags(folder, split)
-    assert {(ids[n], CLASSES[c]) for n, c in (flags == 1).nonzero().tolist()} == positives
-    assert ids == (lists(real_data) / f"{split}.txt").read_text().split() and len(ids) >= 2500
-    boxes = voc_module.read_objects(folder, ids)
-    assert len(boxes.box) > 7000 and boxes.box.min() >= 0 and boxes.box.max() <= 1
-    drawn = torch.zeros_like(flags, dtype=torch.bool)
-    drawn[boxes.image, boxes.label] = True
-    assert not (drawn & (flags == -1)).any()  # what has a box is in the lists

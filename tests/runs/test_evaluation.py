@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
-from small_folder import assert_mistake, make_folder, train_on, write_csv
+from small_folder import assert_mistake, make_folder, save_noise, train_on, write_csv
 
 from spcl_lib import Predictor
 from spcl_lib.evaluate import precision_recall
-from spcl_lib.runs.evaluation import best_threshold
+from spcl_lib.runs.evaluation import Evaluation, best_threshold
+from spcl_lib.runs.predictor import LabelRule
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,11 @@ def test_without_images_the_runs_own_held_out_ones_are_measured_wherever_they_ar
         assert_mistake(spcl(*arguments), "--data-root")
         outcome = spcl(*arguments, "--data-root", moved)
         assert outcome.status == 0, outcome.err
+        extra = save_noise(moved / "cat" / "new.png")
+        for command in ("evaluate", "audit"):
+            outcome = spcl(command, *arguments[1:], "--data-root", moved)
+            assert_mistake(outcome, "are not those of this run")
+        extra.unlink()
     finally:
         shutil.move(moved, photos)
 
@@ -118,3 +124,18 @@ def test_the_best_threshold_has_the_highest_f1_of_all_that_can_be_tried():
     tried = [(a + b) / 2 for a, b in zip(tried, tried[1:], strict=False)] + [tried[0] - 0.1]
     best = max(f1(scores, labels, t) for t in tried)
     assert f1(scores, labels, best_threshold(scores, labels)) == pytest.approx(best)
+
+
+def test_a_threshold_is_measured_on_other_images_than_it_is_chosen_on():
+    scores, labels = torch.tensor([[0.9, 0.1], [0.3, 0.2]]), torch.tensor([[1, 0], [1, 0]]).bool()
+    # the halves choose 0.5 and 0.25; 0.5 finds no label of the other half
+    _, row = Evaluation(scores, labels, ("a", "b"), False, {}).rule_rows(LabelRule(0.0), 1.5)
+    assert (row["OP"], row["OR"]) == (100, 50)
+
+
+def test_ignored_labels_move_no_threshold_and_no_row():
+    scores = torch.tensor([[0.9, 0.8, 0.8], [0.3, 0.8, 0.1]])
+    labels, ignored = scores.eq(0.9) | scores.eq(0.3), scores.eq(0.8)
+    found = Evaluation(scores, labels, ("a", "b", "c"), False, {}, ignored)
+    assert found.threshold(1.5) == pytest.approx(0.2)
+    assert [row["precision"] for row in found.class_rows(LabelRule(0.5))] == [100, None, None]

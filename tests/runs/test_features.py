@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from small_voc import voc_ids
 
 from spcl_lib.config import RunConfig
-from spcl_lib.evaluate import predict_maps
+from spcl_lib.evaluate import precision_recall, predict_maps
 from spcl_lib.model import SpatialClassifier, build_backbone, normalise
 from spcl_lib.runs import features
 from spcl_lib.runs.features import inputs_of
@@ -70,6 +70,15 @@ def test_other_weights_or_other_images_have_other_features(given, monkeypatch):
     assert len(list(paths.cache().glob("features-voc2007-*.pt"))) == 4
 
 
+def test_another_size_or_dilation_has_other_features(given, voc):
+    *_, config = given
+    inputs_of(*given)
+    for more in ({"dilation": 1}, dict.fromkeys(("image_side", "crop_side", "eval_side"), 32)):
+        other = config.replace(**more)
+        found = inputs_of(build_network(other, 20, voc), load_splits(other, voc)[0], other).images
+        assert found.cells.shape == (6, 2, 2, 1280)
+
+
 def test_too_many_features_are_refused(given, monkeypatch):
     monkeypatch.setenv("SPCL_CACHE_GB", "0.0001")
     with pytest.raises(UserError, match="SPCL_CACHE_GB.*--profile cpu"):
@@ -111,6 +120,9 @@ def test_a_run_trains_the_head_only_and_can_predict(config, voc):
         assert torch.equal(before, after) != name.startswith("head."), name
     assert metrics["mAP_by_pooling"]["mean"] == metrics["mAP"]
     assert metrics["report_images"] == len(voc_ids()["val"])
+    scores = load_file(run_folder(config) / "scores.safetensors")["scores"]
+    chosen, report = scores >= metrics["threshold"], load_splits(config, voc)[1]
+    assert metrics["at_threshold"] == precision_recall(chosen, report.labels)
     assert "steps are few; more epochs are often better" in metrics["warnings"][-1]
     (early, _), usual = (_short(config.replace(start=start), range(9)) for start in (3, 1))
     assert "averages count after 3 epochs; this run made 3" in early and len(usual) == 1

@@ -79,6 +79,9 @@ def test_scores_are_those_of_the_evaluation_and_labels_those_from_the_threshold(
     score = mean_average_precision(torch.tensor(scores), report.labels)
     assert score == pytest.approx(metrics["mAP"], abs=1e-6)
     threshold = metrics["threshold"]
+    train = load_splits(Predictor.load(run).config, root)[0]
+    chosen = Predictor.load(run)([root / name for name in train.ids]) >= threshold - 1e-6
+    assert int(chosen.sum()) == round(1.5 * len(train))
     assert f"36 images, labels are scores from {threshold:.3f}: " in outcome.out
     for row in rows:
         surely = {c for c in CLASSES if float(row[c]) > threshold + 1e-4}
@@ -92,6 +95,8 @@ def test_the_threshold_and_the_number_of_labels_can_be_given(predict, trained):
         assert [row["labels"] for row in rows] == [labels] * 12
     outcome, rows = predict(trained[1] / "dog", "--top", 2)
     assert "labels are the 2 highest scores: " in outcome.out
+    both = predict(trained[1] / "dog", "--top", 2, "--threshold", 1)[1]
+    assert {row["labels"] for row in both} == {""}
     for row in rows:
         first, second = (float(row[name]) for name in row["labels"].split("|"))
         assert first >= second >= min(float(row[c]) for c in CLASSES)
