@@ -418,17 +418,17 @@ Rows = Iterator[dict[str, Any]]
 def measure(configs: Sequence[RunConfig], data_root: str | Path | None = None) -> pd.DataFrame:
     """Measures finished runs of one data set that differ in method, seed and crops only.
 
-    Those with the smallest crops are measured in full, by views sampled as in their training; of
-    the others, only the mAP is listed. The data must have masks or boxes.
+    Those with crops from RECOVERY_SCALE are measured in full, by views sampled as in their
+    training; of the others, only the mAP is listed. The data must have masks or boxes.
     """
-    smallest, rows = min(c.scale_min for c in configs), []
+    rows = []
     for config in tqdm(configs, desc="measuring", unit="run"):
         run = Run.of(config, data_root)
         about = {"dataset": config.dataset, "profile": config.profile, "scale": config.scale_min,
                  "method": config.method, "seed": config.seed, "split": "report",
                  "source": "network", "measure": "mAP", "value": run.finished()["mAP"]}  # fmt: skip
         rows.append(about)
-        if config.scale_min == smallest:
+        if config.scale_min == RECOVERY_SCALE:
             loaded = run.load(objects=True)
             rows += [about | row for row in (*_recovery(loaded), *_localisation(loaded))]
     return pd.DataFrame(rows, columns=COLUMNS)
