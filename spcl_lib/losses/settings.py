@@ -15,7 +15,7 @@ def setting(default: Any, text: str, low: float = 0, high: float = 1e6, choices:
 
 
 def checked(of: Field[Any], given: object) -> Any:
-    """A value in the type of its field, if it is within the field's limits or choices."""
+    """A value in the type of its field, within its limits or choices; else a UserError."""
     kind, about = type(of.default), of.metadata
     try:
         value = kind(given)

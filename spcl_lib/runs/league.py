@@ -51,11 +51,11 @@ def _pairs(first: str, second: str, *values: tuple[float, float]) -> tuple[Setti
 
 
 # The published numbers of GR for VOC, and for COCO; crops, and whole images.
-_ROBUST: tuple[Settings, ...] = ({}, {"robust_slope": 10.0, "robust_offset": -8.0})
+ROBUST: tuple[Settings, ...] = ({}, {"robust_slope": 10.0, "robust_offset": -8.0})
 _VIEWS: tuple[Settings, ...] = ({}, {"scale_min": 1.0})
 # They go with two rates each, as times of the usual one.
 _WITH_RATES: dict[str, tuple[tuple[Settings, ...], float, float]] = {
-    "gr": (_ROBUST, 0.5, 2.0),
+    "gr": (ROBUST, 0.5, 2.0),
     **dict.fromkeys(("softmax", "softmax_ls"), (_VIEWS, 0.5, 1.0)),
 }
 _GRIDS: dict[str, tuple[Settings, ...]] = {
@@ -67,7 +67,7 @@ _GRIDS: dict[str, tuple[Settings, ...]] = {
     "gpr": tuple(
         own | robust
         for own in _pairs("count_weight", "pseudo_least", (0.001, 0.4), (0.05, 0.2))
-        for robust in _ROBUST
+        for robust in ROBUST
     ),
     "asset": _pairs("asset_weight", "asset_step", (0.3, 0.05), (0.3, 0.3), (1.0, 0.05), (1.0, 0.3)),
     "apl": _pairs("entropy_weight", "pseudo_weight",

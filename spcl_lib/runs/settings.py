@@ -18,7 +18,7 @@ from spcl_lib.system.timm_backbone import PREFIX, require_timm_model
 SINGLE_LABEL = frozenset({"imagenet", "folder"})
 TABLES = frozenset({"table", "coco18"})  # train.csv and val.csv list the images
 _OWN_VALIDATION = SINGLE_LABEL | {"scenes"}  # these hold out images in their own ways
-# The others (data set, method, profile) have options of their own, or the code sets them.
+# Fields without a help text (data set, method, profile) have options, or the code sets them.
 _OF_RUN = {field.name: field for field in dataclasses.fields(RunConfig) if field.metadata}
 _OF_METHOD = {field.name: field for field in dataclasses.fields(MethodSettings)}
 _SETTABLE = {name: f for name, f in (_OF_RUN | _OF_METHOD).items() if name != "seed"}
